@@ -1,0 +1,29 @@
+"""fedsim: what non-IID data does to federated learning, found out in seconds on a laptop."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.data import Dataset
+    from fedsim.experiment import Experiment, Result
+    from fedsim.study import Study, compare
+
+__version__ = "0.1.0"
+__all__ = ["Dataset", "Experiment", "Result", "Study", "compare"]
+
+_HOME = {
+    "Dataset": "fedsim.data",
+    "Experiment": "fedsim.experiment",
+    "Result": "fedsim.experiment",
+    "Study": "fedsim.study",
+    "compare": "fedsim.study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, so that ``import fedsim`` costs nothing."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fedsim' has no attribute {name!r}")

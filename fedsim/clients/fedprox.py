@@ -1,0 +1,32 @@
+"""FedProx's client: SGD on the loss plus a pull towards the weights the server sent.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heterogeneous networks", MLSys 2020
+(arXiv:1812.06127), eq. 2: ``h(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2``.
+"""
+
+from __future__ import annotations
+
+from fedsim.clients.sgd import SGD, Array, Context
+from fedsim.errors import real
+
+
+class FedProx(SGD):
+    """SGD with a proximal term.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size
+        As for SGD.
+    proximal_mu : float
+        Strength of the pull, at least 0; with 0 this is SGD. Named as Flower's own FedProx sends it.
+    """
+
+    proximal_mu: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("FedProx's proximal_mu", self.proximal_mu, 0)
+
+    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
+        """Return the gradient plus ``proximal_mu * (weights - global_weights)``."""
+        return grad + self.proximal_mu * (weights - ctx.global_weights)

@@ -1,0 +1,1 @@
+"""Where clients run, all behind Flower's own interfaces."""

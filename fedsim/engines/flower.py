@@ -1,0 +1,186 @@
+"""Every touch of Flower's non-public parts, and the records that carry fedsim's weights through Flower.
+
+Flower's `Array` holds serialised bytes; making and reading them costs more than training a small client. The `Array`
+here keeps the ndarray and serialises only when somebody asks for `.data`, and is otherwise Flower's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+import flwr.app  # noqa: E402
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict  # noqa: E402
+from flwr.supercore.run import Run  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+from fedsim.mlp import MLP, views  # noqa: E402
+
+#: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
+SERVER_NODE_ID = 1
+
+
+def take_identity() -> None:
+    """Set the identity without which Flower refuses to create a message, unless Flower has set it."""
+    defaults = {"_run_id": 0, "_node_id": SERVER_NODE_ID, "_task_id": 0}
+    for name, value in defaults.items():
+        if getattr(TaskIdentity, name) is None:
+            setattr(TaskIdentity, name, value)
+
+
+def empty_run() -> Run:
+    """Return a Flower run description with nothing in it."""
+    return Run.create_empty(0)
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Give an outgoing message its id, as Flower's own grids do."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def reply_metadata(node_id: int, message_id: str, message_type: str, group_id: str, created_at: float) -> Metadata:
+    """Return the metadata of node `node_id`'s reply to message `message_id`."""
+    return Metadata(
+        run_id=TaskIdentity.run_id,
+        message_id=f"{message_id}-reply",
+        src_node_id=node_id,
+        dst_node_id=SERVER_NODE_ID,
+        reply_to_message_id=message_id,
+        group_id=group_id,
+        created_at=created_at,
+        ttl=3600.0,
+        message_type=message_type,
+    )
+
+
+def make_message(metadata: Metadata, content: RecordDict | None = None, error: flwr.app.Error | None = None) -> Message:
+    """Return a message with given metadata, which Flower's public constructor does not offer."""
+    return Message(metadata=metadata, content=content, error=error)  # type: ignore[call-overload, no-any-return]
+
+
+class Array(flwr.app.Array):
+    """Flower's Array around an ndarray, serialised on demand; on the wire it is Flower's own class by name.
+
+    Parameters
+    ----------
+    values : ndarray
+        Kept, not copied; must not change afterwards.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.__dict__.update(
+            values=values, dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", _data=None
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes Flower would have made at once."""
+        if self.__dict__["_data"] is None:
+            buffer = BytesIO()
+            np.save(buffer, self.__dict__["values"], allow_pickle=False)
+            self.__dict__["_data"] = buffer.getvalue()
+        data: bytes = self.__dict__["_data"]
+        return data
+
+    @data.setter
+    def data(self, value: bytes) -> None:
+        self.__dict__.update(_data=value, values=np.load(BytesIO(value), allow_pickle=False))
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the values in an array of the caller's own, as Flower does (its strategies write into it)."""
+        return np.array(self.__dict__["values"])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, flwr.app.Array):
+            return NotImplemented
+        return (self.dtype, self.shape, self.stype, self.data) == (other.dtype, other.shape, other.stype, other.data)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def to_record(net: MLP, flat: NDArray[Any]) -> ArrayRecord:
+    """Return flat weights, shape (parameters,), as Flower's record of ``W1, b1, W2, b2, ...``."""
+    record = ArrayRecord()
+    for name, values in views(net, flat).items():
+        record[name] = Array(values)
+    return record
+
+
+def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
+    """Return a record's arrays as flat weights of the network's dtype, shape (parameters,), read-only."""
+    flat = np.empty(net.num_parameters, dtype=net.dtype)
+    for name, target in views(net, flat).items():
+        array = record[name]
+        target[...] = array.__dict__["values"] if isinstance(array, Array) else array.numpy()
+    flat.flags.writeable = False
+    return flat
+
+
+def payload_bytes(net: MLP) -> int:
+    """Return how many bytes one model's serialised arrays have: what Flower sends, less its envelope."""
+    zeros = np.zeros(net.num_parameters, dtype=net.dtype)
+    return sum(len(array.data) for array in to_record(net, zeros).values())
+
+
+@contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Hold Flower's own log to errors while fedsim runs it, unless `verbose`."""
+    logger = logging.getLogger("flwr")
+    before = [(handler, handler.level) for handler in logger.handlers]
+    if not verbose:
+        for handler, level in before:
+            handler.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        for handler, level in before:
+            handler.setLevel(level)
+
+
+class Instructions(Sequence[Message]):
+    """One instruction for many nodes: a sequence of messages that makes each only when asked for it.
+
+    The in-process engine reads `record` and `node_ids` and makes none.
+
+    Parameters
+    ----------
+    record : RecordDict
+        The content that all of them share.
+    node_ids : sequence of int
+    message_type : str
+        Flower's ``MessageType.TRAIN`` or ``EVALUATE``.
+    """
+
+    def __init__(self, record: RecordDict, node_ids: Sequence[int], message_type: str) -> None:
+        self.record = record
+        self.node_ids = node_ids
+        self.message_type = message_type
+
+    def __len__(self) -> int:
+        return len(self.node_ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return Message(content=self.record, dst_node_id=int(self.node_ids[index]), message_type=self.message_type)
+
+
+@contextmanager
+def seeded_sampling(seed: int) -> Iterator[None]:
+    """Seed the global `random`, from which Flower's own strategies sample, and put it back afterwards."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)

@@ -1,0 +1,439 @@
+"""The default engine: simulated clients in this process, behind Flower's own `Grid`.
+
+Any Flower `Strategy` runs on it by ``strategy.start(grid, ...)``. A round's messages carry one model: it is decoded
+once, the cohort is trained in cache-sized blocks of clients on a thread per core, and replies become messages only for
+a strategy that asks for messages. fedsim's own strategies take the blocks as they finish (`Replies.blocks`), so a
+round's memory does not grow with its cohort.
+
+The cohort's order is fixed by falling shard size, then partition id. Blocks are cut from it and handed over in it, so
+neither workers nor block sizes can change a sum.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedsim.clients import SGD
+from fedsim.data import Dataset
+from fedsim.engines import flower
+from fedsim.errors import DivergenceError, one_of, whole
+from fedsim.kernels import numpy as kernel
+from fedsim.mlp import MLP
+from fedsim.splits import Partition
+
+T = TypeVar("T")
+
+#: A block's weights fill about this many bytes: with gradients and examples, a core's cache.
+BLOCK_BYTES = 768 * 1024
+#: Test examples scored at a time; a constant, so that sums do not depend on workers.
+EVALUATE_ROWS = 2_000
+#: A client whose training loss passes this multiple of the untrained model's has diverged.
+DIVERGED = 1_000.0
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class Traffic:
+    """What one round did, counted where it happened.
+
+    Attributes
+    ----------
+    clients : int
+        Clients that trained and were aggregated.
+    failed : dict of int to str
+        Partition id -> why, for clients left out.
+    train_loss : float
+        Mean over the aggregated clients' examples.
+    bytes_down, bytes_up : int
+        Serialised arrays sent to and received from clients.
+    """
+
+    clients: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    _losses: list[NDArray[np.float64]] = field(default_factory=list)
+    _examples: list[NDArray[np.intp]] = field(default_factory=list)
+
+    @property
+    def train_loss(self) -> float:
+        if not self.clients:
+            return float("nan")
+        return float(np.average(np.concatenate(self._losses), weights=np.concatenate(self._examples)))
+
+    def trained(self, update: kernel.Update) -> None:
+        """Count a block."""
+        self.clients += len(update.partition_ids)
+        self._losses.append(update.train_loss)
+        self._examples.append(update.num_examples)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The global model on some clients' own examples.
+
+    Attributes
+    ----------
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    loss, accuracy : ndarray of float64, shape (clients,)
+    """
+
+    partition_ids: NDArray[np.intp]
+    num_examples: NDArray[np.intp]
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+class InProcessGrid(Grid):
+    """Flower's Grid over simulated clients.
+
+    Use it as a context manager: it holds BLAS to one thread per worker while open.
+
+    Parameters
+    ----------
+    net : MLP
+    data : Dataset
+    partition : Partition
+        Each client's training examples; node id = partition id + 2 (Flower keeps 1 for the server).
+    client : SGD
+        The client strategy.
+    seed : int
+    workers : int, optional
+        Threads; default one per available core.
+    block_size : int, optional
+        Clients trained together; default by the size of the model. Neither changes a result.
+    on_failure : {"raise", "exclude"}
+        What a diverged client does: end the run with DivergenceError, or be left out of the round and recorded.
+    """
+
+    def __init__(
+        self,
+        net: MLP,
+        data: Dataset,
+        partition: Partition,
+        client: SGD,
+        seed: int = 0,
+        *,
+        workers: int | None = None,
+        block_size: int | None = None,
+        on_failure: str = "raise",
+    ) -> None:
+        flower.take_identity()
+        if workers is not None:
+            whole("workers", workers, 1)
+        if block_size is not None:
+            whole("block_size", block_size, 1)
+        one_of("on_failure", on_failure, ("raise", "exclude"))
+        self.net, self.partition, self.client, self.seed = net, partition, client, seed
+        self.on_failure = on_failure
+        self.workers = workers or available_cores()
+        row_bytes = net.num_parameters * np.dtype(net.dtype).itemsize
+        self.block_size = block_size or max(2, BLOCK_BYTES // row_bytes)
+        self.traffic = Traffic()
+        self.evaluations: list[Evaluation] = []
+        self._x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
+        self._y = data.y_train
+        self._x_test = np.ascontiguousarray(data.x_test, dtype=net.dtype)
+        self._y_test = data.y_test
+        self._payload = flower.payload_bytes(net)
+        self._loss_limit = float("inf")
+        self._sent = 0
+        self._train_calls = 0
+        self._waiting: dict[str, Message] = {}
+        self._run = flower.empty_run()
+        self._pool: ThreadPoolExecutor | None = None
+        self._blas: Any = None
+
+    def __enter__(self) -> InProcessGrid:
+        from threadpoolctl import threadpool_limits
+
+        self._blas = threadpool_limits(1, "blas")
+        if self.workers > 1:
+            self._pool = ThreadPoolExecutor(self.workers, "fedsim")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        self._blas.restore_original_limits()
+
+    # Flower's interface.
+
+    def set_run(self, run: Any) -> None:
+        """Set the description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """The description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message (Flower prefers the Message constructor)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Return all nodes' ids in the order of their partition ids."""
+        return range(2, len(self.partition) + 2)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; `pull_messages` runs them."""
+        ids = []
+        for message in messages:
+            flower.stamp(message, self._next_id())
+            self._waiting[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run those of the messages that have not been run and return their replies."""
+        messages = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
+        return list(self.send_and_receive(messages))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
+        """Run messages and return their replies, which are computed as they are read.
+
+        `timeout` has no meaning here: no client is away, and every reply is waited for.
+        """
+        return Replies(self, list(self._orders(messages)))
+
+    # What the engine does.
+
+    def _next_id(self) -> str:
+        self._sent += 1
+        return f"{self._sent}"
+
+    def _orders(self, messages: Iterable[Message]) -> Iterator[_Order]:
+        """Gather messages that share a content, so that each model is decoded once."""
+        if isinstance(messages, flower.Instructions):
+            if len(messages):
+                nodes = np.asarray(messages.node_ids, dtype=np.int64)
+                yield self._order(messages.record, messages.message_type, nodes, None)
+            return
+        groups: dict[tuple[int, str], list[Message]] = {}
+        for message in messages:
+            if not message.metadata.message_id:
+                flower.stamp(message, self._next_id())
+            groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
+        for group in groups.values():
+            nodes = np.array([m.metadata.dst_node_id for m in group], dtype=np.int64)
+            yield self._order(group[0].content, group[0].metadata.message_type, nodes, group)
+
+    def _order(
+        self, record: RecordDict, message_type: str, nodes: NDArray[np.int64], messages: list[Message] | None
+    ) -> _Order:
+        kind = message_type.partition(".")[0]
+        one_of("message_type", kind, (MessageType.TRAIN, MessageType.EVALUATE))
+        ids = (nodes - 2).astype(np.intp)
+        if ids.min() < 0 or ids.max() >= len(self.partition):
+            raise ValueError(f"message for an unknown node; nodes are 2..{len(self.partition) + 1}")
+        order = np.lexsort((ids, -self.partition.sizes[ids]))
+        config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
+        arrays = next(iter(record.array_records.values()))
+        if kind == MessageType.TRAIN:
+            self._train_calls += 1
+        round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
+        weights = flower.to_flat(self.net, arrays)
+        task = kernel.Task(
+            self.net, self.client.configured(config), self._x, self._y, weights, round_number, self.seed
+        )
+        self.traffic.bytes_down += len(ids) * self._payload
+        ordered = [messages[k] for k in order] if messages else None
+        return _Order(kind, task, ids[order], ordered)
+
+    def blocks(self, ids: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+        """Cut ordered partition ids into blocks."""
+        for start in range(0, len(ids), self.block_size):
+            yield ids[start : start + self.block_size]
+
+    def in_order(self, work: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """Run jobs on the workers, a few ahead, and hand their results over in the order of the jobs."""
+        if self._pool is None:
+            for job in jobs:
+                yield work(*job)
+            return
+        ahead: deque[Future[T]] = deque()
+        try:
+            for job in jobs:
+                ahead.append(self._pool.submit(work, *job))
+                if len(ahead) > 2 * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def train(self, task: kernel.Task, ids: NDArray[np.intp]) -> Iterator[kernel.Update]:
+        """Train clients, given in cohort order; yield each block's sound updates and record the rest."""
+
+        def work(block: NDArray[np.intp]) -> kernel.Update:
+            with np.errstate(all="ignore"):  # divergence is reported below, by name
+                return kernel.train(task, block, [self.partition[int(k)] for k in block])
+
+        for update in self.in_order(work, ((block,) for block in self.blocks(ids))):
+            sound = np.isfinite(update.weights).all(axis=1) & (update.train_loss <= self._loss_limit)
+            for row in np.flatnonzero(~sound):
+                self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
+            if not sound.all():
+                update = kernel.Update(
+                    *(getattr(update, f)[sound] for f in ("partition_ids", "num_examples", "weights", "train_loss"))
+                )
+            self.traffic.trained(update)
+            self.traffic.bytes_up += len(update.partition_ids) * self._payload
+            yield update
+
+    def _failed(self, task: kernel.Task, client: int, loss: float) -> None:
+        size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"
+        reason = f"training diverged in round {task.round} at client {client} ({size}) with {task.strategy}"
+        if self.on_failure == "raise":
+            raise DivergenceError(f"{reason}; a smaller lr usually helps")
+        self.traffic.failed[client] = reason
+
+    def evaluate_clients(self, task: kernel.Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
+        """Evaluate the task's global model on clients' own examples, block by block."""
+
+        def work(block: NDArray[np.intp]) -> Evaluation:
+            sizes = self.partition.sizes[block]
+            loss, right = np.zeros(len(block)), np.zeros(len(block))
+            for row, client in enumerate(block):
+                shard = self.partition[int(client)]
+                loss[row], right[row] = kernel.evaluate(
+                    self.net, task.global_weights, self._x.take(shard, axis=0), self._y.take(shard)
+                )
+            return Evaluation(block, sizes, loss / sizes, right / sizes)
+
+        for evaluation in self.in_order(work, ((block,) for block in self.blocks(ids))):
+            self.evaluations.append(evaluation)
+            yield evaluation
+
+    def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
+        """Return the loss and accuracy of flat weights on the test set."""
+
+        def work(start: int) -> tuple[float, int]:
+            rows = slice(start, start + EVALUATE_ROWS)
+            with np.errstate(all="ignore"):
+                return kernel.evaluate(self.net, weights, self._x_test[rows], self._y_test[rows])
+
+        total, right, examples = 0.0, 0, len(self._y_test)
+        for part_loss, part_right in self.in_order(work, ((s,) for s in range(0, examples, EVALUATE_ROWS))):
+            total += part_loss
+            right += part_right
+        return total / examples, right / examples
+
+    def limit_loss(self, untrained_loss: float) -> None:
+        """Say what the untrained model's test loss is, from which divergence is judged."""
+        self._loss_limit = DIVERGED * max(untrained_loss, 1.0)
+
+    def take_round(self) -> tuple[Traffic, list[Evaluation]]:
+        """Return what has happened since the last call, and start afresh."""
+        taken = self.traffic, self.evaluations
+        self.traffic, self.evaluations = Traffic(), []
+        return taken
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What some clients are told: one task for all, clients in cohort order."""
+
+    kind: str
+    task: kernel.Task
+    ids: NDArray[np.intp]
+    messages: list[Message] | None
+
+
+class Replies(Sequence[Message]):
+    """A round's replies, not yet computed.
+
+    fedsim's strategies call `blocks`, once, and never hold more than a few blocks. Anything else reads them as the
+    messages they are for Flower; these are computed at the first look and kept.
+    """
+
+    def __init__(self, grid: InProcessGrid, orders: list[_Order]) -> None:
+        self._grid = grid
+        self._orders = orders
+        self._length = sum(len(order.ids) for order in orders)
+        self._messages: list[Message] | None = None
+
+    def __len__(self) -> int:
+        return self._length if self._messages is None else len(self._messages)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._all())
+
+    def blocks(self) -> Iterator[kernel.Update]:
+        """Train the cohort and yield its updates block by block, in cohort order."""
+        for order in self._orders:
+            yield from self._grid.train(order.task, order.ids)
+
+    @property
+    def train_loss(self) -> float:
+        """The mean training loss of the blocks so far."""
+        return self._grid.traffic.train_loss
+
+    def to_record(self, flat: NDArray[Any]) -> ArrayRecord:
+        """Return flat weights as Flower's record."""
+        return flower.to_record(self._grid.net, flat)
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Evaluate on the cohort and yield the results block by block, in cohort order."""
+        for order in self._orders:
+            yield from self._grid.evaluate_clients(order.task, order.ids)
+
+    def _all(self) -> list[Message]:
+        if self._messages is None:
+            self._messages = [message for order in self._orders for message in self._reply(order)]
+        return self._messages
+
+    def _reply(self, order: _Order) -> Iterator[Message]:
+        grid, created = self._grid, time.time()
+        contents: dict[int, RecordDict] = {}
+        if order.kind == MessageType.TRAIN:
+            for update in grid.train(order.task, order.ids):
+                columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
+                for client, examples, loss, weights in zip(*columns, strict=True):
+                    metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
+                    record = flower.to_record(grid.net, weights)
+                    contents[int(client)] = RecordDict({"arrays": record, "metrics": metrics})
+        else:
+            for result in grid.evaluate_clients(order.task, order.ids):
+                rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)
+                for client, examples, loss, accuracy in rows:
+                    metrics = MetricRecord(
+                        {"num-examples": int(examples), "eval_loss": float(loss), "eval_accuracy": float(accuracy)}
+                    )
+                    contents[int(client)] = RecordDict({"metrics": metrics})
+        for place, client in enumerate(order.ids):
+            sent = order.messages[place].metadata if order.messages else None
+            metadata = flower.reply_metadata(
+                int(client) + 2,
+                sent.message_id if sent else grid._next_id(),
+                sent.message_type if sent else order.kind,
+                sent.group_id if sent else "",
+                created,
+            )
+            if int(client) in contents:
+                yield flower.make_message(metadata, contents[int(client)])
+            else:
+                yield flower.make_message(metadata, error=Error(0, grid.traffic.failed[int(client)]))

@@ -1,0 +1,60 @@
+"""The errors a user can cause, each one sentence: which field, what value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+class FedsimError(Exception):
+    """Base of every error fedsim raises on purpose; the command line prints it and exits 2."""
+
+
+class ConfigError(FedsimError, ValueError):
+    """A setting or an input file that cannot be used."""
+
+
+class DataError(FedsimError, ValueError):
+    """Data that cannot be trained on, or that cannot be found."""
+
+
+class DivergenceError(FedsimError, ArithmeticError):
+    """Training left the finite numbers or blew up; names the round and the client."""
+
+
+def near(word: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or nothing."""
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(field: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of the allowed words."""
+    words = list(allowed)
+    if value not in words:
+        hint = near(value, words) if isinstance(value, str) else ""
+        raise ConfigError(f"{field} is {value!r}; allowed: {', '.join(words)}{hint}")
+
+
+def whole(field: str, value: Any, least: int = 0) -> None:
+    """Raise ConfigError unless `value` is a whole number of at least `least`."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < least:
+        raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {least} or more")
+
+
+def real(
+    field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Raise ConfigError unless `value` is a finite number in [low, high], or (low, high] if `open_low`."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_real or value < low or value > high or (open_low and value == low):
+        bounds = []
+        if low > -math.inf:
+            bounds.append(f"greater than {low:g}" if open_low else f"at least {low:g}")
+        if high < math.inf:
+            bounds.append(f"at most {high:g}")
+        raise ConfigError(f"{field} is {value!r}; allowed: a finite number {' and '.join(bounds)}".rstrip())

@@ -1,0 +1,48 @@
+"""The FedAvg paper's pathological split: sort by label, cut into shards, deal a few to each client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, whole
+from fedsim.splits.base import Partition, Split, even_offsets
+
+
+@dataclass(frozen=True)
+class Shards(Split):
+    """Sort by label, cut into ``num_clients * per_client`` equal shards, deal `per_client` at random to each client.
+
+    McMahan et al., AISTATS 2017 (arXiv:1602.05629), section 3: MNIST in 200 shards of 300, two to each of 100
+    clients, so that most clients hold two digits. Here examples of one label are shuffled before they are cut.
+
+    Parameters
+    ----------
+    num_clients : int
+    per_client : int
+        Shards per client, at least 1; ``num_clients * per_client`` may not exceed the examples.
+    seed : int, optional, keyword
+    """
+
+    per_client: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("Shards's per_client", self.per_client, 1)
+
+    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        shards = self.num_clients * self.per_client
+        if shards > len(labels):
+            raise ConfigError(
+                f"Shards wants {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
+                f"allowed: at most {len(labels)}, one training example each"
+            )
+        shuffled = rng.permutation(len(labels))
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        shard_owner = np.repeat(np.arange(self.num_clients), self.per_client)[rng.permutation(shards)]
+        owners = np.empty(len(labels), dtype=np.intp)
+        owners[by_label] = np.repeat(shard_owner, np.diff(even_offsets(len(labels), shards)))
+        return Partition.from_owners(owners, self.num_clients)

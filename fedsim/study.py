@@ -1,0 +1,266 @@
+"""A study: one experiment varied along axes and over seeds, and what the comparison says."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim import data
+from fedsim.errors import ConfigError, near, whole
+from fedsim.experiment import Experiment, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: `Study.table`'s default target: this share of the best variant's mean final accuracy.
+TARGET_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of the axes, run once per seed.
+
+    Attributes
+    ----------
+    labels : dict of str to str
+        Axis name -> short label of this variant's value.
+    results : tuple of Result
+        One per seed.
+    """
+
+    labels: Mapping[str, str]
+    results: tuple[Result, ...]
+
+    @property
+    def label(self) -> str:
+        """All labels in one line."""
+        return ", ".join(self.labels.values())
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half of the 95 % confidence interval of the mean (Student's t), or NaN for fewer than two values."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n < 2:
+        return math.nan
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Many experiments' results, compared.
+
+    Attributes
+    ----------
+    variants : tuple of Variant
+    """
+
+    variants: tuple[Variant, ...]
+
+    @property
+    def target(self) -> float:
+        """The default target accuracy: 95 % of the best variant's mean final accuracy, rounded to 2 decimals."""
+        best = max(np.mean([r.final_accuracy for r in v.results]) for v in self.variants)
+        return round(TARGET_SHARE * float(best), 2)
+
+    def summary(self, target: float | None = None) -> pd.DataFrame:
+        """Return one row per variant, as numbers.
+
+        Parameters
+        ----------
+        target : float, optional
+            Test accuracy whose first passing is counted; default `Study.target`.
+
+        Returns
+        -------
+        DataFrame
+            The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
+            (mean over seeds of each run's best round), ``final_loss, target, rounds_to_target`` (mean over the seeds
+            that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
+        """
+        import pandas as pd
+
+        goal = self.target if target is None else target
+        rows = []
+        for variant in self.variants:
+            final = [r.final_accuracy for r in variant.results]
+            reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
+            sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
+            rows.append(
+                {
+                    **variant.labels,
+                    "seeds": len(final),
+                    "final_accuracy": float(np.mean(final)),
+                    "final_accuracy_ci95": half_width(final),
+                    "best_accuracy": float(np.mean([r.history["test_accuracy"].max() for r in variant.results])),
+                    "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
+                    "target": goal,
+                    "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
+                    "reached": len(reached),
+                    "megabytes_sent": float(np.mean(sent)) / 1e6,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def table(self, target: float | None = None) -> pd.DataFrame:
+        """Return the summary for reading: one row per variant, accuracy with its 95 % interval over seeds."""
+        import pandas as pd
+
+        summary = self.summary(target)
+        rounds = []
+        for row in summary.itertuples():
+            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)  # type: ignore[arg-type]
+            share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
+            rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
+        pairs = zip(summary["final_accuracy"], summary["final_accuracy_ci95"], strict=True)
+        shown = {axis: summary[axis] for axis in self.variants[0].labels}
+        shown["final accuracy"] = [f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
+        shown["best accuracy"] = [f"{m:.3f}" for m in summary["best_accuracy"]]
+        shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
+        shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
+        frame = pd.DataFrame(shown)
+        return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
+
+    def rounds(self) -> pd.DataFrame:
+        """Return every run's history in one tidy frame, with the axes and the seed in front."""
+        return self._tidy("history")
+
+    def clients(self) -> pd.DataFrame:
+        """Return every run's per-client rows in one tidy frame, with the axes and the seed in front."""
+        return self._tidy("clients")
+
+    def _tidy(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        frames = []
+        for variant in self.variants:
+            for result in variant.results:
+                frame = getattr(result, name).copy()
+                for place, (axis, label) in enumerate([*variant.labels.items(), ("seed", result.experiment.seed)]):
+                    frame.insert(place, axis, label)
+                frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def to_csv(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` into a folder, made if need be; each whole."""
+        from fedsim.report.files import write_csv
+
+        for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
+            write_csv(Path(directory) / f"{name}.csv", frame)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw test accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF."""
+        from fedsim.report.plots import plot_accuracy
+
+        plot_accuracy(self, path)
+
+
+def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, str], Experiment]]:
+    """Return every combination of the axes' values as (labels, experiment).
+
+    Raises
+    ------
+    ConfigError
+        An axis that is no setting of an experiment, has no values, or has a value that is not allowed.
+    """
+    known = [f.name for f in fields(Experiment)]
+    labels: dict[str, list[str]] = {}
+    for axis, values in axes.items():
+        if axis not in known or axis == "seed":
+            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{near(axis, known)}")
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ConfigError(f"{axis} is {values!r}; compare wants a list of values, at least one")
+        short = [getattr(v, "__name__", None) or str(v) for v in values]
+        labels[axis] = short if len(set(short)) == len(short) else [repr(v) for v in values]
+    combinations = []
+    for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
+        pairs = list(zip(axes, chosen, strict=True))
+        experiment = replace(base, **{axis: axes[axis][k] for axis, k in pairs})
+        combinations.append(({axis: labels[axis][k] for axis, k in pairs}, experiment))
+    return combinations
+
+
+def compare(
+    base: Experiment,
+    *,
+    seeds: int | Sequence[int] = 1,
+    progress: bool | None = None,
+    on_round: Callable[[Mapping[str, float]], None] | None = None,
+    workers: int | None = None,
+    verbose: bool = False,
+    **axes: Sequence[Any],
+) -> Study:
+    """Run an experiment for every combination of the axes' values and every seed.
+
+    Parameters
+    ----------
+    base : Experiment
+    seeds : int or sequence of int
+        A number n means ``base.seed, ..., base.seed + n - 1``.
+    progress : bool, optional
+        Show a progress bar; default: only on a terminal.
+    on_round : callable, optional
+        Called with each row of each history.
+    workers : int, optional
+        Threads.
+    verbose : bool
+        Show Flower's log.
+    **axes : sequence
+        Setting -> values, e.g. ``split=[IID(50), Dirichlet(50, alpha=0.1)]``.
+
+    Returns
+    -------
+    Study
+
+    Examples
+    --------
+    >>> from fedsim import Experiment, compare
+    >>> from fedsim.splits import IID, Shards
+    >>> study = compare(Experiment(rounds=2), split=[IID(20), Shards(20, per_client=2)], seeds=2)
+    >>> [variant.label for variant in study.variants]
+    ['IID', 'Shards(2)']
+    """
+    from tqdm import tqdm
+
+    if isinstance(seeds, int):
+        whole("seeds", seeds, 1)
+        seeds = range(base.seed, base.seed + seeds)
+    elif not seeds:
+        raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
+    runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in variants(base, **axes)]
+    loaded: dict[tuple[str, str], data.Dataset] = {}
+    total = sum(e.rounds for _, experiments in runs for e in experiments)
+    found = []
+    with tqdm(total=total, unit="round", disable=None if progress is None else not progress) as bar:
+        for labels, experiments in runs:
+            results = []
+            for experiment in experiments:
+                # Sorted-out data is shared by all runs; the result keeps the experiment as it was written.
+                if isinstance(experiment.dataset, str):
+                    key = (experiment.dataset, str(experiment.data_dir))
+                    if key not in loaded:
+                        loaded[key] = experiment.load_data()
+                    ready = replace(experiment, dataset=loaded[key])
+                else:
+                    ready = experiment
+                bar.set_description(f"{', '.join([*labels.values(), f'seed {experiment.seed}'])}")
+
+                def tick(row: Mapping[str, float]) -> None:
+                    if row["round"]:
+                        bar.update()
+                        bar.set_postfix(accuracy=f"{row['test_accuracy']:.3f}")
+                    if on_round is not None:
+                        on_round(row)
+
+                result = ready.run(workers=workers, on_round=tick, verbose=verbose)
+                results.append(replace(result, experiment=experiment))
+            found.append(Variant(labels, tuple(results)))
+    return Study(tuple(found))
