@@ -89,13 +89,14 @@ def _binary_cross_entropy(scores: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _cross_entropy(scores: Array, y: Array) -> tuple[Array, Array]:
-    label = y[..., None].astype(np.intp, copy=False)
     z = scores - scores.max(axis=-1, keepdims=True)
-    chosen = np.take_along_axis(z, label, axis=-1)[..., 0]
+    label = (np.arange(y.size), y.ravel())  # one score of each example, in z seen as rows
+    rows = z.reshape(-1, z.shape[-1])
+    chosen = rows[label].reshape(y.shape)
     np.exp(z, out=z)
     total = z.sum(axis=-1, keepdims=True)
     z /= total
-    np.put_along_axis(z, label, np.take_along_axis(z, label, axis=-1) - 1, axis=-1)
+    rows[label] -= 1
     return np.log(total[..., 0]) - chosen, z
 
 

@@ -162,6 +162,18 @@ class Study:
 
         plot_accuracy(self, path)
 
+    def plot_splits(self, path: str | os.PathLike[str]) -> None:
+        """Draw who holds which labels: a panel per variant, as its first seed divided the data."""
+        from fedsim.report.plots import plot_splits
+
+        counts = {}
+        for variant in self.variants:
+            experiment = variant.results[0].experiment
+            dataset = experiment.load_data()
+            partition = experiment.split.partition(dataset.y_train, experiment.seed)
+            counts[variant.label] = partition.label_counts(dataset.y_train, dataset.num_classes)
+        plot_splits(counts, path, f"Who holds which labels of {dataset.name}")
+
 
 def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, str], Experiment]]:
     """Return every combination of the axes' values as (labels, experiment).

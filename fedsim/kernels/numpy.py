@@ -120,15 +120,22 @@ def train(task: Task, partition_ids: Indices, shards: Sequence[Indices]) -> Upda
     return Update(partition_ids, sizes, weights, loss / (sizes * strategy.epochs))
 
 
-def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[float, int]:
-    """Return one model's summed loss and its number of right answers on some examples.
+def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[np.float64], Indices]:
+    """Evaluate one model on several equally large sets of examples.
 
     Parameters
     ----------
     weights : ndarray, shape (parameters,)
-    x : ndarray, shape (examples, features)
-    y : ndarray, shape (examples,)
+    x : ndarray, shape (sets, examples, features)
+    y : ndarray, shape (sets, examples)
+
+    Returns
+    -------
+    loss : ndarray of float64, shape (sets,)
+        Summed over examples.
+    right : ndarray of int, shape (sets,)
+        Examples classified rightly.
     """
-    z = mlp.scores(net, weights[None], x[None])
-    loss, _ = mlp.LOSSES[net.loss](z, y[None])
-    return float(loss.sum(dtype=np.float64)), int(mlp.correct(net, z, y[None]).sum())
+    z = mlp.scores(net, weights[None], x)
+    loss, _ = mlp.LOSSES[net.loss](z, y)
+    return loss.sum(axis=1, dtype=np.float64), mlp.correct(net, z, y).sum(axis=1)

@@ -1,0 +1,231 @@
+"""The `fedsim` command: run, compare, splits, data. Thin: it reads arguments, calls the library, prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fedsim.errors import ConfigError, FedsimError
+
+if TYPE_CHECKING:
+    from fedsim.experiment import Experiment
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and exit 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def guard(main: Callable[[], None]) -> NoReturn:
+    """Call `main` and exit: 0 if it returns, 2 with one sentence for the user's errors, 130 for Ctrl-C."""
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except FedsimError as error:
+        _leave(f"{program}: error: {error}", 2)
+    except BrokenPipeError:  # the reader of our output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _leave(f"{program}: error: {name}{error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        _leave(f"{program}: interrupted", 130)
+    sys.exit(0)
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the `fedsim` command."""
+    args = parser().parse_args(arguments)
+    guard(lambda: args.action(args))
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    top = Parser(
+        prog="fedsim",
+        description="Simulate federated learning: what non-IID data does to it, in seconds.",
+        epilog="A configuration file holds the Python arguments in TOML; see docs/configuration.md.",
+    )
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        sub.set_defaults(action=action)
+        return sub
+
+    run = command("run", _run, "run one experiment and print its rounds")
+    compare = command("compare", _compare, "run a study (a file with a [compare] table) and print its table")
+    for sub, what in ((run, "experiment"), (compare, "study")):
+        sub.add_argument("file", metavar=f"{what}.toml", help=f"the {what}'s configuration")
+        sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
+        sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
+        sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
+        sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core)")
+        sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
+
+    show = command("splits", _splits, "show who holds which labels, before anyone trains")
+    show.add_argument("split", nargs="+", help="such as 'IID(50)' 'Shards(50, per_client=2)' 'Dirichlet(50, alpha=0.1)'")
+    show.add_argument("--dataset", default="digits", help="default: digits")
+    show.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
+    show.add_argument("--seed", type=int, default=0, help="default: 0")
+    show.add_argument("--out", metavar="FILE", help="draw a picture too (.png, .svg or .pdf)")
+    show.add_argument("--most", metavar="N", type=int, default=10, help="clients shown of each split (default: 10)")
+
+    about = command("data", _data, "list the datasets: what is here, and where the rest would come from")
+    about.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
+    return top
+
+
+def _version() -> str:
+    from fedsim import __version__
+
+    return f"fedsim {__version__}"
+
+
+def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
+    import json
+
+    return assignments + ([f"data_dir={json.dumps(data_dir)}"] if data_dir else [])
+
+
+def _run(args: argparse.Namespace) -> None:
+    from fedsim import config
+    from fedsim.report.files import keep_earlier, writable_directory, write_csv, write_whole
+
+    experiment = config.apply(config.experiment(config.read(args.file)), _with_data_dir(args.set, args.data_dir))
+    out = writable_directory(args.out) if args.out else None
+    result = experiment.run(workers=args.workers, on_round=_progress(experiment), verbose=args.verbose)
+    print(result.history.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if out:
+        import numpy as np
+
+        names = ["history.csv", "clients.csv", "weights.npz", "experiment.toml"]
+        report_kept(keep_earlier(out, names))
+        write_csv(out / names[0], result.history)
+        write_csv(out / names[1], result.clients)
+        write_whole(out / names[2], lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
+        write_whole(out / names[3], lambda stream: stream.write(config.to_toml(experiment).encode()))
+        print(f"wrote {', '.join(names)} to {out}")
+
+
+def _progress(experiment: Experiment) -> Callable[[Any], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(total=experiment.rounds, unit="round", disable=None, leave=False)
+
+    def tick(row: Any) -> None:
+        if row["round"]:
+            bar.update()
+            bar.set_postfix(accuracy=f"{row['test_accuracy']:.3f}")
+        if row["round"] == experiment.rounds:
+            bar.close()
+
+    return tick
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fedsim import config
+    from fedsim.report.files import keep_earlier, writable_directory
+    from fedsim.study import compare
+
+    plan = config.plan(config.read(args.file), _with_data_dir(args.set, args.data_dir))
+    out = writable_directory(args.out) if args.out else None
+    study = compare(plan.base, seeds=plan.seeds, workers=args.workers, verbose=args.verbose, **plan.axes)
+    print(study.table(args.target).to_string())
+    if out:
+        names = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png"]
+        report_kept(keep_earlier(out, names))
+        study.to_csv(out)
+        study.plot(out / "accuracy.png")
+        print(f"wrote {', '.join(names)} to {out}")
+
+
+def report_kept(folder: Path | None) -> None:
+    """Say where earlier results were moved, if they were."""
+    if folder:
+        print(f"kept the earlier results in {folder}")
+
+
+def _splits(args: argparse.Namespace) -> None:
+    from fedsim import config, data
+    from fedsim.errors import whole
+    from fedsim.report.tables import split_table
+
+    whole("--most", args.most, 1)
+    whole("--seed", args.seed, 0)
+    chosen = [config.build("split", text) for text in args.split]
+    labels = [str(split) for split in chosen]
+    if len(set(labels)) < len(labels):
+        labels = args.split
+    dataset = data.load(args.dataset, args.data_dir)
+    counts = {}
+    for label, split in zip(labels, chosen, strict=True):
+        table = split.partition(dataset.y_train, args.seed).label_counts(dataset.y_train, dataset.num_classes)
+        counts[label] = table
+        held = (table > 0).sum(axis=1)
+        sizes = table.sum(axis=1)
+        print(
+            f"{label} on {dataset.name}: {len(table)} clients, {sizes.min()} to {sizes.max()} examples each, "
+            f"{held.mean():.1f} labels per client on average"
+        )
+        print(split_table(table).head(args.most).to_string())
+        if len(table) > args.most:
+            print(f"... and {len(table) - args.most} more clients (--most {len(table)} shows all)")
+        print()
+    if args.out:
+        from fedsim.report.plots import plot_splits
+
+        target = Path(args.out)
+        if target.exists():
+            raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
+        plot_splits(counts, target, f"Who holds which labels of {dataset.name}")
+        print(f"wrote {target}")
+
+
+def _data(args: argparse.Namespace) -> None:
+    from fedsim.data.mnist import FILES, MIRRORS, cache_dir
+
+    print("digits           1,797 images 8 x 8, bundled with scikit-learn; no download (the default)")
+    print("article          1,000 x 100 random inputs, 10 classes; its labels are pure noise")
+    print("article_teacher  the same inputs, labelled by a random network: learnable")
+    place = args.data_dir or os.environ.get("FEDSIM_DATA")
+    cached = cache_dir() / "mnist"
+    if place:
+        missing = [name for name in FILES if not _found(name, place)]
+        state = f"in {place}" if not missing else f"NOT in {place}: {', '.join(missing)} missing"
+    elif all((cached / f"{name}.gz").is_file() for name in FILES):
+        state = f"in {cached}"
+    else:
+        state = (
+            f"not here; would be downloaded once from {MIRRORS[0]} into {cached}, "
+            "or is read from --data-dir DIR or $FEDSIM_DATA"
+        )
+    print(f"mnist            70,000 images 28 x 28; {state}")
+
+
+def _found(name: str, place: str) -> bool:
+    from fedsim.data.mnist import find
+
+    try:
+        return find(name, place) is not None
+    except FedsimError:
+        return False
+
+
+if __name__ == "__main__":
+    main()
