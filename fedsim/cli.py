@@ -198,31 +198,31 @@ def _splits(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    from fedsim.data.mnist import FILES, MIRRORS, cache_dir
+    from fedsim.data import mnist
 
     print("digits           1,797 images 8 x 8, bundled with scikit-learn; no download (the default)")
     print("article          1,000 x 100 random inputs, 10 classes; its labels are pure noise")
     print("article_teacher  the same inputs, labelled by a random network: learnable")
     place = args.data_dir or os.environ.get("FEDSIM_DATA")
-    cached = cache_dir() / "mnist"
+    cached = mnist.cache_dir() / "mnist"
     if place:
-        missing = [name for name in FILES if not _found(name, place)]
+        missing = [name for name in mnist.FILES if not _found(name, place)]
         state = f"in {place}" if not missing else f"NOT in {place}: {', '.join(missing)} missing"
-    elif all((cached / f"{name}.gz").is_file() for name in FILES):
+    elif all((cached / f"{name}.gz").is_file() for name in mnist.FILES):
         state = f"in {cached}"
     else:
         state = (
-            f"not here; would be downloaded once from {MIRRORS[0]} into {cached}, "
+            f"not here; would be downloaded once from {mnist.MIRRORS[0]} into {cached}, "
             "or is read from --data-dir DIR or $FEDSIM_DATA"
         )
     print(f"mnist            70,000 images 28 x 28; {state}")
 
 
 def _found(name: str, place: str) -> bool:
-    from fedsim.data.mnist import find
+    from fedsim.data import mnist
 
     try:
-        return find(name, place) is not None
+        return mnist.find(name, place) is not None
     except FedsimError:
         return False
 

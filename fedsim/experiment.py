@@ -6,7 +6,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim import data, mlp
 from fedsim.clients import SGD
-from fedsim.errors import ConfigError, DivergenceError, one_of, real, whole
+from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, real, whole
 from fedsim.splits import IID, Split
 from fedsim.streams import Purpose, generator, keys
 
@@ -212,7 +212,10 @@ class Experiment:
             "min_available_nodes": 1,
             "seed": self.seed,
         }
-        accepted = inspect.signature(make).parameters
+        try:
+            accepted = inspect.signature(make).parameters
+        except ValueError:  # a partial with an option that its class does not take
+            accepted = {}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         own = make.keywords if isinstance(make, partial) else {}
         settings = {k: v for k, v in settings.items() if (takes_any or k in accepted) and k not in own}
@@ -263,12 +266,16 @@ class _Run:
         self.started = time.perf_counter()
         sampling_seed = int(keys(experiment.seed, Purpose.FLOWER)[0])
         with flower.quiet(verbose), flower.seeded_sampling(sampling_seed), self.grid:
-            experiment.strategy().start(
-                self.grid,
-                flower.to_record(self.net, initial),
-                num_rounds=experiment.rounds,
-                evaluate_fn=self._round_done,
-            )
+            strategy = experiment.strategy()
+            try:
+                strategy.start(
+                    self.grid,
+                    flower.to_record(self.net, initial),
+                    num_rounds=experiment.rounds,
+                    evaluate_fn=self._round_done,
+                )
+            except flower.AppExitException as error:
+                raise FedsimError(f"Flower's {type(strategy).__name__} gave up: {error}") from error
         history = pd.DataFrame(self.rows, columns=list(HISTORY))
         columns = ("round", "partition_id", "num_examples", "loss", "accuracy")
         clients = pd.DataFrame(
@@ -321,8 +328,3 @@ class _Run:
             )
         self.on_round(row)
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
-
-
-def field_names() -> list[str]:
-    """Return the names of an experiment's settings."""
-    return [f.name for f in fields(Experiment)]

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from fedsim.data.article import article, article_teacher
+from fedsim.data import article, digits, mnist
 from fedsim.data.dataset import Dataset
-from fedsim.data.digits import digits
-from fedsim.data.mnist import mnist
 from fedsim.errors import one_of
 
-__all__ = ["DATASETS", "Dataset", "article", "article_teacher", "digits", "load", "mnist"]
+__all__ = ["DATASETS", "Dataset", "load"]
 
 #: Name -> loader of a dataset that needs no files of the user's.
 _BUILT_IN: dict[str, Callable[[], Dataset]] = {
-    "digits": digits,
-    "article": article,
-    "article_teacher": article_teacher,
+    "digits": digits.load,
+    "article": article.load,
+    "article_teacher": article.load_teacher,
 }
 
 #: Every name that `load` accepts.
@@ -41,4 +39,4 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         Its files cannot be found or read.
     """
     one_of("dataset", name, DATASETS)
-    return mnist(data_dir) if name == "mnist" else _BUILT_IN[name]()
+    return mnist.load(data_dir) if name == "mnist" else _BUILT_IN[name]()

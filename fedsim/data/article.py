@@ -1,7 +1,7 @@
 """The article's synthetic data: 1,000 random examples of 100 numbers in 10 classes.
 
 The article draws inputs from N(0, 1) and labels at random, so its labels say nothing about its inputs: a network can
-memorise the training set but no test accuracy above 10 % means anything. `article_teacher` keeps the inputs and
+memorise the training set but no test accuracy above 10 % means anything. The teacher variant keeps the inputs and
 labels them by a random network of the article's own shape (100-50-10), so that there is something to learn.
 """
 
@@ -16,7 +16,7 @@ from fedsim.streams import Purpose, generator
 _TRAIN, _TEST, _FEATURES, _CLASSES = 1_000, 1_000, 100, 10
 
 
-def article() -> Dataset:
+def load() -> Dataset:
     """Return the article's data as it is: pure-noise labels. The 1,000 test examples are drawn alike."""
     rng = generator(0, Purpose.DATA, 0)
     x = rng.standard_normal((_TRAIN + _TEST, _FEATURES)).astype(np.float32)
@@ -24,9 +24,9 @@ def article() -> Dataset:
     return Dataset("article", x[:_TRAIN], y[:_TRAIN], x[_TRAIN:], y[_TRAIN:], _CLASSES)
 
 
-def article_teacher() -> Dataset:
+def load_teacher() -> Dataset:
     """Return the article's inputs, each labelled with the largest output of one random 100-50-10 network."""
-    noise = article()
+    noise = load()
     net = mlp.MLP((_FEATURES, 50, _CLASSES))
     teacher = mlp.initialise(net, generator(0, Purpose.DATA, 1))[None]
 

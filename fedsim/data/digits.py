@@ -15,7 +15,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 
 
-def digits() -> Dataset:
+def load() -> Dataset:
     """Return the digits with their fixed train/test division."""
     table = _table()
     x, y = (table[:, :-1] / 16).astype(np.float32), table[:, -1].astype(np.int64)

@@ -32,7 +32,7 @@ FILES = {
 }
 
 
-def mnist(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Return MNIST.
 
     Parameters

@@ -21,9 +21,11 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import flwr.app  # noqa: E402
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict  # noqa: E402
+from flwr.app.exception import AppExitException  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
+from fedsim.errors import ConfigError  # noqa: E402
 from fedsim.mlp import MLP, views  # noqa: E402
 
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
@@ -117,7 +119,17 @@ def to_record(net: MLP, flat: NDArray[Any]) -> ArrayRecord:
 
 
 def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
-    """Return a record's arrays as flat weights of the network's dtype, shape (parameters,), read-only."""
+    """Return a record's arrays as flat weights of the network's dtype, shape (parameters,), read-only.
+
+    Raises
+    ------
+    ConfigError
+        The record is not this network's: other names or shapes.
+    """
+    expected = {name: shape for name, (_, shape) in net.layout.items()}
+    found = {name: tuple(array.shape) for name, array in record.items()}
+    if found != expected:
+        raise ConfigError(f"the server strategy sent the arrays {found}; the network has {expected}")
     flat = np.empty(net.num_parameters, dtype=net.dtype)
     for name, target in views(net, flat).items():
         array = record[name]
@@ -136,15 +148,13 @@ def payload_bytes(net: MLP) -> int:
 def quiet(verbose: bool = False) -> Iterator[None]:
     """Hold Flower's own log to errors while fedsim runs it, unless `verbose`."""
     logger = logging.getLogger("flwr")
-    before = [(handler, handler.level) for handler in logger.handlers]
+    before = logger.level
     if not verbose:
-        for handler, level in before:
-            handler.setLevel(max(level, logging.ERROR))
+        logger.setLevel(max(before, logging.ERROR))
     try:
         yield
     finally:
-        for handler, level in before:
-            handler.setLevel(level)
+        logger.setLevel(before)
 
 
 class Instructions(Sequence[Message]):

@@ -1,0 +1,157 @@
+"""The command and the scripts as a user runs them: in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOWPIECE = str(ROOT / "experiments" / "iid_vs_noniid.py")
+QUICK = ["--rounds", "2", "--seeds", "2", "--clients", "10"]
+
+
+def call(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def fedsim(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return call("-m", "fedsim.cli", *arguments, cwd=cwd)
+
+
+def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
+    """Exit 2, one line on standard error with the sentence, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    file = tmp_path / "exp.toml"
+    file.write_text('split = "Dirichlet(10, alpha=0.5)"\nrounds = 2\nclient = "SGD(lr=0.2)"\n')
+    return str(file)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, fedsim, fedsim.cli; fedsim.cli.parser().format_help(); print(*sys.modules)"
+    loaded = call("-c", code).stdout.split()
+    assert "fedsim.cli" in loaded
+    assert not {"flwr", "pandas", "matplotlib", "ray", "sklearn", "scipy", "numpy"} & set(loaded)
+
+
+def test_run_writes_a_result_that_runs_again(experiment: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = fedsim("run", experiment, "--set", "client.epochs=2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "test_accuracy" in done.stdout
+    again = fedsim("run", str(out / "experiment.toml"), "--out", str(tmp_path / "again"))
+    assert again.returncode == 0, again.stderr
+    first, second = (pd.read_csv(folder / "history.csv") for folder in (out, tmp_path / "again"))
+    assert first.drop(columns="seconds").equals(second.drop(columns="seconds"))
+    third = fedsim("run", experiment, "--out", str(out))
+    assert f"kept the earlier results in {out}.1" in third.stdout
+    assert pd.read_csv(f"{out}.1/history.csv").equals(first)
+
+
+def test_compare(experiment: str, tmp_path: Path) -> None:
+    file = Path(experiment)
+    file.write_text(file.read_text() + '[compare]\nseeds = 2\nsplit = ["IID(10)", "Shards(10, per_client=2)"]\n')
+    done = fedsim("compare", experiment, "--out", str(tmp_path / "out"), "--target", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert "Shards(2)" in done.stdout
+    assert "rounds to 0.20" in done.stdout
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "accuracy.png"}
+
+
+def test_splits(tmp_path: Path) -> None:
+    picture = tmp_path / "s.png"
+    done = fedsim("splits", "IID(20)", "Dirichlet(20, alpha=0.1)", "--most", "3", "--out", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert "Dirichlet(0.1) on digits: 20 clients, 72 to 73 examples each" in done.stdout
+    assert "and 17 more clients" in done.stdout
+    assert picture.stat().st_size > 5_000
+    refused(fedsim("splits", "IID(20)", "--out", str(picture)), "exists; give --out another name")
+
+
+def test_data_says_where_mnist_is(mnist_dir: Path, tmp_path: Path) -> None:
+    assert f"in {mnist_dir}" in fedsim("data", "--data-dir", str(mnist_dir)).stdout
+    assert f"NOT in {tmp_path}" in fedsim("data", "--data-dir", str(tmp_path)).stdout
+
+
+def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.clients import SGD\n\n\n"
+        "class Mine(SGD):\n    mu: float = 0.1\n\n"
+        "    def direction(self, grad, weights, ctx):\n"
+        "        return grad + self.mu * (weights - ctx.global_weights)\n"
+    )
+    done = fedsim("run", experiment, "--set", "client=mine:Mine(mu=0.5, lr=0.1)", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'client = "mine:Mine(lr=0.1, epochs=1, batch_size=10, mu=0.5)"' in (tmp_path / "out/experiment.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "dataset=mnits"], "dataset is 'mnits'; allowed: digits"),
+        (["--set", "split=Dirichlet(10, alpha=-1)"], "Dirichlet's alpha is -1; allowed: a finite number greater than 0"),
+        (["--set", "split=Shards(1000, per_client=2)"], "2000 shards; allowed: at most 1442"),
+        (["--set", "split=Nope(3)"], "split is 'Nope(3)'; allowed: IID"),
+        (["--set", "client.lr=100"], "training diverged in round 1 at client"),
+        (["--set", "dataset=mnist", "--data-dir", "/nowhere"], "data_dir is '/nowhere' but holds neither"),
+        (["--out", "/proc/nothing"], "the results folder '/proc/nothing' cannot be written"),
+        (["--workers", "0"], "workers is 0; allowed: a whole number, 1 or more"),
+        (["--workers", "two"], "invalid int value: 'two'"),
+        (["--set", "server=QFedAvg"], "client_learning_rate"),
+        (["--set", "server=FedAdam(etta=1)"], "etta"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(experiment: str, arguments: list[str], sentence: str) -> None:
+    refused(fedsim("run", experiment, *arguments), sentence)
+
+
+def test_bad_files_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("rounds = = 3")
+    refused(fedsim("run", str(tmp_path / "bad.toml")), "is not TOML")
+    refused(fedsim("run", str(tmp_path / "none.toml")), "cannot be read: No such file or directory")
+    refused(fedsim("run", str(tmp_path)), "cannot be read: Is a directory")
+    (tmp_path / "plain.toml").write_text("rounds = 3")
+    refused(fedsim("compare", str(tmp_path / "plain.toml")), "needs a [compare] table")
+
+
+def test_the_showpiece(tmp_path: Path) -> None:
+    done = call(SHOWPIECE, *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # quiet when not a terminal
+    for word in ("IID", "Shards(2)", "Dirichlet(1.0)", "Dirichlet(0.1)", "final accuracy"):
+        assert word in done.stdout
+    out = tmp_path / "results" / "iid_vs_noniid"
+    assert {f.name for f in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "accuracy.png", "splits.png"}
+    assert len(pd.read_csv(out / "rounds.csv")) == 4 * 2 * 3
+    assert "kept the earlier results" in call(SHOWPIECE, *QUICK, cwd=tmp_path).stdout
+    assert (tmp_path / "results" / "iid_vs_noniid.1" / "accuracy.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--dataset", "mnits"], "invalid choice: 'mnits'"),
+        (["--alpha", "-1"], "Dirichlet's alpha is -1.0"),
+        (["--clients", "1000"], "2000 shards"),
+        (["--lr", "1e9"], "training diverged in round 1 at client"),
+        (["--out", "/proc/none"], "cannot be written"),
+    ],
+)
+def test_the_showpiece_refuses_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    refused(call(SHOWPIECE, *QUICK, *arguments, cwd=tmp_path), sentence)
+
+
+def test_the_extension_example(tmp_path: Path) -> None:
+    done = call(str(ROOT / "experiments" / "extend_client_strategy.py"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "MyFedProx" in done.stdout

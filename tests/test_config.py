@@ -1,0 +1,117 @@
+"""Configuration text equals Python arguments, and bad text is refused in one sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flwr.serverapp.strategy as stock
+import pytest
+
+from fedsim import Experiment, config
+from fedsim.clients import SGD, FedProx
+from fedsim.errors import ConfigError
+from fedsim.servers import FedAvg
+from fedsim.splits import IID, Dirichlet, Shards
+
+EXPERIMENTS = [
+    Experiment(),
+    Experiment(dataset="mnist", data_dir="/some where", split=Shards(100, per_client=2), hidden=(200, 200), rounds=7),
+    Experiment(split=Dirichlet(20, alpha=0.1, seed=4), client=FedProx(batch_size=None, proximal_mu=0.3), hidden=()),
+    Experiment(activation="tanh", loss="mse", dtype="float64", seed=2**40, on_failure="exclude", fraction_train=0.1),
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_toml_round_trip(experiment: Experiment) -> None:
+    assert config.experiment(tomllib.loads(config.to_toml(experiment))) == experiment
+
+
+def test_toml_round_trip_of_servers() -> None:
+    for server in (stock.FedAdam, partial(stock.FedAdam, eta=0.01), FedAvg):
+        again = config.experiment(tomllib.loads(config.to_toml(Experiment(server=server)))).server
+        if isinstance(server, partial):
+            assert isinstance(again, partial)
+            assert (again.func, again.keywords) == (server.func, server.keywords)
+        else:
+            assert again is server
+
+
+def test_text_is_python() -> None:
+    assert config.build("split", "Dirichlet(50, alpha=0.1)") == Dirichlet(50, alpha=0.1)
+    assert config.build("client", "SGD") == SGD()
+    assert config.build("client", "SGD(lr=0.5, batch_size=None)") == SGD(lr=0.5, batch_size=None)
+    assert config.build("split", "fedsim.splits:IID(3)") == IID(3)
+    assert config.build("server", "FedAvg") is FedAvg
+
+
+def test_set_reaches_into_objects() -> None:
+    changed = config.apply(Experiment(), ["rounds=3", "client.lr=0.5", "dataset=article", "hidden=[4, 5]", "split=IID(9)"])
+    expected = Experiment(rounds=3, client=SGD(lr=0.5), dataset="article", hidden=(4, 5), split=IID(9))
+    assert changed == expected
+
+
+def test_a_study_file() -> None:
+    plan = config.plan(
+        tomllib.loads('rounds = 3\n[compare]\nseeds = 2\nsplit = ["IID(5)", "Shards(5)"]\nfraction_train = [0.2, 1.0]'),
+        ["rounds=4"],
+    )
+    assert plan.base == replace(Experiment(), rounds=4)
+    assert plan.seeds == 2
+    assert plan.axes == {"split": [IID(5), Shards(5)], "fraction_train": [0.2, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "sentence"),
+    [
+        ("split", "Dirichlett(5)", "allowed: IID, Dirichlet, Shards or module:Class; did you mean 'Dirichlet'"),
+        ("split", "Dirichlet(5, alpha=-1)", "Dirichlet's alpha is -1; allowed: a finite number greater than 0"),
+        ("split", "Dirichlet(5, alfa=1)", "did you mean 'alpha'"),
+        ("split", "IID", "missing 1 required"),
+        ("split", "IID(5", "allowed: a call with plain values"),
+        ("split", "IID(5)(6)", "allowed: a call with plain values"),
+        ("split", "IID(open('x'))", "allowed: a call with plain values"),
+        ("split", "IID(**{'num_clients': 3})", "allowed: a call with plain values"),
+        ("split", "Split(5)", "allowed: IID"),
+        ("client", "SDG", "did you mean 'SGD'"),
+        ("client", "nowhere:Mine", "module 'nowhere', which cannot be imported"),
+        ("client", "fedsim.clients:SDG", "did you mean 'SGD'"),
+        ("server", "FedAdm", "did you mean 'FedAdam'"),
+        ("server", "FedAdam(0.1)", "options must be named"),
+    ],
+)
+def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config.build(field, text)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("rounds", "allowed: key=value"),
+        ("roundz=3", "unknown setting 'roundz'.*did you mean 'rounds'"),
+        ("client.lrr=3", "allowed: client.lr, client.epochs, client.batch_size; did you mean 'lr'"),
+        ("hidden.x=3", "allowed: split.NAME and client.NAME"),
+        ("rounds=many", "rounds is 'many'"),
+    ],
+)
+def test_bad_assignments_are_refused(assignment: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config.apply(Experiment(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({}, r"needs a \[compare\] table"), ({"compare": 3}, r"needs a \[compare\] table")],
+)
+def test_bad_studies_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config.plan(settings)
+
+
+def test_a_server_option_that_does_not_exist_is_refused() -> None:
+    server = config.build("server", "FedAdam(etta=1)")
+    with pytest.raises(ConfigError, match="etta"):
+        Experiment(server=server, rounds=1).run()

@@ -1,0 +1,152 @@
+"""Datasets: the real files, where they are looked for, and what damaged ones say."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim import data
+from fedsim.data import mnist
+from fedsim.data.mnist import FILES, read_idx
+from fedsim.errors import ConfigError, DataError
+
+
+def test_digits_are_scikit_learns() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    ours, theirs = data.load("digits"), datasets.load_digits()
+    together = np.concatenate([ours.x_train, ours.x_test])
+    assert together.shape == (1797, 64)
+    assert sorted(map(bytes, (together * 16).astype(np.uint8))) == sorted(map(bytes, theirs.data.astype(np.uint8)))
+    assert np.bincount(ours.y_test).tolist() == [n // 5 for n in np.bincount(theirs.target)]
+    assert ours.x_train.min() == 0
+    assert ours.x_train.max() == 1
+
+
+def test_digits_survive_a_scikit_learn_that_moved_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = data.load("digits")
+    monkeypatch.setattr("fedsim.data.digits.find_spec", lambda name: None)
+    found = data.load("digits")
+    assert np.array_equal(found.x_train, expected.x_train)
+    assert np.array_equal(found.y_test, expected.y_test)
+
+
+def test_the_articles_data() -> None:
+    article, teacher = data.load("article"), data.load("article_teacher")
+    assert article.x_train.shape == (1000, 100)
+    assert article.num_classes == 10
+    assert abs(article.x_train.mean()) < 0.01
+    assert abs(article.x_train.std() - 1) < 0.01
+    assert np.array_equal(article.x_train, teacher.x_train)
+    assert len(np.unique(teacher.y_train)) == 10
+
+
+def test_mnist_is_the_published_one(mnist_dir: Path) -> None:
+    found = data.load("mnist", mnist_dir)
+    assert found.x_train.shape == (60_000, 784)
+    assert found.x_test.shape == (10_000, 784)
+    assert np.bincount(found.y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert found.x_train.dtype == np.float32
+    assert found.x_train.max() == 1
+    header = bytes([0, 0, 8, 3]) + np.array([60_000, 28, 28], ">u4").tobytes()
+    raw = header + (found.x_train * 255).round().astype(np.uint8).tobytes()
+    published = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"  # of train-images-idx3-ubyte
+    assert hashlib.sha256(raw).hexdigest() == published
+
+
+def test_mnist_by_environment_and_from_the_folder_above(mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_DATA", str(mnist_dir.parent))
+    assert len(data.load("mnist").y_test) == 10_000
+
+
+def write_idx(folder: Path, sizes: tuple[int, int] = (30, 10)) -> None:
+    """A tiny dataset in MNIST's form."""
+    rng = np.random.default_rng(0)
+    for name in FILES:
+        n = sizes[0] if name.startswith("train") else sizes[1]
+        shape = (n, 28, 28) if "images" in name else (n,)
+        body = rng.integers(0, 10, shape).astype(np.uint8)
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(header + body.tobytes()))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A mirror on loopback."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}/", folder
+        httpd.shutdown()
+        thread.join()
+
+
+def test_mnist_is_downloaded_once_and_checked(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = server
+    write_idx(folder)
+    hashes = {name: hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() for name in FILES}
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("fedsim.data.mnist.MIRRORS", ("http://127.0.0.1:9/", url))
+
+    with pytest.raises(DataError, match=r"could not be downloaded .*--data-dir DIR or FEDSIM_DATA=DIR"):
+        mnist.load()  # the genuine checksums: the mirror's files are not MNIST
+
+    monkeypatch.setattr("fedsim.data.mnist.FILES", hashes)
+    assert mnist.load().x_train.shape == (30, 784)
+    for file in folder.iterdir():
+        file.unlink()
+    assert mnist.load().x_test.shape == (10, 784)  # from the cache now
+
+
+def test_files_may_be_unzipped(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    for file in list(tmp_path.iterdir()):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    assert mnist.load(tmp_path).x_train.shape == (30, 784)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data_dir is .* holds neither train-images-idx3-ubyte.gz nor"):
+        mnist.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b"", "cannot be read|not an idx"),
+        (b"hello", "cannot be read"),
+        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"), "not an idx file of unsigned bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab"), r"promises shape \(5,\), it holds 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x03\0\0"), "damaged"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab")[:-6], "cannot be read"),
+    ],
+)
+def test_damaged_files_say_so(tmp_path: Path, raw: bytes, sentence: str) -> None:
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=sentence):
+        read_idx(file)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="dataset is 'digit'; allowed: digits, .*did you mean 'digits'"):
+        data.load("digit")

@@ -1,0 +1,272 @@
+"""Facts of federated learning that an experiment must reproduce."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import Experiment, data, mlp
+from fedsim.clients import SGD, FedProx
+from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
+from fedsim.experiment import HISTORY, Result
+from fedsim.splits import IID, Dirichlet, Partition, Shards, Split
+from fedsim.streams import Purpose, generator
+
+
+class Unequal(Split):
+    """Client k gets k + 1 parts of 55."""
+
+    def _partition(self, labels: Any, rng: np.random.Generator) -> Partition:
+        cuts = np.cumsum(np.arange(1, self.num_clients + 1)) * len(labels) // 55
+        return Partition(rng.permutation(len(labels)), np.concatenate([[0], cuts]))
+
+
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+def test_full_participation_and_full_batches_are_centralised_gradient_descent(loss: str) -> None:
+    """Fraction 1, one epoch, full batch, unequal shards: 20 rounds are 20 steps on the pooled data, to 1e-12."""
+    experiment = Experiment(
+        split=Unequal(10),
+        hidden=(16,),
+        loss=loss,
+        dtype="float64",
+        client=SGD(lr=0.3, epochs=1, batch_size=None),
+        rounds=20,
+    )
+    result = experiment.run()
+    dataset = data.load("digits")
+    net = experiment.network(dataset)
+    w = mlp.initialise(net, generator(0, Purpose.INIT))[None]
+    x, y = dataset.x_train[None].astype(np.float64), dataset.y_train[None]
+    for _ in range(20):
+        w = w - 0.3 * mlp.gradient(net, w, x, y)[1]
+    for name, expected in mlp.views(net, w[0]).items():
+        error = np.linalg.norm(result.weights[name] - expected) / np.linalg.norm(expected)
+        assert error < 1e-12, name
+
+
+def test_fedprox_with_mu_0_is_fedavg() -> None:
+    base = Experiment(split=Dirichlet(20, alpha=0.1), rounds=3, client=SGD(epochs=3))
+    plain, prox = base.run(), replace(base, client=FedProx(epochs=3, proximal_mu=0.0)).run()
+    assert all(np.array_equal(plain.weights[k], prox.weights[k]) for k in plain.weights)
+
+
+def test_a_strong_proximal_term_holds_clients_back() -> None:
+    base = Experiment(split=Dirichlet(20, alpha=0.1), rounds=1, client=SGD(epochs=5))
+    start = replace(base, client=SGD(lr=1e-12)).run().weights["W1"]
+
+    def moved(client: SGD) -> float:
+        return float(np.linalg.norm(replace(base, client=client).run().weights["W1"] - start))
+
+    assert moved(FedProx(epochs=5, proximal_mu=5.0)) < 0.5 * moved(SGD(epochs=5))
+
+
+def test_one_client_holding_everything_is_plain_sgd() -> None:
+    """Federated learning with one client is that client's training, round after round."""
+    result = Experiment(split=IID(1), rounds=15).run()
+    assert result.final_accuracy > 0.9
+    assert (result.history["clients"][1:] == 1).all()
+
+
+def test_history_and_clients_are_tidy() -> None:
+    result = Experiment(split=Shards(20, per_client=2), rounds=3, fraction_train=0.25, fraction_evaluate=1.0).run()
+    assert tuple(result.history.columns) == HISTORY
+    assert result.history["round"].tolist() == [0, 1, 2, 3]
+    assert result.history["clients"].tolist() == [0, 5, 5, 5]
+    assert result.history["train_loss"].isna().tolist() == [True, False, False, False]
+    assert sorted(result.clients.query("round == 2")["partition_id"]) == list(range(20))
+    assert result.clients["num_examples"].sum() == 3 * 1442
+    assert result.clients["accuracy"].between(0, 1).all()
+    assert {k: v.shape for k, v in result.weights.items()} == {"W1": (64, 32), "b1": (32,), "W2": (32, 10), "b2": (10,)}
+
+
+def test_evaluation_on_clients_adds_up_to_evaluation_on_all() -> None:
+    experiment = Experiment(split=Dirichlet(20, alpha=0.1), rounds=1, fraction_evaluate=1.0, dtype="float64")
+    result = experiment.run()
+    dataset = data.load("digits")
+    net = experiment.network(dataset)
+    flat = np.concatenate([v.ravel() for v in result.weights.values()])[None]
+    z = mlp.scores(net, flat, dataset.x_train[None].astype(np.float64))
+    accuracy = mlp.correct(net, z, dataset.y_train[None]).mean()
+    rows = result.clients
+    assert np.average(rows["accuracy"], weights=rows["num_examples"]) == pytest.approx(accuracy, rel=1e-12)
+
+
+def test_the_articles_labels_are_noise_and_the_teachers_are_not() -> None:
+    settings: dict[str, Any] = {"split": IID(10), "hidden": (50,), "rounds": 30, "client": SGD(lr=0.05, epochs=2)}
+    noise = Experiment(dataset="article", **settings).run()
+    taught = Experiment(dataset="article_teacher", **settings).run()
+    assert noise.final_accuracy < 0.15
+    assert noise.history["train_loss"].iloc[-1] < 1.5  # memorised all the same
+    assert taught.final_accuracy > 0.5
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy", "mse"])
+def test_two_classes_of_ones_own(loss: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3))
+    y = (x @ [1.0, -2.0, 0.5] > 0).astype(int)
+    mine = data.Dataset("mine", x[:200], y[:200], x[200:], y[200:])
+    result = Experiment(dataset=mine, split=IID(5), hidden=(8,), loss=loss, client=SGD(lr=0.5), rounds=20).run()
+    assert result.final_accuracy > 0.9
+    assert result.weights["b2"].shape == ((1,) if loss == "binary_cross_entropy" else (2,))
+
+
+def test_non_iid_hurts() -> None:
+    base = Experiment(rounds=20, fraction_train=0.2, client=SGD(epochs=5))
+    iid, skewed = base.run(), replace(base, split=Dirichlet(50, alpha=0.1)).run()
+    assert iid.final_accuracy > skewed.final_accuracy + 0.1
+
+
+@pytest.mark.parametrize("lr", [10, 1e4, 1e30])
+def test_divergence_is_reported_with_round_and_client(lr: float) -> None:
+    with pytest.raises(DivergenceError, match=r"diverged in round 1 at client \d+ .*SGD\(lr="):
+        Experiment(client=SGD(lr=lr), rounds=2).run()
+
+
+class Poisoned(SGD):
+    """Client 3 sends NaN."""
+
+    def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Any) -> mlp.Array:
+        bad: mlp.Array = np.where(ctx.partition_ids[:, None] == 3, np.nan, grad).astype(grad.dtype)
+        return bad
+
+
+@pytest.mark.parametrize("server", [None, "flower"])
+def test_a_diverged_client_can_be_left_out_and_is_counted(server: str | None) -> None:
+    import flwr.serverapp.strategy as stock
+
+    strategy = stock.FedAvg if server else None
+    experiment = Experiment(split=IID(10), client=Poisoned(), rounds=3, on_failure="exclude", server=strategy)
+    result = experiment.run()
+    assert result.history["failures"].tolist() == [0, 1, 1, 1]
+    assert result.history["clients"].tolist() == [0, 9, 9, 9]
+    assert all(np.isfinite(v).all() for v in result.weights.values())
+    with pytest.raises(DivergenceError, match="at client 3 "):
+        replace(experiment, on_failure="raise").run()
+
+
+def test_if_all_clients_are_left_out_the_weights_stay() -> None:
+    class AllBad(SGD):
+        def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Any) -> mlp.Array:
+            return grad * np.float32(np.nan)
+
+    result = Experiment(split=IID(4), client=AllBad(), rounds=2, on_failure="exclude").run()
+    assert result.history["failures"].tolist() == [0, 4, 4]
+    assert result.history["test_loss"].nunique() == 1
+
+
+def test_a_server_strategy_that_gives_up_says_so() -> None:
+    from flwr.serverapp.exception import AggregationError
+    from flwr.serverapp.strategy import FedAvg
+
+    class Quits(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            raise AggregationError("too few honest clients")
+
+    with pytest.raises(FedsimError, match="Flower's Quits gave up: .*too few honest clients"):
+        Experiment(split=IID(4), server=Quits, rounds=1).run()
+
+
+def with_accuracies(*values: float) -> Result:
+    import pandas as pd
+
+    return Result(Experiment(), pd.DataFrame({"test_accuracy": values}), pd.DataFrame(), {})
+
+
+@pytest.mark.parametrize(
+    ("target", "rounds"), [(0.1, 0.0), (0.5, 1.0), (0.65, 2.5), (0.3, 0.5), (0.8, 3.0), (0.81, float("nan"))]
+)
+def test_rounds_to_target_are_interpolated_on_the_best_so_far(target: float, rounds: float) -> None:
+    result = with_accuracies(0.1, 0.5, 0.2, 0.8, 0.7)
+    np.testing.assert_allclose(result.rounds_to(target), rounds)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dataset": "mnits"}, "dataset is 'mnits'; allowed: digits.*did you mean 'mnist'"),
+        ({"dataset": 3}, "dataset is 3"),
+        ({"split": "IID(50)"}, "split is 'IID"),
+        ({"client": SGD}, "client is <class"),
+        ({"hidden": 50}, "hidden is 50"),
+        ({"hidden": (0,)}, "hidden is 0"),
+        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"fraction_train": 0}, "fraction_train is 0; allowed: a finite number greater than 0 and at most 1"),
+        ({"fraction_train": 1.5}, "fraction_train is 1.5"),
+        ({"fraction_evaluate": -0.1}, "fraction_evaluate is -0.1"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": "3"}, "rounds is '3'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"on_failure": "ignore"}, "on_failure is 'ignore'"),
+        ({"server": "FedAvg"}, "server is 'FedAvg'"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Experiment(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": -1}, "SGD's lr is -1"),
+        ({"lr": float("inf")}, "SGD's lr is inf"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+    ],
+)
+def test_bad_client_strategies_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        SGD(**change)
+
+
+def test_more_clients_than_examples() -> None:
+    with pytest.raises(ConfigError, match="num_clients is 5000; allowed: at most 1442"):
+        Experiment(split=IID(5000)).run()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x_train": np.array([[1.0, np.nan], [1, 2]])}, "x_train has 1 values that are NaN.*row 0, column 1"),
+        ({"x_test": np.array([[np.inf, 1.0]])}, "x_test has 1 values"),
+        ({"x_train": np.array([["a", "b"], ["c", "d"]])}, "x_train"),
+        ({"x_train": np.zeros((3, 2))}, "x_train has 3 rows but y_train has 2 labels"),
+        ({"x_train": np.zeros((2, 3))}, "3 features"),
+        ({"x_train": np.zeros((0, 2))}, "x_train has shape"),
+        ({"x_train": np.zeros(2)}, "x_train has shape"),
+        ({"y_train": np.array([0.5, 1])}, "y_train must be whole-number labels"),
+        ({"y_train": np.array([-1, 1])}, "y_train must be whole-number labels"),
+        ({"y_train": np.array([0, 7]), "num_classes": 3}, "num_classes is 3 but a label is 7"),
+    ],
+)
+def test_bad_data_is_refused(arrays: dict[str, Any], sentence: str) -> None:
+    good: dict[str, Any] = {
+        "x_train": np.zeros((2, 2)),
+        "y_train": np.array([0, 1]),
+        "x_test": np.zeros((1, 2)),
+        "y_test": np.array([0]),
+    }
+    with pytest.raises(DataError, match=sentence):
+        data.Dataset("mine", **(good | arrays))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("split", "rounds"), [(IID(100), 87), (Shards(100, per_client=2), 664)])
+def test_the_fedavg_papers_table_1(split: Split, rounds: int, mnist_dir: Path) -> None:
+    """2NN on MNIST, C = 0.1, E = 1, B = 10: 97 % within the paper's 87 rounds (IID) and 664 (non-IID)."""
+    experiment = Experiment(
+        dataset="mnist",
+        data_dir=mnist_dir,
+        split=split,
+        hidden=(200, 200),
+        client=SGD(lr=0.1, epochs=1, batch_size=10),
+        fraction_train=0.1,
+        rounds=min(rounds, 350),
+    )
+    assert experiment.run().rounds_to(0.97) <= rounds

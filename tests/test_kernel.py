@@ -1,0 +1,111 @@
+"""The stacked NumPy kernel against the plainest loop one can write."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim import mlp, streams
+from fedsim.clients import SGD, FedProx
+from fedsim.kernels import numpy as kernel
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(120, 6))
+Y = RNG.integers(0, 3, 120)
+NET = mlp.MLP((6, 5, 3), "tanh", "cross_entropy", "float64")
+START = mlp.initialise(NET, RNG)
+
+
+def one_by_one(strategy: SGD, shard: mlp.Array, client: int, seed: int) -> tuple[mlp.Array, float]:
+    """One client, one batch at a time, straight from FedAvg's algorithm 1."""
+    w, losses = START.copy(), 0.0
+    size = strategy.batch_size or len(shard)
+    for epoch in range(strategy.epochs):
+        key = streams.keys(seed, streams.Purpose.SHUFFLE, 4, client, epoch)
+        order = shard[streams.permutations(key, np.array([len(shard)]))[0]]
+        for begin in range(0, len(order), size):
+            batch = order[begin : begin + size]
+            loss, grad = mlp.gradient(NET, w[None], X[None, batch], Y[None, batch])
+            losses += float(loss[0]) * len(batch)
+            pull = strategy.proximal_mu * (w - START) if isinstance(strategy, FedProx) else 0
+            w = w - strategy.lr * (grad[0] + pull)
+    return w, losses / (strategy.epochs * len(shard))
+
+
+def task(strategy: SGD, seed: int = 0) -> kernel.Task:
+    return kernel.Task(NET, strategy, X, Y, START, 4, seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.booleans(),
+)
+def test_stacked_training_equals_one_by_one(sizes: list[int], epochs: int, batch: int | None, prox: bool) -> None:
+    """Ragged sizes, last partial batches, any batch size: exactly each client's own examples, in its own order."""
+    strategy: SGD = (
+        FedProx(lr=0.3, epochs=epochs, batch_size=batch, proximal_mu=0.7)
+        if prox
+        else SGD(lr=0.3, epochs=epochs, batch_size=batch)
+    )
+    shards = [RNG.permutation(120)[:n] for n in sorted(sizes, reverse=True)]
+    ids = np.arange(len(shards)) * 7
+    update = kernel.train(task(strategy, 9), ids, shards)
+    for row, shard in enumerate(shards):
+        weights, loss = one_by_one(strategy, shard, int(ids[row]), 9)
+        np.testing.assert_allclose(update.weights[row], weights, rtol=1e-10, atol=1e-13)
+        assert update.train_loss[row] == pytest.approx(loss, rel=1e-10)
+    assert update.num_examples.tolist() == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hidden", [(), (1,), (7,), (33, 5)])
+@pytest.mark.parametrize("batch", [None, 1, 3, 8])
+def test_a_clients_bits_do_not_depend_on_its_block(dtype: str, hidden: tuple[int, ...], batch: int | None) -> None:
+    net = mlp.MLP((6, *hidden, 3), dtype=dtype)
+    start = mlp.initialise(net, np.random.default_rng(1))
+    job = kernel.Task(net, SGD(epochs=2, batch_size=batch), X.astype(dtype), Y, start, 1, 0)
+    shards = [np.arange(n) + n for n in (40, 40, 25, 25, 13, 9, 8, 2, 1)]
+    ids = np.arange(9)
+    whole = kernel.train(job, ids, shards)
+    for size in (1, 2, 4):
+        for k in range(0, 9, size):
+            part = kernel.train(job, ids[k : k + size], shards[k : k + size])
+            assert np.array_equal(part.weights, whole.weights[k : k + size])
+            assert np.array_equal(part.train_loss, whole.train_loss[k : k + size])
+
+
+def test_every_epoch_is_reshuffled() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(SGD):
+        def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: object) -> mlp.Array:
+            seen.append(tuple(weights.shape))
+            return grad
+
+    shard = np.arange(20)
+    one = kernel.train(task(SGD(epochs=1, batch_size=5)), np.array([0]), [shard]).weights
+    two = kernel.train(task(Spy(epochs=2, batch_size=5)), np.array([0]), [shard]).weights
+    keys = [streams.keys(0, streams.Purpose.SHUFFLE, 4, 0, epoch) for epoch in (0, 1)]
+    orders = [streams.permutations(key, np.array([20]))[0].tolist() for key in keys]
+    assert orders[0] != orders[1]
+    assert len(seen) == 8
+    assert not np.array_equal(one, two)
+
+
+def test_the_global_weights_are_not_touched() -> None:
+    before = START.copy()
+    kernel.train(task(SGD(epochs=3)), np.arange(2), [np.arange(30), np.arange(20)])
+    assert np.array_equal(START, before)
+
+
+def test_evaluation_counts() -> None:
+    loss, right = kernel.evaluate(NET, START, X[None, :30], Y[None, :30])
+    z = mlp.scores(NET, START[None], X[None, :30])[0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert loss[0] == pytest.approx(-np.log(p[np.arange(30), Y[:30]]).sum(), rel=1e-12)
+    assert right[0] == (p.argmax(axis=1) == Y[:30]).sum()

@@ -1,0 +1,184 @@
+"""The network against finite differences, scikit-learn and PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import mlp
+from fedsim.errors import ConfigError
+
+RNG = np.random.default_rng
+
+
+def random_rows(net: mlp.MLP, clients: int, seed: int = 0) -> mlp.Array:
+    """Weights and biases that are all nonzero."""
+    rows: mlp.Array = RNG(seed).normal(0, 0.5, (clients, net.num_parameters)).astype(net.dtype)
+    return rows
+
+
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (4, 5, 6, 3), (3, 4, 1)])
+def test_gradient_equals_finite_differences(sizes: tuple[int, ...], activation: str, loss: str) -> None:
+    if loss == "cross_entropy" and sizes[-1] == 1:
+        pytest.skip("a softmax over one output is constant")
+    net = mlp.MLP(sizes, activation, loss, "float64")
+    w = random_rows(net, 2)
+    x = RNG(1).normal(size=(2, 7, sizes[0]))
+    y = RNG(2).integers(0, max(2, sizes[-1]), (2, 7))
+    _, grad = mlp.gradient(net, w, x, y)
+    step = 1e-6
+    numeric = np.empty_like(grad)
+    for p in range(net.num_parameters):
+        shift = np.zeros(net.num_parameters)
+        shift[p] = step
+        up, _ = mlp.gradient(net, w + shift, x, y)
+        down, _ = mlp.gradient(net, w - shift, x, y)
+        numeric[:, p] = (up - down) / (2 * step)
+    np.testing.assert_allclose(grad, numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_gradient_of_values_as_targets_equals_finite_differences() -> None:
+    net = mlp.MLP((3, 4, 2), "tanh", "mse", "float64")
+    w, x = random_rows(net, 1), RNG(1).normal(size=(1, 5, 3))
+    y = RNG(2).normal(size=(1, 5, 2))
+    loss, grad = mlp.gradient(net, w, x, y)
+    np.testing.assert_allclose(loss, np.mean((mlp.scores(net, w, x) - y) ** 2))
+    shift = np.zeros(net.num_parameters)
+    shift[3] = 1e-6
+    numeric = (mlp.gradient(net, w + shift, x, y)[0] - mlp.gradient(net, w - shift, x, y)[0]) / 2e-6
+    np.testing.assert_allclose(grad[:, 3], numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+def test_losses_survive_enormous_scores(loss: str) -> None:
+    scores = np.array([[[1e4, -1e4, 0.0]]])
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        value, delta = mlp.LOSSES[loss](scores, np.array([[1]]))
+    assert np.isfinite(value).all()
+    assert np.isfinite(delta).all()
+
+
+def test_the_articles_cross_entropy_formula() -> None:
+    """-1/n sum[y log p + (1-y) log(1-p)], p a sigmoid, written as the article writes it."""
+    z, y = RNG(0).normal(size=(1, 8, 1)), RNG(1).integers(0, 2, (1, 8))
+    p = 1 / (1 + np.exp(-z[0, :, 0]))
+    formula = -np.mean(y[0] * np.log(p) + (1 - y[0]) * np.log(1 - p))
+    assert mlp.LOSSES["binary_cross_entropy"](z, y)[0].mean() == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_training_equals_scikit_learn_step_for_step(activation: str, classes: int) -> None:
+    """From the same weights on the same full batches, 20 steps of SGD; two classes are one sigmoid output."""
+    neural = pytest.importorskip("sklearn.neural_network")
+    x = RNG(0).normal(size=(30, 5))
+    y = RNG(1).integers(0, classes, 30)
+    outputs, loss = (1, "binary_cross_entropy") if classes == 2 else (classes, "cross_entropy")
+    net = mlp.MLP((5, 6, outputs), activation, loss, "float64")
+    peer = neural.MLPClassifier(
+        (6,),
+        activation="logistic" if activation == "sigmoid" else activation,
+        solver="sgd",
+        alpha=0,
+        batch_size=30,
+        learning_rate_init=0.3,
+        momentum=0,
+        nesterovs_momentum=False,
+        shuffle=False,
+        max_iter=1,
+        tol=0,
+        warm_start=True,
+    )
+    ours = mlp.initialise(net, RNG(2))[None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        peer.partial_fit(x, y, classes=np.arange(classes))
+        layers = mlp.views(net, ours[0])
+        peer.coefs_ = [layers["W1"].copy(), layers["W2"].copy()]
+        peer.intercepts_ = [layers["b1"].copy(), layers["b2"].copy()]
+        peer._optimizer.params = peer.coefs_ + peer.intercepts_
+        peer._optimizer.velocities = [np.zeros_like(p) for p in peer._optimizer.params]
+        for _ in range(20):
+            peer.partial_fit(x, y, classes=np.arange(classes))
+            _, grad = mlp.gradient(net, ours, x[None], y[None])
+            ours -= 0.3 * grad
+            layers = mlp.views(net, ours[0])
+            np.testing.assert_allclose(layers["W1"], peer.coefs_[0], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(layers["b2"], peer.intercepts_[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+def test_training_equals_pytorch_step_for_step(activation: str, loss: str) -> None:
+    """Three layers, ten minibatch steps, every parameter after every step."""
+    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'fedsim[torch]'")
+    net = mlp.MLP((5, 7, 6, 4), activation, loss, "float64")
+    ours = mlp.initialise(net, RNG(0))[None]
+    theirs = {k: torch.tensor(v.copy(), requires_grad=True) for k, v in mlp.views(net, ours[0]).items()}
+    nonlinear = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[activation]
+    onehot = torch.nn.functional.one_hot
+    criterion = {
+        "mse": lambda z, y: torch.nn.functional.mse_loss(z, onehot(y, 4).double()),
+        "binary_cross_entropy": lambda z, y: torch.nn.functional.binary_cross_entropy_with_logits(
+            z, onehot(y, 4).double()
+        ),
+        "cross_entropy": torch.nn.functional.cross_entropy,
+    }[loss]
+    for step in range(10):
+        x, y = RNG(step).normal(size=(9, 5)), RNG(100 + step).integers(0, 4, 9)
+        h = torch.tensor(x)
+        for layer in (1, 2, 3):
+            h = h @ theirs[f"W{layer}"] + theirs[f"b{layer}"]
+            h = nonlinear(h) if layer < 3 else h
+        value = criterion(h, torch.tensor(y))
+        value.backward()
+        our_value, grad = mlp.gradient(net, ours, x[None], y[None])
+        assert our_value[0] == pytest.approx(value.item(), rel=1e-12)
+        ours -= 0.5 * grad
+        with torch.no_grad():
+            for name, tensor in theirs.items():
+                tensor -= 0.5 * tensor.grad
+                tensor.grad = None
+                np.testing.assert_allclose(mlp.views(net, ours[0])[name], tensor.numpy(), rtol=1e-10, atol=1e-13)
+
+
+def test_layout_is_w1_b1_w2_b2_without_gaps() -> None:
+    net = mlp.MLP((100, 50, 10))
+    assert list(net.layout) == ["W1", "b1", "W2", "b2"]
+    assert net.num_parameters == 100 * 50 + 50 + 50 * 10 + 10
+    flat = np.arange(net.num_parameters)
+    joined = np.concatenate([v.ravel() for v in mlp.views(net, flat).values()])
+    assert np.array_equal(joined, flat)
+    assert np.shares_memory(mlp.views(net, flat)["W2"], flat)
+
+
+def test_the_fedavg_papers_2nn_has_199210_parameters() -> None:
+    assert mlp.MLP((784, 200, 200, 10)).num_parameters == 199_210
+
+
+@pytest.mark.parametrize(("activation", "variance"), [("relu", 2 / 400), ("tanh", 2 / 900), ("sigmoid", 2 / 900)])
+def test_initial_weights_have_the_papers_variance(activation: str, variance: float) -> None:
+    layers = mlp.views(net := mlp.MLP((400, 500, 10), activation), mlp.initialise(net, RNG(0)))
+    assert layers["W1"].var() == pytest.approx(variance, rel=0.02)
+    assert not layers["b1"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"activation": "rellu"}, "activation is 'rellu'.*did you mean 'relu'"),
+        ({"loss": "crossentropy"}, "loss is 'crossentropy'.*did you mean"),
+        ({"dtype": "float16"}, "dtype is 'float16'; allowed: float32, float64"),
+        ({"sizes": (3,)}, "sizes"),
+        ({"sizes": (3, 0)}, "sizes is 0"),
+        ({"sizes": (3, 2.5)}, "sizes is 2.5"),
+    ],
+)
+def test_bad_networks_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        mlp.MLP(**{"sizes": (3, 2), **change})
