@@ -16,6 +16,7 @@ class MyFedProx(SGD):
     mu: float = 0.1
 
     def direction(self, grad, weights, ctx):  # type: ignore[no-untyped-def]
+        """Add mu times how far each client has drifted."""
         return grad + self.mu * (weights - ctx.global_weights)
 
 

@@ -68,7 +68,9 @@ def meaning(study: Study) -> str:
     worst = accuracy.idxmin()
     lost = 100 * (accuracy["IID"] - accuracy[worst])
     if lost <= 0:
-        return "No split does worse than IID here: the data is divided evenly enough, or training has not begun to tell."
+        return (
+            "No split does worse than IID here: the data is divided evenly enough, or training has not begun to tell."
+        )
     sure = lost > 100 * (summary.loc["IID", "final_accuracy_ci95"] + summary.loc[worst, "final_accuracy_ci95"])
     ending = "" if sure else " (within the intervals: more seeds or rounds would tell)"
     return (

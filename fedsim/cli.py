@@ -79,7 +79,9 @@ def parser() -> Parser:
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
 
     show = command("splits", _splits, "show who holds which labels, before anyone trains")
-    show.add_argument("split", nargs="+", help="such as 'IID(50)' 'Shards(50, per_client=2)' 'Dirichlet(50, alpha=0.1)'")
+    show.add_argument(
+        "split", nargs="+", help="such as 'IID(50)' 'Shards(50, per_client=2)' 'Dirichlet(50, alpha=0.1)'"
+    )
     show.add_argument("--dataset", default="digits", help="default: digits")
     show.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     show.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -145,7 +147,8 @@ def _compare(args: argparse.Namespace) -> None:
 
     plan = config.plan(config.read(args.file), _with_data_dir(args.set, args.data_dir))
     out = writable_directory(args.out) if args.out else None
-    study = compare(plan.base, seeds=plan.seeds, workers=args.workers, verbose=args.verbose, **plan.axes)
+    axes: dict[str, Any] = dict(plan.axes)
+    study = compare(plan.base, seeds=plan.seeds, workers=args.workers, verbose=args.verbose, **axes)
     print(study.table(args.target).to_string())
     if out:
         names = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png"]

@@ -46,7 +46,7 @@ def _servers() -> dict[str, Any]:
 
 
 def _namespace(field: str) -> dict[str, Any]:
-    """The classes that a field's text may name without a module."""
+    """Return the classes that a field's text may name without a module."""
     if field == "server":
         return _servers()
     module, base = (splits, splits.Split) if field == "split" else (clients, clients.SGD)
@@ -183,7 +183,8 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
             raise ConfigError(f"--set is {assignment!r}; allowed: {allowed}{near(inner, names)}")
-        base = replace(base, **{outer: replace(part, **{inner: raw})})  # type: ignore[type-var]
+        changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
+        base = replace(base, **{outer: changed})
     return base
 
 
@@ -198,7 +199,9 @@ def plan(settings: Mapping[str, Any], assignments: Sequence[str] = ()) -> Plan:
     rest = dict(settings)
     axes = rest.pop("compare", None)
     if not isinstance(axes, dict):
-        raise ConfigError("a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']")
+        raise ConfigError(
+            "a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']"
+        )
     seeds = axes.pop("seeds", 1)
     values = {axis: [value_of(axis, v) for v in raw] if isinstance(raw, list) else raw for axis, raw in axes.items()}
     return Plan(apply(experiment(rest), assignments), values, seeds)

@@ -46,9 +46,7 @@ def whole(field: str, value: Any, least: int = 0) -> None:
         raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {least} or more")
 
 
-def real(
-    field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
-) -> None:
+def real(field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise ConfigError unless `value` is a finite number in [low, high], or (low, high] if `open_low`."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_real or value < low or value > high or (open_low and value == low):

@@ -213,7 +213,7 @@ class Experiment:
             "seed": self.seed,
         }
         try:
-            accepted = inspect.signature(make).parameters
+            accepted = dict(inspect.signature(make).parameters)
         except ValueError:  # a partial with an option that its class does not take
             accepted = {}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -281,9 +281,7 @@ class _Run:
         clients = pd.DataFrame(
             {c: np.concatenate([part[c] for part in self.client_rows]) if self.client_rows else [] for c in columns}
         )
-        return Result(
-            experiment, history, clients, {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
-        )
+        return Result(experiment, history, clients, {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()})
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""

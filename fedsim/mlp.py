@@ -70,7 +70,8 @@ def _targets(y: Array, scores: Array) -> Array:
     """Labels or values in the shape of the scores: integers one-hot where there are several outputs."""
     outputs = scores.shape[-1]
     if outputs > 1 and y.ndim < scores.ndim:
-        return (y[..., None] == np.arange(outputs)).astype(scores.dtype)
+        onehot: Array = (y[..., None] == np.arange(outputs)).astype(scores.dtype)
+        return onehot
     return y.reshape(scores.shape).astype(scores.dtype, copy=False)
 
 
@@ -268,7 +269,9 @@ def gradient(net: MLP, parameters: Array, x: Array, y: Array, out: Array | None 
 
 def correct(net: MLP, z: Array, y: Array) -> NDArray[np.bool_]:
     """Which examples the scores `z` classify rightly: the largest score, or p > 1/2 where there is one output."""
+    result: NDArray[np.bool_]
     if net.sizes[-1] == 1:
-        result: NDArray[np.bool_] = (z[..., 0] > 0) == (y > 0.5)
-        return result
-    return np.equal(z.argmax(axis=-1), y)
+        result = (z[..., 0] > 0) == (y > 0.5)
+    else:
+        result = z.argmax(axis=-1) == y
+    return result

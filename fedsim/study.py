@@ -117,7 +117,7 @@ class Study:
         summary = self.summary(target)
         rounds = []
         for row in summary.itertuples():
-            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)  # type: ignore[arg-type]
+            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
             share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
             rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
         pairs = zip(summary["final_accuracy"], summary["final_accuracy_ci95"], strict=True)

@@ -65,7 +65,12 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Shards(2)" in done.stdout
     assert "rounds to 0.20" in done.stdout
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "accuracy.png"}
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "rounds.csv",
+        "clients.csv",
+        "summary.csv",
+        "accuracy.png",
+    }
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -92,14 +97,20 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
     )
     done = fedsim("run", experiment, "--set", "client=mine:Mine(mu=0.5, lr=0.1)", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 'client = "mine:Mine(lr=0.1, epochs=1, batch_size=10, mu=0.5)"' in (tmp_path / "out/experiment.toml").read_text()
+    assert (
+        'client = "mine:Mine(lr=0.1, epochs=1, batch_size=10, mu=0.5)"'
+        in (tmp_path / "out/experiment.toml").read_text()
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--set", "dataset=mnits"], "dataset is 'mnits'; allowed: digits"),
-        (["--set", "split=Dirichlet(10, alpha=-1)"], "Dirichlet's alpha is -1; allowed: a finite number greater than 0"),
+        (
+            ["--set", "split=Dirichlet(10, alpha=-1)"],
+            "Dirichlet's alpha is -1; allowed: a finite number greater than 0",
+        ),
         (["--set", "split=Shards(1000, per_client=2)"], "2000 shards; allowed: at most 1442"),
         (["--set", "split=Nope(3)"], "split is 'Nope(3)'; allowed: IID"),
         (["--set", "client.lr=100"], "training diverged in round 1 at client"),

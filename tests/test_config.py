@@ -48,7 +48,9 @@ def test_text_is_python() -> None:
 
 
 def test_set_reaches_into_objects() -> None:
-    changed = config.apply(Experiment(), ["rounds=3", "client.lr=0.5", "dataset=article", "hidden=[4, 5]", "split=IID(9)"])
+    changed = config.apply(
+        Experiment(), ["rounds=3", "client.lr=0.5", "dataset=article", "hidden=[4, 5]", "split=IID(9)"]
+    )
     expected = Experiment(rounds=3, client=SGD(lr=0.5), dataset="article", hidden=(4, 5), split=IID(9))
     assert changed == expected
 

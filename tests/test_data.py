@@ -148,5 +148,5 @@ def test_damaged_files_say_so(tmp_path: Path, raw: bytes, sentence: str) -> None
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="dataset is 'digit'; allowed: digits, .*did you mean 'digits'"):
+    with pytest.raises(ConfigError, match=r"dataset is 'digit'; allowed: digits, .*did you mean 'digits'"):
         data.load("digit")

@@ -87,7 +87,7 @@ class SGD(ClientStrategy):
         """Return a short label: the class and whatever differs from its defaults."""
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in fields(self)  # type: ignore[arg-type]
+            for f in fields(self)
             if f.default is MISSING or getattr(self, f.name) != f.default
         ]
         return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
@@ -118,7 +118,7 @@ class SGD(ClientStrategy):
             The server's strategy relies on a proximal term (``proximal-mu``, as Flower's FedProx sends) that this
             client strategy does not have.
         """
-        known = {f.name for f in fields(self)}  # type: ignore[arg-type]
+        known = {f.name for f in fields(self)}
         sent = {key.replace("-", "_"): value for key, value in config.items()}
         if sent.get("proximal_mu") and "proximal_mu" not in known:
             raise ConfigError(
@@ -126,4 +126,4 @@ class SGD(ClientStrategy):
                 f"{type(self).__name__} has no proximal_mu; use clients.FedProx"
             )
         changes = {key: value for key, value in sent.items() if key in known}
-        return replace(self, **changes) if changes else self  # type: ignore[type-var]
+        return replace(self, **changes) if changes else self

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-import flwr.app  # noqa: E402
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict  # noqa: E402
-from flwr.app.exception import AppExitException  # noqa: E402
-from flwr.supercore.run import Run  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+import flwr.app
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.errors import ConfigError  # noqa: E402
-from fedsim.mlp import MLP, views  # noqa: E402
+from fedsim.errors import ConfigError
+from fedsim.mlp import MLP, views
 
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
@@ -85,7 +84,7 @@ class Array(flwr.app.Array):
         )
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """The bytes Flower would have made at once."""
         if self.__dict__["_data"] is None:
             buffer = BytesIO()

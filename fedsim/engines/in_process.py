@@ -57,8 +57,6 @@ class Traffic:
         Clients that trained and were aggregated.
     failed : dict of int to str
         Partition id -> why, for clients left out.
-    train_loss : float
-        Mean over the aggregated clients' examples.
     bytes_down, bytes_up : int
         Serialised arrays sent to and received from clients.
     """
@@ -72,6 +70,7 @@ class Traffic:
 
     @property
     def train_loss(self) -> float:
+        """Return the mean over the aggregated clients' examples, or NaN."""
         if not self.clients:
             return float("nan")
         return float(np.average(np.concatenate(self._losses), weights=np.concatenate(self._examples)))
@@ -252,9 +251,7 @@ class InProcessGrid(Grid):
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
         weights = flower.to_flat(self.net, arrays)
-        task = kernel.Task(
-            self.net, self.client.configured(config), self._x, self._y, weights, round_number, self.seed
-        )
+        task = kernel.Task(self.net, self.client.configured(config), self._x, self._y, weights, round_number, self.seed)
         self.traffic.bytes_down += len(ids) * self._payload
         ordered = [messages[k] for k in order] if messages else None
         return _Order(kind, task, ids[order], ordered)

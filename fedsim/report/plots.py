@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8c6d00", "#000000")
 #: A bar per client is legible up to this many; beyond it, an even sample of clients is drawn.
 MOST_BARS = 100
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -103,7 +104,7 @@ def _spread(values: list[float], gap: float) -> NDArray[np.float64]:
     """Move values apart, keeping their order, until neighbours are at least `gap` apart within [0, 1]."""
     order = np.argsort(values, kind="stable")
     placed = np.array(values, dtype=float)
-    for lower, upper in zip(order, order[1:], strict=False):
+    for lower, upper in pairwise(order):
         placed[upper] = max(placed[upper], placed[lower] + gap)
     top = 1.0
     for k in order[::-1]:
@@ -146,9 +147,7 @@ def plot_splits(counts: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
             edges = np.arange(len(tops)) - 0.5
             for k in range(table.shape[1]):
                 colour = colours(k) if classes <= 10 else colours(k / (classes - 1))
-                panel.fill_between(
-                    edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=str(k)
-                )
+                panel.fill_between(edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=str(k))
             held = (table > 0).sum(axis=1)
             panel.set_title(f"{label}: {held.mean():.1f} labels per client", fontsize=10)
             panel.set_xlim(-0.5, len(shown) - 0.5)

@@ -157,5 +157,3 @@ class RunningMean:
         """Return the mean; at least one array has been added."""
         assert self._sum is not None
         return (self._sum / self.total).astype(self._dtype)
-
-
