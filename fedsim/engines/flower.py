@@ -21,6 +21,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import flwr.app
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app.exception import AppExitException as AppExitException  # noqa: E402
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
