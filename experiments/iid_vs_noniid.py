@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1, help="local step size")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[32], help="hidden layers")
     parser.add_argument("--shards", type=int, metavar="N", default=2, help="shards per client of the Shards split")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[1.0, 0.1], help="of the Dirichlet splits")
+    parser.add_argument("--alpha", type=float, nargs="*", default=[1.0, 0.1], help="of the Dirichlet splits")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
     parser.add_argument("--target", type=float, metavar="ACCURACY", help="count the rounds to this test accuracy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from fedsim.data import Dataset
     from fedsim.experiment import Experiment, Result
     from fedsim.study import Study, compare
+
+# Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "Experiment", "Result", "Study", "compare"]

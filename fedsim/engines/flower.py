@@ -7,23 +7,19 @@ here keeps the ndarray and serialises only when somebody asks for `.data`, and i
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-
 import flwr.app
+import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
-from flwr.app.exception import AppExitException as AppExitException  # noqa: E402
+from flwr.app.exception import AppExitException as AppExitException
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
 from fedsim.mlp import MLP, views
