@@ -1,0 +1,56 @@
+"""The documentation: its code runs, its configuration files are accepted, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+
+from fedsim import config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_the_readmes_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    names: dict[str, Any] = {}
+    for code in fenced(page, "python"):
+        exec(compile(code, str(page), "exec"), names)
+    ones = np.ones((2, 3))
+    context = type("Context", (), {"global_weights": np.zeros(3)})
+    assert (names["MyFedProx"](mu=0.5).direction(ones, ones, context) == 1.5).all()
+    assert (tmp_path / "iid_vs_noniid.png").stat().st_size > 10_000
+
+
+def test_configuration_files_on_the_configuration_page_are_accepted() -> None:
+    run, study = fenced(ROOT / "docs/configuration.md", "toml")
+    assert config.experiment(tomllib.loads(run)).fraction_train == 0.2
+    assert len(config.plan(tomllib.loads(study)).axes["split"]) == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text(page)):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_chinese_readme_shows_the_same_results_and_commands() -> None:
+    english, chinese = (re.findall(r"^    (?! ).*", text(page), re.MULTILINE) for page in PAGES[:2])
+    assert [line for line in english if "ctx" not in line] == [line for line in chinese if "ctx" not in line]
+    assert len(english) > 10
