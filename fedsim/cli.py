@@ -36,6 +36,8 @@ def guard(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _leave(f"{program}: error: {name}{error.strerror or error}", 2)
+    except MemoryError as error:
+        _leave(f"{program}: error: not enough memory: {error}", 2)
     except KeyboardInterrupt:
         _leave(f"{program}: interrupted", 130)
     sys.exit(0)

@@ -42,7 +42,9 @@ def _servers() -> dict[str, Any]:
 
     from fedsim import servers
 
-    return {name: getattr(stock, name) for name in stock.__all__} | {"FedAvg": servers.FedAvg}
+    found = {name: getattr(stock, name) for name in stock.__all__}
+    usable = {n: c for n, c in found.items() if issubclass(c, stock.Strategy) and c is not stock.Strategy}
+    return usable | {"FedAvg": servers.FedAvg}
 
 
 def _namespace(field: str) -> dict[str, Any]:

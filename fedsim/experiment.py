@@ -222,7 +222,8 @@ class Experiment:
         try:
             return make(**settings)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"server {make!r} cannot be made: {error}") from None
+            name = getattr(make.func if isinstance(make, partial) else make, "__name__", repr(make))
+            raise ConfigError(f"server {name} cannot be made: {error}") from None
 
 
 class _Run:
