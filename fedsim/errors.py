@@ -46,13 +46,23 @@ def whole(field: str, value: Any, least: int = 0) -> None:
         raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {least} or more")
 
 
-def real(field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Raise ConfigError unless `value` is a finite number in [low, high], or (low, high] if `open_low`."""
+def real(
+    field: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Raise ConfigError unless `value` is a finite number from `low` to `high`, an open end excluded."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_real or value < low or value > high or (open_low and value == low):
+    below = is_real and (value < low or (open_low and value == low))
+    above = is_real and (value > high or (open_high and value == high))
+    if not is_real or below or above:
         bounds = []
         if low > -math.inf:
-            bounds.append(f"greater than {low:g}" if open_low else f"at least {low:g}")
+            bounds.append(f"{'greater than' if open_low else 'at least'} {low:g}")
         if high < math.inf:
-            bounds.append(f"at most {high:g}")
+            bounds.append(f"{'less than' if open_high else 'at most'} {high:g}")
         raise ConfigError(f"{field} is {value!r}; allowed: a finite number {' and '.join(bounds)}".rstrip())

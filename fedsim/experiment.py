@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import data, mlp
+from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, real, whole
 from fedsim.splits import IID, Split
@@ -54,12 +54,15 @@ class Result:
         model on the client's own training examples; empty unless ``fraction_evaluate`` is positive.
     weights : dict of ndarray
         Final global model: ``W1, b1, W2, b2, ...``.
+    kernel : {"numpy", "compiled"}
+        What trained the clients.
     """
 
     experiment: Experiment
     history: pd.DataFrame
     clients: pd.DataFrame
     weights: dict[str, NDArray[Any]]
+    kernel: str
 
     @property
     def final_accuracy(self) -> float:
@@ -115,6 +118,9 @@ class Experiment:
     on_failure : {"raise", "exclude"}
         What a client whose training diverges does: ends the run with DivergenceError, or is left out of the round
         and counted in ``history.failures``.
+    kernel : {"auto", "numpy", "compiled"}
+        What trains the clients; the two agree to rounding. auto is compiled where the configuration makes a large
+        job; see `fedsim.kernels.choose`.
 
     Raises
     ------
@@ -136,6 +142,7 @@ class Experiment:
     rounds: int = 20
     seed: int = 0
     on_failure: str = "raise"
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
@@ -158,6 +165,7 @@ class Experiment:
         whole("rounds", self.rounds, 1)
         whole("seed", self.seed, 0)
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
+        one_of("kernel", self.kernel, kernels.KERNELS)
 
     def run(
         self,
@@ -242,12 +250,15 @@ class _Run:
         self.on_round = on_round
         dataset = experiment.load_data()
         self.net = experiment.network(dataset)
+        trained_on = len(dataset.y_train) * experiment.fraction_train * experiment.rounds * experiment.client.epochs
+        self.kernel = kernels.choose(experiment.kernel, experiment.client, self.net, trained_on)
         self.grid = InProcessGrid(
             self.net,
             dataset,
             experiment.split.partition(dataset.y_train, experiment.seed),
             experiment.client,
             experiment.seed,
+            kernel=self.kernel,
             workers=workers,
             block_size=block_size,
             on_failure=experiment.on_failure,
@@ -282,7 +293,8 @@ class _Run:
         clients = pd.DataFrame(
             {c: np.concatenate([part[c] for part in self.client_rows]) if self.client_rows else [] for c in columns}
         )
-        return Result(experiment, history, clients, {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()})
+        weights = {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
+        return Result(experiment, history, clients, weights, self.kernel)
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""

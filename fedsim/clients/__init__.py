@@ -1,6 +1,6 @@
 """Client strategies: the local algorithm, written over arrays of shape (clients, parameters)."""
 
 from fedsim.clients.fedprox import FedProx
-from fedsim.clients.sgd import SGD, ClientStrategy, Context
+from fedsim.clients.sgd import SGD, Affine, ClientStrategy, Context
 
-__all__ = ["SGD", "ClientStrategy", "Context", "FedProx"]
+__all__ = ["SGD", "Affine", "ClientStrategy", "Context", "FedProx"]

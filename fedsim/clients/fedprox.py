@@ -6,7 +6,7 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 
 from __future__ import annotations
 
-from fedsim.clients.sgd import SGD, Array, Context
+from fedsim.clients.sgd import SGD, Affine, Context
 from fedsim.errors import real
 
 
@@ -15,7 +15,7 @@ class FedProx(SGD):
 
     Parameters
     ----------
-    lr, epochs, batch_size
+    lr, epochs, batch_size, momentum, weight_decay
         As for SGD.
     proximal_mu : float
         Strength of the pull, at least 0; with 0 this is SGD. Named as Flower's own FedProx sends it.
@@ -27,6 +27,6 @@ class FedProx(SGD):
         super().__post_init__()
         real("FedProx's proximal_mu", self.proximal_mu, 0)
 
-    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
-        """Return the gradient plus ``proximal_mu * (weights - global_weights)``."""
-        return grad + self.proximal_mu * (weights - ctx.global_weights)
+    def affine(self, ctx: Context) -> Affine:
+        """Pull by `proximal_mu`."""
+        return Affine(mu=self.proximal_mu)

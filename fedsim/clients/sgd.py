@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, Self, dataclass_transform
+from typing import Any, NamedTuple, Self, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,21 @@ class Context:
         return replace(self, partition_ids=self.partition_ids[select], num_examples=self.num_examples[select])
 
 
+class Affine(NamedTuple):
+    """What a strategy adds to the gradient, as data: ``mu * (weights - global_weights) + correction``.
+
+    Attributes
+    ----------
+    mu : float
+        Strength of the pull towards the weights the server sent.
+    correction : ndarray, shape (clients, parameters) or (parameters,), optional
+        Must not change within a round.
+    """
+
+    mu: float = 0.0
+    correction: Array | None = None
+
+
 @dataclass_transform(frozen_default=True)
 class ClientStrategy:
     """Makes every subclass a frozen dataclass, so that a strategy needs no decorator to declare hyperparameters."""
@@ -54,7 +69,9 @@ class ClientStrategy:
 
 
 class SGD(ClientStrategy):
-    """Minibatch SGD; extend it and override `direction` to make a strategy of your own.
+    """Minibatch SGD; extend it and override `affine` or `direction` to make a strategy of your own.
+
+    `affine` is for what can be said as data, and runs in the compiled kernel; `direction` is for any other NumPy.
 
     Parameters
     ----------
@@ -65,6 +82,11 @@ class SGD(ClientStrategy):
     batch_size : int or None
         Examples per step (the paper's B), at least 1; the last batch of an epoch may be smaller. None is the
         client's whole shard (the paper's B = infinity).
+    momentum : float
+        At least 0 and less than 1: ``v = momentum * v + direction``, ``w -= lr * v``, with v = 0 when a round starts
+        (the form of PyTorch's SGD).
+    weight_decay : float
+        At least 0: the gradient is of the loss plus ``weight_decay / 2 * ||w||^2``, biases included.
 
     Raises
     ------
@@ -75,6 +97,8 @@ class SGD(ClientStrategy):
     lr: float = 0.1
     epochs: int = 1
     batch_size: int | None = 10
+    momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -82,6 +106,8 @@ class SGD(ClientStrategy):
         whole(f"{name}'s epochs", self.epochs, 1)
         if self.batch_size is not None:
             whole(f"{name}'s batch_size", self.batch_size, 1)
+        real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
+        real(f"{name}'s weight_decay", self.weight_decay, 0)
 
     def __str__(self) -> str:
         """Return a short label: the class and whatever differs from its defaults."""
@@ -92,13 +118,26 @@ class SGD(ClientStrategy):
         ]
         return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
 
+    def affine(self, ctx: Context) -> Affine:
+        """Return what a step adds to the gradient, where that can be said as data.
+
+        Parameters
+        ----------
+        ctx : Context
+
+        Returns
+        -------
+        Affine
+        """
+        return Affine()
+
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
-        """Return what a step subtracts, before it is scaled by `lr`.
+        """Return what a step subtracts, before momentum and before it is scaled by `lr`; by default, see `affine`.
 
         Parameters
         ----------
         grad : ndarray, shape (clients, parameters)
-            Of the mean loss over each client's current batch; may be overwritten.
+            Of the mean loss over each client's current batch, weight decay included; may be overwritten.
         weights : ndarray, shape (clients, parameters)
             Each client's current weights; read only.
         ctx : Context
@@ -107,6 +146,11 @@ class SGD(ClientStrategy):
         -------
         ndarray, shape (clients, parameters)
         """
+        mu, correction = self.affine(ctx)
+        if mu:
+            grad += mu * (weights - ctx.global_weights)
+        if correction is not None:
+            grad += correction
         return grad
 
     def configured(self, config: Mapping[str, Any]) -> Self:

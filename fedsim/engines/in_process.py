@@ -24,20 +24,27 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, Met
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedsim import kernels
 from fedsim.clients import SGD
 from fedsim.data import Dataset
 from fedsim.engines import flower
 from fedsim.errors import DivergenceError, one_of, whole
-from fedsim.kernels import numpy as kernel
+from fedsim.kernels.numpy import Task, Update, evaluate
 from fedsim.mlp import MLP
 from fedsim.splits import Partition
 
+J = TypeVar("J")
 T = TypeVar("T")
 
-#: A block's weights fill about this many bytes: with gradients and examples, a core's cache.
-BLOCK_BYTES = 768 * 1024
+#: Bytes of weights that a block of clients may fill, by kernel. The NumPy kernel steps all of a block at once, so it
+#: must fit a core's cache with gradients and examples; the compiled one goes client by client.
+BLOCK_BYTES = {"numpy": 768 * 1024, "compiled": 8 * 1024 * 1024}
+#: Floating-point operations below which cutting a block costs more than it gains.
+BLOCK_WORK = {"numpy": 5e7, "compiled": 1e7}
+#: Bytes of finished weights that may wait for their turn to be aggregated.
+WAITING_BYTES = 64 * 1024 * 1024
 #: Test examples scored at a time; a constant, so that sums do not depend on workers.
-EVALUATE_ROWS = 2_000
+EVALUATE_ROWS = 1_000
 #: A client whose training loss passes this multiple of the untrained model's has diverged.
 DIVERGED = 10.0
 
@@ -75,7 +82,7 @@ class Traffic:
             return float("nan")
         return float(np.average(np.concatenate(self._losses), weights=np.concatenate(self._examples)))
 
-    def trained(self, update: kernel.Update) -> None:
+    def trained(self, update: Update) -> None:
         """Count a block."""
         self.clients += len(update.partition_ids)
         self._losses.append(update.train_loss)
@@ -112,10 +119,12 @@ class InProcessGrid(Grid):
     client : SGD
         The client strategy.
     seed : int
+    kernel : {"numpy", "compiled"}
+        What trains; see `fedsim.kernels`.
     workers : int, optional
         Threads; default one per available core.
     block_size : int, optional
-        Clients trained together; default by the size of the model. Neither changes a result.
+        Clients trained together; default by model and work. Neither changes a result.
     on_failure : {"raise", "exclude"}
         What a diverged client does: end the run with DivergenceError, or be left out of the round and recorded.
     """
@@ -128,6 +137,7 @@ class InProcessGrid(Grid):
         client: SGD,
         seed: int = 0,
         *,
+        kernel: str = "numpy",
         workers: int | None = None,
         block_size: int | None = None,
         on_failure: str = "raise",
@@ -141,8 +151,10 @@ class InProcessGrid(Grid):
         self.net, self.partition, self.client, self.seed = net, partition, client, seed
         self.on_failure = on_failure
         self.workers = workers or available_cores()
-        row_bytes = net.num_parameters * np.dtype(net.dtype).itemsize
-        self.block_size = block_size or max(2, BLOCK_BYTES // row_bytes)
+        self.block_size = block_size
+        self._kernel_name = kernel
+        self._kernel = kernels.load(kernel)
+        self._row_bytes = net.num_parameters * np.dtype(net.dtype).itemsize
         self.traffic = Traffic()
         self.evaluations: list[Evaluation] = []
         self._x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
@@ -161,6 +173,8 @@ class InProcessGrid(Grid):
     def __enter__(self) -> InProcessGrid:
         from threadpoolctl import threadpool_limits
 
+        if self._kernel_name == "compiled":
+            self._kernel.prepare(self.net.dtype)
         self._blas = threadpool_limits(1, "blas")
         if self.workers > 1:
             self._pool = ThreadPoolExecutor(self.workers, "fedsim")
@@ -251,62 +265,82 @@ class InProcessGrid(Grid):
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
         weights = flower.to_flat(self.net, arrays)
-        task = kernel.Task(self.net, self.client.configured(config), self._x, self._y, weights, round_number, self.seed)
+        client = self.client.configured(config)
+        task = Task(self.net, client, self._x, self._y, self.partition, weights, round_number, self.seed)
         self.traffic.bytes_down += len(ids) * self._payload
         ordered = [messages[k] for k in order] if messages else None
         return _Order(kind, task, ids[order], ordered)
 
-    def blocks(self, ids: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-        """Cut ordered partition ids into blocks."""
-        for start in range(0, len(ids), self.block_size):
-            yield ids[start : start + self.block_size]
+    def blocks(self, ids: NDArray[np.intp], work: float) -> list[NDArray[np.intp]]:
+        """Cut ordered partition ids into blocks of like work, small enough to keep every worker busy to the end.
 
-    def in_order(self, work: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-        """Run jobs on the workers, a few ahead, and hand their results over in the order of the jobs."""
-        jobs = list(jobs)
+        Parameters
+        ----------
+        ids : ndarray of int, shape (clients,)
+        work : float
+            Floating-point operations per example.
+        """
+        if self.block_size:
+            return [ids[start : start + self.block_size] for start in range(0, len(ids), self.block_size)]
+        done = np.cumsum(self.partition.sizes[ids]) * work
+        share = max(float(done[-1]) / (8 * self.workers), BLOCK_WORK[self._kernel_name])
+        most = max(1, BLOCK_BYTES[self._kernel_name] // self._row_bytes)
+        blocks, start = [], 0
+        while start < len(ids):
+            before = done[start - 1] if start else 0.0
+            stop = int(np.searchsorted(done, before + share, side="right"))
+            stop = min(max(stop, start + 1), start + most)
+            blocks.append(ids[start:stop])
+            start = stop
+        return blocks
+
+    def in_order(self, work: Callable[[J], T], jobs: Sequence[J], ahead: int | None = None) -> Iterator[T]:
+        """Run jobs on the workers and hand their results over in the order of the jobs, at most `ahead` in advance."""
         if self._pool is None or len(jobs) == 1:
-            for job in jobs:
-                yield work(*job)
+            yield from map(work, jobs)
             return
-        ahead: deque[Future[T]] = deque()
+        running: deque[Future[T]] = deque()
         try:
             for job in jobs:
-                ahead.append(self._pool.submit(work, *job))
-                if len(ahead) > 2 * self.workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                running.append(self._pool.submit(work, job))
+                if len(running) >= max(ahead or len(jobs), 2 * self.workers):
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
         finally:
-            for future in ahead:
+            for future in running:
                 future.cancel()
 
-    def train(self, task: kernel.Task, ids: NDArray[np.intp]) -> Iterator[kernel.Update]:
+    def train(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
         """Train clients, given in cohort order; yield each block's sound updates and record the rest."""
 
-        def work(block: NDArray[np.intp]) -> kernel.Update:
+        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
-                return kernel.train(task, block, [self.partition[int(k)] for k in block])
-
-        for update in self.in_order(work, ((block,) for block in self.blocks(ids))):
+                update: Update = self._kernel.train(task, block)
             sound = np.isfinite(update.weights).all(axis=1) & (update.train_loss <= self._loss_limit)
+            return update, sound
+
+        blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
+        largest = max(len(block) for block in blocks)
+        for update, sound in self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes)):
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
             if not sound.all():
-                update = kernel.Update(
+                update = Update(
                     *(getattr(update, f)[sound] for f in ("partition_ids", "num_examples", "weights", "train_loss"))
                 )
             self.traffic.trained(update)
             self.traffic.bytes_up += len(update.partition_ids) * self._payload
             yield update
 
-    def _failed(self, task: kernel.Task, client: int, loss: float) -> None:
+    def _failed(self, task: Task, client: int, loss: float) -> None:
         size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"
         reason = f"training diverged in round {task.round} at client {client} ({size}) with {task.strategy}"
         if self.on_failure == "raise":
             raise DivergenceError(f"{reason}; a smaller lr usually helps")
         self.traffic.failed[client] = reason
 
-    def evaluate_clients(self, task: kernel.Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
+    def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate the task's global model on clients' own examples, block by block."""
 
         def work(block: NDArray[np.intp]) -> Evaluation:
@@ -314,12 +348,12 @@ class InProcessGrid(Grid):
             loss, right = np.zeros(len(block)), np.zeros(len(block))
             for size in np.unique(sizes):  # equally large shards are scored together
                 rows = np.flatnonzero(sizes == size)
-                shards = np.stack([self.partition[int(k)] for k in block[rows]])
+                shards = self.partition.indices[self.partition.offsets[block[rows], None] + np.arange(size)]
                 x, y = self._x.take(shards, axis=0), self._y.take(shards)
-                loss[rows], right[rows] = kernel.evaluate(self.net, task.global_weights, x, y)
+                loss[rows], right[rows] = evaluate(self.net, task.global_weights, x, y)
             return Evaluation(block, sizes, loss / sizes, right / sizes)
 
-        for evaluation in self.in_order(work, ((block,) for block in self.blocks(ids))):
+        for evaluation in self.in_order(work, self.blocks(ids, 2 * self.net.num_parameters)):
             self.evaluations.append(evaluation)
             yield evaluation
 
@@ -329,11 +363,10 @@ class InProcessGrid(Grid):
         def work(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)
             with np.errstate(all="ignore"):
-                loss, right = kernel.evaluate(self.net, weights, self._x_test[None, rows], self._y_test[None, rows])
+                loss, right = evaluate(self.net, weights, self._x_test[None, rows], self._y_test[None, rows])
             return float(loss[0]), int(right[0])
 
-        starts = range(0, len(self._y_test), EVALUATE_ROWS)
-        parts = list(self.in_order(work, ((start,) for start in starts)))
+        parts = list(self.in_order(work, range(0, len(self._y_test), EVALUATE_ROWS)))
         examples = len(self._y_test)
         return sum(loss for loss, _ in parts) / examples, sum(right for _, right in parts) / examples
 
@@ -353,7 +386,7 @@ class _Order:
     """What some clients are told: one task for all, clients in cohort order."""
 
     kind: str
-    task: kernel.Task
+    task: Task
     ids: NDArray[np.intp]
     messages: list[Message] | None
 
@@ -380,7 +413,7 @@ class Replies(Sequence[Message]):
     def __iter__(self) -> Iterator[Message]:
         return iter(self._all())
 
-    def blocks(self) -> Iterator[kernel.Update]:
+    def blocks(self) -> Iterator[Update]:
         """Train the cohort and yield its updates block by block, in cohort order."""
         for order in self._orders:
             yield from self._grid.train(order.task, order.ids)

@@ -1,1 +1,76 @@
-"""The local training loop."""
+"""The local training loop, twice: `numpy`, the readable definition, and `compiled`, the fast one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fedsim.clients import SGD
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsim.mlp import MLP
+
+KERNELS = ("auto", "numpy", "compiled")
+
+#: Floating-point operations from which an experiment is worth compiling for: a few seconds of the NumPy kernel.
+LARGE_JOB = 1e11
+
+
+def choose(kernel: str, strategy: SGD, net: MLP, examples: float) -> str:
+    """Name the kernel that runs an experiment.
+
+    Decided by the configuration alone, never by timing, for the two agree only to rounding.
+
+    Parameters
+    ----------
+    kernel : {"auto", "numpy", "compiled"}
+        auto is `compiled` for large jobs whose strategy it can run, on machines where Numba works.
+    strategy : SGD
+    net : MLP
+    examples : float
+        Examples trained on in the whole experiment, repetitions counted.
+
+    Raises
+    ------
+    ConfigError
+        ``compiled`` is asked for and cannot be had.
+    """
+    if kernel == "numpy":
+        return kernel
+    as_data = type(strategy).direction is SGD.direction
+    if kernel == "compiled":
+        if not as_data:
+            raise ConfigError(
+                f"kernel is 'compiled' but {type(strategy).__name__} has a direction() of its own, which is NumPy; "
+                "allowed: 'auto', 'numpy', or a strategy that overrides affine() instead"
+            )
+        if reason := missing():
+            raise ConfigError(f"kernel is 'compiled' but {reason}; allowed: 'auto', 'numpy'")
+        return kernel
+    if not as_data or 6 * net.num_parameters * examples < LARGE_JOB:
+        return "numpy"
+    if reason := missing():
+        warnings.warn(f"fedsim runs on its NumPy kernel, which is slower: {reason}", RuntimeWarning, stacklevel=3)
+        return "numpy"
+    return "compiled"
+
+
+@cache
+def missing() -> str:
+    """Say why the compiled kernel cannot run here, or return an empty string."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        load("compiled")
+    except Exception as error:  # whatever is wrong with Numba, LLVM or their files, there is another kernel
+        return f"Numba does not work here ({type(error).__name__}: {error}); pip install --force-reinstall numba"
+    return ""
+
+
+def load(kernel: str) -> Any:
+    """Return a kernel's module."""
+    return import_module(f"fedsim.kernels.{kernel}")

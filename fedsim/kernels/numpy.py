@@ -1,5 +1,7 @@
 """Local training in NumPy, many clients at once: the readable definition of what a client does in a round.
 
+A step is ``v = momentum * v + direction(grad + weight_decay * w)``, ``w -= lr * v``, with v = 0 when a round starts.
+
 Clients of a block are rows of one array and take their steps together. Each trains on exactly its own examples: in an
 epoch all full batches come first, on the clients that still have one (a prefix, for clients come sorted by falling
 size), then each client's smaller last batch, on groups of clients whose last batches are equally large. No batch is
@@ -9,7 +11,6 @@ is what makes results independent of blocks and threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsim import mlp, streams
 from fedsim.clients import SGD, Context
+from fedsim.splits import Partition
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -35,6 +37,8 @@ class Task:
     x : ndarray, shape (examples, features)
         Every client's examples, of the network's dtype.
     y : ndarray, shape (examples,)
+    partition : Partition
+        Which examples each client holds.
     global_weights : ndarray, shape (parameters,)
     round : int
     seed : int
@@ -44,6 +48,7 @@ class Task:
     strategy: SGD
     x: Array
     y: Array
+    partition: Partition
     global_weights: Array
     round: int
     seed: int
@@ -68,56 +73,68 @@ class Update:
     train_loss: NDArray[np.float64]
 
 
-def train(task: Task, partition_ids: Indices, shards: Sequence[Indices]) -> Update:
+def schedule(task: Task, clients: Indices) -> Indices:
+    """Return the examples that clients train on, in order: each epoch shuffled anew.
+
+    Returns
+    -------
+    ndarray of int, shape (epochs, clients, largest shard)
+        A smaller client's row ends in padding, which is a valid index.
+    """
+    sizes = task.partition.sizes[clients]
+    epochs = task.strategy.epochs
+    keys = streams.keys(task.seed, streams.Purpose.SHUFFLE, task.round, clients, np.arange(epochs)[:, None])
+    order = streams.permutations(keys.ravel(), np.tile(sizes, epochs)).reshape(epochs, len(clients), -1)
+    np.minimum(order, sizes[:, None] - 1, out=order)
+    order += task.partition.offsets[clients, None]
+    return task.partition.indices.take(order)
+
+
+def train(task: Task, clients: Indices) -> Update:
     """Run one round's local training of some clients.
 
     Parameters
     ----------
     task : Task
-    partition_ids : ndarray of int, shape (clients,)
-    shards : sequence of ndarray of int
-        Each client's example indices, none empty, in order of falling size.
+    clients : ndarray of int, shape (clients,)
+        Partition ids, none of an empty client, in order of falling size.
 
     Returns
     -------
     Update
     """
     strategy = task.strategy
-    sizes = np.array([len(shard) for shard in shards], dtype=np.intp)
-    members = np.zeros((len(shards), sizes.max()), dtype=np.intp)
-    for row, shard in enumerate(shards):
-        members[row, : len(shard)] = shard
+    sizes = task.partition.sizes[clients]
     batch = strategy.batch_size or 0
     full = sizes // batch if batch else np.zeros_like(sizes)
     last = sizes - full * batch
-    context = Context(task.round, partition_ids, sizes, task.global_weights)
+    context = Context(task.round, clients, sizes, task.global_weights)
 
-    weights = np.repeat(task.global_weights[None], len(shards), axis=0)
+    weights = np.repeat(task.global_weights[None], len(clients), axis=0)
     scratch = np.empty_like(weights)
-    loss = np.zeros(len(shards))
+    velocity = np.zeros_like(weights) if strategy.momentum else None
+    loss = np.zeros(len(clients))
 
-    def step(rows: slice | Indices, w: Array, examples: Indices, ctx: Context) -> None:
+    def step(rows: slice | Indices, examples: Indices) -> None:
         x, y = task.x.take(examples, axis=0), task.y.take(examples, axis=0)
+        w = weights[rows]
         batch_loss, grad = mlp.gradient(task.net, w, x, y, out=scratch[: len(w)])
         loss[rows] += batch_loss.astype(np.float64) * examples.shape[1]
-        np.multiply(strategy.direction(grad, w, ctx), strategy.lr, out=grad)
-        w -= grad
+        if strategy.weight_decay:
+            grad += strategy.weight_decay * w
+        direction = strategy.direction(grad, w, context.rows(rows))
+        if velocity is not None:
+            direction = velocity[rows] = strategy.momentum * velocity[rows] + direction
+        np.multiply(direction, strategy.lr, out=grad)
+        weights[rows] -= grad
 
-    for epoch in range(strategy.epochs):
-        keys = streams.keys(task.seed, streams.Purpose.SHUFFLE, task.round, partition_ids, epoch)
-        order = streams.permutations(keys, sizes)
-        np.minimum(order, sizes[:, None] - 1, out=order)  # padding, never used, must still index
-        order = np.take_along_axis(members, order, axis=1)
+    for order in schedule(task, clients):
         for number in range(full[0]):
-            rows = slice(0, np.count_nonzero(full > number))
-            step(rows, weights[rows], order[rows, number * batch : (number + 1) * batch], context.rows(rows))
+            step(slice(0, np.count_nonzero(full > number)), order[full > number, number * batch : (number + 1) * batch])
         for size in np.unique(last[last > 0]):
             group = np.flatnonzero(last == size)
-            examples = order[group[:, None], full[group, None] * batch + np.arange(size)]
-            w = weights[group]
-            step(group, w, examples, context.rows(group))
-            weights[group] = w
-    return Update(partition_ids, sizes, weights, loss / (sizes * strategy.epochs))
+            step(group, order[group[:, None], full[group, None] * batch + np.arange(size)])
+    return Update(clients, sizes, weights, loss / (sizes * strategy.epochs))
 
 
 def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[np.float64], Indices]:

@@ -1,0 +1,577 @@
+"""Local training compiled by Numba: the fast kernel, equal to `kernels.numpy` to rounding.
+
+One call trains a block of clients, one after another, without the interpreter: a client's model stays in the core's
+cache from its first step to its last. Everything large is one operation, a product of matrices added into a third,
+and that operation is cut into register tiles: `_tile` emits their instructions as LLVM vectors, so that nothing is
+left to a vectoriser's mood and compilation takes a second or two, not fifteen.
+
+Three things make a step cheap. The flat layout stores each bias after its matrix, so ``[W; b]`` is one matrix with an
+extra row and layer inputs carry a column of ones: there is no code for biases. The weights' gradient is never stored:
+``W += X.T @ (-lr * delta)`` is the same tiled product, added in place. Layer 1 computes no gradient for its inputs.
+
+Rows of the working copy are padded with zeros to whole vectors; the padding stays zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, event, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fedsim.clients import Context
+from fedsim.kernels.numpy import Array, Indices, Task, Update, schedule
+from fedsim.mlp import ACTIVATIONS, LOSSES, MLP
+
+_FEATURES = binding.get_host_cpu_features()
+#: Bytes of a vector register.
+VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+#: Rows of the largest tile; it is two vectors wide. 20 of AVX-512's 32 registers hold sums, or 10 of 16.
+ROWS = 10 if VECTOR == 64 else 5
+#: Columns of the largest tile of `_dots`.
+DOTS = 4 if VECTOR == 64 else 2
+#: Examples taken through the network at a time; a multiple of ROWS. Larger batches add up their gradient.
+CHUNK = 120
+
+_ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
+_RELU, _TANH, _SIGMOID = (_ACTIVATIONS[name] for name in ("relu", "tanh", "sigmoid"))
+_LOSSES = {name: code for code, name in enumerate(LOSSES)}
+_MSE, _BINARY, _CROSS = (_LOSSES[name] for name in ("mse", "binary_cross_entropy", "cross_entropy"))
+
+_I64 = ir.IntType(64)
+_LANE = ir.IntType(32)
+
+
+class _Emitter:
+    """Vector instructions over flat arrays."""
+
+    def __init__(self, context: Any, builder: Any, array_types: Any, arrays: Any) -> None:
+        self.builder = builder
+        self.bases = [context.make_array(t)(context, builder, a).data for t, a in zip(array_types, arrays, strict=True)]
+        self.scalar = context.get_value_type(array_types[0].dtype)
+        self.itemsize = 4 if isinstance(self.scalar, ir.FloatType) else 8
+        self.lanes = VECTOR // self.itemsize
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        name = f"llvm.fmuladd.v{self.lanes}f{8 * self.itemsize}"
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        self.fma = cgutils.get_or_insert_function(builder.module, kind, name)
+
+    def place(self, *terms: Any) -> Any:
+        """Return a sum of products: an index into a flat array."""
+        total = _I64(0)
+        for term in terms:
+            total = self.builder.add(total, self.builder.mul(*term) if isinstance(term, tuple) else term)
+        return total
+
+    def pointer(self, base: int, place: Any, vector: Any = None) -> Any:
+        return self.builder.bitcast(
+            self.builder.gep(self.bases[base], [place]), (vector or self.vector).as_pointer()
+        )
+
+    def load(self, base: int, place: Any) -> Any:
+        return self.builder.load(self.pointer(base, place), align=self.itemsize)
+
+    def store(self, value: Any, base: int, place: Any) -> None:
+        self.builder.store(value, self.pointer(base, place, value.type), align=self.itemsize)
+
+    def broadcast(self, base: int, place: Any) -> Any:
+        scalar = self.builder.load(self.builder.gep(self.bases[base], [place]))
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, _LANE(0))
+        return self.shuffle(first, undefined, [0] * self.lanes)
+
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def loop(self, count: Any, sums: list[Any], body: Any) -> list[Any]:
+        """Run ``sums = body(index, sums)`` for index 0..count-1 (count at least 1), the sums in registers."""
+        before = self.builder.block
+        block = self.builder.append_basic_block("tile")
+        after = self.builder.append_basic_block("done")
+        self.builder.branch(block)
+        self.builder.position_at_end(block)
+        index = self.builder.phi(_I64)
+        index.add_incoming(_I64(0), before)
+        held = []
+        for value in sums:
+            phi = self.builder.phi(value.type)
+            phi.add_incoming(value, before)
+            held.append(phi)
+        new = body(index, held)
+        following = self.builder.add(index, _I64(1))
+        index.add_incoming(following, block)
+        for phi, value in zip(held, new, strict=True):
+            phi.add_incoming(value, block)
+        self.builder.cbranch(self.builder.icmp_signed("<", following, count), block, after)
+        self.builder.position_at_end(after)
+        return new
+
+
+def _tile(rows: int, vectors: int) -> Any:
+    """Make an intrinsic: one register tile of ``C (+)= A @ B`` over flat arrays.
+
+    ``C[r, v] (+)= sum_p A[a + r * a_row + p * a_column] * B[b + p * b_row, v]``, in rising p, for `rows` rows of C
+    and `vectors` vectors of its columns; C's tile is loaded once (or starts at zero) and stored once.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(ctx, c_, c, c_row, a_, a, a_row, a_column, b_, b, b_row, depth, add):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            c, c_row, a, a_row, a_column, b, b_row, depth, add = (args[k] for k in (1, 2, 4, 5, 6, 8, 9, 10, 11))
+            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 7)], [args[k] for k in (0, 3, 7)])
+            cells = [(r, v) for r in range(rows) for v in range(vectors)]
+            places = [e.place(c, (c_row, _I64(r)), _I64(v * e.lanes)) for r, v in cells]
+            start = builder.block
+            with builder.if_then(add):
+                loading = builder.block
+                loaded = [e.load(0, place) for place in places]
+            sums = []
+            for value in loaded:
+                phi = builder.phi(e.vector)
+                phi.add_incoming(ir.Constant(e.vector, None), start)
+                phi.add_incoming(value, loading)
+                sums.append(phi)
+
+            def step(p: Any, sums: list[Any]) -> list[Any]:
+                right = [e.load(2, e.place(b, (b_row, p), _I64(v * e.lanes))) for v in range(vectors)]
+                left = [e.broadcast(1, e.place(a, (a_column, p), (a_row, _I64(r)))) for r in range(rows)]
+                return [builder.call(e.fma, [left[r], right[v], s]) for (r, v), s in zip(cells, sums, strict=True)]
+
+            for place, value in zip(places, e.loop(depth, sums, step), strict=True):
+                e.store(value, 0, place)
+            return context.get_dummy_value()
+
+        return types.void(c_, c, c_row, a_, a, a_row, a_column, b_, b, b_row, depth, add), emit
+
+    return tile
+
+
+def _dots(rows: int, columns: int) -> Any:
+    """Make an intrinsic: one register tile of ``C = A @ B.T`` over flat arrays.
+
+    ``C[c + r * c_row + k] = sum_v A[a + r * a_row, v] . B[b + k * b_row, v]`` over `depth` vectors, for `rows` rows of
+    A and `columns` (a power of two) rows of B. The sums of a vector's lanes are taken for all columns at once.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def dots(ctx, c_, c, c_row, a_, a, a_row, b_, b, b_row, depth):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            c, c_row, a, a_row, b, b_row, depth = (args[k] for k in (1, 2, 4, 5, 7, 8, 9))
+            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 6)], [args[k] for k in (0, 3, 6)])
+            cells = [(r, k) for r in range(rows) for k in range(columns)]
+
+            def step(v: Any, sums: list[Any]) -> list[Any]:
+                offset = builder.mul(v, _I64(e.lanes))
+                left = [e.load(1, e.place(a, (a_row, _I64(r)), offset)) for r in range(rows)]
+                right = [e.load(2, e.place(b, (b_row, _I64(k)), offset)) for k in range(columns)]
+                return [builder.call(e.fma, [left[r], right[k], s]) for (r, k), s in zip(cells, sums, strict=True)]
+
+            sums = e.loop(depth, [ir.Constant(e.vector, None)] * len(cells), step)
+            for r in range(rows):
+                e.store(add_lanes(e, sums[r * columns : (r + 1) * columns]), 0, e.place(c, (c_row, _I64(r))))
+            return context.get_dummy_value()
+
+        def add_lanes(e: _Emitter, parts: list[Any]) -> Any:
+            """Return the sum of each vector's lanes, side by side: halves are added until a lane each is left."""
+            groups = 1  # of lanes in each part, every one belonging to another of the first vectors
+            while len(parts) > 1 or parts[0].type.count > groups:
+                width = parts[0].type.count // groups
+                low = [g * width + k for g in range(groups) for k in range(width // 2)]
+                high = [place + width // 2 for place in low]
+                if len(parts) > 1:
+                    second = [parts[0].type.count + place for place in low], [parts[0].type.count + p for p in high]
+                    parts = [
+                        e.builder.fadd(e.shuffle(x, y, low + second[0]), e.shuffle(x, y, high + second[1]))
+                        for x, y in zip(parts[::2], parts[1::2], strict=True)
+                    ]
+                    groups *= 2
+                else:
+                    parts = [e.builder.fadd(e.shuffle(x, x, low), e.shuffle(x, x, high)) for x in parts]
+            return parts[0]
+
+        return types.void(c_, c, c_row, a_, a, a_row, b_, b, b_row, depth), emit
+
+    return dots
+
+
+_tile_big_2, _tile_big_1 = _tile(ROWS, 2), _tile(ROWS, 1)
+_tile_5_2, _tile_5_1 = _tile(5, 2), _tile(5, 1)
+_tile_2_2, _tile_2_1 = _tile(2, 2), _tile(2, 1)
+_tile_1_2, _tile_1_1 = _tile(1, 2), _tile(1, 1)
+_dots_big_big, _dots_big_1 = _dots(5, DOTS), _dots(5, 1)
+_dots_1_big, _dots_1_1 = _dots(1, DOTS), _dots(1, 1)
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _product(s, c, c_row, a, a_row, a_column, rows, b, b_row, vectors, lanes, depth, add):  # type: ignore[no-untyped-def]
+    """``C (+)= A @ B`` within the flat array `s`, tile by tile; a pair of B's vector columns is read by all rows."""
+    for first in range(0, vectors, 2):
+        two = first + 1 < vectors
+        bv = b + first * lanes
+        row = 0
+        while row < rows:
+            left = rows - row
+            cv = c + row * c_row + first * lanes
+            ar = a + row * a_row
+            if left >= ROWS:
+                if two:
+                    _tile_big_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                else:
+                    _tile_big_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                row += ROWS
+            elif left >= 5:
+                if two:
+                    _tile_5_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                else:
+                    _tile_5_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                row += 5
+            elif left >= 2:
+                if two:
+                    _tile_2_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                else:
+                    _tile_2_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                row += 2
+            else:
+                if two:
+                    _tile_1_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                else:
+                    _tile_1_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
+                row += 1
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _product_transposed(s, c, c_row, a, a_row, rows, b, b_row, columns, vectors):  # type: ignore[no-untyped-def]
+    """``C = A @ B.T`` within the flat array `s`, tile by tile."""
+    row = 0
+    while row < rows:
+        five = row + 5 <= rows
+        ar = a + row * a_row
+        column = 0
+        while column < columns:
+            cc = c + row * c_row + column
+            bc = b + column * b_row
+            if column + DOTS <= columns:
+                if five:
+                    _dots_big_big(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                else:
+                    _dots_1_big(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                column += DOTS
+            else:
+                if five:
+                    _dots_big_1(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                else:
+                    _dots_1_1(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                column += 1
+        row += 5 if five else 1
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _loss_and_delta(kind, s, z, d, label, outputs, scale):  # type: ignore[no-untyped-def]
+    """Write one example's derivative by its scores, times `scale`; return its loss (mlp.LOSSES in loops)."""
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    loss = zero
+    if kind == _CROSS:
+        top = s[z]
+        for j in range(z + 1, z + outputs):
+            top = s[j] if s[j] > top else top
+        for j in range(outputs):
+            s[d + j] = math.exp(s[z + j] - top)
+            loss += s[d + j]
+        share = scale / loss
+        for j in range(outputs):
+            s[d + j] *= share
+        s[d + label] -= scale
+        return math.log(loss) - (s[z + label] - top)
+    share = scale / s.dtype.type(outputs)
+    for j in range(outputs):
+        target = (one if j == label else zero) if outputs > 1 else s.dtype.type(label)
+        score = s[z + j]
+        if kind == _MSE:
+            error = score - target
+            loss += error * error
+            s[d + j] = (error + error) * share
+        else:
+            positive = score if score > zero else -score
+            small = math.exp(-positive)
+            loss += (score - score * target if score > zero else -score * target) + math.log1p(small)
+            s[d + j] = ((small if score < zero else one) / (one + small) - target) * share
+    return loss / s.dtype.type(outputs)
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _activate(kind, s, h, width):  # type: ignore[no-untyped-def]
+    """Write f(z) over z of one example, and a one after it for the next layer's bias."""
+    half, one, zero = s.dtype.type(0.5), s.dtype.type(1), s.dtype.type(0)
+    if kind == _RELU:
+        for j in range(h, h + width):
+            s[j] = zero if s[j] < zero else s[j]  # NaN stays NaN
+    elif kind == _TANH:
+        for j in range(h, h + width):
+            s[j] = math.tanh(s[j])
+    else:
+        for j in range(h, h + width):
+            s[j] = half * (one + math.tanh(half * s[j]))
+    s[h + width] = one
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _chain(kind, s, d, h, width):  # type: ignore[no-untyped-def]
+    """Multiply one example's delta by f'(z), given h = f(z)."""
+    one, zero = s.dtype.type(1), s.dtype.type(0)
+    if kind == _RELU:
+        for j in range(width):
+            s[d + j] *= one if s[h + j] > zero else zero
+    elif kind == _TANH:
+        for j in range(width):
+            s[d + j] *= one - s[h + j] * s[h + j]
+    else:
+        for j in range(width):
+            s[d + j] *= s[h + j] * (one - s[h + j])
+
+
+# Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
+_K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
+
+
+def _train(  # type: ignore[no-untyped-def]
+    out, losses, start, x, y, examples, width, sizes, epochs, batch, table, s, lanes, padded,
+    activation, loss, lr, momentum, decay, pull, corrections,
+):  # fmt: skip
+    """Train clients, one after another: `train` in loops, with every array of a client inside the scratch `s`.
+
+    Its last three parts, `padded` long each and laid out alike, are W; V, a step's direction where it cannot be added
+    to W in place; and C, what a step adds that does not change within a round: ``correction - pull * global``.
+    """
+    layers = len(table) - 1
+    clients = len(sizes)
+    w0 = table[0, _W]
+    v0 = w0 + padded
+    c0 = v0 + padded
+    held = pull != 0 or len(corrections) > 0
+    shrink = decay + pull
+    for client in range(clients):
+        n = sizes[client]
+        size = batch if 0 < batch < n else n
+        direct = momentum == 0 and size <= CHUNK
+        for layer in range(layers):
+            outputs, row = table[layer, _N], table[layer, _ROW]
+            for k in range(table[layer, _K] + 1):
+                w, flat = table[layer, _W] + k * row, table[layer, _FLAT] + k * outputs
+                for j in range(outputs):
+                    s[w + j] = start[flat + j]
+                for j in range(outputs, row):
+                    s[w + j] = 0
+                if held:
+                    for j in range(row):
+                        s[c0 - w0 + w + j] = -pull * s[w + j]
+                    if len(corrections):
+                        for j in range(outputs):
+                            s[c0 - w0 + w + j] += corrections[client, flat + j]
+        if not direct:
+            for i in range(v0, c0):
+                s[i] = 0
+        total = 0.0
+        for epoch in range(epochs):
+            begin = (epoch * clients + client) * width
+            end = begin + n
+            while begin < end:
+                taken = size if begin + size < end else end - begin
+                scale = s.dtype.type((-lr if direct else 1.0) / taken)
+                if not direct:
+                    for i in range(padded):
+                        s[v0 + i] = momentum * s[v0 + i] + shrink * s[w0 + i]
+                    if held:
+                        for i in range(padded):
+                            s[v0 + i] += s[c0 + i]
+                stop = begin + taken
+                while begin < stop:
+                    rows = CHUNK if begin + CHUNK < stop else stop - begin
+                    inputs = table[0, _K]
+                    for r in range(rows):
+                        h, example = table[0, _H] + r * table[0, _H_ROW], examples[begin + r]
+                        for j in range(inputs):
+                            s[h + j] = x[example, j]
+                        s[h + inputs] = 1
+                    for layer in range(layers):
+                        z, z_row, outputs = table[layer + 1, _H], table[layer + 1, _H_ROW], table[layer, _N]
+                        _product(
+                            s, z, z_row, table[layer, _H], table[layer, _H_ROW], 1, rows,
+                            table[layer, _W], table[layer, _ROW], table[layer, _ROW] // lanes, lanes,
+                            table[layer, _K] + 1, False,
+                        )  # fmt: skip
+                        for r in range(rows):
+                            if layer + 1 < layers:
+                                _activate(activation, s, z + r * z_row, outputs)
+                            else:
+                                d = table[layer, _D] + r * table[layer, _ROW]
+                                total += _loss_and_delta(
+                                    loss, s, z + r * z_row, d, y[examples[begin + r]], outputs, scale
+                                )
+                    for layer in range(layers - 1, 0, -1):
+                        d, d_row, h, h_row = table[layer - 1, _D], table[layer - 1, _ROW], table[layer, _H], table[layer, _H_ROW]
+                        _product_transposed(
+                            s, d, d_row, table[layer, _D], table[layer, _ROW], rows,
+                            table[layer, _W], table[layer, _ROW], table[layer, _K], table[layer, _ROW] // lanes,
+                        )  # fmt: skip
+                        for r in range(rows):
+                            _chain(activation, s, d + r * d_row, h + r * h_row, table[layer, _K])
+                    if direct and (held or shrink != 0):
+                        keep = s.dtype.type(1) - lr * shrink
+                        for i in range(w0, v0):
+                            s[i] *= keep
+                        if held:
+                            for i in range(padded):
+                                s[w0 + i] -= lr * s[c0 + i]
+                    for layer in range(layers):
+                        _product(
+                            s, table[layer, _W] + (0 if direct else padded), table[layer, _ROW],
+                            table[layer, _H], 1, table[layer, _H_ROW], table[layer, _K] + 1,
+                            table[layer, _D], table[layer, _ROW], table[layer, _ROW] // lanes, lanes, rows, True,
+                        )  # fmt: skip
+                    begin += rows
+                if not direct:
+                    for i in range(padded):
+                        s[w0 + i] -= lr * s[v0 + i]
+        losses[client] = total / (n * epochs)
+        for layer in range(layers):
+            outputs = table[layer, _N]
+            for k in range(table[layer, _K] + 1):
+                w, flat = table[layer, _W] + k * table[layer, _ROW], table[layer, _FLAT] + k * outputs
+                for j in range(outputs):
+                    out[client, flat + j] = s[w + j]
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(net: MLP) -> tuple[NDArray[np.int64], int, int]:
+    """Return the layer table, the length of the padded weights and that of the scratch array."""
+    lanes = VECTOR // np.dtype(net.dtype).itemsize
+
+    def padded(length: int) -> int:
+        return -(-length // lanes) * lanes
+
+    layers = len(net.sizes) - 1
+    table = np.zeros((layers + 1, 8), dtype=np.int64)
+    place = 0
+    for layer, width in enumerate(net.sizes):
+        table[layer, [_H, _H_ROW]] = place, padded(width + 1)
+        place += CHUNK * padded(width + 1)
+    for layer in range(layers):
+        outputs = net.sizes[layer + 1]
+        table[layer, [_K, _N, _ROW, _D]] = net.sizes[layer], outputs, padded(outputs), place
+        table[layer, _FLAT] = net.layout[f"W{layer + 1}"][0].start
+        place += CHUNK * padded(outputs)
+    weights = place
+    for layer in range(layers):
+        table[layer, _W] = place
+        place += (net.sizes[layer] + 1) * int(table[layer, _ROW])
+    parameters = place - weights
+    return table, parameters, place + 2 * parameters
+
+
+_local = threading.local()
+
+
+def _scratch(net: MLP, length: int) -> Array:
+    """Return this thread's scratch array for a network, starting on a cache line; zero at first."""
+    if getattr(_local, "net", None) != net:
+        item = np.dtype(net.dtype).itemsize
+        memory = np.zeros(length + VECTOR // item, dtype=net.dtype)
+        start = -memory.ctypes.data % VECTOR // item
+        _local.net, _local.memory = net, memory[start : start + length]
+    memory: Array = _local.memory
+    return memory
+
+
+def _jit(function: Any) -> Any:
+    """Compile on demand, keeping the machine code on disk where Numba finds a place to write."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no such place
+        return numba.njit(**options)(function)
+
+
+_train_compiled = _jit(_train)
+
+
+class _Announce(event.Listener):  # type: ignore[misc]
+    """Says, once, that compiling has begun."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said:
+            self.said = True
+            tqdm.write("fedsim: compiling the fast kernel for this machine, once; a few seconds", file=sys.stderr)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def prepare(dtype: str) -> None:
+    """Compile for a dtype, or load what an earlier run compiled.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+    """
+    real, whole = numba.from_dtype(np.dtype(dtype)), types.int64
+
+    def array(item: Any, ndim: int, readonly: bool = False) -> Any:
+        return types.Array(item, ndim, "C", readonly=readonly)
+
+    signature = types.void(
+        array(real, 2), array(types.float64, 1), array(real, 1, True), array(real, 2, True), array(whole, 1, True),
+        array(whole, 1), whole, array(whole, 1), whole, whole, array(whole, 2), array(real, 1), whole, whole,
+        whole, whole, real, real, real, real, array(real, 2),
+    )  # fmt: skip
+    with event.install_listener("numba:compile", _Announce()):
+        try:
+            _train_compiled.compile(signature)
+        except OSError:  # the machine code could not be kept on disk, but is here
+            if signature.args not in _train_compiled.overloads:
+                raise
+
+
+def _readonly(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def train(task: Task, clients: Indices) -> Update:
+    """Run one round's local training of some clients, as `kernels.numpy.train` does.
+
+    Only for strategies that keep SGD's `direction` (which those that override `affine` do). The same result whoever
+    shares the block, to the bit.
+    """
+    net, strategy = task.net, task.strategy
+    table, padded, length = _layout(net)
+    real = np.dtype(net.dtype).type
+    sizes = task.partition.sizes[clients]
+    examples = schedule(task, clients)
+    added = strategy.affine(Context(task.round, clients, sizes, task.global_weights))
+    correction = np.empty((0, 0), net.dtype)
+    if added.correction is not None:
+        shape = (len(clients), net.num_parameters)
+        correction = np.ascontiguousarray(np.broadcast_to(added.correction, shape), net.dtype)
+    out = np.empty((len(clients), net.num_parameters), net.dtype)
+    losses = np.empty(len(clients))
+    _train_compiled(
+        out, losses, _readonly(task.global_weights), _readonly(task.x), _readonly(task.y),
+        examples.ravel(), examples.shape[2], sizes, strategy.epochs, strategy.batch_size or 0,
+        table, _scratch(net, length), VECTOR // out.itemsize, padded,
+        _ACTIVATIONS[net.activation], _LOSSES[net.loss],
+        real(strategy.lr), real(strategy.momentum), real(strategy.weight_decay), real(added.mu), correction,
+    )  # fmt: skip
+    return Update(clients, sizes, out, losses)
