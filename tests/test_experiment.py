@@ -174,7 +174,7 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
 def with_accuracies(*values: float) -> Result:
     import pandas as pd
 
-    return Result(Experiment(), pd.DataFrame({"test_accuracy": values}), pd.DataFrame(), {})
+    return Result(Experiment(), pd.DataFrame({"test_accuracy": values}), pd.DataFrame(), {}, "numpy")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fedsim import mlp, streams
 from fedsim.clients import SGD, FedProx
 from fedsim.kernels import numpy as kernel
+from fedsim.splits import Partition
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 6))
@@ -34,8 +36,12 @@ def one_by_one(strategy: SGD, shard: mlp.Array, client: int, seed: int) -> tuple
     return w, losses / (strategy.epochs * len(shard))
 
 
-def task(strategy: SGD, seed: int = 0) -> kernel.Task:
-    return kernel.Task(NET, strategy, X, Y, START, 4, seed)
+def partition(shards: list[NDArray[np.intp]]) -> Partition:
+    return Partition(np.concatenate(shards), np.concatenate([[0], np.cumsum([len(shard) for shard in shards])]))
+
+
+def task(strategy: SGD, shards: list[NDArray[np.intp]], seed: int = 0) -> kernel.Task:
+    return kernel.Task(NET, strategy, X, Y, partition(shards), START, 4, seed)
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,10 +59,9 @@ def test_stacked_training_equals_one_by_one(sizes: list[int], epochs: int, batch
         else SGD(lr=0.3, epochs=epochs, batch_size=batch)
     )
     shards = [RNG.permutation(120)[:n] for n in sorted(sizes, reverse=True)]
-    ids = np.arange(len(shards)) * 7
-    update = kernel.train(task(strategy, 9), ids, shards)
+    update = kernel.train(task(strategy, shards, 9), np.arange(len(shards)))
     for row, shard in enumerate(shards):
-        weights, loss = one_by_one(strategy, shard, int(ids[row]), 9)
+        weights, loss = one_by_one(strategy, shard, row, 9)
         np.testing.assert_allclose(update.weights[row], weights, rtol=1e-10, atol=1e-13)
         assert update.train_loss[row] == pytest.approx(loss, rel=1e-10)
     assert update.num_examples.tolist() == sorted(sizes, reverse=True)
@@ -68,13 +73,13 @@ def test_stacked_training_equals_one_by_one(sizes: list[int], epochs: int, batch
 def test_a_clients_bits_do_not_depend_on_its_block(dtype: str, hidden: tuple[int, ...], batch: int | None) -> None:
     net = mlp.MLP((6, *hidden, 3), dtype=dtype)
     start = mlp.initialise(net, np.random.default_rng(1))
-    job = kernel.Task(net, SGD(epochs=2, batch_size=batch), X.astype(dtype), Y, start, 1, 0)
-    shards = [np.arange(n) + n for n in (40, 40, 25, 25, 13, 9, 8, 2, 1)]
+    held = partition([np.arange(n) + n for n in (40, 40, 25, 25, 13, 9, 8, 2, 1)])
+    job = kernel.Task(net, SGD(epochs=2, batch_size=batch), X.astype(dtype), Y, held, start, 1, 0)
     ids = np.arange(9)
-    whole = kernel.train(job, ids, shards)
+    whole = kernel.train(job, ids)
     for size in (1, 2, 4):
         for k in range(0, 9, size):
-            part = kernel.train(job, ids[k : k + size], shards[k : k + size])
+            part = kernel.train(job, ids[k : k + size])
             assert np.array_equal(part.weights, whole.weights[k : k + size])
             assert np.array_equal(part.train_loss, whole.train_loss[k : k + size])
 
@@ -88,8 +93,8 @@ def test_every_epoch_is_reshuffled() -> None:
             return grad
 
     shard = np.arange(20)
-    one = kernel.train(task(SGD(epochs=1, batch_size=5)), np.array([0]), [shard]).weights
-    two = kernel.train(task(Spy(epochs=2, batch_size=5)), np.array([0]), [shard]).weights
+    one = kernel.train(task(SGD(epochs=1, batch_size=5), [shard]), np.array([0])).weights
+    two = kernel.train(task(Spy(epochs=2, batch_size=5), [shard]), np.array([0])).weights
     keys = [streams.keys(0, streams.Purpose.SHUFFLE, 4, 0, epoch) for epoch in (0, 1)]
     orders = [streams.permutations(key, np.array([20]))[0].tolist() for key in keys]
     assert orders[0] != orders[1]
@@ -99,7 +104,7 @@ def test_every_epoch_is_reshuffled() -> None:
 
 def test_the_global_weights_are_not_touched() -> None:
     before = START.copy()
-    kernel.train(task(SGD(epochs=3)), np.arange(2), [np.arange(30), np.arange(20)])
+    kernel.train(task(SGD(epochs=3), [np.arange(30), np.arange(20)]), np.arange(2))
     assert np.array_equal(START, before)
 
 

@@ -18,6 +18,7 @@ import functools
 import math
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -35,11 +36,9 @@ from fedsim.mlp import ACTIVATIONS, LOSSES, MLP
 _FEATURES = binding.get_host_cpu_features()
 #: Bytes of a vector register.
 VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
-#: Rows of the largest tile; it is two vectors wide. 20 of AVX-512's 32 registers hold sums, or 10 of 16.
-ROWS = 10 if VECTOR == 64 else 5
-#: Columns of the largest tile of `_dots`.
-DOTS = 4 if VECTOR == 64 else 2
-#: Examples taken through the network at a time; a multiple of ROWS. Larger batches add up their gradient.
+#: Vectors across the widest tile, which is five rows high: 20 of AVX-512's 32 registers hold sums, or 10 of 16.
+WIDE = 4 if VECTOR == 64 else 2
+#: Examples taken through the network at a time; a multiple of 5. Larger batches add up their gradient.
 CHUNK = 120
 
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
@@ -49,6 +48,10 @@ _MSE, _BINARY, _CROSS = (_LOSSES[name] for name in ("mse", "binary_cross_entropy
 
 _I64 = ir.IntType(64)
 _LANE = ir.IntType(32)
+
+
+_helper: Callable[[Any], Any] = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)
+_intrinsic: Callable[[Any], Any] = intrinsic
 
 
 class _Emitter:
@@ -73,9 +76,7 @@ class _Emitter:
         return total
 
     def pointer(self, base: int, place: Any, vector: Any = None) -> Any:
-        return self.builder.bitcast(
-            self.builder.gep(self.bases[base], [place]), (vector or self.vector).as_pointer()
-        )
+        return self.builder.bitcast(self.builder.gep(self.bases[base], [place]), (vector or self.vector).as_pointer())
 
     def load(self, base: int, place: Any) -> Any:
         return self.builder.load(self.pointer(base, place), align=self.itemsize)
@@ -107,7 +108,7 @@ class _Emitter:
             phi = self.builder.phi(value.type)
             phi.add_incoming(value, before)
             held.append(phi)
-        new = body(index, held)
+        new: list[Any] = body(index, held)
         following = self.builder.add(index, _I64(1))
         index.add_incoming(following, block)
         for phi, value in zip(held, new, strict=True):
@@ -117,41 +118,34 @@ class _Emitter:
         return new
 
 
-def _tile(rows: int, vectors: int) -> Any:
-    """Make an intrinsic: one register tile of ``C (+)= A @ B`` over flat arrays.
+def _tile(rows: int, vectors: int, transposed: bool) -> Any:
+    """Make an intrinsic: one register tile of ``C = A @ B``, or ``C += A.T @ B`` if `transposed`, over flat arrays.
 
-    ``C[r, v] (+)= sum_p A[a + r * a_row + p * a_column] * B[b + p * b_row, v]``, in rising p, for `rows` rows of C
-    and `vectors` vectors of its columns; C's tile is loaded once (or starts at zero) and stored once.
+    ``sum_p A[a + r * a_row + p] * B[b + p * b_row + v]``, in rising p, for `rows` rows r of C and `vectors` vectors v
+    of its columns; transposed, A's element is ``A[a + p * a_row + r]``. The step along A's rows is a constant either
+    way, so that few registers hold addresses. C's tile is loaded at most once and stored once.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(ctx, c_, c, c_row, a_, a, a_row, a_column, b_, b, b_row, depth, add):  # type: ignore[no-untyped-def]
+    @_intrinsic
+    def tile(ctx, c_, c, c_row, a_, a, a_row, b_, b, b_row, depth):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            c, c_row, a, a_row, a_column, b, b_row, depth, add = (args[k] for k in (1, 2, 4, 5, 6, 8, 9, 10, 11))
-            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 7)], [args[k] for k in (0, 3, 7)])
+            c, c_row, a, a_row, b, b_row, depth = (args[k] for k in (1, 2, 4, 5, 7, 8, 9))
+            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 6)], [args[k] for k in (0, 3, 6)])
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
             places = [e.place(c, (c_row, _I64(r)), _I64(v * e.lanes)) for r, v in cells]
-            start = builder.block
-            with builder.if_then(add):
-                loading = builder.block
-                loaded = [e.load(0, place) for place in places]
-            sums = []
-            for value in loaded:
-                phi = builder.phi(e.vector)
-                phi.add_incoming(ir.Constant(e.vector, None), start)
-                phi.add_incoming(value, loading)
-                sums.append(phi)
+            sums = [e.load(0, place) if transposed else ir.Constant(e.vector, None) for place in places]
 
             def step(p: Any, sums: list[Any]) -> list[Any]:
                 right = [e.load(2, e.place(b, (b_row, p), _I64(v * e.lanes))) for v in range(vectors)]
-                left = [e.broadcast(1, e.place(a, (a_column, p), (a_row, _I64(r)))) for r in range(rows)]
+                steps = [(p, _I64(r)) if transposed else (_I64(r), p) for r in range(rows)]
+                left = [e.broadcast(1, e.place(a, (a_row, down), along)) for down, along in steps]
                 return [builder.call(e.fma, [left[r], right[v], s]) for (r, v), s in zip(cells, sums, strict=True)]
 
             for place, value in zip(places, e.loop(depth, sums, step), strict=True):
                 e.store(value, 0, place)
             return context.get_dummy_value()
 
-        return types.void(c_, c, c_row, a_, a, a_row, a_column, b_, b, b_row, depth, add), emit
+        return types.void(c_, c, c_row, a_, a, a_row, b_, b, b_row, depth), emit
 
     return tile
 
@@ -163,7 +157,7 @@ def _dots(rows: int, columns: int) -> Any:
     A and `columns` (a power of two) rows of B. The sums of a vector's lanes are taken for all columns at once.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_intrinsic
     def dots(ctx, c_, c, c_row, a_, a, a_row, b_, b, b_row, depth):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
             c, c_row, a, a_row, b, b_row, depth = (args[k] for k in (1, 2, 4, 5, 7, 8, 9))
@@ -204,78 +198,81 @@ def _dots(rows: int, columns: int) -> Any:
     return dots
 
 
-_tile_big_2, _tile_big_1 = _tile(ROWS, 2), _tile(ROWS, 1)
-_tile_5_2, _tile_5_1 = _tile(5, 2), _tile(5, 1)
-_tile_2_2, _tile_2_1 = _tile(2, 2), _tile(2, 1)
-_tile_1_2, _tile_1_1 = _tile(1, 2), _tile(1, 1)
-_dots_big_big, _dots_big_1 = _dots(5, DOTS), _dots(5, 1)
-_dots_1_big, _dots_1_1 = _dots(1, DOTS), _dots(1, 1)
+def _product(transposed: bool) -> Any:
+    """Make a function: ``C = A @ B``, or ``C += A.T @ B``, within the flat array `s`, tile by tile.
+
+    A group of B's vector columns is read by all rows before the next.
+    """
+    tile_5_wide, tile_5_1 = _tile(5, WIDE, transposed), _tile(5, 1, transposed)
+    tile_2_wide, tile_2_1 = _tile(2, WIDE, transposed), _tile(2, 1, transposed)
+    tile_1_wide, tile_1_1 = _tile(1, WIDE, transposed), _tile(1, 1, transposed)
+    down = 1 if transposed else 0
+
+    @_helper
+    def product(s, c, c_row, rows, a, a_row, b, b_row, vectors, lanes, depth):  # type: ignore[no-untyped-def]
+        v = 0
+        while v < vectors:
+            wide = v + WIDE <= vectors
+            right = b + v * lanes
+            r = 0
+            while r < rows:
+                to = c + r * c_row + v * lanes
+                left = a + r * (1 if down else a_row)
+                if r + 5 <= rows:
+                    if wide:
+                        tile_5_wide(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    else:
+                        tile_5_1(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    r += 5
+                elif r + 2 <= rows:
+                    if wide:
+                        tile_2_wide(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    else:
+                        tile_2_1(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    r += 2
+                else:
+                    if wide:
+                        tile_1_wide(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    else:
+                        tile_1_1(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    r += 1
+            v += WIDE if wide else 1
+
+    return product
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _product(s, c, c_row, a, a_row, a_column, rows, b, b_row, vectors, lanes, depth, add):  # type: ignore[no-untyped-def]
-    """``C (+)= A @ B`` within the flat array `s`, tile by tile; a pair of B's vector columns is read by all rows."""
-    for first in range(0, vectors, 2):
-        two = first + 1 < vectors
-        bv = b + first * lanes
-        row = 0
-        while row < rows:
-            left = rows - row
-            cv = c + row * c_row + first * lanes
-            ar = a + row * a_row
-            if left >= ROWS:
-                if two:
-                    _tile_big_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                else:
-                    _tile_big_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                row += ROWS
-            elif left >= 5:
-                if two:
-                    _tile_5_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                else:
-                    _tile_5_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                row += 5
-            elif left >= 2:
-                if two:
-                    _tile_2_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                else:
-                    _tile_2_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                row += 2
-            else:
-                if two:
-                    _tile_1_2(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                else:
-                    _tile_1_1(s, cv, c_row, s, ar, a_row, a_column, s, bv, b_row, depth, add)
-                row += 1
+_multiply, _add_transposed = _product(False), _product(True)
+
+_dots_5_wide, _dots_5_1, _dots_1_wide, _dots_1_1 = _dots(5, WIDE), _dots(5, 1), _dots(1, WIDE), _dots(1, 1)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _product_transposed(s, c, c_row, a, a_row, rows, b, b_row, columns, vectors):  # type: ignore[no-untyped-def]
+@_helper
+def _multiply_transposed(s, c, c_row, rows, a, a_row, b, b_row, columns, vectors):  # type: ignore[no-untyped-def]
     """``C = A @ B.T`` within the flat array `s`, tile by tile."""
-    row = 0
-    while row < rows:
-        five = row + 5 <= rows
-        ar = a + row * a_row
-        column = 0
-        while column < columns:
-            cc = c + row * c_row + column
-            bc = b + column * b_row
-            if column + DOTS <= columns:
+    r = 0
+    while r < rows:
+        five = r + 5 <= rows
+        left = a + r * a_row
+        k = 0
+        while k < columns:
+            to = c + r * c_row + k
+            right = b + k * b_row
+            if k + WIDE <= columns:
                 if five:
-                    _dots_big_big(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                    _dots_5_wide(s, to, c_row, s, left, a_row, s, right, b_row, vectors)
                 else:
-                    _dots_1_big(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
-                column += DOTS
+                    _dots_1_wide(s, to, c_row, s, left, a_row, s, right, b_row, vectors)
+                k += WIDE
             else:
                 if five:
-                    _dots_big_1(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
+                    _dots_5_1(s, to, c_row, s, left, a_row, s, right, b_row, vectors)
                 else:
-                    _dots_1_1(s, cc, c_row, s, ar, a_row, s, bc, b_row, vectors)
-                column += 1
-        row += 5 if five else 1
+                    _dots_1_1(s, to, c_row, s, left, a_row, s, right, b_row, vectors)
+                k += 1
+        r += 5 if five else 1
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@_helper
 def _loss_and_delta(kind, s, z, d, label, outputs, scale):  # type: ignore[no-untyped-def]
     """Write one example's derivative by its scores, times `scale`; return its loss (mlp.LOSSES in loops)."""
     zero, one = s.dtype.type(0), s.dtype.type(1)
@@ -308,7 +305,7 @@ def _loss_and_delta(kind, s, z, d, label, outputs, scale):  # type: ignore[no-un
     return loss / s.dtype.type(outputs)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@_helper
 def _activate(kind, s, h, width):  # type: ignore[no-untyped-def]
     """Write f(z) over z of one example, and a one after it for the next layer's bias."""
     half, one, zero = s.dtype.type(0.5), s.dtype.type(1), s.dtype.type(0)
@@ -324,7 +321,7 @@ def _activate(kind, s, h, width):  # type: ignore[no-untyped-def]
     s[h + width] = one
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@_helper
 def _chain(kind, s, d, h, width):  # type: ignore[no-untyped-def]
     """Multiply one example's delta by f'(z), given h = f(z)."""
     one, zero = s.dtype.type(1), s.dtype.type(0)
@@ -404,10 +401,10 @@ def _train(  # type: ignore[no-untyped-def]
                         s[h + inputs] = 1
                     for layer in range(layers):
                         z, z_row, outputs = table[layer + 1, _H], table[layer + 1, _H_ROW], table[layer, _N]
-                        _product(
-                            s, z, z_row, table[layer, _H], table[layer, _H_ROW], 1, rows,
+                        _multiply(
+                            s, z, z_row, rows, table[layer, _H], table[layer, _H_ROW],
                             table[layer, _W], table[layer, _ROW], table[layer, _ROW] // lanes, lanes,
-                            table[layer, _K] + 1, False,
+                            table[layer, _K] + 1,
                         )  # fmt: skip
                         for r in range(rows):
                             if layer + 1 < layers:
@@ -418,9 +415,14 @@ def _train(  # type: ignore[no-untyped-def]
                                     loss, s, z + r * z_row, d, y[examples[begin + r]], outputs, scale
                                 )
                     for layer in range(layers - 1, 0, -1):
-                        d, d_row, h, h_row = table[layer - 1, _D], table[layer - 1, _ROW], table[layer, _H], table[layer, _H_ROW]
-                        _product_transposed(
-                            s, d, d_row, table[layer, _D], table[layer, _ROW], rows,
+                        d, d_row, h, h_row = (
+                            table[layer - 1, _D],
+                            table[layer - 1, _ROW],
+                            table[layer, _H],
+                            table[layer, _H_ROW],
+                        )
+                        _multiply_transposed(
+                            s, d, d_row, rows, table[layer, _D], table[layer, _ROW],
                             table[layer, _W], table[layer, _ROW], table[layer, _K], table[layer, _ROW] // lanes,
                         )  # fmt: skip
                         for r in range(rows):
@@ -433,10 +435,10 @@ def _train(  # type: ignore[no-untyped-def]
                             for i in range(padded):
                                 s[w0 + i] -= lr * s[c0 + i]
                     for layer in range(layers):
-                        _product(
-                            s, table[layer, _W] + (0 if direct else padded), table[layer, _ROW],
-                            table[layer, _H], 1, table[layer, _H_ROW], table[layer, _K] + 1,
-                            table[layer, _D], table[layer, _ROW], table[layer, _ROW] // lanes, lanes, rows, True,
+                        _add_transposed(
+                            s, table[layer, _W] + (0 if direct else padded), table[layer, _ROW], table[layer, _K] + 1,
+                            table[layer, _H], table[layer, _H_ROW],
+                            table[layer, _D], table[layer, _ROW], table[layer, _ROW] // lanes, lanes, rows,
                         )  # fmt: skip
                     begin += rows
                 if not direct:
@@ -488,8 +490,8 @@ def _scratch(net: MLP, length: int) -> Array:
         memory = np.zeros(length + VECTOR // item, dtype=net.dtype)
         start = -memory.ctypes.data % VECTOR // item
         _local.net, _local.memory = net, memory[start : start + length]
-    memory: Array = _local.memory
-    return memory
+    scratch: Array = _local.memory
+    return scratch
 
 
 def _jit(function: Any) -> Any:

@@ -1,0 +1,202 @@
+"""The compiled kernel against the NumPy kernel, which is its definition."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedsim import Experiment, kernels, mlp, streams
+from fedsim.clients import SGD, Affine, Context, FedProx
+from fedsim.errors import ConfigError
+from fedsim.kernels import compiled
+from fedsim.kernels import numpy as readable
+from fedsim.splits import Dirichlet, Partition
+
+RNG = np.random.default_rng(0)
+SHARDS = [RNG.integers(0, 500, n) for n in (300, 160, 160, 41, 40, 13, 9, 8, 2, 1)]
+HELD = Partition(np.concatenate(SHARDS), np.concatenate([[0], np.cumsum([len(s) for s in SHARDS])]))
+TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
+
+
+class Corrected(SGD):
+    """Adds a vector of its own to each client's gradient, as SCAFFOLD and FedDyn do."""
+
+    mu: float = 0.0
+
+    def affine(self, ctx: Context) -> Affine:
+        drawn = [streams.generator(1, streams.Purpose.DATA, int(k)) for k in ctx.partition_ids]
+        added = np.array([rng.normal(size=ctx.global_weights.size) for rng in drawn])
+        return Affine(self.mu, (0.02 * added).astype(ctx.global_weights.dtype))
+
+
+def task(net: mlp.MLP, strategy: SGD) -> readable.Task:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, net.sizes[0])).astype(net.dtype)
+    y = rng.integers(0, max(2, net.sizes[-1]), 500)
+    start = mlp.initialise(net, rng)
+    start += 0.1 * rng.normal(size=start.shape).astype(net.dtype)  # biases too
+    return readable.Task(net, strategy, x, y, HELD, start, 3, 5)
+
+
+def compare(net: mlp.MLP, strategy: SGD, clients: NDArray[np.intp] | None = None) -> None:
+    job = task(net, strategy)
+    ids = np.arange(len(HELD)) if clients is None else clients
+    fast, slow = compiled.train(job, ids), readable.train(job, ids)
+    scale = np.abs(slow.weights - job.global_weights).max()
+    assert np.abs(fast.weights - slow.weights).max() < TOLERANCE[net.dtype] * max(scale, 1e-3)
+    np.testing.assert_allclose(fast.train_loss, slow.train_loss, rtol=10 * TOLERANCE[net.dtype])
+    assert np.array_equal(fast.num_examples, slow.num_examples)
+    assert fast.weights.dtype == net.dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_every_activation_and_loss(activation: str, loss: str, dtype: str, outputs: int) -> None:
+    if outputs == 1 and loss == "cross_entropy":
+        outputs = 2
+    compare(mlp.MLP((7, 9, 5, outputs), activation, loss, dtype), SGD(lr=0.1, epochs=2, batch_size=8))
+
+
+STRATEGIES = [
+    SGD(lr=0.02, momentum=0.9),
+    SGD(lr=0.02, weight_decay=0.1),
+    SGD(lr=0.02, epochs=3, momentum=0.5, weight_decay=0.1),
+    FedProx(lr=0.02, epochs=3, proximal_mu=0.7),
+    FedProx(lr=0.02, epochs=3, proximal_mu=0.7, momentum=0.5, weight_decay=0.1),
+    Corrected(lr=0.02, epochs=2),
+    Corrected(lr=0.02, epochs=2, mu=0.5, weight_decay=0.1),
+    Corrected(lr=0.02, epochs=2, mu=0.5, momentum=0.9, weight_decay=0.1),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("batch", [1, 10, 130, None])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_term_of_a_step(strategy: SGD, batch: int | None, dtype: str) -> None:
+    """Momentum, weight decay, proximal term, correction; batches of one, partial, past a chunk, and whole shards."""
+    compare(mlp.MLP((20, 33, 10), "tanh", dtype=dtype), replace(strategy, batch_size=batch))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 70), max_size=3),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.one_of(st.none(), st.integers(1, 320)),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_every_shape(hidden: list[int], inputs: int, outputs: int, batch: int | None, dtype: str) -> None:
+    """Every width leaves another remainder of vectors, rows and tiles."""
+    loss = "cross_entropy" if outputs > 1 else "mse"
+    compare(mlp.MLP((inputs, *hidden, outputs), "tanh", loss, dtype), SGD(lr=0.05, batch_size=batch))
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+def test_a_clients_bits_do_not_depend_on_its_block_or_thread_history(batch: int | None) -> None:
+    """Nor on what the thread trained before: the scratch array is another client's, or another network's."""
+    job = task(mlp.MLP((20, 33, 10)), FedProx(epochs=2, batch_size=batch))
+    whole = compiled.train(job, np.arange(10))
+    for size in (1, 3):
+        for k in range(0, 10, size):
+            part = compiled.train(job, np.arange(k, min(k + size, 10)))
+            assert np.array_equal(part.weights, whole.weights[k : k + size])
+            assert np.array_equal(part.train_loss, whole.train_loss[k : k + size])
+        compiled.train(task(mlp.MLP((3, 2, 1), loss="mse"), SGD(momentum=0.9, lr=5.0)), np.arange(10))
+
+
+def test_an_experiment_agrees_on_both_kernels_and_says_which_ran() -> None:
+    base = Experiment(split=Dirichlet(20, alpha=0.1), rounds=3, dtype="float64", client=SGD(epochs=2))
+    results = [replace(base, kernel=kernel).run() for kernel in ("numpy", "compiled")]
+    assert [r.kernel for r in results] == ["numpy", "compiled"]
+    for name, weights in results[0].weights.items():
+        np.testing.assert_allclose(results[1].weights[name], weights, rtol=1e-9, atol=1e-12)
+    again = replace(base, kernel="compiled").run(workers=3, block_size=2)
+    assert all(np.array_equal(again.weights[k], results[1].weights[k]) for k in again.weights)
+
+
+def test_divergence_is_seen_in_the_compiled_kernel() -> None:
+    from fedsim.errors import DivergenceError
+
+    for lr in (10, 1e4, 1e30):
+        with pytest.raises(DivergenceError, match=r"diverged in round 1 at client \d+ "):
+            Experiment(kernel="compiled", client=SGD(lr=lr), rounds=2).run()
+
+
+class Own(SGD):
+    """A direction of its own, in NumPy."""
+
+    def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Context) -> mlp.Array:
+        return np.sign(grad)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strategy", "examples", "chosen"),
+    [
+        ("auto", SGD(), 1e9, "compiled"),
+        ("auto", FedProx(), 1e9, "compiled"),
+        ("auto", SGD(), 10, "numpy"),
+        ("auto", Own(), 1e9, "numpy"),
+        ("numpy", SGD(), 1e9, "numpy"),
+        ("compiled", SGD(), 10, "compiled"),
+    ],
+)
+def test_the_configuration_chooses_the_kernel(kernel: str, strategy: SGD, examples: float, chosen: str) -> None:
+    assert kernels.choose(kernel, strategy, mlp.MLP((64, 32, 10)), examples) == chosen
+
+
+def test_a_direction_of_ones_own_cannot_be_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"kernel is 'compiled' but Own has a direction\(\) of its own"):
+        Experiment(kernel="compiled", client=Own()).run()
+    with pytest.raises(ConfigError, match="kernel is 'fast'; allowed: auto, numpy, compiled"):
+        Experiment(kernel="fast")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+CHOOSE = "from fedsim import kernels, mlp, clients; print(kernels.choose({!r}, clients.SGD(), mlp.MLP((64, 10)), 1e12))"
+
+
+@pytest.mark.parametrize("broken", ["disabled", "absent"])
+def test_without_a_working_numba_there_is_numpy_and_one_line_of_notice(broken: str, tmp_path: Path) -> None:
+    environment = {"NUMBA_DISABLE_JIT": "1"}
+    if broken == "absent":
+        (tmp_path / "numba.py").write_text("raise ImportError('no LLVM for this machine')")
+        environment = {"PYTHONPATH": str(tmp_path)}
+    auto = python(CHOOSE.format("auto"), **environment)
+    assert auto.stdout.strip() == "numpy", auto.stderr
+    assert len(auto.stderr.strip().splitlines()) == 1, auto.stderr
+    assert "fedsim runs on its NumPy kernel" in auto.stderr
+    asked = python(CHOOSE.format("compiled"), **environment)
+    assert "ConfigError: kernel is 'compiled' but" in asked.stderr
+
+
+def test_compiling_is_announced_once_and_kept_on_disk(tmp_path: Path) -> None:
+    code = "from fedsim.kernels import compiled; compiled.prepare('float64')"
+    first, second = (python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.stderr.strip() == "fedsim: compiling the fast kernel for this machine, once; a few seconds"
+    assert second.stderr == ""
+    assert any(tmp_path.rglob("*.nbc"))
+
+
+def test_a_cache_that_cannot_be_written_costs_time_not_the_run(tmp_path: Path) -> None:
+    nowhere: Any = tmp_path / "file"
+    nowhere.write_text("not a folder")
+    code = "from fedsim.kernels import compiled; compiled.prepare('float32'); print('done')"
+    done = python(code, NUMBA_CACHE_DIR=str(nowhere / "cache"))
+    assert done.stdout.strip() == "done", done.stderr
