@@ -39,7 +39,7 @@ VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 #: Vectors across the widest tile, which is five rows high: 20 of AVX-512's 32 registers hold sums, or 10 of 16.
 WIDE = 4 if VECTOR == 64 else 2
 #: Examples taken through the network at a time; a multiple of 5. Larger batches add up their gradient.
-CHUNK = 120
+CHUNK = 640
 
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
 _RELU, _TANH, _SIGMOID = (_ACTIVATIONS[name] for name in ("relu", "tanh", "sigmoid"))
@@ -272,68 +272,74 @@ def _multiply_transposed(s, c, c_row, rows, a, a_row, b, b_row, columns, vectors
         r += 5 if five else 1
 
 
+# An index may count from the end; checking that keeps LLVM from vectorising s[h + j], so rows are passed as slices.
 @_helper
-def _loss_and_delta(kind, s, z, d, label, outputs, scale):  # type: ignore[no-untyped-def]
+def _loss_and_delta(kind, z, d, label, scale):  # type: ignore[no-untyped-def]
     """Write one example's derivative by its scores, times `scale`; return its loss (mlp.LOSSES in loops)."""
-    zero, one = s.dtype.type(0), s.dtype.type(1)
+    zero, one = z.dtype.type(0), z.dtype.type(1)
+    outputs = len(z)
     loss = zero
     if kind == _CROSS:
-        top = s[z]
-        for j in range(z + 1, z + outputs):
-            top = s[j] if s[j] > top else top
+        top = z[0]
+        for j in range(1, outputs):
+            top = z[j] if z[j] > top else top
         for j in range(outputs):
-            s[d + j] = math.exp(s[z + j] - top)
-            loss += s[d + j]
+            d[j] = math.exp(z[j] - top)
+            loss += d[j]
         share = scale / loss
         for j in range(outputs):
-            s[d + j] *= share
-        s[d + label] -= scale
-        return math.log(loss) - (s[z + label] - top)
-    share = scale / s.dtype.type(outputs)
+            d[j] *= share
+        d[label] -= scale
+        return math.log(loss) - (z[label] - top)
+    share = scale / z.dtype.type(outputs)
     for j in range(outputs):
-        target = (one if j == label else zero) if outputs > 1 else s.dtype.type(label)
-        score = s[z + j]
+        target = (one if j == label else zero) if outputs > 1 else z.dtype.type(label)
         if kind == _MSE:
-            error = score - target
+            error = z[j] - target
             loss += error * error
-            s[d + j] = (error + error) * share
+            d[j] = (error + error) * share
         else:
-            positive = score if score > zero else -score
+            positive = z[j] if z[j] > zero else -z[j]
             small = math.exp(-positive)
-            loss += (score - score * target if score > zero else -score * target) + math.log1p(small)
-            s[d + j] = ((small if score < zero else one) / (one + small) - target) * share
-    return loss / s.dtype.type(outputs)
+            loss += (z[j] - z[j] * target if z[j] > zero else -z[j] * target) + math.log1p(small)
+            d[j] = ((small if z[j] < zero else one) / (one + small) - target) * share
+    return loss / z.dtype.type(outputs)
 
 
 @_helper
-def _activate(kind, s, h, width):  # type: ignore[no-untyped-def]
-    """Write f(z) over z of one example, and a one after it for the next layer's bias."""
-    half, one, zero = s.dtype.type(0.5), s.dtype.type(1), s.dtype.type(0)
+def _activate(kind, h):  # type: ignore[no-untyped-def]
+    """Write f(z) over z of one example."""
+    half, one, zero = h.dtype.type(0.5), h.dtype.type(1), h.dtype.type(0)
     if kind == _RELU:
-        for j in range(h, h + width):
-            s[j] = zero if s[j] < zero else s[j]  # NaN stays NaN
+        for j in range(len(h)):
+            h[j] = zero if h[j] < zero else h[j]  # NaN stays NaN
     elif kind == _TANH:
-        for j in range(h, h + width):
-            s[j] = math.tanh(s[j])
+        for j in range(len(h)):
+            h[j] = math.tanh(h[j])
     else:
-        for j in range(h, h + width):
-            s[j] = half * (one + math.tanh(half * s[j]))
-    s[h + width] = one
+        for j in range(len(h)):
+            h[j] = half * (one + math.tanh(half * h[j]))
 
 
 @_helper
-def _chain(kind, s, d, h, width):  # type: ignore[no-untyped-def]
+def _chain(kind, d, h):  # type: ignore[no-untyped-def]
     """Multiply one example's delta by f'(z), given h = f(z)."""
-    one, zero = s.dtype.type(1), s.dtype.type(0)
+    one, zero = h.dtype.type(1), h.dtype.type(0)
     if kind == _RELU:
-        for j in range(width):
-            s[d + j] *= one if s[h + j] > zero else zero
+        for j in range(len(h)):
+            d[j] *= one if h[j] > zero else zero
     elif kind == _TANH:
-        for j in range(width):
-            s[d + j] *= one - s[h + j] * s[h + j]
+        for j in range(len(h)):
+            d[j] *= one - h[j] * h[j]
     else:
-        for j in range(width):
-            s[d + j] *= s[h + j] * (one - s[h + j])
+        for j in range(len(h)):
+            d[j] *= h[j] * (one - h[j])
+
+
+@_helper
+def _copy(target, source):  # type: ignore[no-untyped-def]
+    for j in range(len(source)):
+        target[j] = source[j]
 
 
 # Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
@@ -351,9 +357,10 @@ def _train(  # type: ignore[no-untyped-def]
     """
     layers = len(table) - 1
     clients = len(sizes)
-    w0 = table[0, _W]
-    v0 = w0 + padded
-    c0 = v0 + padded
+    inputs = table[0, _K]
+    weights = s[table[0, _W] : table[0, _W] + padded]
+    velocity = s[table[0, _W] + padded : table[0, _W] + 2 * padded]
+    constant = s[table[0, _W] + 2 * padded : table[0, _W] + 3 * padded]
     held = pull != 0 or len(corrections) > 0
     shrink = decay + pull
     for client in range(clients):
@@ -364,19 +371,19 @@ def _train(  # type: ignore[no-untyped-def]
             outputs, row = table[layer, _N], table[layer, _ROW]
             for k in range(table[layer, _K] + 1):
                 w, flat = table[layer, _W] + k * row, table[layer, _FLAT] + k * outputs
-                for j in range(outputs):
-                    s[w + j] = start[flat + j]
-                for j in range(outputs, row):
-                    s[w + j] = 0
-                if held:
-                    for j in range(row):
-                        s[c0 - w0 + w + j] = -pull * s[w + j]
-                    if len(corrections):
-                        for j in range(outputs):
-                            s[c0 - w0 + w + j] += corrections[client, flat + j]
+                _copy(s[w : w + outputs], start[flat : flat + outputs])
+                s[w + outputs : w + row] = 0
+                if len(corrections):
+                    c = w + 2 * padded
+                    _copy(s[c : c + outputs], corrections[client, flat : flat + outputs])
+                    s[c + outputs : c + row] = 0
+        if held:
+            if not len(corrections):
+                constant[:] = 0
+            for i in range(padded):
+                constant[i] -= pull * weights[i]
         if not direct:
-            for i in range(v0, c0):
-                s[i] = 0
+            velocity[:] = 0
         total = 0.0
         for epoch in range(epochs):
             begin = (epoch * clients + client) * width
@@ -386,18 +393,16 @@ def _train(  # type: ignore[no-untyped-def]
                 scale = s.dtype.type((-lr if direct else 1.0) / taken)
                 if not direct:
                     for i in range(padded):
-                        s[v0 + i] = momentum * s[v0 + i] + shrink * s[w0 + i]
+                        velocity[i] = momentum * velocity[i] + shrink * weights[i]
                     if held:
                         for i in range(padded):
-                            s[v0 + i] += s[c0 + i]
+                            velocity[i] += constant[i]
                 stop = begin + taken
                 while begin < stop:
                     rows = CHUNK if begin + CHUNK < stop else stop - begin
-                    inputs = table[0, _K]
                     for r in range(rows):
-                        h, example = table[0, _H] + r * table[0, _H_ROW], examples[begin + r]
-                        for j in range(inputs):
-                            s[h + j] = x[example, j]
+                        h = table[0, _H] + r * table[0, _H_ROW]
+                        _copy(s[h : h + inputs], x[examples[begin + r]])
                         s[h + inputs] = 1
                     for layer in range(layers):
                         z, z_row, outputs = table[layer + 1, _H], table[layer + 1, _H_ROW], table[layer, _N]
@@ -407,33 +412,29 @@ def _train(  # type: ignore[no-untyped-def]
                             table[layer, _K] + 1,
                         )  # fmt: skip
                         for r in range(rows):
+                            h, d = z + r * z_row, table[layer, _D] + r * table[layer, _ROW]
                             if layer + 1 < layers:
-                                _activate(activation, s, z + r * z_row, outputs)
+                                _activate(activation, s[h : h + outputs])
+                                s[h + outputs] = 1  # the next layer's bias
                             else:
-                                d = table[layer, _D] + r * table[layer, _ROW]
-                                total += _loss_and_delta(
-                                    loss, s, z + r * z_row, d, y[examples[begin + r]], outputs, scale
-                                )
+                                label = y[examples[begin + r]]
+                                total += _loss_and_delta(loss, s[h : h + outputs], s[d : d + outputs], label, scale)
                     for layer in range(layers - 1, 0, -1):
-                        d, d_row, h, h_row = (
-                            table[layer - 1, _D],
-                            table[layer - 1, _ROW],
-                            table[layer, _H],
-                            table[layer, _H_ROW],
-                        )
+                        d, d_row, width_ = table[layer - 1, _D], table[layer - 1, _ROW], table[layer, _K]
                         _multiply_transposed(
                             s, d, d_row, rows, table[layer, _D], table[layer, _ROW],
-                            table[layer, _W], table[layer, _ROW], table[layer, _K], table[layer, _ROW] // lanes,
+                            table[layer, _W], table[layer, _ROW], width_, table[layer, _ROW] // lanes,
                         )  # fmt: skip
                         for r in range(rows):
-                            _chain(activation, s, d + r * d_row, h + r * h_row, table[layer, _K])
+                            h = table[layer, _H] + r * table[layer, _H_ROW]
+                            _chain(activation, s[d + r * d_row : d + r * d_row + width_], s[h : h + width_])
                     if direct and (held or shrink != 0):
                         keep = s.dtype.type(1) - lr * shrink
-                        for i in range(w0, v0):
-                            s[i] *= keep
+                        for i in range(padded):
+                            weights[i] *= keep
                         if held:
                             for i in range(padded):
-                                s[w0 + i] -= lr * s[c0 + i]
+                                weights[i] -= lr * constant[i]
                     for layer in range(layers):
                         _add_transposed(
                             s, table[layer, _W] + (0 if direct else padded), table[layer, _ROW], table[layer, _K] + 1,
@@ -443,14 +444,13 @@ def _train(  # type: ignore[no-untyped-def]
                     begin += rows
                 if not direct:
                     for i in range(padded):
-                        s[w0 + i] -= lr * s[v0 + i]
+                        weights[i] -= lr * velocity[i]
         losses[client] = total / (n * epochs)
         for layer in range(layers):
             outputs = table[layer, _N]
             for k in range(table[layer, _K] + 1):
                 w, flat = table[layer, _W] + k * table[layer, _ROW], table[layer, _FLAT] + k * outputs
-                for j in range(outputs):
-                    out[client, flat + j] = s[w + j]
+                _copy(out[client, flat : flat + outputs], s[w : w + outputs])
 
 
 @functools.lru_cache(maxsize=16)
