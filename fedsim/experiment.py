@@ -180,7 +180,7 @@ class Experiment:
         Parameters
         ----------
         workers : int, optional
-            Threads; default one per available core.
+            Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
         block_size : int, optional
             Clients trained together; default by the size of the model.
         on_round : callable, optional

@@ -8,6 +8,7 @@ OOPSLA 2014, figure 16). No generator is shared, so threads, engines and block s
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,20 @@ def keys(seed: int, purpose: Purpose, *ids: int | NDArray[np.integer[Any]]) -> N
     ndarray of uint64
         One key per element of the broadcast ids, at least one-dimensional.
     """
-    key = mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
-    for part in (int(purpose), *ids):
+    known = 0
+    while known < len(ids) and isinstance(ids[known], int):
+        known += 1
+    return _fold(_start(seed, purpose, *ids[:known]), ids[known:])
+
+
+@lru_cache(maxsize=256)
+def _start(seed: int, purpose: Purpose, *ids: int) -> NDArray[np.uint64]:
+    """Return the key of leading ids that are plain numbers: all of a round's blocks ask for the same."""
+    return _fold(mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)), (int(purpose), *ids))
+
+
+def _fold(key: NDArray[np.uint64], ids: tuple[int | NDArray[np.integer[Any]], ...]) -> NDArray[np.uint64]:
+    for part in ids:
         key = mix(key + (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return key
 

@@ -122,7 +122,7 @@ class InProcessGrid(Grid):
     kernel : {"numpy", "compiled"}
         What trains; see `fedsim.kernels`.
     workers : int, optional
-        Threads; default one per available core.
+        Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
     block_size : int, optional
         Clients trained together; default by model and work. Neither changes a result.
     on_failure : {"raise", "exclude"}
@@ -150,7 +150,8 @@ class InProcessGrid(Grid):
         one_of("on_failure", on_failure, ("raise", "exclude"))
         self.net, self.partition, self.client, self.seed = net, partition, client, seed
         self.on_failure = on_failure
-        self.workers = workers or available_cores()
+        # The NumPy kernel's many small steps wait for one another's hold of Python: a second thread slows them.
+        self.workers = workers or (available_cores() if kernel == "compiled" else 1)
         self.block_size = block_size
         self._kernel_name = kernel
         self._kernel = kernels.load(kernel)
