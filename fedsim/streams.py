@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,8 @@ def keys(seed: int, purpose: Purpose, *ids: int | NDArray[np.integer[Any]]) -> N
     ndarray of uint64
         One key per element of the broadcast ids, at least one-dimensional.
     """
-    known = 0
-    while known < len(ids) and isinstance(ids[known], int):
-        known += 1
-    return _fold(_start(seed, purpose, *ids[:known]), ids[known:])
+    plain = list(takewhile(lambda part: isinstance(part, int), ids))
+    return _fold(_start(seed, purpose, *plain), ids[len(plain) :])  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.exception import AggregationError
 
-from fedsim import data, mlp
+from fedsim import data, kernels, mlp
 from fedsim.clients import SGD, FedProx
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid, Replies
@@ -228,8 +228,22 @@ def test_a_server_proximal_term_is_never_ignored() -> None:
 
 def test_running_mean_is_exact_where_float32_is_not() -> None:
     mean = RunningMean()
-    mean.add(np.array([1.0], np.float32), 1e8)
-    for _ in range(100):
-        mean.add(np.array([3.0], np.float32), 1.0)
+    mean.add(np.array([[1.0]], np.float32), np.array([1e8]))
+    mean.add(np.full((100, 1), 3.0, np.float32), np.ones(100))
     assert mean.value().dtype == np.float32
     assert mean.value()[0] == np.float32((1e8 + 300) / (1e8 + 100))
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("shape", [(1,), (3, 4), (5000,)])
+def test_running_mean_has_the_bits_of_adding_one_after_another(shape: tuple[int, ...], kernel: str) -> None:
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=(40, *shape)).astype(np.float32), rng.integers(1, 999, 40)
+    expected = np.zeros(shape)
+    for row, weight in zip(values, weights, strict=True):
+        expected = expected + row.astype(np.float64) * float(weight)
+    for block in (1, 7, 40):
+        mean = RunningMean(kernels.load(kernel).add_weighted)
+        for start in range(0, 40, block):
+            mean.add(values[start : start + block], weights[start : start + block])
+        assert np.array_equal(mean.value(), (expected / weights.sum()).astype(np.float32))

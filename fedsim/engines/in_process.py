@@ -39,8 +39,10 @@ T = TypeVar("T")
 #: Bytes of weights that a block of clients may fill, by kernel. The NumPy kernel steps all of a block at once, so it
 #: must fit a core's cache with gradients and examples; the compiled one goes client by client.
 BLOCK_BYTES = {"numpy": 768 * 1024, "compiled": 8 * 1024 * 1024}
-#: Floating-point operations below which cutting a block costs more than it gains.
-BLOCK_WORK = {"numpy": 5e7, "compiled": 1e7}
+#: Floating-point operations a block should have, so that cutting it costs little; but a worker is given from two to
+#: eight blocks, so that all finish at about the same time.
+BLOCK_WORK = 1e8
+BLOCKS_PER_WORKER = 2, 8
 #: Bytes of finished weights that may wait for their turn to be aggregated.
 WAITING_BYTES = 64 * 1024 * 1024
 #: Test examples scored at a time; a constant, so that sums do not depend on workers.
@@ -52,6 +54,17 @@ DIVERGED = 10.0
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_core_each(workers: int) -> Callable[[], None] | None:
+    """Return what a worker thread does first: bind itself to a core of its own, where there are as many as workers.
+
+    Left to the system, two threads that wake at once may share a core for milliseconds, which is a small round's time.
+    """
+    if not hasattr(os, "sched_setaffinity") or workers != available_cores():
+        return None
+    cores = iter(sorted(os.sched_getaffinity(0)))
+    return lambda: os.sched_setaffinity(0, {next(cores)})  # of the calling thread
 
 
 @dataclass
@@ -178,7 +191,7 @@ class InProcessGrid(Grid):
             self._kernel.prepare(self.net.dtype)
         self._blas = threadpool_limits(1, "blas")
         if self.workers > 1:
-            self._pool = ThreadPoolExecutor(self.workers, "fedsim")
+            self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,7 +297,8 @@ class InProcessGrid(Grid):
         if self.block_size:
             return [ids[start : start + self.block_size] for start in range(0, len(ids), self.block_size)]
         done = np.cumsum(self.partition.sizes[ids]) * work
-        share = max(float(done[-1]) / (8 * self.workers), BLOCK_WORK[self._kernel_name])
+        per_worker = np.clip(done[-1] / (self.workers * BLOCK_WORK), *BLOCKS_PER_WORKER)
+        share = float(done[-1]) / (self.workers * int(per_worker)) * (1 + 1e-9)
         most = max(1, BLOCK_BYTES[self._kernel_name] // self._row_bytes)
         blocks, start = [], 0
         while start < len(ids):
@@ -418,6 +432,12 @@ class Replies(Sequence[Message]):
         """Train the cohort and yield its updates block by block, in cohort order."""
         for order in self._orders:
             yield from self._grid.train(order.task, order.ids)
+
+    @property
+    def add_weighted(self) -> Callable[..., None]:
+        """How the kernel that trains them adds up weights."""
+        add: Callable[..., None] = self._grid._kernel.add_weighted
+        return add
 
     @property
     def train_loss(self) -> float:

@@ -40,6 +40,8 @@ VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 WIDE = 4 if VECTOR == 64 else 2
 #: Examples taken through the network at a time; a multiple of 5. Larger batches add up their gradient.
 CHUNK = 640
+#: How many examples ahead of its use one is asked for.
+AHEAD = 10
 
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
 _RELU, _TANH, _SIGMOID = (_ACTIVATIONS[name] for name in ("relu", "tanh", "sigmoid"))
@@ -342,6 +344,29 @@ def _copy(target, source):  # type: ignore[no-untyped-def]
         target[j] = source[j]
 
 
+@_intrinsic
+def _prefetch(context, array_, place):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of an element, into the L2 cache; any index is allowed."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _LANE, _LANE, _LANE])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [address, _LANE(0), _LANE(2), _LANE(1)])
+        return context.get_dummy_value()
+
+    return types.void(array_, place), emit
+
+
+@_helper
+def _gather(target, source, following):  # type: ignore[no-untyped-def]
+    """Copy one example, and ask for one that will be copied soon: examples lie anywhere in memory."""
+    for j in range(0, len(following), 64 // following.itemsize):
+        _prefetch(following, j)
+    _copy(target, source)
+
+
 # Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
 _K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
 
@@ -402,7 +427,8 @@ def _train(  # type: ignore[no-untyped-def]
                     rows = CHUNK if begin + CHUNK < stop else stop - begin
                     for r in range(rows):
                         h = table[0, _H] + r * table[0, _H_ROW]
-                        _copy(s[h : h + inputs], x[examples[begin + r]])
+                        soon = min(begin + r + (rows if rows < AHEAD else AHEAD), end - 1)
+                        _gather(s[h : h + inputs], x[examples[begin + r]], x[examples[soon]])
                         s[h + inputs] = 1
                     for layer in range(layers):
                         z, z_row, outputs = table[layer + 1, _H], table[layer + 1, _H_ROW], table[layer, _N]
@@ -495,7 +521,7 @@ def _scratch(net: MLP, length: int) -> Array:
 
 
 def _jit(function: Any) -> Any:
-    """Compile on demand, keeping the machine code on disk where Numba finds a place to write."""
+    """Compile on demand, to machine code that is kept on disk where Numba finds a place to write."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -503,7 +529,14 @@ def _jit(function: Any) -> Any:
         return numba.njit(**options)(function)
 
 
-_train_compiled = _jit(_train)
+def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
+    for k in range(len(rows)):
+        row, weight = rows[k], weights[k]
+        for j in range(len(total)):
+            total[j] += np.float64(row[j]) * weight
+
+
+_train_compiled, add_weighted = _jit(_train), _jit(_add_weighted)
 
 
 class _Announce(event.Listener):  # type: ignore[misc]
@@ -537,12 +570,14 @@ def prepare(dtype: str) -> None:
         array(whole, 1), whole, array(whole, 1), whole, whole, array(whole, 2), array(real, 1), whole, whole,
         whole, whole, real, real, real, real, array(real, 2),
     )  # fmt: skip
+    sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
     with event.install_listener("numba:compile", _Announce()):
-        try:
-            _train_compiled.compile(signature)
-        except OSError:  # the machine code could not be kept on disk, but is here
-            if signature.args not in _train_compiled.overloads:
-                raise
+        for function, types_ in ((_train_compiled, signature), (add_weighted, sums)):
+            try:
+                function.compile(types_)
+            except OSError:  # the machine code could not be kept on disk, but is here
+                if types_.args not in function.overloads:
+                    raise
 
 
 def _readonly(array: Array) -> Array:

@@ -137,6 +137,22 @@ def train(task: Task, clients: Indices) -> Update:
     return Update(clients, sizes, weights, loss / (sizes * strategy.epochs))
 
 
+def add_weighted(total: NDArray[np.float64], rows: Array, weights: NDArray[np.float64]) -> None:
+    """Add rows, each times its weight, to a running sum, one after another, in float64.
+
+    Parameters
+    ----------
+    total : ndarray of float64, shape (parameters,)
+        Changed in place.
+    rows : ndarray, shape (clients, parameters)
+    weights : ndarray of float64, shape (clients,)
+    """
+    scaled = np.empty_like(total)
+    for row, weight in zip(rows, weights, strict=True):
+        np.multiply(row, weight, out=scaled, dtype=np.float64)
+        total += scaled
+
+
 def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[np.float64], Indices]:
     """Evaluate one model on several equally large sets of examples.
 

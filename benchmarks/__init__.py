@@ -1,0 +1,1 @@
+"""Speed, memory and scale, measured: ``python -m benchmarks``."""

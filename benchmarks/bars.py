@@ -1,0 +1,166 @@
+"""The bars: what fedsim promises of its speed, each measured against a peer in the same run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import peers
+from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
+from benchmarks.measure import fresh, median, ratio, sgemm, take_turns
+from fedsim.engines.in_process import available_cores
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One bar's outcome.
+
+    Attributes
+    ----------
+    what : str
+    value, low, high : float
+        The median, and the quartiles of its samples.
+    bar : float or None
+        None where nothing is promised.
+    unit : {"x", "%", "s", "x at most", "s at most"}
+        ``at most``: smaller is better.
+    samples : dict
+        Seconds (or bytes) behind it, by peer.
+    """
+
+    what: str
+    value: float
+    low: float
+    high: float
+    bar: float | None
+    unit: str
+    samples: dict[str, list[float]]
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is met."""
+        if self.bar is None:
+            return True
+        return self.value <= self.bar if self.unit.endswith("at most") else self.value >= self.bar
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {**asdict(self), "met": self.met}
+
+
+def _against_ray(job: Job, what: str, bar: float, samples: int) -> list[Measured]:
+    found: dict[str, list[float]] = {}
+
+    def measure(step: Callable[[], None]) -> None:
+        with fedsim_rounds(job) as ours, peers.loop_rounds(job) as loop:
+            found.update(take_turns({"fedsim": ours, "ray": step, "loop": loop}, samples))
+
+    peers.with_ray(job, measure)
+    return [
+        Measured(f"{what}: clients per second against Flower's Ray simulation", *ratio(found["ray"], found["fedsim"]),
+                 bar, "x", {k: found[k] for k in ("fedsim", "ray")}),
+        Measured(f"{what}: against a plain NumPy loop on one thread", *ratio(found["loop"], found["fedsim"]),
+                 None, "x", {k: found[k] for k in ("fedsim", "loop")}),
+    ]  # fmt: skip
+
+
+def article(samples: int) -> list[Measured]:
+    """Time the article's MLP against Flower's Ray simulation."""
+    return _against_ray(ARTICLE, "article MLP, 100 clients x 100 examples, batch 10", 150, samples)
+
+
+def two_nn(samples: int) -> list[Measured]:
+    """Time the FedAvg paper's 2NN against Flower's Ray simulation."""
+    return _against_ray(TWO_NN, "2NN, 10 of 100 clients x 600 examples, batch 10", 8, samples)
+
+
+def _share(job: Job, what: str, bar: float, samples: int) -> list[Measured]:
+    product, flops = sgemm()
+    with fedsim_rounds(job) as ours:
+        taken = take_turns({"fedsim": ours, "sgemm": product}, samples)
+    speeds = {"fedsim": [job.flops / s for s in taken["fedsim"]], "sgemm": [flops / s for s in taken["sgemm"]]}
+    value, low, high = ratio(speeds["fedsim"], speeds["sgemm"])
+    what = f"{what}: share of the sgemm peak, all cores ({median(speeds['fedsim']) / 1e9:.0f} of"
+    what += f" {median(speeds['sgemm']) / 1e9:.0f} GFLOP/s)"
+    return [Measured(what, 100 * value, 100 * low, 100 * high, bar, "%", taken)]
+
+
+def peak_batch_10(samples: int) -> list[Measured]:
+    """Compare the 2NN's small batches with the machine's matrix product."""
+    return _share(TWO_NN, "2NN, batch 10", 60, samples)
+
+
+def peak_full_batch(samples: int) -> list[Measured]:
+    """Compare the 2NN's whole-shard batches with the machine's matrix product."""
+    return _share(replace(TWO_NN, batch=None, epochs=5), "2NN, full batch, 5 epochs", 80, samples)
+
+
+def threads(samples: int) -> list[Measured]:
+    """Compare two threads with one."""
+    with fedsim_rounds(TWO_NN, 1) as one, fedsim_rounds(TWO_NN, 2) as two:
+        taken = take_turns({"1 thread": one, "2 threads": two}, samples)
+    bar = 1.8 if available_cores() >= 2 else None
+    return [Measured("2NN, batch 10: 2 threads against 1", *ratio(taken["1 thread"], taken["2 threads"]), bar, "x", taken)]
+
+
+def registered(samples: int) -> list[Measured]:
+    """Compare a round among a million registered clients with one among a thousand."""
+    few = Job((20, 50, 10), registered=1_000, cohort=1_000, examples=5, distinct=5_000)
+    with fedsim_rounds(few) as small, fedsim_rounds(replace(few, registered=1_000_000)) as large:
+        taken = take_turns({"1,000": small, "1,000,000": large}, samples)
+    value = ratio(taken["1,000,000"], taken["1,000"])
+    what = "1,000,000 registered clients, 1,000 sampled: time per round against 1,000 registered"
+    return [Measured(what, *value, 1.1, "x at most", taken)]
+
+
+PEAK = """
+import sys
+from benchmarks.jobs import Job, fedsim_rounds
+with fedsim_rounds(Job((784, 200, 200, 10), registered=10_000, cohort=int(sys.argv[1]), examples=6, distinct=1_000)) as step:
+    step()
+print(1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]))
+"""
+
+
+def memory(samples: int) -> list[Measured]:
+    """Compare the peak memory of a 10,000-client cohort with that of 100 clients, in fresh processes (Linux only)."""
+    taken: dict[str, list[float]] = {"100": [], "10,000": []}
+    for _ in range(min(samples, 3)):
+        for cohort in taken:
+            command = [sys.executable, "-c", PEAK, cohort.replace(",", "")]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+            taken[cohort].append(float(done.stdout))
+    what = f"peak memory of a 10,000-client cohort of 2NN against 100 ({median(taken['10,000']) / 1e6:.0f} MB)"
+    return [Measured(what, *ratio(taken["10,000"], taken["100"]), 1.2, "x at most", taken)]
+
+
+def _process(what: str, bar: float, samples: int, *arguments: str, code: str = "") -> Measured:
+    with tempfile.TemporaryDirectory() as folder:
+        taken = [fresh(code, *arguments, cwd=folder) for _ in range(samples)]
+    return Measured(what, median(taken), min(taken), max(taken), bar, "s at most", {"process": taken})
+
+
+def start_up(samples: int) -> list[Measured]:
+    """Time what a user waits for, in fresh processes."""
+    first = "from fedsim import Experiment; Experiment(rounds=5).run()"
+    showpiece = str(ROOT / "experiments" / "iid_vs_noniid.py")
+    return [
+        _process("`experiments/iid_vs_noniid.py`, cold start to plot", 10, min(samples, 3), showpiece),
+        _process("`fedsim --help`", 0.5, samples, "-m", "fedsim.cli", "--help"),
+        _process("`import fedsim`", 0.15, samples, code="import fedsim"),
+        _process("first result on digits, 5 rounds, from process start", 3, samples, code=first),
+    ]
+
+
+#: Name -> what measures it.
+BARS: dict[str, Callable[[int], list[Measured]]] = {
+    f.__name__.replace("_", "-"): f
+    for f in (article, two_nn, peak_batch_10, peak_full_batch, threads, registered, memory, start_up)
+}

@@ -1,0 +1,105 @@
+"""What is timed: rounds of local training and aggregation, on made-up data of real shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+
+from fedsim import mlp
+from fedsim.clients import SGD
+from fedsim.data import Dataset
+from fedsim.engines import flower
+from fedsim.engines.in_process import InProcessGrid
+from fedsim.servers import FedAvg
+from fedsim.splits import Partition
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of round.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Widths of the network's layers.
+    registered, cohort : int
+        Clients there are, and clients trained in a round.
+    examples : int
+        Per client.
+    batch : int or None
+        None is the whole shard.
+    epochs : int
+    distinct : int
+        Different examples at most; more clients than these suffice for share them, so that a million fit.
+    """
+
+    sizes: tuple[int, ...]
+    registered: int
+    cohort: int
+    examples: int
+    batch: int | None = 10
+    epochs: int = 1
+    distinct: int = 60_000
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a round: two per weight and example, forward and back, no input gradient."""
+        weights = [fan_in * fan_out for fan_in, fan_out in zip(self.sizes, self.sizes[1:], strict=False)]
+        return 2.0 * (3 * sum(weights) - weights[0]) * self.examples * self.epochs * self.cohort
+
+    @property
+    def net(self) -> mlp.MLP:
+        """The network."""
+        return mlp.MLP(self.sizes)
+
+    @property
+    def strategy(self) -> SGD:
+        """The client strategy."""
+        return SGD(lr=0.01, epochs=self.epochs, batch_size=self.batch)
+
+    def data(self) -> Dataset:
+        """Make the examples, which all peers train on."""
+        rng = np.random.default_rng(0)
+        count = min(self.registered * self.examples, self.distinct)
+        x = rng.normal(size=(count + 1, self.sizes[0])).astype(np.float32)
+        y = rng.integers(0, self.sizes[-1], count + 1)
+        return Dataset("made up", x[:count], y[:count], x[count:], y[count:], self.sizes[-1])
+
+    def partition(self, dataset: Dataset) -> Partition:
+        """Give each client its examples, at random places in memory."""
+        order = np.random.default_rng(1).permutation(len(dataset.y_train))
+        places = np.arange(self.registered * self.examples) % len(order)
+        return Partition(order[places], np.arange(self.registered + 1) * self.examples)
+
+
+#: The article's network: 100 clients of 100 examples, all in every round.
+ARTICLE = Job((100, 50, 10), registered=100, cohort=100, examples=100)
+#: The FedAvg paper's 2NN on MNIST: 100 clients of 600 examples, a tenth in every round.
+TWO_NN = Job((784, 200, 200, 10), registered=100, cohort=10, examples=600)
+
+
+@contextmanager
+def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled") -> Iterator[Callable[[], None]]:
+    """Give a function that samples, trains and aggregates one more round; the first has run already."""
+    dataset = job.data()
+    net = job.net
+    grid = InProcessGrid(net, dataset, job.partition(dataset), job.strategy, kernel=kernel, workers=workers)
+    strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
+    state = {"round": 0, "arrays": flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))}
+
+    def step() -> None:
+        state["round"] += 1
+        number, arrays = state["round"], state["arrays"]
+        assert isinstance(number, int)
+        assert isinstance(arrays, ArrayRecord)
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        state["arrays"], _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        grid.take_round()
+
+    with grid, flower.quiet():
+        step()
+        yield step

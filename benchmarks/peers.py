@@ -1,0 +1,185 @@
+"""What fedsim is measured against: a careful NumPy client, alone in a loop and on Flower's Ray simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from benchmarks.jobs import Job
+from fedsim import mlp
+from fedsim.data import Dataset
+from fedsim.splits import Partition
+
+Array = NDArray[Any]
+
+
+def train(job: Job, layers: list[Array], x: Array, y: Array, rng: np.random.Generator) -> float:
+    """Train one client as a careful NumPy user writes it: matrix products, updates in place, no copies to spare.
+
+    Parameters
+    ----------
+    layers : list of ndarray
+        ``W1, b1, W2, b2, ...``, changed in place.
+
+    Returns
+    -------
+    float
+        Mean loss.
+    """
+    lr, size = np.float32(job.strategy.lr), job.batch or len(y)
+    weights, biases, total = layers[::2], layers[1::2], 0.0
+    last = len(weights) - 1
+    for _ in range(job.epochs):
+        order = rng.permutation(len(y))
+        for begin in range(0, len(y), size):
+            batch = order[begin : begin + size]
+            labels, rows = y[batch], np.arange(len(batch))
+            h = [x[batch]]
+            for k in range(last + 1):
+                z = h[k] @ weights[k]
+                z += biases[k]
+                if k < last:
+                    np.maximum(z, 0, out=z)
+                h.append(z)
+            delta = h[-1]
+            delta -= delta.max(axis=1, keepdims=True)
+            chosen = delta[rows, labels]
+            np.exp(delta, out=delta)
+            sums = delta.sum(axis=1, keepdims=True)
+            total += float((np.log(sums[:, 0]) - chosen).sum())
+            delta /= sums
+            delta[rows, labels] -= 1
+            delta *= lr / len(batch)
+            for k in range(last, -1, -1):
+                back = delta @ weights[k].T if k else None
+                weights[k] -= h[k].T @ delta
+                biases[k] -= delta.sum(axis=0)
+                if back is not None:
+                    back *= h[k] > 0
+                    delta = back
+    return total / (len(y) * job.epochs)
+
+
+@contextmanager
+def loop_rounds(job: Job) -> Iterator[Callable[[], None]]:
+    """Give a function that trains one cohort client by client on one thread and averages the weights."""
+    dataset, partition = shards(job)
+    start = [v.copy() for v in mlp.views(job.net, mlp.initialise(job.net, np.random.default_rng(2))).values()]
+    rng = np.random.default_rng(3)
+
+    def step() -> None:
+        sums = [np.zeros(v.shape) for v in start]
+        for client in rng.choice(job.registered, job.cohort, replace=False):
+            layers = [v.copy() for v in start]
+            train(job, layers, dataset.x_train[partition[client]], dataset.y_train[partition[client]], rng)
+            for total, values in zip(sums, layers, strict=True):
+                total += values
+        start[:] = [(total / job.cohort).astype(np.float32) for total in sums]
+
+    with threadpool_limits(1, "blas"):
+        step()
+        yield step
+
+
+@cache
+def shards(job: Job) -> tuple[Dataset, Partition]:
+    """Return the data and who holds it, made once per process."""
+    dataset = job.data()
+    return dataset, job.partition(dataset)
+
+
+def client_app(job: Job) -> ClientApp:
+    """Return a Flower client that trains its own shard."""
+    app = ClientApp()
+
+    @app.train()  # type: ignore[untyped-decorator]
+    def handle(message: Message, context: Context) -> Message:
+        dataset, partition = shards(job)
+        client = int(context.node_config["partition-id"])
+        record: ArrayRecord = message.content["arrays"]
+        layers = record.to_numpy_ndarrays()
+        rng = np.random.default_rng((client, int(message.content["config"]["server-round"])))
+        with threadpool_limits(1, "blas"):
+            rows = partition[client]
+            loss = train(job, layers, dataset.x_train[rows], dataset.y_train[rows], rng)
+        arrays = ArrayRecord({name: flwr_array(v) for name, v in zip(job.net.layout, layers, strict=True)})
+        metrics = MetricRecord({"num-examples": len(rows), "train_loss": loss})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def flwr_array(values: Array) -> Any:
+    """Return Flower's own array of these values."""
+    from flwr.app import Array as FlowerArray
+
+    return FlowerArray(values)
+
+
+def with_ray(job: Job, measure: Callable[[Callable[[], None]], None]) -> None:
+    """Start Flower's Ray simulation and call ``measure(step)``, where `step` runs one round of it.
+
+    A step is what Flower's FedAvg does in a round: sample, send, wait for the replies, aggregate.
+
+    Raises
+    ------
+    ImportError
+        Ray is not installed: ``pip install '.[bench]'``.
+    RuntimeError
+        The simulation failed.
+    """
+    import os
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ImportError("this benchmark needs Ray: pip install '.[bench]'") from None
+    from flwr.simulation import run_simulation
+
+    from fedsim.engines import flower
+
+    server = ServerApp()
+    finished = []
+
+    @server.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        import time
+
+        strategy = FedAvg(
+            fraction_train=job.cohort / job.registered,
+            min_train_nodes=job.cohort,
+            min_available_nodes=job.registered,
+        )
+        start = mlp.views(job.net, mlp.initialise(job.net, np.random.default_rng(2)))
+        state: dict[str, Any] = {"round": 0, "arrays": ArrayRecord({k: flwr_array(v) for k, v in start.items()})}
+
+        def step() -> None:
+            state["round"] += 1
+            messages = strategy.configure_train(state["round"], state["arrays"], ConfigRecord(), grid)
+            replies = list(grid.send_and_receive(messages))
+            state["arrays"], _ = strategy.aggregate_train(state["round"], replies)
+            if state["arrays"] is None or len(replies) != job.cohort:
+                raise RuntimeError(f"{job.cohort - len(replies)} clients of Flower's Ray simulation did not answer")
+
+        while len(list(grid.get_node_ids())) < job.registered:
+            time.sleep(0.1)
+        step()
+        measure(step)
+        finished.append(True)
+
+    with flower.quiet():
+        resources: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(server, client_app(job), job.registered, backend_config=resources)
+    if not finished:
+        raise RuntimeError("Flower's Ray simulation failed; run with FLWR_LOG_LEVEL=DEBUG to see why")
