@@ -56,18 +56,11 @@ class Measured:
 
 
 def _against_ray(job: Job, what: str, bar: float, samples: int) -> list[Measured]:
-    found: dict[str, list[float]] = {}
-
-    def measure(step: Callable[[], None]) -> None:
-        with fedsim_rounds(job) as ours, peers.loop_rounds(job) as loop:
-            found.update(take_turns({"fedsim": ours, "ray": step, "loop": loop}, samples))
-
-    peers.with_ray(job, measure)
+    with fedsim_rounds(job) as ours, peers.ray_rounds(job) as ray, peers.loop_rounds(job) as loop:
+        found = take_turns({"fedsim": ours, "ray": ray, "loop": loop}, samples)
     return [
-        Measured(f"{what}: clients per second against Flower's Ray simulation", *ratio(found["ray"], found["fedsim"]),
-                 bar, "x", {k: found[k] for k in ("fedsim", "ray")}),
-        Measured(f"{what}: against a plain NumPy loop on one thread", *ratio(found["loop"], found["fedsim"]),
-                 None, "x", {k: found[k] for k in ("fedsim", "loop")}),
+        Measured(f"{what}: against Flower's Ray simulation", *ratio(found["ray"], found["fedsim"]), bar, "x", found),
+        Measured(f"{what}: against a plain NumPy loop", *ratio(found["loop"], found["fedsim"]), None, "x", {}),
     ]  # fmt: skip
 
 
@@ -107,7 +100,9 @@ def threads(samples: int) -> list[Measured]:
     with fedsim_rounds(TWO_NN, 1) as one, fedsim_rounds(TWO_NN, 2) as two:
         taken = take_turns({"1 thread": one, "2 threads": two}, samples)
     bar = 1.8 if available_cores() >= 2 else None
-    return [Measured("2NN, batch 10: 2 threads against 1", *ratio(taken["1 thread"], taken["2 threads"]), bar, "x", taken)]
+    return [
+        Measured("2NN, batch 10: 2 threads against 1", *ratio(taken["1 thread"], taken["2 threads"]), bar, "x", taken)
+    ]
 
 
 def registered(samples: int) -> list[Measured]:
@@ -123,7 +118,8 @@ def registered(samples: int) -> list[Measured]:
 PEAK = """
 import sys
 from benchmarks.jobs import Job, fedsim_rounds
-with fedsim_rounds(Job((784, 200, 200, 10), registered=10_000, cohort=int(sys.argv[1]), examples=6, distinct=1_000)) as step:
+job = Job((784, 200, 200, 10), registered=10_000, cohort=int(sys.argv[1]), examples=6, distinct=1_000)
+with fedsim_rounds(job) as step:
     step()
 print(1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]))
 """

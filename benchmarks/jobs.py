@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 
 from fedsim import mlp
 from fedsim.clients import SGD
@@ -89,15 +90,16 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
     net = job.net
     grid = InProcessGrid(net, dataset, job.partition(dataset), job.strategy, kernel=kernel, workers=workers)
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
-    state = {"round": 0, "arrays": flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))}
+    arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    numbers = itertools.count(1)
 
     def step() -> None:
-        state["round"] += 1
-        number, arrays = state["round"], state["arrays"]
-        assert isinstance(number, int)
-        assert isinstance(arrays, ArrayRecord)
+        nonlocal arrays
+        number = next(numbers)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        state["arrays"], _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        mean, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        assert mean is not None
+        arrays = mean
         grid.take_round()
 
     with grid, flower.quiet():

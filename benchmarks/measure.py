@@ -74,7 +74,9 @@ def sgemm(size: int = 3000) -> tuple[Callable[[], object], float]:
 def fresh(code: str, *arguments: str, cwd: str | None = None) -> float:
     """Return the wall seconds of a fresh Python process."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments, *(["-c", code] if code else [])], check=True, cwd=cwd, capture_output=True)
+    subprocess.run(
+        [sys.executable, *arguments, *(["-c", code] if code else [])], check=True, cwd=cwd, capture_output=True
+    )
     return time.perf_counter() - started
 
 

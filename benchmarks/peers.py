@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -18,12 +22,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks.jobs import Job
 from fedsim import mlp
 from fedsim.data import Dataset
+from fedsim.engines import flower
 from fedsim.splits import Partition
 
-Array = NDArray[Any]
 
-
-def train(job: Job, layers: list[Array], x: Array, y: Array, rng: np.random.Generator) -> float:
+def train(job: Job, layers: list[NDArray[Any]], x: NDArray[Any], y: NDArray[Any], rng: np.random.Generator) -> float:
     """Train one client as a careful NumPy user writes it: matrix products, updates in place, no copies to spare.
 
     Parameters
@@ -102,84 +105,90 @@ def client_app(job: Job) -> ClientApp:
     """Return a Flower client that trains its own shard."""
     app = ClientApp()
 
-    @app.train()  # type: ignore[untyped-decorator]
+    @app.train()
     def handle(message: Message, context: Context) -> Message:
         dataset, partition = shards(job)
         client = int(context.node_config["partition-id"])
-        record: ArrayRecord = message.content["arrays"]
-        layers = record.to_numpy_ndarrays()
-        rng = np.random.default_rng((client, int(message.content["config"]["server-round"])))
+        layers = message.content.array_records["arrays"].to_numpy_ndarrays()
+        rng = np.random.default_rng((client, int(message.content.config_records["config"]["server-round"])))  # type: ignore[arg-type]
         with threadpool_limits(1, "blas"):
             rows = partition[client]
             loss = train(job, layers, dataset.x_train[rows], dataset.y_train[rows], rng)
-        arrays = ArrayRecord({name: flwr_array(v) for name, v in zip(job.net.layout, layers, strict=True)})
+        arrays = ArrayRecord({name: Array(v) for name, v in zip(job.net.layout, layers, strict=True)})
         metrics = MetricRecord({"num-examples": len(rows), "train_loss": loss})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     return app
 
 
-def flwr_array(values: Array) -> Any:
-    """Return Flower's own array of these values."""
-    from flwr.app import Array as FlowerArray
+@contextmanager
+def ray_rounds(job: Job) -> Iterator[Callable[[], None]]:
+    """Give a function that runs one round of Flower's Ray simulation; the first has run already.
 
-    return FlowerArray(values)
-
-
-def with_ray(job: Job, measure: Callable[[Callable[[], None]], None]) -> None:
-    """Start Flower's Ray simulation and call ``measure(step)``, where `step` runs one round of it.
-
-    A step is what Flower's FedAvg does in a round: sample, send, wait for the replies, aggregate.
+    A round is what Flower's FedAvg does: sample, send, wait for the replies, aggregate. The simulation lives in a
+    process of its own, so that its threads do not slow the peers it takes turns with.
 
     Raises
     ------
-    ImportError
-        Ray is not installed: ``pip install '.[bench]'``.
+    MissingRayError
+        Ray is not installed.
     RuntimeError
         The simulation failed.
     """
-    import os
+    if importlib.util.find_spec("ray") is None:
+        raise MissingRayError("this benchmark needs Ray: pip install '.[bench]'")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_simulate, args=(job, theirs))
+    process.start()
+    theirs.close()
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    def step() -> None:
+        try:
+            ours.send("round")
+            ours.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("Flower's Ray simulation failed; what it printed says why") from None
+
     try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise ImportError("this benchmark needs Ray: pip install '.[bench]'") from None
+        step()
+        yield step
+    finally:
+        ours.close()
+        process.join()
+
+
+def _simulate(job: Job, orders: Connection) -> None:
+    """Run a Ray simulation whose server does a round for each message, until the other end closes."""
     from flwr.simulation import run_simulation
 
-    from fedsim.engines import flower
-
     server = ServerApp()
-    finished = []
 
-    @server.main()  # type: ignore[untyped-decorator]
+    @server.main()
     def main(grid: Grid, context: Context) -> None:
-        import time
-
         strategy = FedAvg(
             fraction_train=job.cohort / job.registered,
             min_train_nodes=job.cohort,
             min_available_nodes=job.registered,
         )
         start = mlp.views(job.net, mlp.initialise(job.net, np.random.default_rng(2)))
-        state: dict[str, Any] = {"round": 0, "arrays": ArrayRecord({k: flwr_array(v) for k, v in start.items()})}
-
-        def step() -> None:
-            state["round"] += 1
-            messages = strategy.configure_train(state["round"], state["arrays"], ConfigRecord(), grid)
-            replies = list(grid.send_and_receive(messages))
-            state["arrays"], _ = strategy.aggregate_train(state["round"], replies)
-            if state["arrays"] is None or len(replies) != job.cohort:
-                raise RuntimeError(f"{job.cohort - len(replies)} clients of Flower's Ray simulation did not answer")
-
-        while len(list(grid.get_node_ids())) < job.registered:
-            time.sleep(0.1)
-        step()
-        measure(step)
-        finished.append(True)
+        arrays = ArrayRecord({name: Array(values) for name, values in start.items()})
+        number = 0
+        with contextlib.suppress(EOFError):
+            while orders.recv():
+                number += 1
+                messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+                replies = list(grid.send_and_receive(messages))
+                mean, _ = strategy.aggregate_train(number, replies)
+                if mean is None or any(reply.has_error() for reply in replies):
+                    raise RuntimeError("a client of the Ray simulation failed")
+                arrays = mean
+                orders.send("done")
 
     with flower.quiet():
         resources: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, client_app(job), job.registered, backend_config=resources)
-    if not finished:
-        raise RuntimeError("Flower's Ray simulation failed; run with FLWR_LOG_LEVEL=DEBUG to see why")
+
+
+class MissingRayError(Exception):
+    """Ray is not installed."""

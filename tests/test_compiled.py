@@ -100,7 +100,7 @@ def test_every_term_of_a_step(strategy: SGD, batch: int | None, dtype: str) -> N
 def test_every_shape(hidden: list[int], inputs: int, outputs: int, batch: int | None, dtype: str) -> None:
     """Every width leaves another remainder of vectors, rows and tiles."""
     loss = "cross_entropy" if outputs > 1 else "mse"
-    compare(mlp.MLP((inputs, *hidden, outputs), "tanh", loss, dtype), SGD(lr=0.05, batch_size=batch))
+    compare(mlp.MLP((inputs, *hidden, outputs), "tanh", loss, dtype), SGD(lr=0.005, batch_size=batch))
 
 
 @pytest.mark.parametrize("batch", [None, 10])
@@ -200,3 +200,21 @@ def test_a_cache_that_cannot_be_written_costs_time_not_the_run(tmp_path: Path) -
     code = "from fedsim.kernels import compiled; compiled.prepare('float32'); print('done')"
     done = python(code, NUMBA_CACHE_DIR=str(nowhere / "cache"))
     assert done.stdout.strip() == "done", done.stderr
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
+    import numba
+
+    @numba.njit  # type: ignore[untyped-decorator]
+    def call(values: Any) -> None:
+        compiled._tanh(values)
+
+    x = np.concatenate([np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
+    found = x.copy()
+    call(found)
+    np.testing.assert_allclose(found, np.tanh(x), rtol=5 * np.finfo(dtype).eps)
+    special = np.array([np.nan, np.inf, -np.inf, 0.0], dtype)
+    call(special)
+    assert np.isnan(special[0])
+    np.testing.assert_allclose(special[1:], [1, -1, 0], rtol=5 * np.finfo(dtype).eps)

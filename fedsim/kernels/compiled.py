@@ -38,8 +38,10 @@ _FEATURES = binding.get_host_cpu_features()
 VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 #: Vectors across the widest tile, which is five rows high: 20 of AVX-512's 32 registers hold sums, or 10 of 16.
 WIDE = 4 if VECTOR == 64 else 2
-#: Examples taken through the network at a time; a multiple of 5. Larger batches add up their gradient.
+#: Examples whose activations are kept for one update in place; larger batches add up their gradient.
 CHUNK = 640
+#: Examples of a chunk that go forward and back together, so that their activations stay in cache.
+PART = 120
 #: How many examples ahead of its use one is asked for.
 AHEAD = 10
 
@@ -308,19 +310,48 @@ def _loss_and_delta(kind, z, d, label, scale):  # type: ignore[no-untyped-def]
     return loss / z.dtype.type(outputs)
 
 
+#: tanh x = x P(x^2) / Q(x^2) for |x| <= 9 in single precision, highest power first: the minimax coefficients of Eigen
+#: (generic_fast_tanh_float) and XLA. Unlike a call of tanh, a quotient of polynomials is vectorised.
+_TANH_P = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+           1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
+
+@_helper
+def _tanh(h):  # type: ignore[no-untyped-def]
+    """Write tanh over its argument, to a few units in the last place."""
+    kind = h.dtype.type
+    if h.itemsize == 8:
+        for j in range(len(h)):
+            h[j] = math.tanh(h[j])
+    else:
+        top = kind(9)
+        for j in range(len(h)):
+            x = -top if h[j] < -top else (top if h[j] > top else h[j])  # NaN stays NaN
+            square = x * x
+            p, q = kind(_TANH_P[0]), kind(_TANH_Q[0])
+            for c in numba.literal_unroll(_TANH_P[1:]):
+                p = p * square + kind(c)
+            for c in numba.literal_unroll(_TANH_Q[1:]):
+                q = q * square + kind(c)
+            h[j] = x * p / q
+
+
 @_helper
 def _activate(kind, h):  # type: ignore[no-untyped-def]
     """Write f(z) over z of one example."""
-    half, one, zero = h.dtype.type(0.5), h.dtype.type(1), h.dtype.type(0)
+    half, zero = h.dtype.type(0.5), h.dtype.type(0)
     if kind == _RELU:
         for j in range(len(h)):
             h[j] = zero if h[j] < zero else h[j]  # NaN stays NaN
     elif kind == _TANH:
-        for j in range(len(h)):
-            h[j] = math.tanh(h[j])
+        _tanh(h)
     else:
         for j in range(len(h)):
-            h[j] = half * (one + math.tanh(half * h[j]))
+            h[j] *= half
+        _tanh(h)
+        for j in range(len(h)):
+            h[j] = half + half * h[j]
 
 
 @_helper
@@ -371,6 +402,51 @@ def _gather(target, source, following):  # type: ignore[no-untyped-def]
 _K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
 
 
+@_helper
+def _pass(s, table, lanes, x, y, examples, begin, first, last, ahead, end, activation, loss, scale):  # type: ignore[no-untyped-def]
+    """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `examples`.
+
+    Leaves every layer's inputs and deltas (times `scale`) in the scratch, for the update; returns the summed loss.
+    """
+    layers, rows, total = len(table) - 1, last - first, 0.0
+    inputs, x_row = table[0, _K], table[0, _H_ROW]
+    for r in range(first, last):
+        h = table[0, _H] + r * x_row
+        _gather(s[h : h + inputs], x[examples[begin + r]], x[examples[min(begin + r + ahead, end)]])
+        s[h + inputs] = 1  # the bias is a weight of an input that is always one
+    for layer in range(layers):
+        h_row, z_row, w_row, outputs = (
+            table[layer, _H_ROW],
+            table[layer + 1, _H_ROW],
+            table[layer, _ROW],
+            table[layer, _N],
+        )
+        h, z = table[layer, _H] + first * h_row, table[layer + 1, _H] + first * z_row
+        depth = table[layer, _K] + 1
+        _multiply(s, z, z_row, rows, h, h_row, table[layer, _W], w_row, w_row // lanes, lanes, depth)
+        if layer + 1 < layers:
+            for r in range(rows):
+                place = z + r * z_row
+                _activate(activation, s[place : place + outputs])
+                s[place + outputs] = 1
+        else:
+            d = table[layer, _D] + first * w_row
+            for r in range(rows):
+                scores, delta = s[z + r * z_row : z + r * z_row + outputs], s[d + r * w_row : d + r * w_row + outputs]
+                total += _loss_and_delta(loss, scores, delta, y[examples[begin + first + r]], scale)
+    for layer in range(layers - 1, 0, -1):
+        h_row, d_row, w_row, width = table[layer, _H_ROW], table[layer - 1, _ROW], table[layer, _ROW], table[layer, _K]
+        h, d, above = (
+            table[layer, _H] + first * h_row,
+            table[layer - 1, _D] + first * d_row,
+            table[layer, _D] + first * w_row,
+        )
+        _multiply_transposed(s, d, d_row, rows, above, w_row, table[layer, _W], w_row, width, w_row // lanes)
+        for r in range(rows):
+            _chain(activation, s[d + r * d_row : d + r * d_row + width], s[h + r * h_row : h + r * h_row + width])
+    return total
+
+
 def _train(  # type: ignore[no-untyped-def]
     out, losses, start, x, y, examples, width, sizes, epochs, batch, table, s, lanes, padded,
     activation, loss, lr, momentum, decay, pull, corrections,
@@ -382,7 +458,6 @@ def _train(  # type: ignore[no-untyped-def]
     """
     layers = len(table) - 1
     clients = len(sizes)
-    inputs = table[0, _K]
     weights = s[table[0, _W] : table[0, _W] + padded]
     velocity = s[table[0, _W] + padded : table[0, _W] + 2 * padded]
     constant = s[table[0, _W] + 2 * padded : table[0, _W] + 3 * padded]
@@ -425,35 +500,11 @@ def _train(  # type: ignore[no-untyped-def]
                 stop = begin + taken
                 while begin < stop:
                     rows = CHUNK if begin + CHUNK < stop else stop - begin
-                    for r in range(rows):
-                        h = table[0, _H] + r * table[0, _H_ROW]
-                        soon = min(begin + r + (rows if rows < AHEAD else AHEAD), end - 1)
-                        _gather(s[h : h + inputs], x[examples[begin + r]], x[examples[soon]])
-                        s[h + inputs] = 1
-                    for layer in range(layers):
-                        z, z_row, outputs = table[layer + 1, _H], table[layer + 1, _H_ROW], table[layer, _N]
-                        _multiply(
-                            s, z, z_row, rows, table[layer, _H], table[layer, _H_ROW],
-                            table[layer, _W], table[layer, _ROW], table[layer, _ROW] // lanes, lanes,
-                            table[layer, _K] + 1,
+                    for first in range(0, rows, PART):
+                        total += _pass(
+                            s, table, lanes, x, y, examples, begin, first, min(first + PART, rows),
+                            min(rows, AHEAD), end - 1, activation, loss, scale,
                         )  # fmt: skip
-                        for r in range(rows):
-                            h, d = z + r * z_row, table[layer, _D] + r * table[layer, _ROW]
-                            if layer + 1 < layers:
-                                _activate(activation, s[h : h + outputs])
-                                s[h + outputs] = 1  # the next layer's bias
-                            else:
-                                label = y[examples[begin + r]]
-                                total += _loss_and_delta(loss, s[h : h + outputs], s[d : d + outputs], label, scale)
-                    for layer in range(layers - 1, 0, -1):
-                        d, d_row, width_ = table[layer - 1, _D], table[layer - 1, _ROW], table[layer, _K]
-                        _multiply_transposed(
-                            s, d, d_row, rows, table[layer, _D], table[layer, _ROW],
-                            table[layer, _W], table[layer, _ROW], width_, table[layer, _ROW] // lanes,
-                        )  # fmt: skip
-                        for r in range(rows):
-                            h = table[layer, _H] + r * table[layer, _H_ROW]
-                            _chain(activation, s[d + r * d_row : d + r * d_row + width_], s[h : h + width_])
                     if direct and (held or shrink != 0):
                         keep = s.dtype.type(1) - lr * shrink
                         for i in range(padded):

@@ -1,0 +1,90 @@
+"""Measure the bars and the curves; write results.json, and the table and picture of docs/performance.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import BARS, Measured
+from benchmarks.curves import CURVES, measure, plot
+from benchmarks.measure import machine
+from benchmarks.peers import MissingRayError
+from fedsim.cli import Parser, guard
+from fedsim.errors import FedsimError
+from fedsim.report.files import write_whole
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "images" / "performance.png"
+BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it writes -->\n"
+
+
+def main() -> None:
+    """Run the command."""
+    parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--only", metavar="NAME", choices=[*BARS, *CURVES], action="append", help=", ".join([*BARS, *CURVES])
+    )
+    parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
+    parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
+    args = parser.parse_args()
+    if args.samples < 1:
+        raise FedsimError(f"--samples is {args.samples}; allowed: 1 or more")
+
+    found: dict[str, Any] = {"machine": machine(), "bars": [], "curves": {}}
+    for name in args.only or [*BARS, *CURVES]:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        if name in BARS:
+            try:
+                found["bars"] += [{"name": name, **measured.as_dict()} for measured in BARS[name](args.samples)]
+            except MissingRayError as error:
+                raise FedsimError(str(error)) from None
+        else:
+            found["curves"][name] = measure(name, args.samples)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(table(found))
+    if args.only:
+        print("A part of the benchmarks; nothing is written.")
+        return
+    write_whole(RESULTS, lambda stream: stream.write(json.dumps(found, indent=1).encode() + b"\n"))
+    plot(found["curves"], PICTURE)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    page = f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+    write_whole(PAGE, lambda stream: stream.write(page.encode()))
+    print(f"wrote {RESULTS}, {PICTURE} and the table of {PAGE}")
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the bars as a Markdown table, under a line that describes the machine."""
+    about = found["machine"]
+    versions = ", ".join(f"{name} {about[name]}" for name in ("python", "numpy", "numba", "flwr", "ray"))
+    lines = [
+        f"{about['processor']}, {about['cores']} cores, vectors of {about['vector_bytes']} bytes, {about['system']}; "
+        f"{versions}.",
+        "",
+        "| what | median | quartiles | bar | met |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for bar in found["bars"]:
+        measured = Measured(**{key: value for key, value in bar.items() if key not in ("name", "met")})
+        sign, _, most = measured.unit.partition(" ")
+
+        def show(value: float, sign: str = sign) -> str:
+            return f"{value:.3g} {sign}"
+
+        wanted = "" if measured.bar is None else f"{most or 'at least'} {show(measured.bar)}"
+        met = "" if measured.bar is None else "yes" if measured.met else "**no**"
+        spread = f"{show(measured.low)} to {show(measured.high)}"
+        lines.append(f"| {measured.what} | {show(measured.value)} | {spread} | {wanted} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    guard(main)
