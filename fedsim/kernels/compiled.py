@@ -127,7 +127,7 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
 
     ``sum_p A[a + r * a_row + p] * B[b + p * b_row + v]``, in rising p, for `rows` rows r of C and `vectors` vectors v
     of its columns; transposed, A's element is ``A[a + p * a_row + r]``. The step along A's rows is a constant either
-    way, so that few registers hold addresses. C's tile is loaded at most once and stored once.
+    way, so that few registers hold addresses. C is added to when the sum is whole: a weight would swallow small terms.
     """
 
     @_intrinsic
@@ -137,7 +137,7 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
             e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 6)], [args[k] for k in (0, 3, 6)])
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
             places = [e.place(c, (c_row, _I64(r)), _I64(v * e.lanes)) for r, v in cells]
-            sums = [e.load(0, place) if transposed else ir.Constant(e.vector, None) for place in places]
+            sums = [ir.Constant(e.vector, None)] * len(cells)
 
             def step(p: Any, sums: list[Any]) -> list[Any]:
                 right = [e.load(2, e.place(b, (b_row, p), _I64(v * e.lanes))) for v in range(vectors)]
@@ -146,7 +146,7 @@ def _tile(rows: int, vectors: int, transposed: bool) -> Any:
                 return [builder.call(e.fma, [left[r], right[v], s]) for (r, v), s in zip(cells, sums, strict=True)]
 
             for place, value in zip(places, e.loop(depth, sums, step), strict=True):
-                e.store(value, 0, place)
+                e.store(builder.fadd(e.load(0, place), value) if transposed else value, 0, place)
             return context.get_dummy_value()
 
         return types.void(c_, c, c_row, a_, a, a_row, b_, b, b_row, depth), emit
