@@ -8,6 +8,7 @@ from argparse import ArgumentDefaultsHelpFormatter
 from pathlib import Path
 from typing import Any
 
+from benchmarks import profile
 from benchmarks.bars import BARS, Measured
 from benchmarks.curves import CURVES, measure, plot
 from benchmarks.measure import machine
@@ -26,23 +27,24 @@ BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it 
 def main() -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--only", metavar="NAME", choices=[*BARS, *CURVES], action="append", help=", ".join([*BARS, *CURVES])
-    )
+    names = [*BARS, "profile", *CURVES]
+    parser.add_argument("--only", metavar="NAME", choices=names, action="append", help=", ".join(names))
     parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
     parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
     args = parser.parse_args()
     if args.samples < 1:
         raise FedsimError(f"--samples is {args.samples}; allowed: 1 or more")
 
-    found: dict[str, Any] = {"machine": machine(), "bars": [], "curves": {}}
-    for name in args.only or [*BARS, *CURVES]:
+    found: dict[str, Any] = {"machine": machine(), "bars": [], "profile": {}, "curves": {}}
+    for name in args.only or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         if name in BARS:
             try:
                 found["bars"] += [{"name": name, **measured.as_dict()} for measured in BARS[name](args.samples)]
             except MissingRayError as error:
                 raise FedsimError(str(error)) from None
+        elif name == "profile":
+            found[name] = {what: profile.measure(job, args.samples) for what, job in profile.JOBS.items()}
         else:
             found["curves"][name] = measure(name, args.samples)
     if args.json:
@@ -67,11 +69,10 @@ def table(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {about[name]}" for name in ("python", "numpy", "numba", "flwr", "ray"))
     lines = [
         f"{about['processor']}, {about['cores']} cores, vectors of {about['vector_bytes']} bytes, {about['system']}; "
-        f"{versions}.",
-        "",
-        "| what | median | quartiles | bar | met |",
-        "| --- | --- | --- | --- | --- |",
+        f"{versions}."
     ]
+    if found["bars"]:
+        lines += ["", "| what | median | quartiles | bar | met |", "| --- | --- | --- | --- | --- |"]
     for bar in found["bars"]:
         measured = Measured(**{key: value for key, value in bar.items() if key not in ("name", "met")})
         sign, _, most = measured.unit.partition(" ")
@@ -83,6 +84,11 @@ def table(found: dict[str, Any]) -> str:
         met = "" if measured.bar is None else "yes" if measured.met else "**no**"
         spread = f"{show(measured.low)} to {show(measured.high)}"
         lines.append(f"| {measured.what} | {show(measured.value)} | {spread} | {wanted} | {met} |")
+    if found["profile"]:
+        parts = list(next(iter(found["profile"].values())))
+        lines += ["", f"| ms of a round on one thread | {' | '.join(parts)} |", "| --- " * (len(parts) + 1) + "|"]
+        for what, seconds in found["profile"].items():
+            lines.append(f"| {what} | {' | '.join(f'{1e3 * seconds[part]:.2f}' for part in parts)} |")
     return "\n".join(lines) + "\n"
 
 

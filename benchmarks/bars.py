@@ -56,12 +56,13 @@ class Measured:
 
 
 def _against_ray(job: Job, what: str, bar: float, samples: int) -> list[Measured]:
-    with fedsim_rounds(job) as ours, peers.ray_rounds(job) as ray, peers.loop_rounds(job) as loop:
-        found = take_turns({"fedsim": ours, "ray": ray, "loop": loop}, samples)
-    return [
-        Measured(f"{what}: against Flower's Ray simulation", *ratio(found["ray"], found["fedsim"]), bar, "x", found),
-        Measured(f"{what}: against a plain NumPy loop", *ratio(found["loop"], found["fedsim"]), None, "x", {}),
-    ]  # fmt: skip
+    with fedsim_rounds(job) as ours, peers.ray_rounds(job) as flower, peers.loop_rounds(job) as plain:
+        found = take_turns({"fedsim": ours, "ray": flower, "loop": plain}, samples)
+    ms = {peer: f"{1e3 * median(taken):.3g} ms" for peer, taken in found.items()}
+    ray, loop = ratio(found["ray"], found["fedsim"]), ratio(found["loop"], found["fedsim"])
+    ray_what = f"{what}: against Flower's Ray simulation ({ms['fedsim']} and {ms['ray']} a round)"
+    loop_what = f"{what}: against a plain NumPy loop ({ms['loop']})"
+    return [Measured(ray_what, *ray, bar, "x", found), Measured(loop_what, *loop, None, "x", {})]
 
 
 def article(samples: int) -> list[Measured]:

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
     parser.add_argument("--target", type=float, metavar="ACCURACY", help="count the rounds to this test accuracy")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads, else one per core")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads, else one per core for large jobs")
     parser.add_argument("--out", metavar="DIR", default="results/iid_vs_noniid")
     args = parser.parse_args()
 

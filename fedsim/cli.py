@@ -76,7 +76,7 @@ def parser() -> Parser:
         sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
         sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
-        sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core)")
+        sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
         sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
 

@@ -1,0 +1,46 @@
+"""Where a round's time goes, on one thread: arithmetic, shuffling, aggregation, and what Python adds."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
+from benchmarks.measure import median
+from fedsim.kernels import compiled
+
+JOBS = {"article MLP, 100 clients": ARTICLE, "2NN, 10 clients": TWO_NN}
+#: What is told apart -> the function of the compiled kernel that does it.
+PARTS = {"local training": "_train_compiled", "shuffling": "schedule", "aggregation": "add_weighted"}
+
+
+def measure(job: Job, samples: int) -> dict[str, float]:
+    """Return the median seconds of a round by part; ``the rest`` is Python: messages, sampling, blocks."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments)
+            spent[part] += time.perf_counter() - started
+            return result
+
+        return call
+
+    rounds: dict[str, list[float]] = defaultdict(list)
+    with fedsim_rounds(job, workers=1) as step, ExitStack() as stack:
+        for part, name in PARTS.items():
+            stack.enter_context(patch.object(compiled, name, timed(part, getattr(compiled, name))))
+        for _ in range(10 * samples):
+            spent.clear()
+            started = time.perf_counter()
+            step()
+            whole = time.perf_counter() - started
+            for part in PARTS:
+                rounds[part].append(spent[part])
+            rounds["the rest"].append(whole - sum(spent.values()))
+    return {part: median(taken) for part, taken in rounds.items()}
