@@ -1,4 +1,4 @@
-"""Where a round's time goes, on one thread: arithmetic, shuffling, aggregation, and what Python adds."""
+"""Where a round's time goes, on one thread: local training, aggregation, and what Python adds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedsim.kernels import compiled
 
 JOBS = {"article MLP, 100 clients": ARTICLE, "2NN, 10 clients": TWO_NN}
 #: What is told apart -> the function of the compiled kernel that does it.
-PARTS = {"local training": "_train_compiled", "shuffling": "schedule", "aggregation": "add_weighted"}
+PARTS = {"local training": "_train_compiled", "aggregation": "add_weighted"}
 
 
 def measure(job: Job, samples: int) -> dict[str, float]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+#: SplitMix64's step from one state to the next.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LOW_32 = np.uint64(0xFFFFFFFF)
 
 
@@ -71,7 +72,7 @@ def _start(seed: int, purpose: Purpose, *ids: int) -> NDArray[np.uint64]:
 
 def _fold(key: NDArray[np.uint64], ids: tuple[int | NDArray[np.integer[Any]], ...]) -> NDArray[np.uint64]:
     for part in ids:
-        key = mix(key + (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        key = mix(key + (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)) * GOLDEN)
     return key
 
 
@@ -100,7 +101,7 @@ def permutations(stream_keys: NDArray[np.uint64], sizes: NDArray[np.intp]) -> ND
     """
     width = int(sizes.max(initial=0))
     position = np.arange(width, dtype=np.uint64)
-    words = mix(stream_keys[:, None] + (position + np.uint64(1)) * _GOLDEN)
+    words = mix(stream_keys[:, None] + (position + np.uint64(1)) * GOLDEN)
     words &= ~_LOW_32
     words |= position
     if sizes.size and int(sizes.min()) < width:

@@ -29,8 +29,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fedsim import streams
 from fedsim.clients import Context
-from fedsim.kernels.numpy import Array, Indices, Task, Update, schedule
+from fedsim.kernels.numpy import Array, Indices, Task, Update, shuffle_keys
 from fedsim.mlp import ACTIVATIONS, LOSSES, MLP
 
 _FEATURES = binding.get_host_cpu_features()
@@ -398,13 +399,39 @@ def _gather(target, source, following):  # type: ignore[no-untyped-def]
     _copy(target, source)
 
 
+_LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
+
+
+@_helper
+def _shuffle(order, shard, key, words, spare, counts):  # type: ignore[no-untyped-def]
+    """Write a shard in the order that `streams.permutations` gives for a key, by a radix sort of its words."""
+    for j in range(len(shard)):
+        z = key + np.uint64(j + 1) * streams.GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        words[j] = ((z ^ (z >> np.uint64(31))) & _HIGH) | np.uint64(j)
+    for shift in range(32, 64, 8):
+        counts[:] = 0
+        for j in range(len(shard)):
+            counts[((words[j] >> np.uint64(shift)) & np.uint64(255)) + np.uint64(1)] += 1
+        for digit in range(256):
+            counts[digit + 1] += counts[digit]
+        for j in range(len(shard)):
+            digit_ = (words[j] >> np.uint64(shift)) & np.uint64(255)
+            spare[counts[digit_]] = words[j]
+            counts[digit_] += 1
+        words, spare = spare, words
+    for j in range(len(shard)):
+        order[j] = shard[words[j] & _LOW]
+
+
 # Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
 _K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
 
 
 @_helper
-def _pass(s, table, lanes, x, y, examples, begin, first, last, ahead, end, activation, loss, scale):  # type: ignore[no-untyped-def]
-    """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `examples`.
+def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, loss, scale):  # type: ignore[no-untyped-def]
+    """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `order`.
 
     Leaves every layer's inputs and deltas (times `scale`) in the scratch, for the update; returns the summed loss.
     """
@@ -412,7 +439,7 @@ def _pass(s, table, lanes, x, y, examples, begin, first, last, ahead, end, activ
     inputs, x_row = table[0, _K], table[0, _H_ROW]
     for r in range(first, last):
         h = table[0, _H] + r * x_row
-        _gather(s[h : h + inputs], x[examples[begin + r]], x[examples[min(begin + r + ahead, end)]])
+        _gather(s[h : h + inputs], x[order[begin + r]], x[order[min(begin + r + ahead, len(order) - 1)]])
         s[h + inputs] = 1  # the bias is a weight of an input that is always one
     for layer in range(layers):
         h_row, z_row, w_row, outputs = (
@@ -433,7 +460,7 @@ def _pass(s, table, lanes, x, y, examples, begin, first, last, ahead, end, activ
             d = table[layer, _D] + first * w_row
             for r in range(rows):
                 scores, delta = s[z + r * z_row : z + r * z_row + outputs], s[d + r * w_row : d + r * w_row + outputs]
-                total += _loss_and_delta(loss, scores, delta, y[examples[begin + first + r]], scale)
+                total += _loss_and_delta(loss, scores, delta, y[order[begin + first + r]], scale)
     for layer in range(layers - 1, 0, -1):
         h_row, d_row, w_row, width = table[layer, _H_ROW], table[layer - 1, _ROW], table[layer, _ROW], table[layer, _K]
         h, d, above = (
@@ -448,7 +475,7 @@ def _pass(s, table, lanes, x, y, examples, begin, first, last, ahead, end, activ
 
 
 def _train(  # type: ignore[no-untyped-def]
-    out, losses, start, x, y, examples, width, sizes, epochs, batch, table, s, lanes, padded,
+    out, losses, start, x, y, indices, offsets, sizes, keys, batch, table, s, lanes, padded,
     activation, loss, lr, momentum, decay, pull, corrections,
 ):  # fmt: skip
     """Train clients, one after another: `train` in loops, with every array of a client inside the scratch `s`.
@@ -457,7 +484,10 @@ def _train(  # type: ignore[no-untyped-def]
     to W in place; and C, what a step adds that does not change within a round: ``correction - pull * global``.
     """
     layers = len(table) - 1
-    clients = len(sizes)
+    clients, epochs = len(sizes), len(keys)
+    largest = sizes.max()
+    order, counts = np.empty(largest, np.int64), np.empty(257, np.int64)
+    words, spare = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
     weights = s[table[0, _W] : table[0, _W] + padded]
     velocity = s[table[0, _W] + padded : table[0, _W] + 2 * padded]
     constant = s[table[0, _W] + 2 * padded : table[0, _W] + 3 * padded]
@@ -486,10 +516,11 @@ def _train(  # type: ignore[no-untyped-def]
             velocity[:] = 0
         total = 0.0
         for epoch in range(epochs):
-            begin = (epoch * clients + client) * width
-            end = begin + n
-            while begin < end:
-                taken = size if begin + size < end else end - begin
+            shard = indices[offsets[client] : offsets[client] + n]
+            _shuffle(order[:n], shard, keys[epoch, client], words, spare, counts)
+            begin = 0
+            while begin < n:
+                taken = size if begin + size < n else n - begin
                 scale = s.dtype.type((-lr if direct else 1.0) / taken)
                 if not direct:
                     for i in range(padded):
@@ -502,8 +533,8 @@ def _train(  # type: ignore[no-untyped-def]
                     rows = CHUNK if begin + CHUNK < stop else stop - begin
                     for first in range(0, rows, PART):
                         total += _pass(
-                            s, table, lanes, x, y, examples, begin, first, min(first + PART, rows),
-                            min(rows, AHEAD), end - 1, activation, loss, scale,
+                            s, table, lanes, x, y, order[:n], begin, first, min(first + PART, rows),
+                            min(rows, AHEAD), activation, loss, scale,
                         )  # fmt: skip
                     if direct and (held or shrink != 0):
                         keep = s.dtype.type(1) - lr * shrink
@@ -618,7 +649,8 @@ def prepare(dtype: str) -> None:
 
     signature = types.void(
         array(real, 2), array(types.float64, 1), array(real, 1, True), array(real, 2, True), array(whole, 1, True),
-        array(whole, 1), whole, array(whole, 1), whole, whole, array(whole, 2), array(real, 1), whole, whole,
+        array(whole, 1), array(whole, 1), array(whole, 1), array(types.uint64, 2), whole, array(whole, 2),
+        array(real, 1), whole, whole,
         whole, whole, real, real, real, real, array(real, 2),
     )  # fmt: skip
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
@@ -647,7 +679,7 @@ def train(task: Task, clients: Indices) -> Update:
     table, padded, length = _layout(net)
     real = np.dtype(net.dtype).type
     sizes = task.partition.sizes[clients]
-    examples = schedule(task, clients)
+    keys = shuffle_keys(task, clients)
     added = strategy.affine(Context(task.round, clients, sizes, task.global_weights))
     correction = np.empty((0, 0), net.dtype)
     if added.correction is not None:
@@ -657,7 +689,7 @@ def train(task: Task, clients: Indices) -> Update:
     losses = np.empty(len(clients))
     _train_compiled(
         out, losses, _readonly(task.global_weights), _readonly(task.x), _readonly(task.y),
-        examples.ravel(), examples.shape[2], sizes, strategy.epochs, strategy.batch_size or 0,
+        task.partition.indices, task.partition.offsets[clients], sizes, keys, strategy.batch_size or 0,
         table, _scratch(net, length), VECTOR // out.itemsize, padded,
         _ACTIVATIONS[net.activation], _LOSSES[net.loss],
         real(strategy.lr), real(strategy.momentum), real(strategy.weight_decay), real(added.mu), correction,

@@ -73,6 +73,12 @@ class Update:
     train_loss: NDArray[np.float64]
 
 
+def shuffle_keys(task: Task, clients: Indices) -> NDArray[np.uint64]:
+    """Return the stream key of each epoch's shuffle on each client, shape (epochs, clients)."""
+    epochs = np.arange(task.strategy.epochs)[:, None]
+    return streams.keys(task.seed, streams.Purpose.SHUFFLE, task.round, clients, epochs)
+
+
 def schedule(task: Task, clients: Indices) -> Indices:
     """Return the examples that clients train on, in order: each epoch shuffled anew.
 
@@ -82,9 +88,8 @@ def schedule(task: Task, clients: Indices) -> Indices:
         A smaller client's row ends in padding, which is a valid index.
     """
     sizes = task.partition.sizes[clients]
-    epochs = task.strategy.epochs
-    keys = streams.keys(task.seed, streams.Purpose.SHUFFLE, task.round, clients, np.arange(epochs)[:, None])
-    order = streams.permutations(keys.ravel(), np.tile(sizes, epochs)).reshape(epochs, len(clients), -1)
+    keys = shuffle_keys(task, clients)
+    order = streams.permutations(keys.ravel(), np.tile(sizes, len(keys))).reshape(*keys.shape, -1)
     np.minimum(order, sizes[:, None] - 1, out=order)
     order += task.partition.offsets[clients, None]
     return task.partition.indices.take(order)

@@ -166,4 +166,6 @@ class RunningMean:
     def value(self) -> NDArray[Any]:
         """Return the mean; at least one array has been added."""
         assert self._sum is not None
-        return (self._sum / self.total).astype(self._like.dtype).reshape(self._like.shape[1:])
+        mean: NDArray[Any] = np.empty(self._like.shape[1:], self._like.dtype)
+        np.divide(self._sum, self.total, out=mean.reshape(-1), casting="same_kind")
+        return mean
