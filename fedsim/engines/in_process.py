@@ -38,13 +38,13 @@ T = TypeVar("T")
 
 #: Bytes of weights that a block of clients may fill, by kernel. The NumPy kernel steps all of a block at once, so it
 #: must fit a core's cache with gradients and examples; the compiled one goes client by client.
-BLOCK_BYTES = {"numpy": 768 * 1024, "compiled": 8 * 1024 * 1024}
+BLOCK_BYTES = {"numpy": 768 * 1024, "compiled": 4 * 1024 * 1024}
 #: Floating-point operations a block should have, so that cutting it costs little; but a worker is given from one to
 #: eight blocks, so that all finish at about the same time.
 BLOCK_WORK = 1e8
 BLOCKS_PER_WORKER = 1, 8
 #: Bytes of finished weights that may wait for their turn to be aggregated.
-WAITING_BYTES = 64 * 1024 * 1024
+WAITING_BYTES = 32 * 1024 * 1024
 #: Test examples scored at a time; a constant, so that sums do not depend on workers.
 EVALUATE_ROWS = 1_000
 #: A client whose training loss passes this multiple of the untrained model's has diverged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -54,9 +54,15 @@ def choose(kernel: str, strategy: SGD, net: MLP, examples: float) -> str:
     if not as_data or 6 * net.num_parameters * examples < LARGE_JOB:
         return "numpy"
     if reason := missing():
-        warnings.warn(f"fedsim runs on its NumPy kernel, which is slower: {reason}", RuntimeWarning, stacklevel=3)
+        _notice(reason)
         return "numpy"
     return "compiled"
+
+
+@cache
+def _notice(reason: str) -> None:
+    """Say once why large jobs are slow."""
+    print(f"fedsim: running on the NumPy kernel, which is slower: {reason}", file=sys.stderr)
 
 
 @cache
