@@ -7,6 +7,7 @@ clients trains, and ``w_{t+1} = sum_k n_k / n * w_k`` over that set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -155,7 +156,7 @@ class RunningMean:
 
     def add(self, values: NDArray[Any], weights: NDArray[Any]) -> None:
         """Add a block of arrays, shape (clients, ...), each with its weight, shape (clients,)."""
-        rows = values.reshape(len(values), -1)
+        rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
         if self._sum is None:
             self._sum, self._like = np.zeros(rows.shape[1]), values
         factors = np.asarray(weights, dtype=np.float64)
