@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from pathlib import Path
 from typing import Any
 
 from benchmarks import profile
 from benchmarks.bars import BARS, Measured
-from benchmarks.curves import CURVES, measure, plot
-from benchmarks.measure import machine
+from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
+from benchmarks.measure import ROOT, machine
 from benchmarks.peers import MissingRayError
 from fedsim.cli import Parser, guard
 from fedsim.errors import FedsimError
 from fedsim.report.files import write_whole
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
@@ -27,7 +25,7 @@ BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it 
 def main() -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    names = [*BARS, "profile", *CURVES]
+    names = [*BARS, "profile", *CURVES, MEMORY]
     parser.add_argument("--only", metavar="NAME", choices=names, action="append", help=", ".join(names))
     parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
     parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
@@ -46,7 +44,7 @@ def main() -> None:
         elif name == "profile":
             found[name] = {what: profile.measure(job, args.samples) for what, job in profile.JOBS.items()}
         else:
-            found["curves"][name] = measure(name, args.samples)
+            found["curves"][name] = memory(args.samples) if name == MEMORY else measure(name, args.samples)
     if args.json:
         print(json.dumps(found, indent=1))
         return

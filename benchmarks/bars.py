@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from benchmarks.measure import fresh, median, ratio, sgemm, take_turns
+from benchmarks.measure import ROOT, fresh, median, peak_memory, ratio, sgemm, take_turns
 from fedsim.engines.in_process import available_cores
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -116,24 +111,12 @@ def registered(samples: int) -> list[Measured]:
     return [Measured(what, *value, 1.1, "x at most", taken)]
 
 
-PEAK = """
-import sys
-from benchmarks.jobs import Job, fedsim_rounds
-job = Job((784, 200, 200, 10), registered=10_000, cohort=int(sys.argv[1]), examples=6, distinct=1_000)
-with fedsim_rounds(job) as step:
-    step()
-print(1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]))
-"""
-
-
 def memory(samples: int) -> list[Measured]:
     """Compare the peak memory of a 10,000-client cohort with that of 100 clients, in fresh processes (Linux only)."""
     taken: dict[str, list[float]] = {"100": [], "10,000": []}
     for _ in range(min(samples, 3)):
-        for cohort in taken:
-            command = [sys.executable, "-c", PEAK, cohort.replace(",", "")]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-            taken[cohort].append(float(done.stdout))
+        taken["100"].append(peak_memory(100))
+        taken["10,000"].append(peak_memory(10_000))
     what = f"peak memory of a 10,000-client cohort of 2NN against 100 ({median(taken['10,000']) / 1e6:.0f} MB)"
     return [Measured(what, *ratio(taken["10,000"], taken["100"]), 1.2, "x at most", taken)]
 

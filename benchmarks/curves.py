@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from benchmarks.measure import median, take_turns
+from benchmarks.measure import median, peak_memory, take_turns
 from fedsim.engines.in_process import available_cores
 
 #: Curve -> (quantity, unit of speed, [(value, job, workers)]).
@@ -62,27 +62,44 @@ def measure(name: str, samples: int) -> dict[str, Any]:
     return {"quantity": quantity, "unit": unit, "points": points}
 
 
+#: The curve that is not of speed.
+MEMORY = "curve-memory"
+
+
+def memory(samples: int) -> dict[str, Any]:
+    """Measure the peak memory of fresh processes by cohort, as `measure` does speed."""
+    points = []
+    for cohort in (1, 10, 100, 1_000, 10_000):
+        taken = [peak_memory(cohort) / 1e6 for _ in range(min(samples, 3))]
+        points.append([cohort, median(taken), min(taken), max(taken)])
+    return {"quantity": "clients per round (2NN, 10,000 registered)", "unit": "MB at peak", "points": points}
+
+
 def plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw the curves, a panel each."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     from fedsim.report.plots import COLOURS, STYLE, save
 
+    def short(value: float, _: object) -> str:
+        return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.9), layout="constrained")
-        for panel, curve, colour in zip(
-            [panels] if len(curves) == 1 else panels, curves.values(), COLOURS, strict=False
-        ):
+        figure, panels = plt.subplots(2, -(-len(curves) // 2), figsize=(10, 5.6), layout="constrained")
+        for panel, curve, colour in zip(panels.flat, curves.values(), COLOURS, strict=False):
             value, middle, low, high = zip(*curve["points"], strict=True)
+            title, _, setting = curve["quantity"].partition(" (")
             panel.fill_between(value, low, high, color=colour, alpha=0.2, linewidth=0)
             panel.plot(value, middle, "o-", color=colour, markersize=4)
-            panel.set_title(curve["quantity"].partition(" (")[0], fontsize=10)
-            panel.set_xlabel(curve["quantity"].partition(" (")[2].rstrip(")") or " ", fontsize=8)
-            panel.set_ylabel(curve["unit"], fontsize=8)
+            panel.set_title(f"by {title}", fontsize=10)
+            panel.set_xlabel(setting.rstrip(")"), fontsize=9)
+            panel.set_ylabel(curve["unit"], fontsize=9)
             panel.set_ylim(0)
+            panel.yaxis.set_major_formatter(FuncFormatter(short))
             if max(value) > 10:
                 panel.set_xscale("log")
-            else:
-                panel.set_xticks(value)
+                panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_xticks(value, [short(v, None) for v in value])
         save(figure, path)
         plt.close(figure)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]
 #: Seconds that a sample should last; what is quicker is run several times for one.
 SAMPLE = 0.2
 #: Seconds of rest before a sample: threads of the peer before it (OpenBLAS's spin while idle) must have come to rest.
@@ -78,6 +80,22 @@ def fresh(code: str, *arguments: str, cwd: str | None = None) -> float:
         [sys.executable, *arguments, *(["-c", code] if code else [])], check=True, cwd=cwd, capture_output=True
     )
     return time.perf_counter() - started
+
+
+_PEAK = """
+import sys
+from benchmarks.jobs import Job, fedsim_rounds
+job = Job((784, 200, 200, 10), registered=10_000, cohort=int(sys.argv[1]), examples=6, distinct=1_000)
+with fedsim_rounds(job) as step:
+    step()
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+"""
+
+
+def peak_memory(cohort: int) -> float:
+    """Return the peak resident bytes of a fresh process that runs rounds of 2NN with this cohort (Linux only)."""
+    command = [sys.executable, "-c", _PEAK, str(cohort)]
+    return 1024 * float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
 
 def machine() -> dict[str, Any]:
