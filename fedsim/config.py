@@ -140,6 +140,8 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         An unknown setting or a value that is not allowed.
     """
     known = [f.name for f in fields(Experiment)]
+    if "compare" in settings:
+        raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
         if name not in known:
             raise ConfigError(f"unknown setting {name!r}; allowed: {', '.join(known)}{near(name, known)}")

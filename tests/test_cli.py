@@ -133,6 +133,7 @@ def test_bad_files_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
     refused(fedsim("run", str(tmp_path)), "cannot be read: Is a directory")
     (tmp_path / "plain.toml").write_text("rounds = 3")
     refused(fedsim("compare", str(tmp_path / "plain.toml")), "needs a [compare] table")
+    refused(fedsim("run", str(ROOT / "experiments" / "fedavg_table1.toml")), "run it with fedsim compare")
 
 
 def test_the_showpiece(tmp_path: Path) -> None:
