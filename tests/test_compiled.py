@@ -224,3 +224,14 @@ def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
     call(special)
     assert np.isnan(special[0])
     np.testing.assert_allclose(special[1:], [1, -1, 0], rtol=5 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("kernel", [readable, compiled])
+def test_weights_that_are_not_finite_show_in_the_loss(kernel: Any) -> None:
+    """A last step can overflow after the last loss was fine; the engine judges by the loss alone."""
+    job = task(mlp.MLP((20, 33, 10)), SGD(lr=3e38, batch_size=None))
+    with np.errstate(all="ignore"):
+        update = kernel.train(job, np.arange(10))
+    finite = np.isfinite(update.weights).all(axis=1)
+    assert finite.sum() < 10
+    assert np.array_equal(np.isfinite(update.train_loss), finite)

@@ -332,8 +332,7 @@ class InProcessGrid(Grid):
         def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
                 update: Update = self._kernel.train(task, block)
-            sound = np.isfinite(update.weights).all(axis=1) & (update.train_loss <= self._loss_limit)
-            return update, sound
+            return update, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
 
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
         largest = max(len(block) for block in blocks)

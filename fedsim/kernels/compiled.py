@@ -553,12 +553,16 @@ def _train(  # type: ignore[no-untyped-def]
                 if not direct:
                     for i in range(padded):
                         weights[i] -= lr * velocity[i]
-        losses[client] = total / (n * epochs)
+        whole = 0
         for layer in range(layers):
             outputs = table[layer, _N]
             for k in range(table[layer, _K] + 1):
                 w, flat = table[layer, _W] + k * table[layer, _ROW], table[layer, _FLAT] + k * outputs
                 _copy(out[client, flat : flat + outputs], s[w : w + outputs])
+        row = out[client]
+        for j in range(len(row)):
+            whole += row[j] - row[j] == 0  # neither infinite nor NaN
+        losses[client] = total / (n * epochs) if whole == len(row) else np.nan
 
 
 @functools.lru_cache(maxsize=16)

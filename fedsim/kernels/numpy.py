@@ -64,7 +64,7 @@ class Update:
     num_examples : ndarray of int, shape (clients,)
     weights : ndarray, shape (clients, parameters)
     train_loss : ndarray of float64, shape (clients,)
-        Mean over the examples processed, each taken before the step it led to.
+        Mean over the examples processed, each taken before the step it led to; NaN if a weight is not finite.
     """
 
     partition_ids: Indices
@@ -139,6 +139,7 @@ def train(task: Task, clients: Indices) -> Update:
         for size in np.unique(last[last > 0]):
             group = np.flatnonzero(last == size)
             step(group, order[group[:, None], full[group, None] * batch + np.arange(size)])
+    loss[~np.isfinite(weights).all(axis=1)] = np.nan
     return Update(clients, sizes, weights, loss / (sizes * strategy.epochs))
 
 

@@ -51,10 +51,11 @@ class FedAvg(FlowerFedAvg):
         if not isinstance(nodes, range):
             nodes = sorted(nodes)
         size = min(len(nodes), max(int(len(nodes) * fraction), least))
-        rng = generator(self.seed, purpose, server_round)
-        chosen = rng.choice(len(nodes), size, replace=False) if size < len(nodes) else np.arange(size)
+        if size < len(nodes):
+            chosen = generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False)
+            nodes = [nodes[k] for k in np.sort(chosen)]
         kind = MessageType.TRAIN if purpose is Purpose.SAMPLE_TRAIN else MessageType.EVALUATE
-        return flower.Instructions(record, [nodes[k] for k in np.sort(chosen)], kind)
+        return flower.Instructions(record, nodes, kind)
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         config["server-round"] = server_round
