@@ -162,12 +162,14 @@ class Instructions(Sequence[Message]):
     ----------
     record : RecordDict
         The content that all of them share.
-    node_ids : sequence of int
+    node_ids : sequence or ndarray of int
     message_type : str
         Flower's ``MessageType.TRAIN`` or ``EVALUATE``.
     """
 
-    def __init__(self, record: RecordDict, node_ids: Sequence[int], message_type: str) -> None:
+    def __init__(
+        self, record: RecordDict, node_ids: Sequence[int] | NDArray[np.integer[Any]], message_type: str
+    ) -> None:
         self.record = record
         self.node_ids = node_ids
         self.message_type = message_type

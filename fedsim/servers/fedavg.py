@@ -47,13 +47,13 @@ class FedAvg(FlowerFedAvg):
     def _instructions(
         self, purpose: Purpose, fraction: float, least: int, record: RecordDict, server_round: int, grid: Grid
     ) -> Iterable[Message]:
-        nodes = grid.get_node_ids()
-        if not isinstance(nodes, range):
-            nodes = sorted(nodes)
+        nodes: Any = grid.get_node_ids()
+        numbered = isinstance(nodes, range)  # as in process, where a million of them must cost nothing
+        nodes = nodes if numbered else sorted(nodes)
         size = min(len(nodes), max(int(len(nodes) * fraction), least))
         if size < len(nodes):
-            chosen = generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False)
-            nodes = [nodes[k] for k in np.sort(chosen)]
+            chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
+            nodes = chosen + nodes[0] if numbered else [nodes[k] for k in chosen]
         kind = MessageType.TRAIN if purpose is Purpose.SAMPLE_TRAIN else MessageType.EVALUATE
         return flower.Instructions(record, nodes, kind)
 
