@@ -103,11 +103,11 @@ def threads(samples: int) -> list[Measured]:
 
 def registered(samples: int) -> list[Measured]:
     """Compare a round among a million registered clients with one among a thousand."""
-    few = Job((20, 50, 10), registered=1_000, cohort=1_000, examples=5, distinct=5_000)
+    few = Job(ARTICLE.sizes, registered=1_000, cohort=1_000, examples=10, distinct=5_000)
     with fedsim_rounds(few) as small, fedsim_rounds(replace(few, registered=1_000_000)) as large:
         taken = take_turns({"1,000": small, "1,000,000": large}, samples)
     value = ratio(taken["1,000,000"], taken["1,000"])
-    what = "1,000,000 registered clients, 1,000 sampled: time per round against 1,000 registered"
+    what = "article MLP, 1,000,000 registered clients, 1,000 sampled: time per round against 1,000 registered"
     return [Measured(what, *value, 1.1, "x at most", taken)]
 
 

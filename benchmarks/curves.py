@@ -19,10 +19,10 @@ CURVES: dict[str, tuple[str, str, Sequence[tuple[int, Job, int | None]]]] = {
         [(n, replace(ARTICLE, registered=1_000, cohort=n), None) for n in (1, 10, 100, 1_000)],
     ),
     "curve-registered": (
-        "registered clients (1,000 sampled)",
+        "registered clients (article MLP, 1,000 sampled)",
         "clients per second",
         [
-            (n, Job((20, 50, 10), n, 1_000, examples=5, distinct=5_000), None)
+            (n, Job(ARTICLE.sizes, n, 1_000, examples=10, distinct=5_000), None)
             for n in (1_000, 10_000, 100_000, 1_000_000)
         ],
     ),

@@ -543,12 +543,15 @@ def _train(  # type: ignore[no-untyped-def]
                         if held:
                             for i in range(padded):
                                 weights[i] -= lr * constant[i]
+                    target = 0 if direct else padded
                     for layer in range(layers):
-                        _add_transposed(
-                            s, table[layer, _W] + (0 if direct else padded), table[layer, _ROW], table[layer, _K] + 1,
-                            table[layer, _H], table[layer, _H_ROW],
-                            table[layer, _D], table[layer, _ROW], table[layer, _ROW] // lanes, lanes, rows,
-                        )  # fmt: skip
+                        h_row, w_row = table[layer, _H_ROW], table[layer, _ROW]
+                        for first in range(0, rows, PART):
+                            _add_transposed(
+                                s, table[layer, _W] + target, w_row, table[layer, _K] + 1,
+                                table[layer, _H] + first * h_row, h_row,
+                                table[layer, _D] + first * w_row, w_row, w_row // lanes, lanes, min(PART, rows - first),
+                            )  # fmt: skip
                     begin += rows
                 if not direct:
                     for i in range(padded):
