@@ -8,10 +8,9 @@ from argparse import ArgumentDefaultsHelpFormatter
 from typing import Any
 
 from benchmarks import profile
-from benchmarks.bars import BARS, Measured
+from benchmarks.bars import BARS
 from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
-from benchmarks.peers import MissingRayError
 from fedsim.cli import Parser, guard
 from fedsim.errors import FedsimError
 from fedsim.report.files import write_whole
@@ -37,10 +36,7 @@ def main() -> None:
     for name in args.only or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         if name in BARS:
-            try:
-                found["bars"] += [{"name": name, **measured.as_dict()} for measured in BARS[name](args.samples)]
-            except MissingRayError as error:
-                raise FedsimError(str(error)) from None
+            found["bars"] += [{"name": name, **measured.as_dict()} for measured in BARS[name](args.samples)]
         elif name == "profile":
             found[name] = {what: profile.measure(job, args.samples) for what, job in profile.JOBS.items()}
         else:
@@ -72,16 +68,15 @@ def table(found: dict[str, Any]) -> str:
     if found["bars"]:
         lines += ["", "| what | median | quartiles | bar | met |", "| --- | --- | --- | --- | --- |"]
     for bar in found["bars"]:
-        measured = Measured(**{key: value for key, value in bar.items() if key not in ("name", "met")})
-        sign, _, most = measured.unit.partition(" ")
+        sign, _, most = bar["unit"].partition(" ")
 
         def show(value: float, sign: str = sign) -> str:
             return f"{value:.3g} {sign}"
 
-        wanted = "" if measured.bar is None else f"{most or 'at least'} {show(measured.bar)}"
-        met = "" if measured.bar is None else "yes" if measured.met else "**no**"
-        spread = f"{show(measured.low)} to {show(measured.high)}"
-        lines.append(f"| {measured.what} | {show(measured.value)} | {spread} | {wanted} | {met} |")
+        wanted = "" if bar["bar"] is None else f"{most or 'at least'} {show(bar['bar'])}"
+        met = "" if bar["bar"] is None else "yes" if bar["met"] else "**no**"
+        spread = f"{show(bar['low'])} to {show(bar['high'])}"
+        lines.append(f"| {bar['what']} | {show(bar['value'])} | {spread} | {wanted} | {met} |")
     if found["profile"]:
         parts = list(next(iter(found["profile"].values())))
         lines += ["", f"| ms of a round on one thread | {' | '.join(parts)} |", "| --- " * (len(parts) + 1) + "|"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from benchmarks.measure import ROOT, fresh, median, peak_memory, ratio, sgemm, take_turns
+from benchmarks.measure import ROOT, fresh, median, peak_memory, quartiles, ratio, sgemm, take_turns
 from fedsim.engines.in_process import available_cores
 
 
@@ -24,7 +24,7 @@ class Measured:
         The median, and the quartiles of its samples.
     bar : float or None
         None where nothing is promised.
-    unit : {"x", "%", "s", "x at most", "s at most"}
+    unit : {"x", "%", "x at most", "s at most"}
         ``at most``: smaller is better.
     samples : dict
         Seconds (or bytes) behind it, by peer.
@@ -124,7 +124,7 @@ def memory(samples: int) -> list[Measured]:
 def _process(what: str, bar: float, samples: int, *arguments: str, code: str = "") -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         taken = [fresh(code, *arguments, cwd=folder) for _ in range(samples)]
-    return Measured(what, median(taken), min(taken), max(taken), bar, "s at most", {"process": taken})
+    return Measured(what, median(taken), *quartiles(taken), bar, "s at most", {"process": taken})
 
 
 def start_up(samples: int) -> list[Measured]:

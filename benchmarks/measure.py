@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 #: Seconds that a sample should last; what is quicker is run several times for one.
@@ -49,11 +50,15 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
+def quartiles(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """Return the lower and the upper quartile."""
+    low, high = np.percentile(values, [25, 75])
+    return float(low), float(high)
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
     """Return the ratio of the medians, and the quartiles of the ratios of neighbouring samples."""
-    pairs = np.array(above) / np.array(below)
-    low, high = np.percentile(pairs, [25, 75])
-    return median(above) / median(below), float(low), float(high)
+    return median(above) / median(below), *quartiles(np.array(above) / np.array(below))
 
 
 def sgemm(size: int = 3000) -> tuple[Callable[[], object], float]:

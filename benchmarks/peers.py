@@ -23,6 +23,7 @@ from benchmarks.jobs import Job
 from fedsim import mlp
 from fedsim.data import Dataset
 from fedsim.engines import flower
+from fedsim.errors import FedsimError
 from fedsim.splits import Partition
 
 
@@ -190,5 +191,5 @@ def _simulate(job: Job, orders: Connection) -> None:
         run_simulation(server, client_app(job), job.registered, backend_config=resources)
 
 
-class MissingRayError(Exception):
+class MissingRayError(FedsimError):
     """Ray is not installed."""

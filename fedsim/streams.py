@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 #: SplitMix64's step from one state to the next.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_LOW_32 = np.uint64(0xFFFFFFFF)
+#: The factors of SplitMix64's output function.
+MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+LOW_32 = np.uint64(0xFFFFFFFF)
 
 
 class Purpose(IntEnum):
@@ -36,9 +38,9 @@ def mix(values: Any) -> NDArray[np.uint64]:
     """Return SplitMix64's output function of each 64-bit value (wrapping arithmetic)."""
     z = np.array(values, dtype=np.uint64, ndmin=1)
     z ^= z >> np.uint64(30)
-    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z *= MIX_1
     z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
+    z *= MIX_2
     z ^= z >> np.uint64(31)
     return z
 
@@ -102,10 +104,10 @@ def permutations(stream_keys: NDArray[np.uint64], sizes: NDArray[np.intp]) -> ND
     width = int(sizes.max(initial=0))
     position = np.arange(width, dtype=np.uint64)
     words = mix(stream_keys[:, None] + (position + np.uint64(1)) * GOLDEN)
-    words &= ~_LOW_32
+    words &= ~LOW_32
     words |= position
     if sizes.size and int(sizes.min()) < width:
         words[np.arange(width) >= sizes[:, None]] = np.uint64(0xFFFFFFFFFFFFFFFF)
     words.sort(axis=1)
-    words &= _LOW_32
+    words &= LOW_32
     return words.astype(np.intp)

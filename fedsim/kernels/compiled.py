@@ -3,7 +3,7 @@
 One call trains a block of clients, one after another, without the interpreter: a client's model stays in the core's
 cache from its first step to its last. Everything large is one operation, a product of matrices added into a third,
 and that operation is cut into register tiles: `_tile` emits their instructions as LLVM vectors, so that nothing is
-left to a vectoriser's mood and compilation takes a second or two, not fifteen.
+left to a vectoriser's mood and compilation takes about five seconds.
 
 Three things make a step cheap. The flat layout stores each bias after its matrix, so ``[W; b]`` is one matrix with an
 extra row and layer inputs carry a column of ones: there is no code for biases. The weights' gradient is never stored:
@@ -47,9 +47,9 @@ PART = 120
 AHEAD = 10
 
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
-_RELU, _TANH, _SIGMOID = (_ACTIVATIONS[name] for name in ("relu", "tanh", "sigmoid"))
+_RELU, _TANH = _ACTIVATIONS["relu"], _ACTIVATIONS["tanh"]
 _LOSSES = {name: code for code, name in enumerate(LOSSES)}
-_MSE, _BINARY, _CROSS = (_LOSSES[name] for name in ("mse", "binary_cross_entropy", "cross_entropy"))
+_MSE, _CROSS = _LOSSES["mse"], _LOSSES["cross_entropy"]
 
 _I64 = ir.IntType(64)
 _LANE = ir.IntType(32)
@@ -211,7 +211,6 @@ def _product(transposed: bool) -> Any:
     tile_5_wide, tile_5_1 = _tile(5, WIDE, transposed), _tile(5, 1, transposed)
     tile_2_wide, tile_2_1 = _tile(2, WIDE, transposed), _tile(2, 1, transposed)
     tile_1_wide, tile_1_1 = _tile(1, WIDE, transposed), _tile(1, 1, transposed)
-    down = 1 if transposed else 0
 
     @_helper
     def product(s, c, c_row, rows, a, a_row, b, b_row, vectors, lanes, depth):  # type: ignore[no-untyped-def]
@@ -222,7 +221,7 @@ def _product(transposed: bool) -> Any:
             r = 0
             while r < rows:
                 to = c + r * c_row + v * lanes
-                left = a + r * (1 if down else a_row)
+                left = a + r * (1 if transposed else a_row)
                 if r + 5 <= rows:
                     if wide:
                         tile_5_wide(s, to, c_row, s, left, a_row, s, right, b_row, depth)
@@ -399,17 +398,14 @@ def _gather(target, source, following):  # type: ignore[no-untyped-def]
     _copy(target, source)
 
 
-_LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
-
-
 @_helper
 def _shuffle(order, shard, key, words, spare, counts):  # type: ignore[no-untyped-def]
     """Write a shard in the order that `streams.permutations` gives for a key, by a radix sort of its words."""
     for j in range(len(shard)):
         z = key + np.uint64(j + 1) * streams.GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        words[j] = ((z ^ (z >> np.uint64(31))) & _HIGH) | np.uint64(j)
+        z = (z ^ (z >> np.uint64(30))) * streams.MIX_1
+        z = (z ^ (z >> np.uint64(27))) * streams.MIX_2
+        words[j] = ((z ^ (z >> np.uint64(31))) & ~streams.LOW_32) | np.uint64(j)
     for shift in range(32, 64, 8):
         counts[:] = 0
         for j in range(len(shard)):
@@ -422,7 +418,7 @@ def _shuffle(order, shard, key, words, spare, counts):  # type: ignore[no-untype
             counts[digit_] += 1
         words, spare = spare, words
     for j in range(len(shard)):
-        order[j] = shard[words[j] & _LOW]
+        order[j] = shard[words[j] & streams.LOW_32]
 
 
 # Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
@@ -556,16 +552,15 @@ def _train(  # type: ignore[no-untyped-def]
                 if not direct:
                     for i in range(padded):
                         weights[i] -= lr * velocity[i]
-        whole = 0
         for layer in range(layers):
             outputs = table[layer, _N]
             for k in range(table[layer, _K] + 1):
                 w, flat = table[layer, _W] + k * table[layer, _ROW], table[layer, _FLAT] + k * outputs
                 _copy(out[client, flat : flat + outputs], s[w : w + outputs])
-        row = out[client]
-        for j in range(len(row)):
-            whole += row[j] - row[j] == 0  # neither infinite nor NaN
-        losses[client] = total / (n * epochs) if whole == len(row) else np.nan
+        final, finite = out[client], 0
+        for j in range(len(final)):
+            finite += final[j] - final[j] == 0
+        losses[client] = total / (n * epochs) if finite == len(final) else np.nan
 
 
 @functools.lru_cache(maxsize=16)

@@ -153,13 +153,14 @@ class RunningMean:
         self.total = 0.0
         self._add_weighted = add_weighted
         self._sum: NDArray[np.float64] | None = None
-        self._like: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._dtype: Any = None
 
     def add(self, values: NDArray[Any], weights: NDArray[Any]) -> None:
         """Add a block of arrays, shape (clients, ...), each with its weight, shape (clients,)."""
         rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
         if self._sum is None:
-            self._sum, self._like = np.zeros(rows.shape[1]), values
+            self._sum, self._shape, self._dtype = np.zeros(rows.shape[1]), values.shape[1:], values.dtype
         factors = np.asarray(weights, dtype=np.float64)
         self._add_weighted(self._sum, rows, factors)
         for factor in factors:
@@ -168,6 +169,6 @@ class RunningMean:
     def value(self) -> NDArray[Any]:
         """Return the mean; at least one array has been added."""
         assert self._sum is not None
-        mean: NDArray[Any] = np.empty(self._like.shape[1:], self._like.dtype)
+        mean: NDArray[Any] = np.empty(self._shape, self._dtype)
         np.divide(self._sum, self.total, out=mean.reshape(-1), casting="same_kind")
         return mean
