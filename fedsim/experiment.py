@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
+from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, real, whole
-from fedsim.splits import IID, Split
+from fedsim.splits import IID, Partition, Split
 from fedsim.streams import Purpose, generator, keys
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord, MetricRecord
     from flwr.serverapp.strategy import Strategy
 
+    from fedsim.engines.in_process import Evaluation
+
 #: Columns of `Result.history`, in order.
 HISTORY = (
     "round",
     "test_loss",
     "test_accuracy",
     "train_loss",
+    "local_loss",
+    "local_accuracy",
     "clients",
     "failures",
     "bytes_up",
@@ -47,11 +52,12 @@ class Result:
     experiment : Experiment
     history : DataFrame
         One row per round, round 0 being the untrained model: ``round, test_loss, test_accuracy, train_loss`` (mean
-        over the cohort's examples as they were trained on), ``clients`` (aggregated), ``failures`` (left out),
+        over the cohort's examples as they were trained on), ``local_loss, local_accuracy`` (mean over the examples
+        of the clients that evaluated; NaN if none did), ``clients`` (aggregated), ``failures`` (left out),
         ``bytes_up, bytes_down`` (serialised arrays, all clients together), ``seconds`` (wall clock of the round).
     clients : DataFrame
-        One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the global
-        model on the client's own training examples; empty unless ``fraction_evaluate`` is positive.
+        One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
+        that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
     weights : dict of ndarray
         Final global model: ``W1, b1, W2, b2, ...``.
     kernel : {"numpy", "compiled"}
@@ -110,7 +116,11 @@ class Experiment:
     fraction_train : float
         Share of clients trained in each round (the FedAvg paper's C), greater than 0 and at most 1; at least one.
     fraction_evaluate : float
-        Share of clients that evaluate each new global model on their own examples, 0 to 1.
+        Share of clients that evaluate after each round on their own examples, 0 to 1: the new global model, or what
+        a personalised strategy makes of it.
+    test_fraction : float
+        Share of each client's examples that are kept from training for its own evaluation, at least 0 and less than
+        1; a client keeps at least one for training. With 0 it evaluates on its training examples.
     rounds : int
         At least 1.
     seed : int
@@ -139,6 +149,7 @@ class Experiment:
     server: Callable[..., Strategy] | None = None
     fraction_train: float = 1.0
     fraction_evaluate: float = 0.0
+    test_fraction: float = 0.0
     rounds: int = 20
     seed: int = 0
     on_failure: str = "raise"
@@ -162,6 +173,7 @@ class Experiment:
             raise ConfigError(f"server is {self.server!r}; allowed: a Flower Strategy class or a partial of one")
         real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         real("fraction_evaluate", self.fraction_evaluate, 0, 1)
+        real("test_fraction", self.test_fraction, 0, 1, open_high=True)
         whole("rounds", self.rounds, 1)
         whole("seed", self.seed, 0)
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
@@ -201,17 +213,32 @@ class Experiment:
         """Return the dataset."""
         return data.load(self.dataset, self.data_dir) if isinstance(self.dataset, str) else self.dataset
 
+    def partitions(self, dataset: data.Dataset) -> tuple[Partition, Partition | None]:
+        """Return which examples clients train on, and which they evaluate on if not on those."""
+        partition = self.split.partition(dataset.y_train, self.seed)
+        if not self.test_fraction:
+            return partition, None
+        return partition.divide(self.test_fraction, self.seed)
+
     def network(self, dataset: data.Dataset) -> mlp.MLP:
         """Return the network for a dataset; binary cross-entropy on two classes has one output."""
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
         return mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
 
-    def strategy(self) -> Strategy:
-        """Return a fresh server strategy."""
+    def strategy(self, half: ServerHalf | None = None) -> Strategy:
+        """Return a fresh server strategy, which carries the client strategy's server half if it can.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be made, or cannot carry a server half that the client strategy needs.
+        """
         from fedsim.servers import FedAvg
 
         make: Callable[..., Strategy] = self.server or FedAvg
+        cls = make.func if isinstance(make, partial) else make
+        name = getattr(cls, "__name__", repr(cls))
         settings: dict[str, Any] = {
             "fraction_train": self.fraction_train,
             "fraction_evaluate": self.fraction_evaluate,
@@ -220,6 +247,13 @@ class Experiment:
             "min_available_nodes": 1,
             "seed": self.seed,
         }
+        if isinstance(cls, type) and issubclass(cls, FedAvg):
+            settings["half"] = half
+        elif half and has_server_half(self.client):
+            raise ConfigError(
+                f"client {type(self.client).__name__} has a server half, which the server {name} does not carry; "
+                "allowed: a server of fedsim.servers or a subclass of one"
+            )
         try:
             accepted = dict(inspect.signature(make).parameters)
         except ValueError:  # a partial with an option that its class does not take
@@ -230,7 +264,6 @@ class Experiment:
         try:
             return make(**settings)
         except (TypeError, ValueError) as error:
-            name = getattr(make.func if isinstance(make, partial) else make, "__name__", repr(make))
             raise ConfigError(f"server {name} cannot be made: {error}") from None
 
 
@@ -251,17 +284,20 @@ class _Run:
         dataset = experiment.load_data()
         self.net = experiment.network(dataset)
         trained_on = len(dataset.y_train) * experiment.fraction_train * experiment.rounds * experiment.client.epochs
-        self.kernel = kernels.choose(experiment.kernel, experiment.client, self.net, trained_on)
+        self.kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), self.net, trained_on)
+        self.half = ServerHalf(experiment.client, self.net, len(dataset.y_train), experiment.seed)
+        partition, partition_test = experiment.partitions(dataset)
         self.grid = InProcessGrid(
             self.net,
             dataset,
-            experiment.split.partition(dataset.y_train, experiment.seed),
+            partition,
             experiment.client,
             experiment.seed,
             kernel=self.kernel,
             workers=workers,
             block_size=block_size,
             on_failure=experiment.on_failure,
+            partition_test=partition_test,
         )
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
@@ -278,7 +314,7 @@ class _Run:
         self.started = time.perf_counter()
         sampling_seed = int(keys(experiment.seed, Purpose.FLOWER)[0])
         with flower.quiet(verbose), flower.seeded_sampling(sampling_seed), self.grid:
-            strategy = experiment.strategy()
+            strategy = experiment.strategy(self.half)
             try:
                 strategy.start(
                     self.grid,
@@ -318,6 +354,7 @@ class _Run:
             loss,
             accuracy,
             traffic.train_loss,
+            *_local(evaluations),
             traffic.clients,
             len(traffic.failed),
             traffic.bytes_up,
@@ -339,3 +376,12 @@ class _Run:
             )
         self.on_round(row)
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
+
+
+def _local(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
+    """Return the mean loss and accuracy over the evaluated examples, or NaN."""
+    if not evaluations:
+        return float("nan"), float("nan")
+    examples = np.concatenate([part.num_examples for part in evaluations])
+    loss, accuracy = (np.concatenate([getattr(part, name) for part in evaluations]) for name in ("loss", "accuracy"))
+    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))

@@ -236,7 +236,26 @@ def scores(net: MLP, parameters: Array, x: Array) -> Array:
     return _forward(net, views(net, parameters), x)[-1]
 
 
-def gradient(net: MLP, parameters: Array, x: Array, y: Array, out: Array | None = None) -> tuple[Array, Array]:
+def representation(net: MLP, parameters: Array, x: Array) -> Array:
+    """Return the activations of the last hidden layer, shape (clients, batch, width); x itself where there is none.
+
+    Parameters
+    ----------
+    parameters : ndarray, shape (clients, parameters)
+    x : ndarray, shape (clients, batch, features)
+    """
+    return _forward(net, views(net, parameters), x)[-2]
+
+
+def gradient(
+    net: MLP,
+    parameters: Array,
+    x: Array,
+    y: Array,
+    out: Array | None = None,
+    loss: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+    representation_loss: Callable[[Array], tuple[Array, Array]] | None = None,
+) -> tuple[Array, Array]:
     """Mean loss over each client's batch and its gradient, by backpropagation.
 
     Parameters
@@ -246,6 +265,11 @@ def gradient(net: MLP, parameters: Array, x: Array, y: Array, out: Array | None 
     y : ndarray, shape (clients, batch) of labels, or (clients, batch, outputs) of values
     out : ndarray, shape (clients, parameters), optional
         Where to write the gradient.
+    loss : callable, optional
+        In place of the network's: a function of (scores, y) like those of `LOSSES`.
+    representation_loss : callable, optional
+        What to add to it: a function of the last hidden layer's activations, shape (clients, batch, width), giving
+        each example's loss and its derivative by them.
 
     Returns
     -------
@@ -256,15 +280,20 @@ def gradient(net: MLP, parameters: Array, x: Array, y: Array, out: Array | None 
     weights, grads = views(net, parameters), views(net, grad)
     chain = ACTIVATIONS[net.activation].chain
     h = _forward(net, weights, x)
-    loss, delta = LOSSES[net.loss](h[-1], y)
+    each, delta = (loss or LOSSES[net.loss])(h[-1], y)
     delta /= x.shape[-2]
-    for layer in range(len(net.sizes) - 1, 0, -1):
+    depth = len(net.sizes) - 1
+    for layer in range(depth, 0, -1):
         np.matmul(h[layer - 1].swapaxes(-1, -2), delta, out=grads[f"W{layer}"])
         np.sum(delta, axis=-2, out=grads[f"b{layer}"])
         if layer > 1:
             delta = delta @ weights[f"W{layer}"].swapaxes(-1, -2)
+            if representation_loss and layer == depth:
+                added, by_representation = representation_loss(h[-2])
+                each = each + added
+                delta += by_representation / x.shape[-2]
             chain(delta, h[layer - 1])
-    return loss.mean(axis=-1), grad
+    return each.mean(axis=-1), grad
 
 
 def correct(net: MLP, z: Array, y: Array) -> NDArray[np.bool_]:

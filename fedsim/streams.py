@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     SHUFFLE = 5
     DATA = 6
     FLOWER = 7
+    SHUFFLE_PERSONAL = 8
+    CLIENT_TEST = 9
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.bars import Measured
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from fedsim import kernels, mlp
-from fedsim.kernels.numpy import Task
+from fedsim import mlp
+from fedsim.clients import base
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Job((12, 8, 5, 3), registered=6, cohort=4, examples=20, batch=None, epochs=2)
@@ -31,9 +31,9 @@ def test_the_numpy_peer_trains_as_fedsim_does() -> None:
     layers = [v.copy() for v in mlp.views(SMALL.net, start).values()]
     rows = partition[1]
     loss = peers.train(SMALL, layers, dataset.x_train[rows], dataset.y_train[rows], np.random.default_rng(0))
-    task = Task(SMALL.net, SMALL.strategy, dataset.x_train, dataset.y_train, partition, start, 1, 0)
+    task = base.Task(SMALL.net, SMALL.strategy, dataset.x_train, dataset.y_train, partition, start, 1, 0)
     for kernel in ("numpy", "compiled"):
-        update = kernels.load(kernel).train(task, np.array([1]))
+        update = base.run(replace(task, kernel=kernel), np.array([1]), {})
         np.testing.assert_allclose(np.concatenate([v.ravel() for v in layers]), update.weights[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(loss, update.train_loss[0], rtol=1e-5)
 

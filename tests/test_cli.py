@@ -98,8 +98,8 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
     done = fedsim("run", experiment, "--set", "client=mine:Mine(mu=0.5, lr=0.1)", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
-        'client = "mine:Mine(lr=0.1, epochs=1, batch_size=10, momentum=0.0, weight_decay=0.0, mu=0.5)"'
-        in (tmp_path / "out/experiment.toml").read_text()
+        'client = "mine:Mine(lr=0.1, epochs=1, batch_size=10, momentum=0.0, weight_decay=0.0, lr_decay=1.0, '
+        'lr_decay_every=1, mu=0.5)"' in (tmp_path / "out/experiment.toml").read_text()
     )
 
 

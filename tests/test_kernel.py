@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import mlp, streams
-from fedsim.clients import SGD, FedProx
-from fedsim.kernels import numpy as kernel
+from fedsim.clients import SGD, FedProx, base
+from fedsim.kernels.numpy import evaluate
 from fedsim.splits import Partition
 
 RNG = np.random.default_rng(0)
@@ -40,8 +40,8 @@ def partition(shards: list[NDArray[np.intp]]) -> Partition:
     return Partition(np.concatenate(shards), np.concatenate([[0], np.cumsum([len(shard) for shard in shards])]))
 
 
-def task(strategy: SGD, shards: list[NDArray[np.intp]], seed: int = 0) -> kernel.Task:
-    return kernel.Task(NET, strategy, X, Y, partition(shards), START, 4, seed)
+def task(strategy: SGD, shards: list[NDArray[np.intp]], seed: int = 0) -> base.Task:
+    return base.Task(NET, strategy, X, Y, partition(shards), START, 4, seed)
 
 
 @settings(deadline=None, max_examples=60)
@@ -59,7 +59,7 @@ def test_stacked_training_equals_one_by_one(sizes: list[int], epochs: int, batch
         else SGD(lr=0.3, epochs=epochs, batch_size=batch)
     )
     shards = [RNG.permutation(120)[:n] for n in sorted(sizes, reverse=True)]
-    update = kernel.train(task(strategy, shards, 9), np.arange(len(shards)))
+    update = base.run(task(strategy, shards, 9), np.arange(len(shards)), {})
     for row, shard in enumerate(shards):
         weights, loss = one_by_one(strategy, shard, row, 9)
         np.testing.assert_allclose(update.weights[row], weights, rtol=1e-10, atol=1e-13)
@@ -74,12 +74,12 @@ def test_a_clients_bits_do_not_depend_on_its_block(dtype: str, hidden: tuple[int
     net = mlp.MLP((6, *hidden, 3), dtype=dtype)
     start = mlp.initialise(net, np.random.default_rng(1))
     held = partition([np.arange(n) + n for n in (40, 40, 25, 25, 13, 9, 8, 2, 1)])
-    job = kernel.Task(net, SGD(epochs=2, batch_size=batch), X.astype(dtype), Y, held, start, 1, 0)
+    job = base.Task(net, SGD(epochs=2, batch_size=batch), X.astype(dtype), Y, held, start, 1, 0)
     ids = np.arange(9)
-    whole = kernel.train(job, ids)
+    whole = base.run(job, ids, {})
     for size in (1, 2, 4):
         for k in range(0, 9, size):
-            part = kernel.train(job, ids[k : k + size])
+            part = base.run(job, ids[k : k + size], {})
             assert np.array_equal(part.weights, whole.weights[k : k + size])
             assert np.array_equal(part.train_loss, whole.train_loss[k : k + size])
 
@@ -93,8 +93,8 @@ def test_every_epoch_is_reshuffled() -> None:
             return grad
 
     shard = np.arange(20)
-    one = kernel.train(task(SGD(epochs=1, batch_size=5), [shard]), np.array([0])).weights
-    two = kernel.train(task(Spy(epochs=2, batch_size=5), [shard]), np.array([0])).weights
+    one = base.run(task(SGD(epochs=1, batch_size=5), [shard]), np.array([0]), {}).weights
+    two = base.run(task(Spy(epochs=2, batch_size=5), [shard]), np.array([0]), {}).weights
     keys = [streams.keys(0, streams.Purpose.SHUFFLE, 4, 0, epoch) for epoch in (0, 1)]
     orders = [streams.permutations(key, np.array([20]))[0].tolist() for key in keys]
     assert orders[0] != orders[1]
@@ -104,12 +104,12 @@ def test_every_epoch_is_reshuffled() -> None:
 
 def test_the_global_weights_are_not_touched() -> None:
     before = START.copy()
-    kernel.train(task(SGD(epochs=3), [np.arange(30), np.arange(20)]), np.arange(2))
+    base.run(task(SGD(epochs=3), [np.arange(30), np.arange(20)]), np.arange(2), {})
     assert np.array_equal(START, before)
 
 
 def test_evaluation_counts() -> None:
-    loss, right = kernel.evaluate(NET, START, X[None, :30], Y[None, :30])
+    loss, right = evaluate(NET, START[None], X[None, :30], Y[None, :30])
     z = mlp.scores(NET, START[None], X[None, :30])[0]
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     assert loss[0] == pytest.approx(-np.log(p[np.arange(30), Y[:30]]).sum(), rel=1e-12)

@@ -6,7 +6,8 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 
 from __future__ import annotations
 
-from fedsim.clients.sgd import SGD, Affine, Context
+from fedsim.clients.base import Affine, Context
+from fedsim.clients.sgd import SGD
 from fedsim.errors import real
 
 

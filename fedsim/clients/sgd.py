@@ -7,56 +7,17 @@ each batch ``w <- w - lr * grad(w; batch)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, NamedTuple, Self, dataclass_transform
+from typing import Any, ClassVar, Self, dataclass_transform
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fedsim import mlp
+from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
 from fedsim.errors import ConfigError, real, whole
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a client strategy may know besides gradient and weights.
-
-    Attributes
-    ----------
-    round : int
-        From 1.
-    partition_ids : ndarray of int, shape (clients,)
-        Which clients the rows belong to.
-    num_examples : ndarray of int, shape (clients,)
-    global_weights : ndarray, shape (parameters,)
-        What the server sent; read-only.
-    """
-
-    round: int
-    partition_ids: NDArray[np.intp]
-    num_examples: NDArray[np.intp]
-    global_weights: Array
-
-    def rows(self, select: slice | NDArray[np.intp]) -> Context:
-        """Return the context of some of the rows."""
-        return replace(self, partition_ids=self.partition_ids[select], num_examples=self.num_examples[select])
-
-
-class Affine(NamedTuple):
-    """What a strategy adds to the gradient, as data: ``mu * (weights - global_weights) + correction``.
-
-    Attributes
-    ----------
-    mu : float
-        Strength of the pull towards the weights the server sent.
-    correction : ndarray, shape (clients, parameters) or (parameters,), optional
-        Must not change within a round.
-    """
-
-    mu: float = 0.0
-    correction: Array | None = None
 
 
 @dataclass_transform(frozen_default=True)
@@ -69,9 +30,9 @@ class ClientStrategy:
 
 
 class SGD(ClientStrategy):
-    """Minibatch SGD; extend it and override `affine` or `direction` to make a strategy of your own.
+    """Minibatch SGD; extend it and override any of its methods to make a strategy of your own.
 
-    `affine` is for what can be said as data, and runs in the compiled kernel; `direction` is for any other NumPy.
+    docs/extend.md goes through them one by one.
 
     Parameters
     ----------
@@ -87,6 +48,13 @@ class SGD(ClientStrategy):
         (the form of PyTorch's SGD).
     weight_decay : float
         At least 0: the gradient is of the loss plus ``weight_decay / 2 * ||w||^2``, biases included.
+    lr_decay : float
+        Greater than 0 and at most 1: the step size is ``lr * lr_decay ** ((round - 1) // lr_decay_every)``, so with
+        ``lr_decay_every`` 1 exponential and otherwise in steps. For another schedule override `learning_rate`.
+    lr_decay_every : int
+        Rounds, at least 1.
+    steps : int, optional
+        Steps per round in place of ``epochs``, at least 1: some papers count local work so. Default: ``epochs``.
 
     Raises
     ------
@@ -99,6 +67,12 @@ class SGD(ClientStrategy):
     batch_size: int | None = 10
     momentum: float = 0.0
     weight_decay: float = 0.0
+    lr_decay: float = 1.0
+    lr_decay_every: int = 1
+    steps: int | None = None
+
+    #: Names of the server half's state that are sent down with the weights.
+    broadcast: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -108,6 +82,10 @@ class SGD(ClientStrategy):
             whole(f"{name}'s batch_size", self.batch_size, 1)
         real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
         real(f"{name}'s weight_decay", self.weight_decay, 0)
+        real(f"{name}'s lr_decay", self.lr_decay, 0, 1, open_low=True)
+        whole(f"{name}'s lr_decay_every", self.lr_decay_every, 1)
+        if self.steps is not None:
+            whole(f"{name}'s steps", self.steps, 1)
 
     def __str__(self) -> str:
         """Return a short label: the class and whatever differs from its defaults."""
@@ -118,8 +96,12 @@ class SGD(ClientStrategy):
         ]
         return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
 
+    # One step.
+
     def affine(self, ctx: Context) -> Affine:
-        """Return what a step adds to the gradient, where that can be said as data.
+        """Return what every step adds to the gradient, where that can be said as data; any kernel runs it.
+
+        Asked once per fit, so it must not depend on the current weights but through `Affine`.
 
         Parameters
         ----------
@@ -131,13 +113,32 @@ class SGD(ClientStrategy):
         """
         return Affine()
 
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Return the loss on each client's current batch and its gradient; override it to change the loss.
+
+        Parameters
+        ----------
+        weights : ndarray, shape (clients, parameters)
+            Each client's current weights; read only.
+        x : ndarray, shape (clients, batch, features)
+        y : ndarray, shape (clients, batch)
+        ctx : Context
+
+        Returns
+        -------
+        loss : ndarray, shape (clients,)
+        grad : ndarray, shape (clients, parameters)
+            Without weight decay, which is added afterwards.
+        """
+        return mlp.gradient(ctx.net, weights, x, y)
+
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
-        """Return what a step subtracts, before momentum and before it is scaled by `lr`; by default, see `affine`.
+        """Return what a step subtracts, before momentum and before it is scaled by the step size.
 
         Parameters
         ----------
         grad : ndarray, shape (clients, parameters)
-            Of the mean loss over each client's current batch, weight decay included; may be overwritten.
+            Of each client's current batch, with weight decay and what `affine` adds; may be overwritten.
         weights : ndarray, shape (clients, parameters)
             Each client's current weights; read only.
         ctx : Context
@@ -146,12 +147,79 @@ class SGD(ClientStrategy):
         -------
         ndarray, shape (clients, parameters)
         """
-        mu, correction = self.affine(ctx)
-        if mu:
-            grad += mu * (weights - ctx.global_weights)
-        if correction is not None:
-            grad += correction
         return grad
+
+    # One round.
+
+    def train(self, ctx: Context) -> Array:
+        """Train in one round: what comes before the fit is its start, what comes after it its end.
+
+        Parameters
+        ----------
+        ctx : Context
+
+        Returns
+        -------
+        ndarray, shape (clients, parameters)
+            The weights to send up.
+        """
+        return ctx.fit()
+
+    def learning_rate(self, ctx: Context) -> float | Array:
+        """Return the step size of this round, or each client's own, shape (clients,)."""
+        return self.lr * self.lr_decay ** ((ctx.round - 1) // self.lr_decay_every)
+
+    def local_steps(self, ctx: Context) -> int | Array:
+        """Return how many steps to take in a fit, or each client's own number, shape (clients,); at least 1."""
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * self.steps_per_epoch(ctx)
+
+    def steps_per_epoch(self, ctx: Context) -> Array:
+        """Return how many batches each client's shard makes, shape (clients,)."""
+        batches: Array = -(-ctx.num_examples // (self.batch_size or ctx.num_examples))
+        return batches
+
+    def effective_steps(self, ctx: Context) -> Array:
+        """Return the sum of the weights with which a round's gradients enter its update, shape (clients,).
+
+        Without momentum the number of steps; with it FedNova's ``||a||_1`` (Wang et al., arXiv:2007.07481, section
+        4.1): ``(weights sent - weights received) / (lr * effective_steps)`` is minus their weighted mean.
+        """
+        rho, steps = self.momentum, ctx.steps
+        effective: Array = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
+        return effective
+
+    # What a client keeps, and uses itself.
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Return what clients enter their first round with in `ctx.state`: name -> array with a row per client."""
+        return {}
+
+    def private_layers(self, net: mlp.MLP) -> Sequence[int]:
+        """Return the numbers of the layers, from 1, that clients keep: neither sent up nor taken from the server."""
+        return ()
+
+    def personalise(self, ctx: Context) -> Array:
+        """Return the weights with which each client would predict, shape (clients, parameters) or (1, parameters).
+
+        Asked when clients evaluate; `ctx.state` is what they kept, `ctx.global_weights` the newest global model.
+        """
+        return ctx.start
+
+    # The server half.
+
+    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+        """Return the server half's state before the first round, given the initial global weights."""
+        return {}
+
+    def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
+        """Return each client's weight in the round's means, shape (clients,), or (clients, groups) for a mean each."""
+        return num_examples
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Return the round's outcome, shape (parameters,), which the server strategy makes the new global weights."""
+        return ctx.mean["weights"]
 
     def configured(self, config: Mapping[str, Any]) -> Self:
         """Apply what the server sent: a key that names a hyperparameter (dashes for underscores) replaces it.

@@ -7,9 +7,11 @@ here keeps the ndarray and serialises only when somebody asks for `.data`, and i
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 from fedsim.errors import ConfigError
 from fedsim.mlp import MLP, views
 
+#: Names of the records that carry what goes down and up besides the weights.
+DOWN, UP = "fedsim.down", "fedsim.up"
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
 
@@ -108,10 +112,15 @@ class Array(flwr.app.Array):
 
 def to_record(net: MLP, flat: NDArray[Any]) -> ArrayRecord:
     """Return flat weights, shape (parameters,), as Flower's record of ``W1, b1, W2, b2, ...``."""
-    record = ArrayRecord()
-    for name, values in views(net, flat).items():
-        record[name] = Array(values)
-    return record
+    return record(views(net, flat))
+
+
+def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return named arrays as Flower's record, which keeps them uncopied."""
+    made = ArrayRecord()
+    for name, values in arrays.items():
+        made[name] = Array(values)
+    return made
 
 
 def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
@@ -134,10 +143,40 @@ def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
     return flat
 
 
-def payload_bytes(net: MLP) -> int:
-    """Return how many bytes one model's serialised arrays have: what Flower sends, less its envelope."""
-    zeros = np.zeros(net.num_parameters, dtype=net.dtype)
-    return sum(len(array.data) for array in to_record(net, zeros).values())
+def flatten(record: ArrayRecord) -> NDArray[Any]:
+    """Return any record's arrays as one flat array, read-only; mixed dtypes become one that holds them all."""
+    arrays = [array.__dict__["values"] if isinstance(array, Array) else array.numpy() for array in record.values()]
+    flat = np.concatenate([values.ravel() for values in arrays])
+    flat.flags.writeable = False
+    return flat
+
+
+def unflatten(like: ArrayRecord, flat: NDArray[Any]) -> ArrayRecord:
+    """Return flat values as a record with the names, shapes and dtypes of another."""
+    arrays, start = {}, 0
+    for name, array in like.items():
+        stop = start + math.prod(array.shape)
+        arrays[name] = flat[start:stop].astype(array.dtype).reshape(array.shape)
+        start = stop
+    return record(arrays)
+
+
+def payload_bytes(net: MLP, layers: Iterable[int]) -> int:
+    """Return how many bytes some layers' serialised arrays have: what Flower sends, less its envelope."""
+    zeros = views(net, np.zeros(net.num_parameters, dtype=net.dtype))
+    return sum(array_bytes(zeros[f"{kind}{layer}"]) for layer in layers for kind in "Wb")
+
+
+def array_bytes(values: NDArray[Any]) -> int:
+    """Return how many bytes an array has, serialised."""
+    return _header_bytes(values.shape, values.dtype.str) + values.nbytes
+
+
+@lru_cache(maxsize=1024)
+def _header_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.tell()
 
 
 @contextmanager

@@ -26,12 +26,23 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.clients import SGD
+from fedsim.clients.base import (
+    Task,
+    Update,
+    evaluate_shards,
+    new_state,
+    overrides,
+    personalise,
+    run,
+)
 from fedsim.data import Dataset
 from fedsim.engines import flower
+from fedsim.engines.state import ClientState
 from fedsim.errors import DivergenceError, one_of, whole
-from fedsim.kernels.numpy import Task, Update, evaluate
+from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
 from fedsim.splits import Partition
+from fedsim.streams import Purpose
 
 J = TypeVar("J")
 T = TypeVar("T")
@@ -104,7 +115,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The global model on some clients' own examples.
+    """What some clients would use themselves (the global model, unless their strategy personalises), on their examples.
 
     Attributes
     ----------
@@ -129,6 +140,8 @@ class InProcessGrid(Grid):
     data : Dataset
     partition : Partition
         Each client's training examples; node id = partition id + 2 (Flower keeps 1 for the server).
+    partition_test : Partition, optional
+        Each client's own test examples, also of ``data.x_train``; default: it evaluates on its training examples.
     client : SGD
         The client strategy.
     seed : int
@@ -154,6 +167,7 @@ class InProcessGrid(Grid):
         workers: int | None = None,
         block_size: int | None = None,
         on_failure: str = "raise",
+        partition_test: Partition | None = None,
     ) -> None:
         flower.take_identity()
         if workers is not None:
@@ -163,6 +177,8 @@ class InProcessGrid(Grid):
         one_of("on_failure", on_failure, ("raise", "exclude"))
         self.net, self.partition, self.client, self.seed = net, partition, client, seed
         self.on_failure = on_failure
+        self.partition_test = partition if partition_test is None else partition_test
+        self.state = ClientState(len(partition))
         # The NumPy kernel's many small steps wait for one another's hold of Python: a second thread slows them.
         self.workers = workers or (available_cores() if kernel == "compiled" else 1)
         self.block_size = block_size
@@ -175,7 +191,8 @@ class InProcessGrid(Grid):
         self._y = data.y_train
         self._x_test = np.ascontiguousarray(data.x_test, dtype=net.dtype)
         self._y_test = data.y_test
-        self._payload = flower.payload_bytes(net)
+        shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
+        self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
         self._sent = 0
         self._train_calls = 0
@@ -274,14 +291,19 @@ class InProcessGrid(Grid):
             raise ValueError(f"message for an unknown node; nodes are 2..{len(self.partition) + 1}")
         order = np.lexsort((ids, -self.partition.sizes[ids]))
         config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
-        arrays = next(iter(record.array_records.values()))
+        down = {k: a.numpy() for k, a in record.array_records.get(flower.DOWN, {}).items()}
+        arrays = next(arrays for name, arrays in record.array_records.items() if name != flower.DOWN)
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
         weights = flower.to_flat(self.net, arrays)
         client = self.client.configured(config)
-        task = Task(self.net, client, self._x, self._y, self.partition, weights, round_number, self.seed)
-        self.traffic.bytes_down += len(ids) * self._payload
+        purpose = Purpose.SHUFFLE if kind == MessageType.TRAIN else Purpose.SHUFFLE_PERSONAL
+        task = Task(
+            self.net, client, self._x, self._y, self.partition, weights,
+            round_number, self.seed, down, self._kernel_name, purpose,
+        )  # fmt: skip
+        self.traffic.bytes_down += len(ids) * (self._payload + sum(flower.array_bytes(a) for a in down.values()))
         ordered = [messages[k] for k in order] if messages else None
         return _Order(kind, task, ids[order], ordered)
 
@@ -331,7 +353,7 @@ class InProcessGrid(Grid):
 
         def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
-                update: Update = self._kernel.train(task, block)
+                update = run(task, block, self.state.load(block, lambda new: new_state(task, new)))
             return update, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
 
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
@@ -340,11 +362,11 @@ class InProcessGrid(Grid):
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
             if not sound.all():
-                update = Update(
-                    *(getattr(update, f)[sound] for f in ("partition_ids", "num_examples", "weights", "train_loss"))
-                )
+                update = update.rows(sound)
+            self.state.store(update.partition_ids, update.state)
             self.traffic.trained(update)
-            self.traffic.bytes_up += len(update.partition_ids) * self._payload
+            sent = self._payload + sum(flower.array_bytes(rows[0]) for rows in update.up.values() if len(rows))
+            self.traffic.bytes_up += len(update.partition_ids) * sent
             yield update
 
     def _failed(self, task: Task, client: int, loss: float) -> None:
@@ -355,17 +377,19 @@ class InProcessGrid(Grid):
         self.traffic.failed[client] = reason
 
     def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
-        """Evaluate the task's global model on clients' own examples, block by block."""
+        """Evaluate on clients' own examples, block by block; a client that has none is left out."""
+        held = self.partition_test
+        ids = ids[held.sizes[ids] > 0]
+        if not len(ids):
+            return
 
         def work(block: NDArray[np.intp]) -> Evaluation:
-            sizes = self.partition.sizes[block]
-            loss, right = np.zeros(len(block)), np.zeros(len(block))
-            for size in np.unique(sizes):  # equally large shards are scored together
-                rows = np.flatnonzero(sizes == size)
-                shards = self.partition.indices[self.partition.offsets[block[rows], None] + np.arange(size)]
-                x, y = self._x.take(shards, axis=0), self._y.take(shards)
-                loss[rows], right[rows] = evaluate(self.net, task.global_weights, x, y)
-            return Evaluation(block, sizes, loss / sizes, right / sizes)
+            weights = task.global_weights[None]
+            with np.errstate(all="ignore"):
+                if overrides(task.strategy, "personalise") or task.strategy.private_layers(self.net):
+                    weights = personalise(task, block, self.state.load(block, lambda new: new_state(task, new)))
+                loss, accuracy = evaluate_shards(task, held, block, weights)
+            return Evaluation(block, held.sizes[block], loss, accuracy)
 
         for evaluation in self.in_order(work, self.blocks(ids, 2 * self.net.num_parameters)):
             self.evaluations.append(evaluation)
@@ -377,7 +401,7 @@ class InProcessGrid(Grid):
         def work(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)
             with np.errstate(all="ignore"):
-                loss, right = evaluate(self.net, weights, self._x_test[None, rows], self._y_test[None, rows])
+                loss, right = evaluate(self.net, weights[None], self._x_test[None, rows], self._y_test[None, rows])
             return float(loss[0]), int(right[0])
 
         parts = list(self.in_order(work, range(0, len(self._y_test), EVALUATE_ROWS)))
@@ -463,10 +487,12 @@ class Replies(Sequence[Message]):
         if order.kind == MessageType.TRAIN:
             for update in grid.train(order.task, order.ids):
                 columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
-                for client, examples, loss, weights in zip(*columns, strict=True):
+                for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
                     metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
-                    record = flower.to_record(grid.net, weights)
-                    contents[int(client)] = RecordDict({"arrays": record, "metrics": metrics})
+                    content = RecordDict({"arrays": flower.to_record(grid.net, weights), "metrics": metrics})
+                    if update.up:
+                        content[flower.UP] = flower.record({name: rows[row] for name, rows in update.up.items()})
+                    contents[int(client)] = content
         else:
             for result in grid.evaluate_clients(order.task, order.ids):
                 rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)

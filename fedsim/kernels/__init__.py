@@ -8,7 +8,6 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedsim.clients import SGD
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ KERNELS = ("auto", "numpy", "compiled")
 LARGE_JOB = 1e11
 
 
-def choose(kernel: str, strategy: SGD, net: MLP, examples: float) -> str:
+def choose(kernel: str, hooks: str, net: MLP, examples: float) -> str:
     """Name the kernel that runs an experiment.
 
     Decided by the configuration alone, never by timing, for the two agree only to rounding.
@@ -29,7 +28,8 @@ def choose(kernel: str, strategy: SGD, net: MLP, examples: float) -> str:
     ----------
     kernel : {"auto", "numpy", "compiled"}
         auto is `compiled` for large jobs whose strategy it can run, on machines where Numba works.
-    strategy : SGD
+    hooks : str
+        What the strategy does in a step that is NumPy, such as ``"FedSAM's gradient()"``; empty if nothing.
     net : MLP
     examples : float
         Examples trained on in the whole experiment, repetitions counted.
@@ -41,17 +41,16 @@ def choose(kernel: str, strategy: SGD, net: MLP, examples: float) -> str:
     """
     if kernel == "numpy":
         return kernel
-    as_data = type(strategy).direction is SGD.direction
     if kernel == "compiled":
-        if not as_data:
+        if hooks:
             raise ConfigError(
-                f"kernel is 'compiled' but {type(strategy).__name__} has a direction() of its own, which is NumPy; "
+                f"kernel is 'compiled' but {hooks} is NumPy; "
                 "allowed: 'auto', 'numpy', or a strategy that overrides affine() instead"
             )
         if reason := missing():
             raise ConfigError(f"kernel is 'compiled' but {reason}; allowed: 'auto', 'numpy'")
         return kernel
-    if not as_data or 6 * net.num_parameters * examples < LARGE_JOB:
+    if hooks or 6 * net.num_parameters * examples < LARGE_JOB:
         return "numpy"
     if reason := missing():
         _notice(reason)

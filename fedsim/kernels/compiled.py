@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fedsim import streams
-from fedsim.clients import Context
-from fedsim.kernels.numpy import Array, Indices, Task, Update, shuffle_keys
+from fedsim.kernels.numpy import Array, Fit
 from fedsim.mlp import ACTIVATIONS, LOSSES, MLP
 
 _FEATURES = binding.get_host_cpu_features()
@@ -426,10 +425,11 @@ _K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
 
 
 @_helper
-def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, loss, scale):  # type: ignore[no-untyped-def]
+def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, loss, scale, lowest):  # type: ignore[no-untyped-def]
     """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `order`.
 
-    Leaves every layer's inputs and deltas (times `scale`) in the scratch, for the update; returns the summed loss.
+    Leaves every layer's inputs and, from layer `lowest` up, deltas (times `scale`) in the scratch, for the update;
+    returns the summed loss.
     """
     layers, rows, total = len(table) - 1, last - first, 0.0
     inputs, x_row = table[0, _K], table[0, _H_ROW]
@@ -457,7 +457,7 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, l
             for r in range(rows):
                 scores, delta = s[z + r * z_row : z + r * z_row + outputs], s[d + r * w_row : d + r * w_row + outputs]
                 total += _loss_and_delta(loss, scores, delta, y[order[begin + first + r]], scale)
-    for layer in range(layers - 1, 0, -1):
+    for layer in range(layers - 1, lowest, -1):
         h_row, d_row, w_row, width = table[layer, _H_ROW], table[layer - 1, _ROW], table[layer, _ROW], table[layer, _K]
         h, d, above = (
             table[layer, _H] + first * h_row,
@@ -471,16 +471,16 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, l
 
 
 def _train(  # type: ignore[no-untyped-def]
-    out, losses, start, x, y, indices, offsets, sizes, keys, batch, table, s, lanes, padded,
-    activation, loss, lr, momentum, decay, pull, corrections,
+    out, losses, start, x, y, indices, offsets, sizes, steps, keys, batch, table, s, lanes, padded,
+    activation, loss, rates, momentum, decay, pull, centers, corrections, trained,
 ):  # fmt: skip
-    """Train clients, one after another: `train` in loops, with every array of a client inside the scratch `s`.
+    """Train clients, one after another: `fit` in loops, with every array of a client inside the scratch `s`.
 
     Its last three parts, `padded` long each and laid out alike, are W; V, a step's direction where it cannot be added
-    to W in place; and C, what a step adds that does not change within a round: ``correction - pull * global``.
+    to W in place; and C, what a step adds that does not change within a fit: ``correction - pull * center``.
     """
     layers = len(table) - 1
-    clients, epochs = len(sizes), len(keys)
+    clients = len(sizes)
     largest = sizes.max()
     order, counts = np.empty(largest, np.int64), np.empty(257, np.int64)
     words, spare = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
@@ -489,33 +489,37 @@ def _train(  # type: ignore[no-untyped-def]
     constant = s[table[0, _W] + 2 * padded : table[0, _W] + 3 * padded]
     held = pull != 0 or len(corrections) > 0
     shrink = decay + pull
+    lowest = 0
+    while not trained[lowest]:
+        lowest += 1
     for client in range(clients):
-        n = sizes[client]
+        n, lr = sizes[client], rates[client]
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
+        first_row, center = start[min(client, len(start) - 1)], centers[min(client, len(centers) - 1)]
         for layer in range(layers):
             outputs, row = table[layer, _N], table[layer, _ROW]
             for k in range(table[layer, _K] + 1):
                 w, flat = table[layer, _W] + k * row, table[layer, _FLAT] + k * outputs
-                _copy(s[w : w + outputs], start[flat : flat + outputs])
+                _copy(s[w : w + outputs], first_row[flat : flat + outputs])
                 s[w + outputs : w + row] = 0
-                if len(corrections):
+                if held:
                     c = w + 2 * padded
-                    _copy(s[c : c + outputs], corrections[client, flat : flat + outputs])
-                    s[c + outputs : c + row] = 0
-        if held:
-            if not len(corrections):
-                constant[:] = 0
-            for i in range(padded):
-                constant[i] -= pull * weights[i]
+                    s[c : c + row] = 0
+                    if len(corrections):
+                        correction = corrections[min(client, len(corrections) - 1)]
+                        _copy(s[c : c + outputs], correction[flat : flat + outputs])
+                    if pull != 0:
+                        for j in range(outputs):
+                            s[c + j] -= pull * center[flat + j]
         if not direct:
             velocity[:] = 0
-        total = 0.0
-        for epoch in range(epochs):
+        total, left, epoch = 0.0, steps[client], 0
+        while left > 0:
             shard = indices[offsets[client] : offsets[client] + n]
             _shuffle(order[:n], shard, keys[epoch, client], words, spare, counts)
             begin = 0
-            while begin < n:
+            while begin < n and left > 0:
                 taken = size if begin + size < n else n - begin
                 scale = s.dtype.type((-lr if direct else 1.0) / taken)
                 if not direct:
@@ -530,28 +534,35 @@ def _train(  # type: ignore[no-untyped-def]
                     for first in range(0, rows, PART):
                         total += _pass(
                             s, table, lanes, x, y, order[:n], begin, first, min(first + PART, rows),
-                            min(rows, AHEAD), activation, loss, scale,
+                            min(rows, AHEAD), activation, loss, scale, lowest,
                         )  # fmt: skip
-                    if direct and (held or shrink != 0):
-                        keep = s.dtype.type(1) - lr * shrink
-                        for i in range(padded):
-                            weights[i] *= keep
-                        if held:
-                            for i in range(padded):
-                                weights[i] -= lr * constant[i]
-                    target = 0 if direct else padded
-                    for layer in range(layers):
-                        h_row, w_row = table[layer, _H_ROW], table[layer, _ROW]
-                        for first in range(0, rows, PART):
-                            _add_transposed(
-                                s, table[layer, _W] + target, w_row, table[layer, _K] + 1,
-                                table[layer, _H] + first * h_row, h_row,
-                                table[layer, _D] + first * w_row, w_row, w_row // lanes, lanes, min(PART, rows - first),
-                            )  # fmt: skip
+                    for layer in range(lowest, layers):
+                        if trained[layer]:
+                            h_row, w_row = table[layer, _H_ROW], table[layer, _ROW]
+                            place, inputs = table[layer, _W], table[layer, _K] + 1
+                            if direct and (held or shrink != 0):
+                                keep = s.dtype.type(1) - lr * shrink
+                                for i in range(place, place + inputs * w_row):
+                                    s[i] *= keep
+                                if held:
+                                    for i in range(place, place + inputs * w_row):
+                                        s[i] -= lr * s[i + 2 * padded]
+                            target = place if direct else place + padded
+                            for first in range(0, rows, PART):
+                                _add_transposed(
+                                    s, target, w_row, inputs, table[layer, _H] + first * h_row, h_row,
+                                    table[layer, _D] + first * w_row, w_row, w_row // lanes, lanes,
+                                    min(PART, rows - first),
+                                )  # fmt: skip
                     begin += rows
                 if not direct:
-                    for i in range(padded):
-                        weights[i] -= lr * velocity[i]
+                    for layer in range(lowest, layers):
+                        if trained[layer]:
+                            place = table[layer, _W]
+                            for i in range(place, place + (table[layer, _K] + 1) * table[layer, _ROW]):
+                                s[i] -= lr * s[i + padded]
+                left -= 1
+            epoch += 1
         for layer in range(layers):
             outputs = table[layer, _N]
             for k in range(table[layer, _K] + 1):
@@ -560,7 +571,7 @@ def _train(  # type: ignore[no-untyped-def]
         final, finite = out[client], 0
         for j in range(len(final)):
             finite += final[j] - final[j] == 0
-        losses[client] = total / (n * epochs) if finite == len(final) else np.nan
+        losses[client] = total if finite == len(final) else np.nan
 
 
 @functools.lru_cache(maxsize=16)
@@ -650,10 +661,11 @@ def prepare(dtype: str) -> None:
         return types.Array(item, ndim, "C", readonly=readonly)
 
     signature = types.void(
-        array(real, 2), array(types.float64, 1), array(real, 1, True), array(real, 2, True), array(whole, 1, True),
-        array(whole, 1), array(whole, 1), array(whole, 1), array(types.uint64, 2), whole, array(whole, 2),
-        array(real, 1), whole, whole,
-        whole, whole, real, real, real, real, array(real, 2),
+        array(real, 2), array(types.float64, 1), array(real, 2, True), array(real, 2, True), array(whole, 1, True),
+        array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1), array(types.uint64, 2), whole,
+        array(whole, 2), array(real, 1), whole, whole,
+        whole, whole, array(real, 1), real, real, real, array(real, 2, True), array(real, 2, True),
+        array(types.boolean, 1),
     )  # fmt: skip
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
     with event.install_listener("numba:compile", _Announce()):
@@ -665,35 +677,30 @@ def prepare(dtype: str) -> None:
                     raise
 
 
-def _readonly(array: Array) -> Array:
-    view = array.view()
+def _readonly(array: Array, net: MLP | None = None) -> Array:
+    view = np.ascontiguousarray(array, net.dtype if net else None).view()
     view.flags.writeable = False
     return view
 
 
-def train(task: Task, clients: Indices) -> Update:
-    """Run one round's local training of some clients, as `kernels.numpy.train` does.
+def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
+    """Train a block of clients, as `kernels.numpy.fit` does, but for hooks, which are NumPy.
 
-    Only for strategies that keep SGD's `direction` (which those that override `affine` do). The same result whoever
-    shares the block, to the bit.
+    The same result whoever shares the block, to the bit.
     """
-    net, strategy = task.net, task.strategy
+    net = job.net
     table, padded, length = _layout(net)
     real = np.dtype(net.dtype).type
-    sizes = task.partition.sizes[clients]
-    keys = shuffle_keys(task, clients)
-    added = strategy.affine(Context(task.round, clients, sizes, task.global_weights))
-    correction = np.empty((0, 0), net.dtype)
-    if added.correction is not None:
-        shape = (len(clients), net.num_parameters)
-        correction = np.ascontiguousarray(np.broadcast_to(added.correction, shape), net.dtype)
-    out = np.empty((len(clients), net.num_parameters), net.dtype)
-    losses = np.empty(len(clients))
+    sizes = job.partition.sizes[job.clients]
+    out = np.empty((len(sizes), net.num_parameters), net.dtype)
+    losses = np.empty(len(sizes))
+    correction = np.empty((0, 0), net.dtype) if job.correction is None else job.correction
     _train_compiled(
-        out, losses, _readonly(task.global_weights), _readonly(task.x), _readonly(task.y),
-        task.partition.indices, task.partition.offsets[clients], sizes, keys, strategy.batch_size or 0,
-        table, _scratch(net, length), VECTOR // out.itemsize, padded,
+        out, losses, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
+        job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
+        job.shuffles, job.batch_size, table, _scratch(net, length), VECTOR // out.itemsize, padded,
         _ACTIVATIONS[net.activation], _LOSSES[net.loss],
-        real(strategy.lr), real(strategy.momentum), real(strategy.weight_decay), real(added.mu), correction,
+        np.asarray(job.lr, net.dtype), real(job.momentum), real(job.weight_decay), real(job.mu),
+        _readonly(job.center, net), _readonly(correction, net), np.array(job.trained),
     )  # fmt: skip
-    return Update(clients, sizes, out, losses)
+    return out, losses

@@ -1,6 +1,7 @@
-"""Local training in NumPy, many clients at once: the readable definition of what a client does in a round.
+"""Local training in NumPy, many clients at once: the readable definition of what a fit does.
 
-A step is ``v = momentum * v + direction(grad + weight_decay * w)``, ``w -= lr * v``, with v = 0 when a round starts.
+A step is ``v = momentum * v + direction(grad + weight_decay * w + mu * (w - center) + correction)``, ``w -= lr * v``,
+with v = 0 when a fit starts.
 
 Clients of a block are rows of one array and take their steps together. Each trains on exactly its own examples: in an
 epoch all full batches come first, on the clients that still have one (a prefix, for clients come sorted by falling
@@ -11,6 +12,7 @@ is what makes results independent of blocks and threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,68 +20,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import mlp, streams
-from fedsim.clients import SGD, Context
 from fedsim.splits import Partition
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all clients of a round share.
+@dataclass
+class Fit:
+    """What a kernel is to do for a block of clients.
 
     Attributes
     ----------
     net : MLP
-    strategy : SGD
-        The client strategy.
     x : ndarray, shape (examples, features)
         Every client's examples, of the network's dtype.
     y : ndarray, shape (examples,)
     partition : Partition
         Which examples each client holds.
-    global_weights : ndarray, shape (parameters,)
-    round : int
-    seed : int
+    clients : ndarray of int, shape (clients,)
+        Partition ids, none of an empty client, in order of falling size.
+    start : ndarray, shape (clients, parameters) or (1, parameters)
+    steps : ndarray of int, shape (clients,)
+        How many each client takes.
+    shuffles : ndarray of uint64, shape (epochs, clients)
+        The stream key of each epoch's shuffle on each client.
+    batch_size : int
+        0 for the whole shard.
+    lr : ndarray of float64, shape (clients,)
+    momentum, weight_decay, mu : float
+    center : ndarray, shape (clients, parameters) or (1, parameters)
+    correction : ndarray, shape (clients, parameters) or (1, parameters), optional
+    trained : tuple of bool
+        Which layers change.
+    gradient, direction : callable, optional
+        A strategy's own: ``gradient(rows, weights, x, y)`` in place of backpropagation, and
+        ``direction(rows, grad, weights)``. Only this module's kernel calls them.
     """
 
     net: mlp.MLP
-    strategy: SGD
     x: Array
     y: Array
     partition: Partition
-    global_weights: Array
-    round: int
-    seed: int
+    clients: Indices
+    start: Array
+    steps: Indices
+    shuffles: NDArray[np.uint64]
+    batch_size: int
+    lr: NDArray[np.float64]
+    momentum: float
+    weight_decay: float
+    mu: float
+    center: Array
+    correction: Array | None
+    trained: tuple[bool, ...]
+    gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
+    direction: Callable[[slice | Indices, Array, Array], Array] | None = None
 
 
-@dataclass(frozen=True)
-class Update:
-    """What some clients send back, a row each.
-
-    Attributes
-    ----------
-    partition_ids : ndarray of int, shape (clients,)
-    num_examples : ndarray of int, shape (clients,)
-    weights : ndarray, shape (clients, parameters)
-    train_loss : ndarray of float64, shape (clients,)
-        Mean over the examples processed, each taken before the step it led to; NaN if a weight is not finite.
-    """
-
-    partition_ids: Indices
-    num_examples: Indices
-    weights: Array
-    train_loss: NDArray[np.float64]
-
-
-def shuffle_keys(task: Task, clients: Indices) -> NDArray[np.uint64]:
-    """Return the stream key of each epoch's shuffle on each client, shape (epochs, clients)."""
-    epochs = np.arange(task.strategy.epochs)[:, None]
-    return streams.keys(task.seed, streams.Purpose.SHUFFLE, task.round, clients, epochs)
-
-
-def schedule(task: Task, clients: Indices) -> Indices:
+def schedule(job: Fit) -> Indices:
     """Return the examples that clients train on, in order: each epoch shuffled anew.
 
     Returns
@@ -87,60 +86,78 @@ def schedule(task: Task, clients: Indices) -> Indices:
     ndarray of int, shape (epochs, clients, largest shard)
         A smaller client's row ends in padding, which is a valid index.
     """
-    sizes = task.partition.sizes[clients]
-    keys = shuffle_keys(task, clients)
+    sizes, keys = job.partition.sizes[job.clients], job.shuffles
     order = streams.permutations(keys.ravel(), np.tile(sizes, len(keys))).reshape(*keys.shape, -1)
     np.minimum(order, sizes[:, None] - 1, out=order)
-    order += task.partition.offsets[clients, None]
-    return task.partition.indices.take(order)
+    order += job.partition.offsets[job.clients, None]
+    return job.partition.indices.take(order)
 
 
-def train(task: Task, clients: Indices) -> Update:
-    """Run one round's local training of some clients.
-
-    Parameters
-    ----------
-    task : Task
-    clients : ndarray of int, shape (clients,)
-        Partition ids, none of an empty client, in order of falling size.
+def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
+    """Train a block of clients.
 
     Returns
     -------
-    Update
+    weights : ndarray, shape (clients, parameters)
+    loss : ndarray of float64, shape (clients,)
+        Summed over the examples processed, each taken before the step it led to; NaN if a weight is not finite.
     """
-    strategy = task.strategy
-    sizes = task.partition.sizes[clients]
-    batch = strategy.batch_size or 0
+    net, sizes = job.net, job.partition.sizes[job.clients]
+    clients = len(sizes)
+    batch = job.batch_size
     full = sizes // batch if batch else np.zeros_like(sizes)
     last = sizes - full * batch
-    context = Context(task.round, clients, sizes, task.global_weights)
+    left = job.steps.copy()
 
-    weights = np.repeat(task.global_weights[None], len(clients), axis=0)
+    weights = np.array(np.broadcast_to(job.start, (clients, net.num_parameters)), order="C")
+    center = np.broadcast_to(job.center, weights.shape)
+    correction = None if job.correction is None else np.broadcast_to(job.correction, weights.shape)
+    lr = job.lr.astype(net.dtype)[:, None]
     scratch = np.empty_like(weights)
-    velocity = np.zeros_like(weights) if strategy.momentum else None
-    loss = np.zeros(len(clients))
+    velocity = np.zeros_like(weights) if job.momentum else None
+    frozen = [net.layout[f"{kind}{k}"][0] for k, t in enumerate(job.trained, 1) if not t for kind in "Wb"]
+    loss = np.zeros(clients)
 
     def step(rows: slice | Indices, examples: Indices) -> None:
-        x, y = task.x.take(examples, axis=0), task.y.take(examples, axis=0)
+        x, y = job.x.take(examples, axis=0), job.y.take(examples, axis=0)
         w = weights[rows]
-        batch_loss, grad = mlp.gradient(task.net, w, x, y, out=scratch[: len(w)])
+        if job.gradient:
+            batch_loss, grad = job.gradient(rows, w, x, y)
+        else:
+            batch_loss, grad = mlp.gradient(net, w, x, y, out=scratch[: len(w)])
         loss[rows] += batch_loss.astype(np.float64) * examples.shape[1]
-        if strategy.weight_decay:
-            grad += strategy.weight_decay * w
-        direction = strategy.direction(grad, w, context.rows(rows))
+        if job.weight_decay:
+            grad += job.weight_decay * w
+        if job.mu:
+            grad += job.mu * (w - center[rows])
+        if correction is not None:
+            grad += correction[rows]
+        direction = job.direction(rows, grad, w) if job.direction else grad
         if velocity is not None:
-            direction = velocity[rows] = strategy.momentum * velocity[rows] + direction
-        np.multiply(direction, strategy.lr, out=grad)
-        weights[rows] -= grad
+            direction = velocity[rows] = job.momentum * velocity[rows] + direction
+        change = np.multiply(direction, lr[rows], out=scratch[: len(w)])
+        for place in frozen:
+            change[:, place] = 0
+        weights[rows] -= change
 
-    for order in schedule(task, clients):
-        for number in range(full[0]):
-            step(slice(0, np.count_nonzero(full > number)), order[full > number, number * batch : (number + 1) * batch])
-        for size in np.unique(last[last > 0]):
-            group = np.flatnonzero(last == size)
+    for order in schedule(job):
+        number = 0
+        while (going := (full > number) & (left > number)).any():
+            rows = _as_slice(np.flatnonzero(going))
+            step(rows, order[rows, number * batch : (number + 1) * batch])
+            number += 1
+        ending = (last > 0) & (left > full)
+        for size in np.unique(last[ending]):
+            group = np.flatnonzero(ending & (last == size))
             step(group, order[group[:, None], full[group, None] * batch + np.arange(size)])
+        left -= full + (last > 0)
     loss[~np.isfinite(weights).all(axis=1)] = np.nan
-    return Update(clients, sizes, weights, loss / (sizes * strategy.epochs))
+    return weights, loss
+
+
+def _as_slice(rows: Indices) -> slice | Indices:
+    """Return rising row numbers as a slice, which copies nothing, where they have no gap."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def add_weighted(total: NDArray[np.float64], rows: Array, weights: NDArray[np.float64]) -> None:
@@ -160,11 +177,11 @@ def add_weighted(total: NDArray[np.float64], rows: Array, weights: NDArray[np.fl
 
 
 def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[np.float64], Indices]:
-    """Evaluate one model on several equally large sets of examples.
+    """Evaluate models on equally large sets of examples.
 
     Parameters
     ----------
-    weights : ndarray, shape (parameters,)
+    weights : ndarray, shape (sets, parameters), or (1, parameters) for one model on all
     x : ndarray, shape (sets, examples, features)
     y : ndarray, shape (sets, examples)
 
@@ -175,6 +192,6 @@ def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[
     right : ndarray of int, shape (sets,)
         Examples classified rightly.
     """
-    z = mlp.scores(net, weights[None], x)
+    z = mlp.scores(net, weights, x)
     loss, _ = mlp.LOSSES[net.loss](z, y)
     return loss.sum(axis=1, dtype=np.float64), mlp.correct(net, z, y).sum(axis=1)

@@ -1,15 +1,19 @@
-"""FedAvg as a Flower strategy, with seeded sampling by partition id and streaming aggregation.
+"""FedAvg as a Flower strategy, and the class fedsim's other server strategies extend.
 
 McMahan, Moore, Ramage, Hampson and Aguera y Arcas, "Communication-efficient learning of deep networks from
 decentralized data", AISTATS 2017 (arXiv:1602.05629), algorithm 1: in each round a random set of ``max(C * K, 1)``
 clients trains, and ``w_{t+1} = sum_k n_k / n * w_k`` over that set.
+
+A round's aggregation is three steps, each a method to override: a `rule` combines the clients' weights as they stream
+in; the client strategy's server half, if any, makes something of it and of whatever else clients sent (SCAFFOLD's
+control variates); and `step` goes from the old global weights to the new.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,10 +21,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
+from fedsim.clients.base import ServerHalf, Update
 from fedsim.engines import flower
 from fedsim.engines.in_process import Replies
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
+
+Array = NDArray[Any]
+
+
+class Rule(Protocol):
+    """Combines a round's weights."""
+
+    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
+        """Take a block of updates, in cohort order, each with its weight in the mean, shape (clients,)."""
+
+    def value(self) -> Array:
+        """Return the combination, shape (parameters,); at least one update has been added."""
 
 
 class FedAvg(FlowerFedAvg):
@@ -34,15 +51,35 @@ class FedAvg(FlowerFedAvg):
     ----------
     seed : int
         Of the sampling.
+    half : ServerHalf, optional
+        The client strategy's server half.
     **flower_options
         As for ``flwr.serverapp.strategy.FedAvg`` (``fraction_train``, ``fraction_evaluate``, ...). The minimum
         numbers of nodes default to 1 here.
     """
 
-    def __init__(self, *, seed: int = 0, **flower_options: Any) -> None:
+    def __init__(self, *, seed: int = 0, half: ServerHalf | None = None, **flower_options: Any) -> None:
         minimum = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         super().__init__(**(minimum | flower_options))
         self.seed = seed
+        self.half = half
+        self.state: dict[str, Array] = {}
+        self._add_weighted = add_weighted
+        self._sent: ArrayRecord | None = None
+        self._sent_flat: Array | None = None
+
+    # What other strategies override.
+
+    def rule(self) -> Rule:
+        """Return what combines a round's weights; by default the mean."""
+        return Mean(self._add_weighted)
+
+    def step(self, server_round: int, weights: Array, combined: Array) -> Array:
+        """Return the new global weights from the old and the round's outcome, all of shape (parameters,).
+
+        What it keeps between rounds belongs into ``self.state``, a dict of arrays: checkpoints hold that.
+        """
+        return combined
 
     def _instructions(
         self, purpose: Purpose, fraction: float, least: int, record: RecordDict, server_round: int, grid: Grid
@@ -59,7 +96,19 @@ class FedAvg(FlowerFedAvg):
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         config["server-round"] = server_round
-        return RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        self._sent, self._sent_flat = arrays, None
+        if self.half and self.half.strategy.broadcast:
+            content[flower.DOWN] = flower.record(self.half.down(self.global_weights))
+        return content
+
+    @property
+    def global_weights(self) -> Array:
+        """The weights sent last, shape (parameters,); read-only."""
+        if self._sent_flat is None:
+            assert self._sent is not None, "configure_train comes before aggregate_train"
+            self._sent_flat = flower.flatten(self._sent)
+        return self._sent_flat
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -86,17 +135,54 @@ class FedAvg(FlowerFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the cohort's weights, each by its number of examples."""
-        if not isinstance(replies, Replies):
-            ordered = sorted(replies, key=self._cohort_order)
-            valid, _ = self._check_and_log_replies(ordered, is_train=True)
-            return self._average(valid)
-        mean = RunningMean(replies.add_weighted)
-        for update in replies.blocks():
-            mean.add(update.weights, update.num_examples)
-        if not mean.total:
+        """Combine the cohort's weights into the new global model."""
+        if isinstance(replies, Replies):
+            self._add_weighted = replies.add_weighted
+            flat = self._aggregate(server_round, replies.blocks())
+            if flat is None:
+                return None, None
+            return replies.to_record(flat), MetricRecord({"train_loss": replies.train_loss})
+        ordered = sorted(replies, key=self._cohort_order)
+        valid, _ = self._check_and_log_replies(ordered, is_train=True)
+        flat = self._aggregate(server_round, map(self._update, valid))
+        if flat is None:
             return None, None
-        return replies.to_record(mean.value()), MetricRecord({"train_loss": replies.train_loss})
+        metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
+        return flower.unflatten(_weights_of(valid[0]), flat), metrics
+
+    def _aggregate(self, server_round: int, updates: Iterable[Update]) -> Array | None:
+        """Return the new flat weights, or None where nothing came back."""
+        rule, means, examples = self.rule(), dict[str, RunningMean](), 0
+        for update in updates:
+            if not len(update.partition_ids):
+                continue
+            examples += int(update.num_examples.sum())
+            weigh = self.half.strategy.weigh if self.half else _by_examples
+            factors = np.asarray(weigh(update.num_examples, update.up), dtype=np.float64)
+            rule.add(update, factors)
+            for name, rows in update.up.items():
+                add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
+                means.setdefault(name, RunningMean(add)).add(rows, factors)
+        if not examples:
+            return None
+        combined = rule.value()
+        plain = type(self).step is FedAvg.step and not self.half
+        if not plain:
+            old = self.global_weights
+            if self.half:
+                mean = {"weights": combined} | {name: sums.value() for name, sums in means.items()}
+                combined = self.half.step(server_round, old, mean, examples)
+            combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
+        return combined
+
+    def _update(self, reply: Message) -> Update:
+        """Return an ordinary reply as a block of one."""
+        metrics = next(iter(reply.content.metric_records.values()))
+        examples = np.array([metrics[self.weighted_by_key]])
+        up = {k: a.numpy()[None] for k, a in reply.content.array_records.get(flower.UP, {}).items()}
+        loss = np.array([float(metrics.get("train_loss", np.nan))])  # type: ignore[arg-type]
+        node = np.array([reply.metadata.src_node_id])
+        return Update(node, examples, flower.flatten(_weights_of(reply))[None], loss, up)
 
     def _cohort_order(self, message: Message) -> tuple[float, int]:
         size = 0.0
@@ -104,21 +190,6 @@ class FedAvg(FlowerFedAvg):
             for metrics in message.content.metric_records.values():
                 size = float(metrics.get(self.weighted_by_key, 0))  # type: ignore[arg-type]
         return -size, message.metadata.src_node_id
-
-    def _average(self, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average ordinary replies, array by array."""
-        if not replies:
-            return None, None
-        means: dict[str, RunningMean] = {}
-        for reply in replies:
-            metrics = next(iter(reply.content.metric_records.values()))
-            for name, array in next(iter(reply.content.array_records.values())).items():
-                weight = np.array([metrics[self.weighted_by_key]], dtype=np.float64)
-                means.setdefault(name, RunningMean()).add(array.numpy()[None], weight)
-        record = ArrayRecord()
-        for name, mean in means.items():
-            record[name] = flower.Array(mean.value())
-        return record, self.train_metrics_aggr_fn([r.content for r in replies], self.weighted_by_key)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average clients' loss and accuracy, each by its number of examples."""
@@ -138,6 +209,14 @@ class FedAvg(FlowerFedAvg):
         )
 
 
+def _by_examples(num_examples: Array, up: Any) -> Array:
+    return num_examples
+
+
+def _weights_of(reply: Message) -> ArrayRecord:
+    return next(arrays for name, arrays in reply.content.array_records.items() if name != flower.UP)
+
+
 class RunningMean:
     """A weighted mean of equally shaped arrays, added in order in float64 and returned in their own dtype.
 
@@ -150,25 +229,45 @@ class RunningMean:
     """
 
     def __init__(self, add_weighted: Callable[..., None] = add_weighted) -> None:
-        self.total = 0.0
         self._add_weighted = add_weighted
-        self._sum: NDArray[np.float64] | None = None
+        self._sums: list[NDArray[np.float64]] = []
+        self.totals: NDArray[np.float64] = np.zeros(1)
         self._shape: tuple[int, ...] = ()
-        self._dtype: Any = None
+        self._dtype, self._grouped = np.dtype(float), False
 
-    def add(self, values: NDArray[Any], weights: NDArray[Any]) -> None:
-        """Add a block of arrays, shape (clients, ...), each with its weight, shape (clients,)."""
+    def add(self, values: Array, weights: Array) -> None:
+        """Add a block of arrays, shape (clients, ...), with their weights: (clients,), or (clients, groups)."""
         rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
-        if self._sum is None:
-            self._sum, self._shape, self._dtype = np.zeros(rows.shape[1]), values.shape[1:], values.dtype
         factors = np.asarray(weights, dtype=np.float64)
-        self._add_weighted(self._sum, rows, factors)
-        for factor in factors:
-            self.total += float(factor)
+        by_group = factors[:, None] if factors.ndim == 1 else factors
+        if not self._sums:
+            self._shape, self._dtype, self._grouped = values.shape[1:], values.dtype, factors.ndim > 1
+            self._sums = [np.zeros(rows.shape[1]) for _ in range(by_group.shape[1])]
+            self.totals = np.zeros(by_group.shape[1])
+        for total, group in zip(self._sums, np.ascontiguousarray(by_group.T), strict=True):
+            self._add_weighted(total, rows, group)
+        self.totals = np.add.accumulate(np.vstack([self.totals, by_group]))[-1]  # one after another, too
 
-    def value(self) -> NDArray[Any]:
-        """Return the mean; at least one array has been added."""
-        assert self._sum is not None
-        mean: NDArray[Any] = np.empty(self._shape, self._dtype)
-        np.divide(self._sum, self.total, out=mean.reshape(-1), casting="same_kind")
-        return mean
+    def value(self) -> Array:
+        """Return the mean, or one per group, shape (groups, ...), a group without weight being NaN."""
+        dtype = self._dtype if self._dtype.kind == "f" else np.dtype(float)
+        mean: Array = np.empty((len(self._sums), *self._shape), dtype)
+        with np.errstate(invalid="ignore"):
+            for k, (total, weight) in enumerate(zip(self._sums, self.totals, strict=True)):
+                np.divide(total, weight, out=mean[k].reshape(-1), casting="same_kind")
+        return mean if self._grouped else mean[0]
+
+
+class Mean:
+    """FedAvg's rule."""
+
+    def __init__(self, add_weighted: Callable[..., None] = add_weighted) -> None:
+        self._mean = RunningMean(add_weighted)
+
+    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
+        """Add a block."""
+        self._mean.add(update.weights, weights)
+
+    def value(self) -> Array:
+        """Return the mean."""
+        return self._mean.value()

@@ -51,6 +51,32 @@ class Partition(Sequence[NDArray[np.intp]]):
         k = range(len(self))[client]
         return self.indices[self.offsets[k] : self.offsets[k + 1]]
 
+    def divide(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
+        """Divide every client's examples at random into those it trains on and those it is tested on.
+
+        Parameters
+        ----------
+        fraction : float
+            Share to test on, rounded to whole examples; at least one example of a client that has any stays for
+            training.
+        seed : int
+
+        Returns
+        -------
+        train, test : Partition
+        """
+        sizes = self.sizes
+        tested = np.minimum(np.rint(sizes * fraction).astype(np.intp), np.maximum(sizes - 1, 0))
+        owner = np.repeat(np.arange(len(self)), sizes)
+        draws = generator(seed, Purpose.CLIENT_TEST).random(len(self.indices))
+        shuffled = np.lexsort((draws, owner))  # within each client
+        place = np.arange(len(owner)) - self.offsets[owner]
+        for_test = np.empty(len(owner), dtype=bool)
+        for_test[shuffled] = place < tested[owner]
+        parts = (~for_test, sizes - tested), (for_test, tested)
+        train, test = (Partition(self.indices[m], np.concatenate([[0], np.cumsum(n)])) for m, n in parts)
+        return train, test
+
     def label_counts(self, labels: NDArray[Any], num_classes: int) -> NDArray[np.intp]:
         """Count each client's examples of each label, shape (clients, num_classes)."""
         owner = np.repeat(np.arange(len(self)), self.sizes)

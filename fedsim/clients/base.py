@@ -1,0 +1,476 @@
+"""What a client strategy works with: a block of a round's clients, a row each; and its server half's view.
+
+The frame around a strategy's `train`: `run` hands it a block of clients with their state and takes back what they send
+up and keep; `personalise` asks it what each client would use itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim import kernels, mlp
+from fedsim.kernels.numpy import Fit, evaluate
+from fedsim.splits import Partition
+from fedsim.streams import Purpose, generator, keys
+
+if TYPE_CHECKING:
+    from fedsim.clients.sgd import SGD
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+
+#: Examples of a client looked at together in a pass over all of them; a constant, so that sums have one order.
+PASS_ROWS = 500
+#: The state under which the engine keeps a client's private layers.
+PRIVATE = "private layers"
+
+
+class Affine(NamedTuple):
+    """What a strategy adds to the gradient, as data: ``mu * (weights - center) + correction``.
+
+    Attributes
+    ----------
+    mu : float
+        Strength of the pull.
+    correction : ndarray, shape (clients, parameters) or (parameters,), optional
+        Must not change during a fit.
+    center : ndarray, shape (clients, parameters) or (parameters,), optional
+        Where the pull leads; default the weights the server sent.
+    """
+
+    mu: float = 0.0
+    correction: Array | None = None
+    center: Array | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all clients of a round share.
+
+    Attributes
+    ----------
+    net : MLP
+    strategy : SGD
+        The client strategy.
+    x : ndarray, shape (examples, features)
+        Every client's examples, of the network's dtype.
+    y : ndarray, shape (examples,)
+    partition : Partition
+        Which examples each client trains on.
+    global_weights : ndarray, shape (parameters,)
+        What the server sent; read-only.
+    round, seed : int
+    down : dict of str to ndarray
+        What the server sent besides.
+    kernel : {"numpy", "compiled"}
+    purpose : Purpose
+        Of the shuffling: a fit for evaluation draws other numbers than one for training.
+    """
+
+    net: mlp.MLP
+    strategy: SGD
+    x: Array
+    y: Array
+    partition: Partition
+    global_weights: Array
+    round: int
+    seed: int
+    down: Mapping[str, Array] = field(default_factory=dict)
+    kernel: str = "numpy"
+    purpose: Purpose = Purpose.SHUFFLE
+
+
+@dataclass(frozen=True)
+class Update:
+    """What some clients send back, a row each, and what they keep.
+
+    Attributes
+    ----------
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    weights : ndarray, shape (clients, parameters)
+    train_loss : ndarray of float64, shape (clients,)
+        Mean over the examples processed, each taken before the step it led to; NaN if anything sent is not finite.
+    up, state : dict of str to ndarray, shape (clients, ...)
+        Sent besides the weights; kept until the client's next round.
+    """
+
+    partition_ids: Indices
+    num_examples: Indices
+    weights: Array
+    train_loss: NDArray[np.float64]
+    up: Mapping[str, Array] = field(default_factory=dict)
+    state: Mapping[str, Array] = field(default_factory=dict)
+
+    def rows(self, select: NDArray[np.bool_]) -> Update:
+        """Return some of the rows."""
+        plain = (getattr(self, name)[select] for name in ("partition_ids", "num_examples", "weights", "train_loss"))
+        named = ({name: a[select] for name, a in part.items()} for part in (self.up, self.state))
+        return Update(*plain, *named)
+
+
+class Context:
+    """Some clients of a round, a row each.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    net : MLP
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    global_weights : ndarray, shape (parameters,)
+        What the server sent; read-only.
+    state : dict of str to ndarray, shape (clients, ...)
+        What each client kept since its last round (see `SGD.client_state`); change it to keep something else.
+    down : dict of str to ndarray
+        What the server half sent besides the weights; read-only.
+    up : dict of str to ndarray, shape (clients, ...)
+        Put here what goes up besides the weights.
+    """
+
+    def __init__(self, task: Task, clients: Indices, state: dict[str, Array]) -> None:
+        self._task = task
+        self.round, self.net, self.global_weights, self.down = task.round, task.net, task.global_weights, task.down
+        self.partition_ids, self.num_examples = clients, task.partition.sizes[clients]
+        self.state = state
+        self.up: dict[str, Array] = {}
+        self.loss: NDArray[np.float64] | int = 0  # summed over the examples of all fits so far
+        self.processed: Indices | int = 0
+        self._epochs: Indices | int = 0
+
+    def rows(self, select: slice | Indices) -> Context:
+        """Return the context of some of the rows; its state is a view of a slice of them, a copy of others."""
+        part = copy(self)
+        part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
+        part.state = {name: rows[select] for name, rows in self.state.items()}
+        for computed in ("start", "label_counts", "lr", "steps"):
+            part.__dict__.pop(computed, None)
+        return part
+
+    @cached_property
+    def start(self) -> Array:
+        """The weights a round starts from, shape (clients, parameters) or (1, parameters).
+
+        The global weights, with each client's own private layers where the strategy has any.
+        """
+        if PRIVATE not in self.state:
+            return self.global_weights[None]
+        start = np.repeat(self.global_weights[None], len(self.partition_ids), axis=0)
+        start[:, private_mask(self._task.strategy, self.net)] = self.state[PRIVATE]
+        return start
+
+    @cached_property
+    def lr(self) -> NDArray[np.float64]:
+        """Each client's step size in this round, shape (clients,)."""
+        lr: NDArray[np.float64] = self._of("learning_rate", np.float64)
+        return lr
+
+    @cached_property
+    def steps(self) -> Indices:
+        """How many steps each client takes in a fit of this strategy, shape (clients,)."""
+        steps: Indices = self._of("local_steps", np.intp)
+        return steps
+
+    def _of(self, hook: str, dtype: Any, strategy: SGD | None = None) -> Any:
+        values = np.asarray(getattr(strategy or self._task.strategy, hook)(self), dtype=dtype)
+        return np.broadcast_to(values, self.partition_ids.shape)
+
+    @cached_property
+    def label_counts(self) -> Indices:
+        """Each client's training examples of each label, shape (clients, classes)."""
+        task = self._task
+        shards = [task.partition[int(k)] for k in self.partition_ids]
+        classes = max(2, self.net.sizes[-1])
+        return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
+
+    def fit(self, start: Array | None = None, *, by: SGD | None = None, layers: Sequence[int] | None = None) -> Array:
+        """Train on the clients' own examples.
+
+        Parameters
+        ----------
+        start : ndarray, shape (clients, parameters) or (1, parameters), optional
+            Default `start`.
+        by : SGD, optional
+            Whose hyperparameters, `affine`, `gradient` and `direction`; default the round's strategy. Other fits of
+            a round shuffle anew.
+        layers : sequence of int, optional
+            Numbers of the layers to train, the first being 1; the rest stay as they are. Default all.
+
+        Returns
+        -------
+        ndarray, shape (clients, parameters)
+            A new array.
+        """
+        task, strategy = self._task, by or self._task.strategy
+        trained = tuple(layers is None or layer in layers for layer in range(1, len(task.net.sizes)))
+        if not any(trained):
+            raise ValueError(f"layers is {layers!r}; allowed: some of 1 to {len(trained)}")
+        sizes = self.num_examples
+        own = strategy is task.strategy
+        lr = self.lr if own else self._of("learning_rate", np.float64, strategy)
+        steps = self.steps if own else self._of("local_steps", np.intp, strategy)
+        batch = strategy.batch_size or 0
+        per_epoch = -(-sizes // batch) if batch else np.ones_like(sizes)
+        epochs = -(-steps // per_epoch)
+        numbers = np.arange(int(epochs.max(initial=0)))[:, None]
+        shuffles = keys(task.seed, task.purpose, task.round, self.partition_ids, numbers + self._epochs)
+        added, hooks = strategy.affine(self), _Hooks(strategy, self)
+        job = Fit(
+            net=task.net,
+            x=task.x,
+            y=task.y,
+            partition=task.partition,
+            clients=self.partition_ids,
+            start=self.start if start is None else np.atleast_2d(start),
+            steps=steps,
+            shuffles=shuffles,
+            batch_size=batch,
+            lr=lr,
+            momentum=strategy.momentum,
+            weight_decay=strategy.weight_decay,
+            mu=added.mu,
+            center=np.atleast_2d(self.global_weights if added.center is None else added.center),
+            correction=None if added.correction is None else np.atleast_2d(added.correction),
+            trained=trained,
+            gradient=hooks.gradient if overrides(strategy, "gradient") else None,
+            direction=hooks.direction if overrides(strategy, "direction") else None,
+        )
+        weights, loss = kernels.load("numpy" if numpy_hooks(strategy) else task.kernel).fit(job)
+        full, rest = np.divmod(steps, per_epoch)
+        self.loss = self.loss + loss
+        self.processed = self.processed + full * sizes + np.minimum(rest * batch, sizes)
+        self._epochs = self._epochs + epochs
+        result: Array = weights
+        return result
+
+    def gradient(self, weights: Array) -> tuple[Array, Array]:
+        """Return the mean loss over all of each client's training examples and its gradient.
+
+        Parameters
+        ----------
+        weights : ndarray, shape (parameters,) or (clients, parameters)
+
+        Returns
+        -------
+        loss : ndarray of float64, shape (clients,)
+        grad : ndarray, shape (clients, parameters)
+        """
+        loss = np.zeros(len(self.partition_ids))
+        grad = np.zeros((len(loss), self.net.num_parameters), dtype=self.net.dtype)
+
+        def add(rows: Indices, w: Array, x: Array, y: Array) -> None:
+            share = x.shape[1] / self.num_examples[rows]
+            part_loss, part = mlp.gradient(self.net, np.broadcast_to(w, (len(rows), w.shape[-1])), x, y)
+            loss[rows] += part_loss * share
+            grad[rows] += part * share[:, None].astype(part.dtype)
+
+        over_shards(self._task, self._task.partition, self.partition_ids, weights, add)
+        return loss, grad
+
+    def evaluate(self, weights: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the mean loss and the accuracy of weights on each client's training examples, shape (clients,)."""
+        return evaluate_shards(self._task, self._task.partition, self.partition_ids, weights)
+
+
+class _Hooks:
+    """A strategy's own `gradient` and `direction`, called by row numbers of a block; state that they change is kept."""
+
+    def __init__(self, strategy: SGD, context: Context) -> None:
+        self._strategy, self._context = strategy, context
+
+    def gradient(self, rows: slice | Indices, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return each client's loss on its batch and the gradient."""
+        with self._part(rows) as part:
+            return self._strategy.gradient(weights, x, y, part)
+
+    def direction(self, rows: slice | Indices, grad: Array, weights: Array) -> Array:
+        """Return what each client's step subtracts."""
+        with self._part(rows) as part:
+            return self._strategy.direction(grad, weights, part)
+
+    @contextmanager
+    def _part(self, rows: slice | Indices) -> Iterator[Context]:
+        part = self._context.rows(rows)
+        before = dict(part.state)
+        yield part
+        for name, values in part.state.items():
+            if values is not before[name] or not isinstance(rows, slice):
+                self._context.state[name][rows] = values
+
+
+def overrides(strategy: SGD, *hooks: str) -> bool:
+    """Whether a strategy has any of these hooks of its own."""
+    from fedsim.clients.sgd import SGD
+
+    return any(getattr(type(strategy), hook) is not getattr(SGD, hook) for hook in hooks)
+
+
+def numpy_hooks(strategy: SGD) -> str:
+    """Name what a strategy does in a step that only the NumPy kernel can run; empty if `affine` says it all."""
+    return next((f"{type(strategy).__name__}'s {h}()" for h in ("gradient", "direction") if overrides(strategy, h)), "")
+
+
+def over_shards(
+    task: Task,
+    partition: Partition,
+    clients: Indices,
+    weights: Array,
+    look: Callable[[Indices, Array, Array, Array], None],
+) -> None:
+    """Call ``look(rows, weights, x, y)`` until every example of the clients has been shown once.
+
+    Clients with equally large shards are shown together, up to PASS_ROWS examples of each at a time.
+    """
+    weights = np.atleast_2d(weights)
+    sizes = partition.sizes[clients]
+    for size in np.unique(sizes[sizes > 0]):
+        rows = np.flatnonzero(sizes == size)
+        own = weights if len(weights) == 1 else weights[rows]
+        for first in range(0, size, PASS_ROWS):
+            place = partition.offsets[clients[rows], None] + np.arange(first, min(first + PASS_ROWS, size))
+            shards = partition.indices[place]
+            look(rows, own, task.x.take(shards, axis=0), task.y.take(shards, axis=0))
+
+
+def evaluate_shards(
+    task: Task, partition: Partition, clients: Indices, weights: Array
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean loss and the accuracy of weights on each client's shard of a partition.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (parameters,) or (clients, parameters)
+
+    Returns
+    -------
+    loss, accuracy : ndarray of float64, shape (clients,)
+        NaN for a client without examples.
+    """
+    loss, right = np.zeros(len(clients)), np.zeros(len(clients))
+
+    def add(rows: Indices, w: Array, x: Array, y: Array) -> None:
+        part_loss, part_right = evaluate(task.net, w, x, y)
+        loss[rows] += part_loss
+        right[rows] += part_right
+
+    over_shards(task, partition, clients, weights, add)
+    with np.errstate(invalid="ignore"):
+        return loss / partition.sizes[clients], right / partition.sizes[clients]
+
+
+def private_mask(strategy: SGD, net: mlp.MLP) -> NDArray[np.bool_]:
+    """Return which parameters a strategy's clients keep to themselves, shape (parameters,)."""
+    mask = np.zeros(net.num_parameters, dtype=bool)
+    for layer in strategy.private_layers(net):
+        for name in (f"W{layer}", f"b{layer}"):
+            mask[net.layout[name][0]] = True
+    return mask
+
+
+def new_state(task: Task, clients: Indices) -> dict[str, Array]:
+    """Return the state with which clients enter their first round, a row each."""
+    context = Context(task, clients, {})
+    state = dict(task.strategy.client_state(context))
+    mask = private_mask(task.strategy, task.net)
+    if mask.any():
+        state[PRIVATE] = np.repeat(task.global_weights[None, mask], len(clients), axis=0)
+    return state
+
+
+def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
+    """Run a round's local training of some clients.
+
+    Parameters
+    ----------
+    clients : ndarray of int, shape (clients,)
+        Partition ids, none of an empty client, in order of falling size.
+    state : dict of str to ndarray, shape (clients, ...)
+        The clients' own; may be changed.
+    """
+    context = Context(task, clients, state)
+    weights = task.strategy.train(context)
+    loss = context.loss / np.maximum(context.processed, 1)
+    if PRIVATE in state:
+        mask = private_mask(task.strategy, task.net)
+        context.state[PRIVATE] = weights[:, mask]
+        weights[:, mask] = task.global_weights[mask]
+    checked = list(context.up.values()) + ([weights] if overrides(task.strategy, "train") else [])
+    for sent in checked:
+        loss[~np.isfinite(sent).reshape(len(sent), -1).all(axis=1)] = np.nan
+    return Update(clients, context.num_examples, weights, loss, context.up, context.state)
+
+
+def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
+    """Return what each client would use itself, shape (clients, parameters) or (1, parameters)."""
+    return np.atleast_2d(task.strategy.personalise(Context(task, clients, state)))
+
+
+@dataclass
+class ServerContext:
+    """What a strategy's server half works with, once all replies of a round are in.
+
+    Attributes
+    ----------
+    round : int
+    global_weights : ndarray, shape (parameters,)
+        What was sent; read-only.
+    mean : dict of str to ndarray
+        ``"weights"`` as the server strategy combined them, shape (parameters,), and the mean of everything else that
+        clients sent up, each client weighted by `SGD.weigh` (its number of examples).
+    state : dict of str to ndarray
+        What the server half keeps between rounds; change it to keep something else.
+    share : float
+        The cohort's share of all clients' examples, in (0, 1].
+    """
+
+    round: int
+    global_weights: Array
+    mean: dict[str, Array]
+    state: dict[str, Array]
+    share: float
+
+
+class ServerHalf:
+    """A client strategy's server half with its state, as fedsim's server strategies carry it.
+
+    Parameters
+    ----------
+    strategy : SGD
+    net : MLP
+    num_examples : int
+        Of all clients together.
+    seed : int
+    """
+
+    def __init__(self, strategy: SGD, net: mlp.MLP, num_examples: int, seed: int) -> None:
+        self.strategy, self.net, self.num_examples, self.seed = strategy, net, num_examples, seed
+        self.state: dict[str, Array] | None = None
+
+    def down(self, weights: Array) -> dict[str, Array]:
+        """Return what goes down besides the weights."""
+        if self.state is None:
+            self.state = dict(self.strategy.server_state(weights, self))
+        return {name: self.state[name] for name in self.strategy.broadcast}
+
+    def initialise(self, number: int) -> Array:
+        """Draw another set of initial weights, shape (parameters,): the `number`-th, from 1."""
+        return mlp.initialise(self.net, generator(self.seed, Purpose.INIT, number))
+
+    def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
+        """Return the new global weights."""
+        if self.state is None:
+            self.state = dict(self.strategy.server_state(weights, self))
+        share = examples / self.num_examples
+        return self.strategy.server_step(ServerContext(server_round, weights, mean, self.state, share))
+
+
+def has_server_half(strategy: SGD) -> bool:
+    """Whether a strategy needs a server strategy that carries its server half."""
+    return bool(strategy.broadcast) or overrides(strategy, "server_step", "weigh")

@@ -1,0 +1,84 @@
+"""What simulated clients keep between rounds: rows of arrays, for those clients only that have taken part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+
+
+class ClientState:
+    """Named arrays with a row per client that has taken part, by partition id.
+
+    Rows of different clients may be read and written by several threads at once; `admit` by one at a time.
+
+    Parameters
+    ----------
+    num_clients : int
+        Registered, whether they take part or not.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self._num_clients = num_clients
+        self._slots: Indices | None = None  # a million clients without state cost nothing
+        self._used = 0
+        self._arrays: dict[str, Array] = {}
+
+    def load(self, clients: Indices, make: Callable[[Indices], Mapping[str, Array]]) -> dict[str, Array]:
+        """Return clients' rows, copied; those of clients that have none yet are made.
+
+        Parameters
+        ----------
+        clients : ndarray of int, shape (clients,)
+        make : callable
+            Partition ids -> named arrays with a row each.
+        """
+        slots = np.full(len(clients), -1) if self._slots is None else self._slots[clients]
+        known = slots >= 0
+        if known.all():
+            return {name: rows[slots] for name, rows in self._arrays.items()}
+        made = make(clients[~known])
+        state = {}
+        for name, rows in made.items():
+            state[name] = np.empty((len(clients), *rows.shape[1:]), rows.dtype)
+            state[name][~known] = rows
+            if known.any():
+                state[name][known] = self._arrays[name][slots[known]]
+        return state
+
+    def store(self, clients: Indices, state: Mapping[str, Array]) -> None:
+        """Keep clients' rows."""
+        if not state:
+            return
+        if self._slots is None:
+            self._slots = np.full(self._num_clients, -1)
+        new = clients[self._slots[clients] < 0]
+        self._slots[new] = np.arange(self._used, self._used + len(new))
+        self._used += len(new)
+        for name, rows in state.items():
+            held = self._arrays.get(name)
+            if held is None or len(held) < self._used:
+                room = min(self._num_clients, max(self._used, 2 * (0 if held is None else len(held))))
+                grown = np.empty((room, *rows.shape[1:]), rows.dtype)
+                if held is not None:
+                    grown[: len(held)] = held
+                self._arrays[name] = grown
+            self._arrays[name][self._slots[clients]] = rows
+
+    def dump(self) -> dict[str, Array]:
+        """Return everything as arrays, for a checkpoint: ``clients`` and one array per name, in that order of rows."""
+        if self._slots is None:
+            return {"clients": np.empty(0, np.intp)}
+        clients = np.flatnonzero(self._slots >= 0)
+        return {"clients": clients} | {f"state {k}": v[self._slots[clients]] for k, v in self._arrays.items()}
+
+    def restore(self, dumped: Mapping[str, Array]) -> None:
+        """Take what `dump` gave."""
+        self.__init__(self._num_clients)  # type: ignore[misc]
+        state = {name.removeprefix("state "): rows for name, rows in dumped.items() if name.startswith("state ")}
+        self.store(dumped["clients"], state)
