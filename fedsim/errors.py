@@ -39,11 +39,12 @@ def one_of(field: str, value: Any, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{field} is {value!r}; allowed: {', '.join(words)}{hint}")
 
 
-def whole(field: str, value: Any, least: int = 0) -> None:
-    """Raise ConfigError unless `value` is a whole number of at least `least`."""
+def whole(field: str, value: Any, least: int = 0, most: int | None = None) -> None:
+    """Raise ConfigError unless `value` is a whole number from `least` to `most`."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {least} or more")
+    if not is_whole or value < least or (most is not None and value > most):
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ConfigError(f"{field} is {value!r}; allowed: a whole number, {allowed}")
 
 
 def real(

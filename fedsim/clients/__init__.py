@@ -1,7 +1,57 @@
 """Client strategies: the local algorithm, written over arrays of shape (clients, parameters)."""
 
-from fedsim.clients.base import Affine, Context, ServerContext
+from fedsim.clients.apfl import APFL
+from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
+from fedsim.clients.clipped import ClippedSGD
+from fedsim.clients.ditto import Ditto
+from fedsim.clients.fedala import FedALA
+from fedsim.clients.feddyn import FedDyn
+from fedsim.clients.fedlc import FedLC
+from fedsim.clients.fednova import FedNova
+from fedsim.clients.fedper import FedPer
 from fedsim.clients.fedprox import FedProx
+from fedsim.clients.fedrep import FedRep
+from fedsim.clients.fedrs import FedRS
+from fedsim.clients.fedsam import FedSAM
+from fedsim.clients.fedsgd import FedSGD
+from fedsim.clients.finetune import FineTune
+from fedsim.clients.ifca import IFCA
+from fedsim.clients.lgfedavg import LGFedAvg
+from fedsim.clients.local_only import LocalOnly
+from fedsim.clients.mimelite import MimeLite
+from fedsim.clients.moon import MOON
+from fedsim.clients.perfedavg import PerFedAvg
+from fedsim.clients.pfedme import PFedMe
+from fedsim.clients.scaffold import SCAFFOLD
 from fedsim.clients.sgd import SGD, ClientStrategy
 
-__all__ = ["SGD", "Affine", "ClientStrategy", "Context", "FedProx", "ServerContext"]
+__all__ = [
+    "APFL",
+    "IFCA",
+    "MOON",
+    "SCAFFOLD",
+    "SGD",
+    "Affine",
+    "ClientStrategy",
+    "ClippedSGD",
+    "Context",
+    "Ditto",
+    "FedALA",
+    "FedDyn",
+    "FedLC",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRS",
+    "FedRep",
+    "FedSAM",
+    "FedSGD",
+    "FineTune",
+    "LGFedAvg",
+    "LocalOnly",
+    "MimeLite",
+    "PFedMe",
+    "PerFedAvg",
+    "ServerContext",
+    "ServerHalf",
+]

@@ -87,6 +87,11 @@ class SGD(ClientStrategy):
         if self.steps is not None:
             whole(f"{name}'s steps", self.steps, 1)
 
+    @classmethod
+    def of(cls, other: SGD, **changes: Any) -> Self:
+        """Return a strategy of this class with another's SGD hyperparameters, but for `changes`."""
+        return cls(**{f.name: getattr(other, f.name) for f in fields(SGD)} | changes)
+
     def __str__(self) -> str:
         """Return a short label: the class and whatever differs from its defaults."""
         changed = [
@@ -239,3 +244,18 @@ class SGD(ClientStrategy):
             )
         changes = {key: value for key, value in sent.items() if key in known}
         return replace(self, **changes) if changes else self
+
+
+def needs_softmax(strategy: SGD, net: mlp.MLP) -> None:
+    """Raise ConfigError unless the network's loss is the softmax cross-entropy."""
+    if net.loss != "cross_entropy":
+        raise ConfigError(
+            f"{type(strategy).__name__} changes the softmax, and loss is {net.loss!r}; allowed: cross_entropy"
+        )
+
+
+def count_layers(field: str, value: int, net: mlp.MLP) -> int:
+    """Return how many layers a network has; raise ConfigError unless `value` of them leave at least one other."""
+    depth = len(net.sizes) - 1
+    whole(field, value, 1, depth - 1)
+    return depth

@@ -252,9 +252,10 @@ class RunningMean:
         """Return the mean, or one per group, shape (groups, ...), a group without weight being NaN."""
         dtype = self._dtype if self._dtype.kind == "f" else np.dtype(float)
         mean: Array = np.empty((len(self._sums), *self._shape), dtype)
+        rows = mean.reshape(len(self._sums), math.prod(self._shape))
         with np.errstate(invalid="ignore"):
-            for k, (total, weight) in enumerate(zip(self._sums, self.totals, strict=True)):
-                np.divide(total, weight, out=mean[k].reshape(-1), casting="same_kind")
+            for row, total, weight in zip(rows, self._sums, self.totals, strict=True):
+                np.divide(total, weight, out=row, casting="same_kind")
         return mean if self._grouped else mean[0]
 
 

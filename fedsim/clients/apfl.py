@@ -1,0 +1,59 @@
+"""APFL: each client mixes a local model with the global one, in a proportion that it may learn.
+
+Deng, Kamani and Mahdavi, "Adaptive personalized federated learning", 2020 (arXiv:2003.13461), algorithm 1 and eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class APFL(SGD):
+    """SGD on the global model; and at every step on a local one, through the loss of their mixture.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD; momentum and weight decay are the global model's.
+    alpha : float
+        Share of the local model in the mixture, 0 to 1, at first; 0 is SGD.
+    adaptive : bool
+        Whether each client learns its own alpha, by gradient descent.
+    """
+
+    alpha: float = 0.5
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("APFL's alpha", self.alpha, 0, 1)
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Start with the global model as the local one."""
+        clients = len(ctx.partition_ids)
+        alpha = np.full((clients, 1), self.alpha, dtype=ctx.net.dtype)
+        return {"local": np.repeat(ctx.global_weights[None], clients, axis=0), "alpha": alpha}
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Step the local model (line 7), then alpha; return the global model's loss and gradient."""
+        local, alpha = ctx.state["local"], ctx.state["alpha"]
+        lr = ctx.lr[:, None].astype(weights.dtype)
+        _, grad = mlp.gradient(ctx.net, alpha * local + (1 - alpha) * weights, x, y)
+        if self.adaptive:
+            slope = np.sum((local - weights) * grad, axis=1, keepdims=True)
+            ctx.state["alpha"] = np.clip(alpha - lr * slope, 0, 1)
+        ctx.state["local"] = local - lr * alpha * grad
+        return mlp.gradient(ctx.net, weights, x, y)
+
+    def personalise(self, ctx: Context) -> Array:
+        """Mix."""
+        alpha = ctx.state["alpha"]
+        mixture: Array = alpha * ctx.state["local"] + (1 - alpha) * ctx.global_weights
+        return mixture

@@ -1,0 +1,38 @@
+"""FedAvg's client with clipped gradients.
+
+Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013 (arXiv:1211.5063),
+algorithm 1; in federated learning Zhang, Chen, Hong, Wu and Yi, "Understanding clipping for federated learning",
+ICML 2022 (arXiv:2106.13673).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class ClippedSGD(SGD):
+    """SGD that shortens each batch's gradient to `max_norm` where it is longer.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD; what is clipped includes weight decay.
+    max_norm : float
+        Greater than 0, in the 2-norm over all parameters together.
+    """
+
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("ClippedSGD's max_norm", self.max_norm, 0, open_low=True)
+
+    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
+        """Clip each client's gradient."""
+        norm = np.sqrt(np.sum(grad * grad, axis=1, keepdims=True))
+        grad *= self.max_norm / np.maximum(norm, self.max_norm)
+        return grad

@@ -1,0 +1,48 @@
+"""Ditto: a personal model beside the global one, held near it.
+
+Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning through personalization", ICML 2021
+(arXiv:2012.04221), eq. 2 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clients.base import Array, Context
+from fedsim.clients.fedprox import FedProx
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class Ditto(SGD):
+    """SGD on the global model; and on a personal one, ``F_k(v) + lam/2 ||v - w_t||^2``, which is never sent.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD, of both.
+    lam : float
+        Strength of the pull, at least 0; 0 trains alone. The paper tunes it among 0.05, 0.1, 0.2, 0.5, 1 and 2.
+    """
+
+    lam: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("Ditto's lam", self.lam, 0)
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Start with the global model as the personal one."""
+        return {"personal": np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)}
+
+    def train(self, ctx: Context) -> Array:
+        """Train both."""
+        weights = ctx.fit()
+        ctx.state["personal"] = ctx.fit(ctx.state["personal"], by=FedProx.of(self, proximal_mu=self.lam))
+        return weights
+
+    def personalise(self, ctx: Context) -> Array:
+        """Use the personal model."""
+        return ctx.state["personal"]

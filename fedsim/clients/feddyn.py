@@ -1,0 +1,58 @@
+"""FedDyn: a dynamic regulariser that makes the clients' optima agree with the global one.
+
+Acar, Zhao, Matas Navarro, Mattina, Whatmough and Saligrama, "Federated learning based on dynamic regularization",
+ICLR 2021 (arXiv:2111.04263), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class FedDyn(SGD):
+    """SGD on ``F_k(w) - <g_k, w> + alpha/2 ||w - w_t||^2``, with g_k the client's gradient where it ended last.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    alpha : float
+        Strength of the regulariser, greater than 0; the paper takes 0.01 to 0.1. It must be weak enough for the local
+        problem to be nearly solved in a round, or the server's correction, divided by alpha, overshoots.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("FedDyn's alpha", self.alpha, 0, open_low=True)
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Start with g_k = 0."""
+        return {"gradient": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+
+    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+        """Start with h = 0."""
+        return {"h": np.zeros_like(weights)}
+
+    def affine(self, ctx: Context) -> Affine:
+        """Subtract g_k and pull by alpha (line 7)."""
+        return Affine(self.alpha, -ctx.state["gradient"])
+
+    def train(self, ctx: Context) -> Array:
+        """Train, and renew g_k by the condition of the optimum (line 8)."""
+        weights = ctx.fit()
+        ctx.state["gradient"] = ctx.state["gradient"] - self.alpha * (weights - ctx.global_weights)
+        return weights
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Keep h, the mean of all g_k, and correct the mean by it (lines 10 and 11)."""
+        moved = ctx.mean["weights"] - ctx.global_weights
+        ctx.state["h"] = ctx.state["h"] - self.alpha * ctx.share * moved
+        return ctx.mean["weights"] - ctx.state["h"] / self.alpha

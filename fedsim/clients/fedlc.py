@@ -1,0 +1,45 @@
+"""FedLC: logits calibrated by how many examples of each label a client has.
+
+Zhang, Li, Li, Xu, Shi, Lu and Ye, "Federated learning with label distribution skew via logits calibration", ICML 2022
+(arXiv:2209.00189), eq. 8: score c enters the softmax as ``z_c - tau * n_c ** (-1/4)``. As in the implementations in
+use the softmax's sum runs over all labels; a label that the client does not have, whose offset is infinite, drops out
+of it, so that training does not push its score down.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD, needs_softmax
+from fedsim.errors import real
+
+
+class FedLC(SGD):
+    """SGD on the softmax cross-entropy of calibrated scores.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    tau : float
+        Strength of the calibration, at least 0; with 0 only absent labels are left out. The paper's default is 1.
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("FedLC's tau", self.tau, 0)
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Calibrate the scores before the softmax."""
+        needs_softmax(self, ctx.net)
+        counts = ctx.label_counts
+        offset = np.where(counts > 0, self.tau * np.maximum(counts, 1) ** -0.25, np.inf).astype(weights.dtype)
+
+        def calibrated(scores: Array, labels: Array) -> tuple[Array, Array]:
+            return mlp.LOSSES["cross_entropy"](scores - offset[:, None, :], labels)
+
+        return mlp.gradient(ctx.net, weights, x, y, loss=calibrated)

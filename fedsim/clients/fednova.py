@@ -1,0 +1,32 @@
+"""FedNova: clients that take unequally many steps, averaged without favouring those that take more.
+
+Wang, Liu, Liang, Joshi and Poor, "Tackling the objective inconsistency problem in heterogeneous federated
+optimization", NeurIPS 2020 (arXiv:2007.07481), eq. 9, with momentum as in section 4.1.
+"""
+
+from __future__ import annotations
+
+from fedsim.clients.base import Array, Context, ServerContext
+from fedsim.clients.sgd import SGD
+
+
+class FedNova(SGD):
+    """SGD whose update is divided by its (effective) number of steps, and multiplied by the cohort's mean of them.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    """
+
+    def train(self, ctx: Context) -> Array:
+        """Send the mean step in place of the whole path."""
+        ctx.up["steps"] = self.effective_steps(ctx)
+        moved = (ctx.fit() - ctx.global_weights) / ctx.up["steps"][:, None].astype(ctx.net.dtype)
+        sent: Array = ctx.global_weights + moved
+        return sent
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Take as many mean steps as the cohort took on average."""
+        weights: Array = ctx.global_weights + ctx.mean["steps"] * (ctx.mean["weights"] - ctx.global_weights)
+        return weights

@@ -1,0 +1,38 @@
+"""FedRep: a shared representation, and a head per client that is trained first.
+
+Collins, Hassani, Mokhtari and Shakkottai, "Exploiting shared representations for personalized federated learning",
+ICML 2021 (arXiv:2102.07078), algorithm 1: many local updates of the head, then of the representation; only the latter
+is sent.
+"""
+
+from __future__ import annotations
+
+from fedsim.clients.base import Array, Context
+from fedsim.clients.fedper import FedPer
+from fedsim.errors import whole
+
+
+class FedRep(FedPer):
+    """FedPer that trains its head for `head_epochs` on the frozen representation, then the latter on the frozen head.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD, of the representation.
+    personal_layers : int
+        As for FedPer.
+    head_epochs : int
+        At least 1; the paper takes 10.
+    """
+
+    head_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("FedRep's head_epochs", self.head_epochs, 1)
+
+    def train(self, ctx: Context) -> Array:
+        """Train the head, then the representation."""
+        head = self.private_layers(ctx.net)
+        weights = ctx.fit(by=FedPer.of(self, epochs=self.head_epochs, steps=None), layers=head)
+        return ctx.fit(weights, layers=range(1, head[0]))

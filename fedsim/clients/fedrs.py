@@ -1,0 +1,43 @@
+"""FedRS: a restricted softmax that spares the labels a client does not have.
+
+Li and Zhan, "FedRS: federated learning with restricted softmax for label distribution non-IID data", KDD 2021, eq. 6:
+the scores of absent labels enter the softmax scaled by alpha.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD, needs_softmax
+from fedsim.errors import real
+
+
+class FedRS(SGD):
+    """SGD on the softmax cross-entropy of restricted scores.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    alpha : float
+        Scale of an absent label's score, 0 to 1; 1 is SGD. The paper's default is 0.5.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("FedRS's alpha", self.alpha, 0, 1)
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Restrict the scores before the softmax."""
+        needs_softmax(self, ctx.net)
+        scale = np.where(ctx.label_counts > 0, 1, self.alpha).astype(weights.dtype)[:, None, :]
+
+        def restricted(scores: Array, labels: Array) -> tuple[Array, Array]:
+            loss, by_scores = mlp.LOSSES["cross_entropy"](scores * scale, labels)
+            return loss, by_scores * scale
+
+        return mlp.gradient(ctx.net, weights, x, y, loss=restricted)

@@ -1,0 +1,39 @@
+"""FedSAM: clients that look for flat minima.
+
+Qu, Li, Duan, Liu, Tang and Lu, "Generalized federated learning via sharpness aware minimization", ICML 2022
+(arXiv:2206.02618), algorithm 1; Caldarola, Caputo and Ciccone, ECCV 2022 (arXiv:2203.11834).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class FedSAM(SGD):
+    """SGD along the gradient at ``w + rho * grad / ||grad||``, the worst point nearby.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    rho : float
+        Radius of the neighbourhood, at least 0; 0 is SGD.
+    """
+
+    rho: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("FedSAM's rho", self.rho, 0)
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Climb, and take the gradient there; the loss is that before climbing."""
+        loss, grad = mlp.gradient(ctx.net, weights, x, y)
+        norm = np.sqrt(np.sum(grad * grad, axis=1, keepdims=True))
+        grad *= self.rho / np.maximum(norm, np.finfo(grad.dtype).tiny)
+        return loss, mlp.gradient(ctx.net, weights + grad, x, y)[1]

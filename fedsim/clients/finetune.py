@@ -1,0 +1,39 @@
+"""FedAvg with fine-tuning: each client adapts the global model to its own examples before using it.
+
+Cheng, Chadha and Duchi, "Fine-tuning is fine in federated learning", 2021 (arXiv:2108.07313); Wang, Mathews, Kiddon,
+Eichner, Beaufays and Ramage, "Federated evaluation of on-device personalization", 2019 (arXiv:1910.10252).
+"""
+
+from __future__ import annotations
+
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real, whole
+
+
+class FineTune(SGD):
+    """SGD; when a client evaluates it first trains the global model on its own training examples.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    tune_epochs : int
+        Passes over the client's examples, at least 1.
+    tune_lr : float, optional
+        Step size, greater than 0; default ``lr``.
+    """
+
+    tune_epochs: int = 1
+    tune_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("FineTune's tune_epochs", self.tune_epochs, 1)
+        if self.tune_lr is not None:
+            real("FineTune's tune_lr", self.tune_lr, 0, open_low=True)
+
+    def personalise(self, ctx: Context) -> Array:
+        """Fine-tune."""
+        lr = self.lr if self.tune_lr is None else self.tune_lr
+        return ctx.fit(by=SGD.of(self, lr=lr, epochs=self.tune_epochs, steps=None))

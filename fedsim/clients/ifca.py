@@ -1,0 +1,71 @@
+"""IFCA: several global models, each trained by the clients whose examples it fits best.
+
+Ghosh, Chung, Yin and Ramchandran, "An efficient framework for clustered federated learning", NeurIPS 2020
+(arXiv:2006.04088), algorithm 1 with model averaging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clients.base import Array, Context, ServerContext, ServerHalf
+from fedsim.clients.sgd import SGD
+from fedsim.errors import whole
+
+
+class IFCA(SGD):
+    """SGD from that of `clusters` global models which has the least loss on the client's examples.
+
+    The first model is the global model whose test loss the history shows; the others start from weights drawn alike.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    clusters : int
+        At least 1; 1 is SGD.
+    """
+
+    clusters: int = 2
+    broadcast = ("others",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("IFCA's clusters", self.clusters, 1)
+
+    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+        """Draw the other models."""
+        drawn = [half.initialise(k) for k in range(1, self.clusters)]
+        return {"others": np.array(drawn, dtype=weights.dtype).reshape(-1, weights.size)}
+
+    def _choose(self, ctx: Context) -> tuple[Array, Array]:
+        models = np.concatenate([ctx.global_weights[None], ctx.down["others"]])
+        losses = np.array([ctx.evaluate(model)[0] for model in models])
+        choice = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=0)
+        return models[choice], choice
+
+    def train(self, ctx: Context) -> Array:
+        """Choose a model and train it."""
+        start, choice = self._choose(ctx)
+        ctx.up["cluster"] = np.eye(self.clusters, dtype=np.int8)[choice]
+        return ctx.fit(start)
+
+    def personalise(self, ctx: Context) -> Array:
+        """Use the model of the client's cluster."""
+        return self._choose(ctx)[0]
+
+    def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
+        """Average within clusters."""
+        weights: Array = num_examples[:, None] * up["cluster"]
+        return weights
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Renew each model that was trained."""
+        old = np.concatenate([ctx.global_weights[None], ctx.state["others"]])
+        mean = ctx.mean["weights"]
+        new = np.where(np.isnan(mean), old, mean)
+        ctx.state["others"] = new[1:].astype(old.dtype)
+        first: Array = new[0]
+        return first

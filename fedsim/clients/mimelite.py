@@ -1,0 +1,56 @@
+"""MimeLite: clients that apply the server's momentum, unchanged during a round, to their own steps.
+
+Karimireddy, Jaggi, Kale, Mohri, Reddi, Stich and Suresh, "Breaking the centralized barrier for cross-device federated
+learning", NeurIPS 2021 (arXiv:2008.03606), algorithm 1, MimeLite with SGD with momentum as the base algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real
+
+
+class MimeLite(SGD):
+    """Steps along ``(1 - beta) * gradient + beta * m`` with m the server's average of past full gradients.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD; ``momentum`` would be a second one, local to a round.
+    beta : float
+        At least 0 and less than 1; 0 is SGD.
+    """
+
+    beta: float = 0.9
+    broadcast = ("m",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("MimeLite's beta", self.beta, 0, 1, open_high=True)
+
+    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+        """Start with m = 0."""
+        return {"m": np.zeros_like(weights)}
+
+    def learning_rate(self, ctx: Context) -> float | Array:
+        """Scale the gradient's part, and with it `affine`'s, by 1 - beta."""
+        return super().learning_rate(ctx) * (1 - self.beta)
+
+    def affine(self, ctx: Context) -> Affine:
+        """Add m, so that scaled it enters with beta."""
+        return Affine(correction=self.beta / (1 - self.beta) * ctx.down["m"])
+
+    def train(self, ctx: Context) -> Array:
+        """Train; send up the gradient of all examples at the weights the server sent."""
+        ctx.up["gradient"] = ctx.gradient(ctx.global_weights)[1]
+        return ctx.fit()
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Average the gradients into m."""
+        ctx.state["m"] = self.beta * ctx.state["m"] + (1 - self.beta) * ctx.mean["gradient"]
+        return ctx.mean["weights"]

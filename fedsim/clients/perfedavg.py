@@ -1,0 +1,45 @@
+"""Per-FedAvg, first order: a global model from which one step on a client's examples leads far.
+
+Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning approach", NeurIPS 2020
+(arXiv:2002.07948), algorithm 1, with the Hessian left out (their FO variant).
+"""
+
+from __future__ import annotations
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real, whole
+
+
+class PerFedAvg(SGD):
+    """SGD along the gradient after a step of `inner_lr`, the two on different halves of each batch.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD. A batch of one example serves as both halves.
+    inner_lr : float
+        The paper's alpha, greater than 0.
+    tune_epochs : int
+        Passes of `inner_lr` over its examples that a client takes before it predicts, at least 1.
+    """
+
+    inner_lr: float = 0.05
+    tune_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("PerFedAvg's inner_lr", self.inner_lr, 0, open_low=True)
+        whole("PerFedAvg's tune_epochs", self.tune_epochs, 1)
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Step on the first half, and take the gradient there on the second."""
+        half = (x.shape[1] + 1) // 2
+        rest = slice(half if x.shape[1] > 1 else 0, None)
+        loss, grad = mlp.gradient(ctx.net, weights, x[:, :half], y[:, :half])
+        return loss, mlp.gradient(ctx.net, weights - self.inner_lr * grad, x[:, rest], y[:, rest])[1]
+
+    def personalise(self, ctx: Context) -> Array:
+        """Take the step for which the global model was trained."""
+        return ctx.fit(by=SGD.of(self, lr=self.inner_lr, epochs=self.tune_epochs, steps=None, momentum=0.0))

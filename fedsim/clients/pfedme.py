@@ -1,0 +1,62 @@
+"""pFedMe: the global model is trained on the clients' Moreau envelopes, whose minimisers are the personal models.
+
+Dinh, Tran and Nguyen, "Personalized federated learning with Moreau envelopes", NeurIPS 2020 (arXiv:2006.08848),
+algorithm 1.
+"""
+
+from __future__ import annotations
+
+from fedsim import mlp
+from fedsim.clients.base import Array, Context, ServerContext
+from fedsim.clients.fedprox import FedProx
+from fedsim.clients.sgd import SGD
+from fedsim.errors import real, whole
+
+
+class PFedMe(SGD):
+    """SGD along ``lam * (w - theta)`` with theta the minimiser of ``F_k(theta; batch) + lam/2 ||theta - w||^2``.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD, of w; ``lr`` 0.005 by default, as in the paper's experiments.
+    lam : float
+        Greater than 0; the paper's is 15.
+    personal_lr : float
+        Step size of theta, greater than 0; ``personal_lr * lam`` below 2, or theta diverges.
+    inner_steps : int
+        Steps of theta per batch (the paper's K), at least 1.
+    beta : float
+        How far the server goes towards the clients' mean, greater than 0; the paper's default is 1.
+    """
+
+    lr: float = 0.005
+    lam: float = 15.0
+    personal_lr: float = 0.1
+    inner_steps: int = 5
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("PFedMe's lam", self.lam, 0, open_low=True)
+        real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
+        whole("PFedMe's inner_steps", self.inner_steps, 1)
+        real("PFedMe's beta", self.beta, 0, open_low=True)
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        """Return the envelope's gradient; the loss is that at w."""
+        theta, first_loss = weights, None
+        for _ in range(self.inner_steps):
+            loss, grad = mlp.gradient(ctx.net, theta, x, y)
+            first_loss = loss if first_loss is None else first_loss
+            theta = theta - self.personal_lr * (grad + self.lam * (theta - weights))
+        assert first_loss is not None
+        return first_loss, self.lam * (weights - theta)
+
+    def personalise(self, ctx: Context) -> Array:
+        """Find the client's theta for the newest global model."""
+        return ctx.fit(by=FedProx.of(self, lr=self.personal_lr, proximal_mu=self.lam))
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Go towards the mean by beta."""
+        return (1 - self.beta) * ctx.global_weights + self.beta * ctx.mean["weights"]

@@ -1,0 +1,66 @@
+"""SCAFFOLD: control variates that correct each client's drift.
+
+Karimireddy, Kale, Mohri, Reddi, Stich and Suresh, "SCAFFOLD: stochastic controlled averaging for federated learning",
+ICML 2020 (arXiv:1910.06378), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
+from fedsim.clients.sgd import SGD
+from fedsim.errors import whole
+
+
+class SCAFFOLD(SGD):
+    """SGD on ``gradient - c_i + c``, with c_i the client's own control variate and c the server's.
+
+    The server's step size of the paper is the server strategy's (1 with FedAvg; FedAvgM has ``server_learning_rate``).
+    With unequal shards c is the mean of the c_i weighted by examples, as the objective is.
+
+    Parameters
+    ----------
+    lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
+        As for SGD.
+    option : {1, 2}
+        How a client renews its c_i (the paper's line 12): 1, the gradient of all its examples at the weights the
+        server sent, another pass over them; 2, the mean of the gradients along its path.
+    """
+
+    option: int = 2
+    broadcast = ("control",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("SCAFFOLD's option", self.option, 1, 2)
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Start with c_i = 0."""
+        return {"control": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+
+    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+        """Start with c = 0."""
+        return {"control": np.zeros_like(weights)}
+
+    def affine(self, ctx: Context) -> Affine:
+        """Add c - c_i (line 10)."""
+        return Affine(correction=ctx.down["control"] - ctx.state["control"])
+
+    def train(self, ctx: Context) -> Array:
+        """Train, and renew c_i (lines 12 and 13)."""
+        weights, old = ctx.fit(), ctx.state["control"]
+        if self.option == 1:
+            new = ctx.gradient(ctx.global_weights)[1]
+        else:
+            path = (ctx.lr * self.effective_steps(ctx))[:, None].astype(weights.dtype)
+            new = old - ctx.down["control"] + (ctx.global_weights - weights) / path
+        ctx.up["control"], ctx.state["control"] = new - old, new
+        return weights
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Move c by the cohort's share of the mean change (line 17)."""
+        ctx.state["control"] = ctx.state["control"] + ctx.share * ctx.mean["control"]
+        return ctx.mean["weights"]
