@@ -44,7 +44,7 @@ def _servers() -> dict[str, Any]:
 
     found = {name: getattr(stock, name) for name in stock.__all__}
     usable = {n: c for n, c in found.items() if issubclass(c, stock.Strategy) and c is not stock.Strategy}
-    return usable | {"FedAvg": servers.FedAvg}
+    return usable | {name: getattr(servers, name) for name in servers.__all__}
 
 
 def _namespace(field: str) -> dict[str, Any]:

@@ -1,5 +1,28 @@
-"""Server strategies: subclasses of Flower's `Strategy` that aggregate as replies stream in."""
+"""Server strategies: subclasses of Flower's `Strategy`, seeded, that aggregate as replies stream in."""
 
+from fedsim.servers.centered_clipping import CenteredClipping
 from fedsim.servers.fedavg import FedAvg
+from fedsim.servers.fedavgm import FedAvgM
+from fedsim.servers.fedexp import FedExP
+from fedsim.servers.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedsim.servers.krum import Bulyan, Krum, MultiKrum
+from fedsim.servers.median import FedMedian, FedTrimmedAvg
+from fedsim.servers.qfedavg import QFedAvg
+from fedsim.servers.rfa import RFA
 
-__all__ = ["FedAvg"]
+__all__ = [
+    "RFA",
+    "Bulyan",
+    "CenteredClipping",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedExP",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "FedYogi",
+    "Krum",
+    "MultiKrum",
+    "QFedAvg",
+]

@@ -1,0 +1,41 @@
+"""FedAvg with momentum on the server.
+
+Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution for federated visual classification", 2019
+(arXiv:1909.06335), section 4.3: ``v <- beta v + Delta``, ``w <- w - v`` with Delta what the round moved, reversed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedsim.errors import real
+from fedsim.servers.fedavg import Array, FedAvg
+
+
+class FedAvgM(FedAvg):
+    """FedAvg whose step is accumulated; agrees with Flower's FedAvgM to rounding.
+
+    Parameters
+    ----------
+    server_learning_rate : float
+        Greater than 0.
+    server_momentum : float
+        At least 0 and less than 1; 0 is FedAvg with a step size, which SCAFFOLD's paper calls eta_g.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, server_learning_rate: float = 1.0, server_momentum: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        real("FedAvgM's server_learning_rate", server_learning_rate, 0, open_low=True)
+        real("FedAvgM's server_momentum", server_momentum, 0, 1, open_high=True)
+        self.server_learning_rate, self.server_momentum = server_learning_rate, server_momentum
+
+    def step(self, server_round: int, weights: Array, combined: Array) -> Array:
+        """Accumulate the step and take it."""
+        step = weights - combined
+        if "momentum" in self.state:
+            step = self.server_momentum * self.state["momentum"] + step
+        self.state["momentum"] = step
+        new: Array = weights - self.server_learning_rate * step
+        return new

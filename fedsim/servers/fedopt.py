@@ -1,0 +1,127 @@
+"""Adaptive server optimisers: FedAdagrad, FedAdam and FedYogi.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar and McMahan, "Adaptive federated optimization", ICLR 2021
+(arXiv:2003.00295), algorithm 2: the round's movement Delta is a pseudo-gradient.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import real
+from fedsim.servers.fedavg import Array, FedAvg
+
+
+class FedOpt(FedAvg):
+    """What the three share: ``m <- beta_1 m + (1 - beta_1) Delta`` and ``w <- w + eta m / (sqrt(v) + tau)``.
+
+    Each agrees with Flower's strategy of its name to rounding.
+
+    Parameters
+    ----------
+    eta : float
+        The server's step size, greater than 0.
+    beta_1, beta_2 : float
+        At least 0 and less than 1.
+    tau : float
+        Degree of adaptivity, greater than 0: small is more adaptive.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, eta: float, beta_1: float, beta_2: float, tau: float, **options: Any) -> None:
+        super().__init__(**options)
+        name = type(self).__name__
+        real(f"{name}'s eta", eta, 0, open_low=True)
+        real(f"{name}'s beta_1", beta_1, 0, 1, open_high=True)
+        real(f"{name}'s beta_2", beta_2, 0, 1, open_high=True)
+        real(f"{name}'s tau", tau, 0, open_low=True)
+        self.eta, self.beta_1, self.beta_2, self.tau = eta, beta_1, beta_2, tau
+
+    def step(self, server_round: int, weights: Array, combined: Array) -> Array:
+        """Move along the scaled average of movements."""
+        moved = combined - weights
+        zero = np.zeros_like(weights)
+        m = self.beta_1 * self.state.get("m", zero) + (1 - self.beta_1) * moved
+        v = self.second_moment(self.state.get("v", zero), moved * moved)
+        self.state.update(m=m, v=v)
+        new: Array = weights + self.step_size(server_round) * m / (np.sqrt(v) + self.tau)
+        return new
+
+    @abstractmethod
+    def second_moment(self, v: Array, square: Array) -> Array:
+        """Return the new v from the old and Delta squared."""
+
+    def step_size(self, server_round: int) -> float:
+        """Return the round's step size."""
+        return self.eta
+
+
+class FedAdagrad(FedOpt):
+    """FedOpt with ``v <- v + Delta^2``.
+
+    Parameters
+    ----------
+    eta, tau
+        As for FedOpt.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, eta: float = 0.1, tau: float = 1e-3, **options: Any) -> None:
+        super().__init__(eta=eta, beta_1=0.0, beta_2=0.0, tau=tau, **options)
+
+    def second_moment(self, v: Array, square: Array) -> Array:
+        """Add up."""
+        return v + square
+
+
+class FedAdam(FedOpt):
+    """FedOpt with ``v <- beta_2 v + (1 - beta_2) Delta^2``, and Adam's bias correction as Flower applies it.
+
+    Parameters
+    ----------
+    eta, beta_1, beta_2, tau
+        As for FedOpt.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(
+        self, *, eta: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, **options: Any
+    ) -> None:
+        super().__init__(eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau, **options)
+
+    def second_moment(self, v: Array, square: Array) -> Array:
+        """Average."""
+        return self.beta_2 * v + (1 - self.beta_2) * square
+
+    def step_size(self, server_round: int) -> float:
+        """Correct for averages that began with zero (Kingma and Ba, arXiv:1412.6980, section 2)."""
+        power = server_round + 1.0
+        return float(self.eta * np.sqrt(1 - self.beta_2**power) / (1 - self.beta_1**power))
+
+
+class FedYogi(FedOpt):
+    """FedOpt with ``v <- v - (1 - beta_2) Delta^2 sign(v - Delta^2)``.
+
+    Parameters
+    ----------
+    eta, beta_1, beta_2, tau
+        As for FedOpt.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(
+        self, *, eta: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, **options: Any
+    ) -> None:
+        super().__init__(eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau, **options)
+
+    def second_moment(self, v: Array, square: Array) -> Array:
+        """Move towards Delta squared by steps of its own size."""
+        new: Array = v - (1 - self.beta_2) * square * np.sign(v - square)
+        return new

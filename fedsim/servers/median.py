@@ -1,0 +1,80 @@
+"""Coordinate-wise median and trimmed mean.
+
+Yin, Chen, Ramchandran and Bartlett, "Byzantine-robust distributed learning: towards optimal statistical rates", ICML
+2018 (arXiv:1803.01498), definitions 1 and 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import real
+from fedsim.servers.fedavg import Array, FedAvg, Rule
+from fedsim.servers.rows import Rows, columns
+
+
+def trimmed_mean(rows: Array, cut: int) -> Array:
+    """Return each coordinate's mean without its `cut` smallest and `cut` largest values.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (clients, parameters)
+    cut : int
+        Less than half the clients.
+
+    Returns
+    -------
+    ndarray, shape (parameters,)
+    """
+    mean = np.empty(rows.shape[1], rows.dtype)
+    last = len(rows) - cut
+    for place, values in columns(rows):
+        values.partition((cut, last - 1), axis=1)
+        mean[place] = values[:, cut:last].mean(axis=1)
+    return mean
+
+
+class FedMedian(FedAvg):
+    """The median of each coordinate, every client counting alike; agrees with Flower's FedMedian.
+
+    Parameters
+    ----------
+    **options
+        As for FedAvg.
+    """
+
+    def rule(self) -> Rule:
+        """Take the middle value, or the mean of the middle two."""
+
+        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
+            return trimmed_mean(rows, (len(rows) - 1) // 2)
+
+        return Rows(combine)
+
+
+class FedTrimmedAvg(FedAvg):
+    """The mean of each coordinate without its extremes, every client counting alike; agrees with Flower's.
+
+    Parameters
+    ----------
+    beta : float
+        Share of the clients cut at either end, at least 0 and less than 0.5.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, beta: float = 0.2, **options: Any) -> None:
+        super().__init__(**options)
+        real("FedTrimmedAvg's beta", beta, 0, 0.5, open_high=True)
+        self.beta = beta
+
+    def rule(self) -> Rule:
+        """Cut and average."""
+
+        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
+            return trimmed_mean(rows, int(self.beta * len(rows)))
+
+        return Rows(combine)

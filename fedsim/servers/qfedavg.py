@@ -1,0 +1,68 @@
+"""q-FedAvg: clients with a higher loss count for more.
+
+Li, Sanjabi, Beirami and Smith, "Fair resource allocation in federated learning", ICLR 2020 (arXiv:1905.10497),
+algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.clients.base import Update
+from fedsim.errors import ConfigError, real
+from fedsim.servers.fedavg import Array, FedAvg, Rule, RunningMean
+
+
+class QFedAvg(FedAvg):
+    """FedAvg on ``sum_k F_k^(q+1) / (q + 1)``; agrees with Flower's QFedAvg to rounding.
+
+    As there F_k is the loss that the client reports from training, the mean along its path, and every client's
+    examples count alike but for it.
+
+    Parameters
+    ----------
+    q : float
+        Strength of fairness, at least 0; with 0 all clients count alike.
+    client_learning_rate : float, optional
+        Greater than 0, its inverse estimates the loss's Lipschitz constant; default the client strategy's ``lr``.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, q: float = 0.1, client_learning_rate: float | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        real("QFedAvg's q", q, 0)
+        if client_learning_rate is None:
+            if not self.half:
+                raise ConfigError("QFedAvg's client_learning_rate is missing, and there is no client strategy to ask")
+            client_learning_rate = self.half.strategy.lr
+        real("QFedAvg's client_learning_rate", client_learning_rate, 0, open_low=True)
+        self.q, self.client_learning_rate = q, client_learning_rate
+
+    def rule(self) -> Rule:
+        """Weigh by loss."""
+        return _Fair(self.global_weights, self.q, 1 / self.client_learning_rate, self._add_weighted)
+
+
+class _Fair:
+    """Streams ``sum Delta_k`` and ``sum h_k`` of the paper's eq. 7 and 8."""
+
+    def __init__(self, old: Array, q: float, lipschitz: float, add_weighted: Any) -> None:
+        self._old, self._q, self._lipschitz = old, q, lipschitz
+        self._mean, self._h = RunningMean(add_weighted), 0.0
+
+    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
+        losses = update.train_loss + 1e-10  # as Flower's, for a loss of 0
+        self._mean.add(update.weights, losses**self._q)
+        for row, loss in zip(update.weights, losses, strict=True):
+            gradient = self._lipschitz * (self._old - row).astype(np.float64)
+            square = float(gradient @ gradient)
+            self._h += self._q * loss ** (self._q - 1) * square + self._lipschitz * loss**self._q
+
+    def value(self) -> Array:
+        delta = self._lipschitz * self._mean.totals[0] * (self._old - self._mean.value())
+        new: Array = self._old - delta / self._h
+        return new

@@ -1,0 +1,49 @@
+"""RFA: the geometric median of the updates.
+
+Pillutla, Kakade and Harchaoui, "Robust aggregation for federated learning", IEEE TSP 2022 (arXiv:1912.13445),
+algorithm 2, the smoothed Weiszfeld iteration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import real, whole
+from fedsim.servers.fedavg import Array, FedAvg, Rule
+from fedsim.servers.rows import Rows
+
+
+class RFA(FedAvg):
+    """The point with the least weighted sum of distances to all updates, found in a few weighted means.
+
+    Parameters
+    ----------
+    iterations : int
+        At least 1; the paper finds 3 to 4 enough.
+    smoothing : float
+        Distances below it count as it, greater than 0; the paper's nu.
+    **options
+        As for FedAvg.
+    """
+
+    def __init__(self, *, iterations: int = 4, smoothing: float = 1e-6, **options: Any) -> None:
+        super().__init__(**options)
+        whole("RFA's iterations", iterations, 1)
+        real("RFA's smoothing", smoothing, 0, open_low=True)
+        self.iterations, self.smoothing = iterations, smoothing
+
+    def rule(self) -> Rule:
+        """Start from the mean and reweigh."""
+
+        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
+            shares = weights / weights.sum()
+            point: Array = shares @ rows
+            for _ in range(self.iterations):
+                pulls = shares / np.maximum([np.linalg.norm(row - point) for row in rows], self.smoothing)
+                point = (pulls / pulls.sum()) @ rows
+            return point
+
+        return Rows(combine)
