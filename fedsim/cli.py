@@ -78,6 +78,10 @@ def parser() -> Parser:
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
         sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    resume = command("resume", _resume, "go on with an interrupted run")
+    resume.add_argument("out", metavar="DIR", help="where fedsim run --out was writing")
+    resume.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
+    resume.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
 
     show = command("splits", _splits, "show who holds which labels, before anyone trains")
@@ -109,22 +113,38 @@ def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 
 def _run(args: argparse.Namespace) -> None:
     from fedsim import config
-    from fedsim.report.files import keep_earlier, writable_directory, write_csv, write_whole
 
     experiment = config.apply(config.experiment(config.read(args.file)), _with_data_dir(args.set, args.data_dir))
-    out = writable_directory(args.out) if args.out else None
-    result = experiment.run(workers=args.workers, on_round=_progress(experiment), verbose=args.verbose)
-    print(result.history.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    if out:
-        import numpy as np
+    _execute(experiment, args)
 
-        names = ["history.csv", "clients.csv", "weights.npz", "experiment.toml"]
-        report_kept(keep_earlier(out, names))
-        write_csv(out / names[0], result.history)
-        write_csv(out / names[1], result.clients)
-        write_whole(out / names[2], lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
-        write_whole(out / names[3], lambda stream: stream.write(config.to_toml(experiment).encode()))
-        print(f"wrote {', '.join(names)} to {out}")
+
+def _resume(args: argparse.Namespace) -> None:
+    from fedsim import config
+    from fedsim.rundir import CHECKPOINT, CONFIGURATION, RESULTS
+
+    folder = Path(args.out)
+    if not (folder / CONFIGURATION).exists():
+        raise ConfigError(f"{args.out!r} has no {CONFIGURATION}; allowed: a directory that fedsim run --out wrote")
+    if (folder / RESULTS[0]).exists() and not (folder / CHECKPOINT).exists():
+        raise ConfigError(f"the run in {args.out!r} is complete; there is nothing to resume")
+    _execute(config.experiment(config.read(folder / CONFIGURATION)), args)
+
+
+def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
+    from fedsim.rundir import RESULTS
+
+    try:
+        result = experiment.run(
+            workers=args.workers, on_round=_progress(experiment), verbose=args.verbose, directory=args.out
+        )
+    except KeyboardInterrupt:
+        if args.out:
+            print(f"interrupted; fedsim resume {args.out} goes on", file=sys.stderr)
+        raise
+    known = result.history.dropna(axis="columns", how="all")
+    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if args.out:
+        print(f"wrote {', '.join(RESULTS)} to {args.out}")
 
 
 def _progress(experiment: Experiment) -> Callable[[Any], None]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,17 @@ from numpy.typing import NDArray
 
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
-from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, real, whole
+from fedsim.clients.base import ServerHalf, has_server_half
+from fedsim.errors import ConfigError, one_of, real, whole
 from fedsim.splits import IID, Partition, Split
-from fedsim.streams import Purpose, generator, keys
 
 if TYPE_CHECKING:
     import pandas as pd
-    from flwr.app import ArrayRecord, MetricRecord
     from flwr.serverapp.strategy import Strategy
 
-    from fedsim.engines.in_process import Evaluation
 
+#: What Flower's strategies call the least numbers of clients, all 1 here: fractions decide.
+MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 #: Columns of `Result.history`, in order.
 HISTORY = (
     "round",
@@ -186,6 +184,7 @@ class Experiment:
         block_size: int | None = None,
         on_round: Callable[[Mapping[str, float]], None] | None = None,
         verbose: bool = False,
+        directory: str | os.PathLike[str] | None = None,
     ) -> Result:
         """Run it; the same experiment gives the same bits, whatever the arguments here.
 
@@ -199,15 +198,24 @@ class Experiment:
             Called with each row of the history as it is known.
         verbose : bool
             Show Flower's log.
+        directory : path, optional
+            Where to keep the configuration, checkpoints and results. If this very experiment was interrupted there,
+            by Ctrl-C or by force, it goes on from the last checkpoint to the bits of an uninterrupted run. Earlier
+            results are kept beside it.
 
         Raises
         ------
+        ConfigError
+            The directory cannot be written, another run is writing there, or it holds another experiment's
+            interrupted run.
         DivergenceError
             A client's training (unless excluded) or the global model left the finite numbers or blew up.
         DataError
             The dataset cannot be found or is not fit to train on.
         """
-        return _Run(self, workers, block_size, on_round or (lambda row: None)).execute(verbose)
+        from fedsim.run import execute
+
+        return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory)
 
     def load_data(self) -> data.Dataset:
         """Return the dataset."""
@@ -242,10 +250,8 @@ class Experiment:
         settings: dict[str, Any] = {
             "fraction_train": self.fraction_train,
             "fraction_evaluate": self.fraction_evaluate,
-            "min_train_nodes": 1,
-            "min_evaluate_nodes": 1,
-            "min_available_nodes": 1,
             "seed": self.seed,
+            **dict.fromkeys(MINIMUM, 1),
         }
         if isinstance(cls, type) and issubclass(cls, FedAvg):
             settings["half"] = half
@@ -254,134 +260,23 @@ class Experiment:
                 f"client {type(self.client).__name__} has a server half, which the server {name} does not carry; "
                 "allowed: a server of fedsim.servers or a subclass of one"
             )
-        try:
-            accepted = dict(inspect.signature(make).parameters)
-        except ValueError:  # a partial with an option that its class does not take
-            accepted = {}
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         own = make.keywords if isinstance(make, partial) else {}
-        settings = {k: v for k, v in settings.items() if (takes_any or k in accepted) and k not in own}
+        accepted = _parameters(cls)
+        settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
         try:
             return make(**settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"server {name} cannot be made: {error}") from None
 
 
-class _Run:
-    """One execution of an experiment: what Flower's server loop calls back."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        workers: int | None,
-        block_size: int | None,
-        on_round: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        from fedsim.engines.in_process import InProcessGrid
-
-        self.experiment = experiment
-        self.on_round = on_round
-        dataset = experiment.load_data()
-        self.net = experiment.network(dataset)
-        trained_on = len(dataset.y_train) * experiment.fraction_train * experiment.rounds * experiment.client.epochs
-        self.kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), self.net, trained_on)
-        self.half = ServerHalf(experiment.client, self.net, len(dataset.y_train), experiment.seed)
-        partition, partition_test = experiment.partitions(dataset)
-        self.grid = InProcessGrid(
-            self.net,
-            dataset,
-            partition,
-            experiment.client,
-            experiment.seed,
-            kernel=self.kernel,
-            workers=workers,
-            block_size=block_size,
-            on_failure=experiment.on_failure,
-            partition_test=partition_test,
-        )
-        self.rows: list[dict[str, float]] = []
-        self.client_rows: list[dict[str, NDArray[Any]]] = []
-        self.started = time.perf_counter()
-
-    def execute(self, verbose: bool) -> Result:
-        import pandas as pd
-
-        from fedsim.engines import flower
-
-        experiment = self.experiment
-        initial = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
-        self.weights = initial
-        self.started = time.perf_counter()
-        sampling_seed = int(keys(experiment.seed, Purpose.FLOWER)[0])
-        with flower.quiet(verbose), flower.seeded_sampling(sampling_seed), self.grid:
-            strategy = experiment.strategy(self.half)
-            try:
-                strategy.start(
-                    self.grid,
-                    flower.to_record(self.net, initial),
-                    num_rounds=experiment.rounds,
-                    evaluate_fn=self._round_done,
-                )
-            except flower.AppExitException as error:
-                raise FedsimError(f"Flower's {type(strategy).__name__} gave up: {error}") from error
-        history = pd.DataFrame(self.rows, columns=list(HISTORY))
-        columns = ("round", "partition_id", "num_examples", "loss", "accuracy")
-        clients = pd.DataFrame(
-            {c: np.concatenate([part[c] for part in self.client_rows]) if self.client_rows else [] for c in columns}
-        )
-        weights = {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
-        return Result(experiment, history, clients, weights, self.kernel)
-
-    def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""
-        from flwr.app import MetricRecord
-
-        from fedsim.engines import flower
-
-        self.weights = flower.to_flat(self.net, arrays)
-        loss, accuracy = self.grid.evaluate_test(self.weights)
-        if not np.isfinite(loss):
-            raise DivergenceError(
-                f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}; a smaller lr usually helps"
-            )
-        if server_round == 0:
-            self.grid.limit_loss(loss)
-        traffic, evaluations = self.grid.take_round()
-        now = time.perf_counter()
-        values = (
-            server_round,
-            loss,
-            accuracy,
-            traffic.train_loss,
-            *_local(evaluations),
-            traffic.clients,
-            len(traffic.failed),
-            traffic.bytes_up,
-            traffic.bytes_down,
-            now - self.started,
-        )
-        self.started = now
-        row = dict(zip(HISTORY, values, strict=True))
-        self.rows.append(row)
-        for part in evaluations:
-            self.client_rows.append(
-                {
-                    "round": np.full(len(part.partition_ids), server_round),
-                    "partition_id": part.partition_ids,
-                    "num_examples": part.num_examples,
-                    "loss": part.loss,
-                    "accuracy": part.accuracy,
-                }
-            )
-        self.on_round(row)
-        return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
-
-
-def _local(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the mean loss and accuracy over the evaluated examples, or NaN."""
-    if not evaluations:
-        return float("nan"), float("nan")
-    examples = np.concatenate([part.num_examples for part in evaluations])
-    loss, accuracy = (np.concatenate([getattr(part, name) for part in evaluations]) for name in ("loss", "accuracy"))
-    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
+def _parameters(make: Callable[..., Any]) -> set[str]:
+    """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
+    found: set[str] = set()
+    for part in make.__mro__ if isinstance(make, type) else [make]:
+        if isinstance(part, type) and "__init__" not in vars(part):
+            continue
+        parameters = inspect.signature(vars(part)["__init__"] if isinstance(part, type) else part).parameters
+        found |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return found
+    return found if isinstance(make, type) else found | {"fraction_train", "fraction_evaluate", "seed", *MINIMUM}

@@ -54,7 +54,7 @@ def test_run_writes_a_result_that_runs_again(experiment: str, tmp_path: Path) ->
     first, second = (pd.read_csv(folder / "history.csv") for folder in (out, tmp_path / "again"))
     assert first.drop(columns="seconds").equals(second.drop(columns="seconds"))
     third = fedsim("run", experiment, "--out", str(out))
-    assert f"kept the earlier results in {out}.1" in third.stdout
+    assert f"kept the earlier results in {out}.1" in third.stderr
     assert pd.read_csv(f"{out}.1/history.csv").equals(first)
 
 
@@ -118,7 +118,7 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
         (["--out", "/proc/nothing"], "the results folder '/proc/nothing' cannot be written"),
         (["--workers", "0"], "workers is 0; allowed: a whole number, 1 or more"),
         (["--workers", "two"], "invalid int value: 'two'"),
-        (["--set", "server=QFedAvg"], "client_learning_rate"),
+        (["--set", "server=flwr.serverapp.strategy:QFedAvg"], "client_learning_rate"),
         (["--set", "server=FedAdam(etta=1)"], "etta"),
     ],
 )

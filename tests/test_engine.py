@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.exception import AggregationError
+from helpers import same
 
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD, FedProx
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid, Replies
 from fedsim.errors import ConfigError
-from fedsim.experiment import Experiment, Result
+from fedsim.experiment import Experiment
 from fedsim.servers import FedAvg
 from fedsim.servers.fedavg import RunningMean
 from fedsim.splits import IID, Dirichlet
@@ -39,13 +40,6 @@ STRATEGIES = [
     for name in stock.__all__
     if inspect.isclass(getattr(stock, name)) and name not in XGBOOST | WRAPPERS | {"Strategy", "Result"}
 ]
-
-
-def same(a: Result, b: Result) -> bool:
-    """Whether two results have the same bits: weights and history but for the clock."""
-    weights = all(np.array_equal(a.weights[k], b.weights[k]) for k in a.weights)
-    history = a.history.drop(columns="seconds").equals(b.history.drop(columns="seconds"))
-    return weights and history and a.clients.equals(b.clients)
 
 
 def changed(experiment: Experiment, **changes: Any) -> Experiment:

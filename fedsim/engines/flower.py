@@ -19,6 +19,7 @@ import flwr.app
 import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.app.exception import AppExitException as AppExitException
+from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
@@ -231,3 +232,41 @@ def seeded_sampling(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(before)
+
+
+class Later(Strategy):
+    """Another strategy, whose rounds go on counting after those that an interrupted run has done.
+
+    Parameters
+    ----------
+    strategy : Strategy
+    done : int
+        Rounds done; with 0 the strategy runs as it is.
+    """
+
+    def __init__(self, strategy: Strategy, done: int) -> None:
+        self._strategy, self._done = strategy, done
+
+    def start(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the strategy's own loop where nothing has been done, else Flower's."""
+        return self._strategy.start(*args, **kwargs) if not self._done else super().start(*args, **kwargs)
+
+    def summary(self) -> None:
+        """Log what the strategy logs."""
+        self._strategy.summary()
+
+    def configure_train(self, server_round: int, *args: Any) -> Any:
+        """As the strategy does."""
+        return self._strategy.configure_train(server_round + self._done, *args)
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        """As the strategy does."""
+        return self._strategy.aggregate_train(server_round + self._done, replies)
+
+    def configure_evaluate(self, server_round: int, *args: Any) -> Any:
+        """As the strategy does."""
+        return self._strategy.configure_evaluate(server_round + self._done, *args)
+
+    def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+        """As the strategy does."""
+        return self._strategy.aggregate_evaluate(server_round + self._done, replies)

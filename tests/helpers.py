@@ -1,0 +1,14 @@
+"""What several test files use."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.experiment import Result
+
+
+def same(a: Result, b: Result) -> bool:
+    """Whether two results have the same bits: weights and history but for the clock."""
+    weights = all(np.array_equal(a.weights[k], b.weights[k]) for k in a.weights)
+    history = a.history.drop(columns="seconds").equals(b.history.drop(columns="seconds"))
+    return weights and history and a.clients.equals(b.clients)
