@@ -30,6 +30,7 @@ class APFL(SGD):
 
     alpha: float = 0.5
     adaptive: bool = False
+    neutral = {"alpha": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels, mlp
+from fedsim.errors import ConfigError
 from fedsim.kernels.numpy import Fit, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
@@ -395,21 +396,43 @@ def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
         The clients' own; may be changed.
     """
     context = Context(task, clients, state)
+    strategy, rows = task.strategy, len(clients)
     weights = task.strategy.train(context)
+    _expect(strategy, "train() returned", weights, (rows, task.net.num_parameters))
+    weights = weights.astype(task.net.dtype, copy=False)
     loss = context.loss / np.maximum(context.processed, 1)
     if PRIVATE in state:
-        mask = private_mask(task.strategy, task.net)
+        mask = private_mask(strategy, task.net)
         context.state[PRIVATE] = weights[:, mask]
         weights[:, mask] = task.global_weights[mask]
-    checked = list(context.up.values()) + ([weights] if overrides(task.strategy, "train") else [])
-    for sent in checked:
-        loss[~np.isfinite(sent).reshape(len(sent), -1).all(axis=1)] = np.nan
+    for name, values in context.up.items():
+        _expect(strategy, f"ctx.up[{name!r}] is", values, (rows, ...))
+    for name, values in context.state.items():
+        _expect(strategy, f"ctx.state[{name!r}] is", values, (rows, ...))
+    for sent in [*context.up.values(), *([weights] if overrides(strategy, "train") else [])]:
+        loss[~np.isfinite(sent).reshape(rows, -1).all(axis=1)] = np.nan
     return Update(clients, context.num_examples, weights, loss, context.up, context.state)
+
+
+def _expect(strategy: SGD, what: str, values: Any, shape: tuple[Any, ...]) -> None:
+    """Raise ConfigError unless a strategy made an array of numbers of a shape; ``...`` stands for any more lengths."""
+    wanted = "(clients, ...)" if shape[-1] is ... else "(clients, parameters)"
+    name = type(strategy).__name__
+    if not isinstance(values, np.ndarray):
+        raise ConfigError(f"{name}'s {what} a {type(values).__name__}; it must be an array of shape {wanted}")
+    if values.dtype.kind not in "biuf":
+        raise ConfigError(f"{name}'s {what} an array of {values.dtype}; it must hold numbers")
+    if values.shape[: len(shape) - 1] != shape[:-1] if shape[-1] is ... else values.shape != shape:
+        lengths = ", ".join("..." if n is ... else str(n) for n in shape)
+        raise ConfigError(f"{name}'s {what} of shape {values.shape}; it must be {wanted}, here ({lengths})")
 
 
 def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
     """Return what each client would use itself, shape (clients, parameters) or (1, parameters)."""
-    return np.atleast_2d(task.strategy.personalise(Context(task, clients, state)))
+    weights = np.atleast_2d(task.strategy.personalise(Context(task, clients, state)))
+    if len(weights) > 1 or len(clients) == 1:
+        _expect(task.strategy, "personalise() returned", weights, (len(clients), task.net.num_parameters))
+    return weights
 
 
 @dataclass

@@ -26,6 +26,7 @@ class ClippedSGD(SGD):
     """
 
     max_norm: float = 1.0
+    neutral = {"max_norm": 1e9}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ class Ditto(SGD):
     """
 
     lam: float = 0.1
+    neutral = {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

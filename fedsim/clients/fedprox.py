@@ -23,6 +23,7 @@ class FedProx(SGD):
     """
 
     proximal_mu: float = 0.01
+    neutral = {"proximal_mu": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ class FedRS(SGD):
     """
 
     alpha: float = 0.5
+    neutral = {"alpha": 1.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ class FedSAM(SGD):
     """
 
     rho: float = 0.05
+    neutral = {"rho": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

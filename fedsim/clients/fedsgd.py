@@ -23,3 +23,4 @@ class FedSGD(SGD):
 
     batch_size: int | None = None
     steps: int | None = 1
+    neutral = {"batch_size": 10, "steps": None}

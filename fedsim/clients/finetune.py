@@ -26,6 +26,7 @@ class FineTune(SGD):
 
     tune_epochs: int = 1
     tune_lr: float | None = None
+    neutral = {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

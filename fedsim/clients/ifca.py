@@ -30,6 +30,7 @@ class IFCA(SGD):
 
     clusters: int = 2
     broadcast = ("others",)
+    neutral = {"clusters": 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()

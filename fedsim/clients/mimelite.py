@@ -28,6 +28,7 @@ class MimeLite(SGD):
 
     beta: float = 0.9
     broadcast = ("m",)
+    neutral = {"beta": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ class MOON(SGD):
 
     mu: float = 1.0
     temperature: float = 0.5
+    neutral = {"mu": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,6 +73,8 @@ class SGD(ClientStrategy):
 
     #: Names of the server half's state that are sent down with the weights.
     broadcast: ClassVar[tuple[str, ...]] = ()
+    #: Hyperparameters with which the global model is SGD's; None where there are none. `fedsim.testing` checks it.
+    neutral: ClassVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__

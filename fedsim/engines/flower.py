@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from fedsim.errors import ConfigError
 from fedsim.mlp import MLP, views
 
-#: Names of the records that carry what goes down and up besides the weights.
-DOWN, UP = "fedsim.down", "fedsim.up"
+#: Name of the record that carries what goes down besides the weights; and what precedes the names of arrays that go up
+#: besides them, in their record, for Flower's strategies want one record in a reply.
+DOWN, UP = "fedsim.down", "fedsim.up."
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
 
@@ -142,6 +143,17 @@ def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
         target[...] = array.__dict__["values"] if isinstance(array, Array) else array.numpy()
     flat.flags.writeable = False
     return flat
+
+
+def parts(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]]]:
+    """Return a reply's weights, and what was sent besides them."""
+    weights, up = ArrayRecord(), {}
+    for name, array in reply.items():
+        if name.startswith(UP):
+            up[name.removeprefix(UP)] = array.numpy()
+        else:
+            weights[name] = array
+    return weights, up
 
 
 def flatten(record: ArrayRecord) -> NDArray[Any]:

@@ -489,10 +489,9 @@ class Replies(Sequence[Message]):
                 columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
                 for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
                     metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
-                    content = RecordDict({"arrays": flower.to_record(grid.net, weights), "metrics": metrics})
-                    if update.up:
-                        content[flower.UP] = flower.record({name: rows[row] for name, rows in update.up.items()})
-                    contents[int(client)] = content
+                    record = flower.to_record(grid.net, weights)
+                    record.update(flower.record({flower.UP + name: sent[row] for name, sent in update.up.items()}))
+                    contents[int(client)] = RecordDict({"arrays": record, "metrics": metrics})
         else:
             for result in grid.evaluate_clients(order.task, order.ids):
                 rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)

@@ -148,7 +148,8 @@ class FedAvg(FlowerFedAvg):
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
-        return flower.unflatten(_weights_of(valid[0]), flat), metrics
+        like, _ = flower.parts(next(iter(valid[0].content.array_records.values())))
+        return flower.unflatten(like, flat), metrics
 
     def _aggregate(self, server_round: int, updates: Iterable[Update]) -> Array | None:
         """Return the new flat weights, or None where nothing came back."""
@@ -179,10 +180,11 @@ class FedAvg(FlowerFedAvg):
         """Return an ordinary reply as a block of one."""
         metrics = next(iter(reply.content.metric_records.values()))
         examples = np.array([metrics[self.weighted_by_key]])
-        up = {k: a.numpy()[None] for k, a in reply.content.array_records.get(flower.UP, {}).items()}
+        weights, up = flower.parts(next(iter(reply.content.array_records.values())))
         loss = np.array([float(metrics.get("train_loss", np.nan))])  # type: ignore[arg-type]
         node = np.array([reply.metadata.src_node_id])
-        return Update(node, examples, flower.flatten(_weights_of(reply))[None], loss, up)
+        sent = {name: values[None] for name, values in up.items()}
+        return Update(node, examples, flower.flatten(weights)[None], loss, sent)
 
     def _cohort_order(self, message: Message) -> tuple[float, int]:
         size = 0.0
@@ -211,10 +213,6 @@ class FedAvg(FlowerFedAvg):
 
 def _by_examples(num_examples: Array, up: Any) -> Array:
     return num_examples
-
-
-def _weights_of(reply: Message) -> ArrayRecord:
-    return next(arrays for name, arrays in reply.content.array_records.items() if name != flower.UP)
 
 
 class RunningMean:
