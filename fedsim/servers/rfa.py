@@ -19,6 +19,8 @@ from fedsim.servers.rows import Rows
 class RFA(FedAvg):
     """The point with the least weighted sum of distances to all updates, found in a few weighted means.
 
+    The iteration starts from the old global weights; from the mean, one client far off would need many more.
+
     Parameters
     ----------
     iterations : int
@@ -36,11 +38,11 @@ class RFA(FedAvg):
         self.iterations, self.smoothing = iterations, smoothing
 
     def rule(self) -> Rule:
-        """Start from the mean and reweigh."""
+        """Start from the old global weights and reweigh."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
             shares = weights / weights.sum()
-            point: Array = shares @ rows
+            point: Array = self.global_weights
             for _ in range(self.iterations):
                 pulls = shares / np.maximum([np.linalg.norm(row - point) for row in rows], self.smoothing)
                 point = (pulls / pulls.sum()) @ rows
