@@ -73,8 +73,8 @@ class _Run:
             per_round = client.steps * client.batch_size * experiment.split.num_clients
         trained_on = per_round * experiment.fraction_train * experiment.rounds
         self.kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), self.net, trained_on)
-        self.half = ServerHalf(experiment.client, self.net, len(dataset.y_train), experiment.seed)
         partition, partition_test = experiment.partitions(dataset)
+        self.half = ServerHalf(client, self.net, int(partition.sizes.sum()), experiment.seed)
         self.grid = InProcessGrid(
             self.net,
             dataset,

@@ -19,6 +19,8 @@ class IFCA(SGD):
     """SGD from that of `clusters` global models which has the least loss on the client's examples.
 
     The first model is the global model whose test loss the history shows; the others start from weights drawn alike.
+    Where they start decides whether clusters form: if one model is best for all at first, all train it. As in the
+    paper, try several seeds, or more clusters than you expect.
 
     Parameters
     ----------
