@@ -1,4 +1,4 @@
-"""The `fedsim` command: run, compare, splits, data. Thin: it reads arguments, calls the library, prints."""
+"""The `fedsim` command. Thin: it reads arguments, calls the library, prints."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def parser() -> Parser:
     for sub, what in ((run, "experiment"), (compare, "study")):
         sub.add_argument("file", metavar=f"{what}.toml", help=f"the {what}'s configuration")
         sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
+        several = "; repeat it to compare several" if sub is compare else ""
+        sub.add_argument(
+            "--client",
+            metavar="STRATEGY",
+            action="append",
+            default=[],
+            help=f"client strategy, such as 'FedProx(proximal_mu=0.1)' or my_module:MyStrategy{several}",
+        )
         sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
@@ -93,6 +101,12 @@ def parser() -> Parser:
     show.add_argument("--seed", type=int, default=0, help="default: 0")
     show.add_argument("--out", metavar="FILE", help="draw a picture too (.png, .svg or .pdf)")
     show.add_argument("--most", metavar="N", type=int, default=10, help="clients shown of each split (default: 10)")
+
+    command("strategies", _strategies, "list client and server strategies: parameters and papers")
+    check = command("check", _check, "check a client strategy of your own, and say what to fix")
+    check.add_argument(
+        "client", metavar="STRATEGY", help="such as my_module:MyStrategy or 'my_module:MyStrategy(mu=1)'"
+    )
 
     about = command("data", _data, "list the datasets: what is here, and where the rest would come from")
     about.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
@@ -114,7 +128,9 @@ def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 def _run(args: argparse.Namespace) -> None:
     from fedsim import config
 
-    experiment = config.apply(config.experiment(config.read(args.file)), _with_data_dir(args.set, args.data_dir))
+    chosen = [f"client={text}" for text in args.client[-1:]]
+    experiment = config.experiment(config.read(args.file))
+    experiment = config.apply(experiment, chosen + _with_data_dir(args.set, args.data_dir))
     _execute(experiment, args)
 
 
@@ -167,7 +183,10 @@ def _compare(args: argparse.Namespace) -> None:
     from fedsim.report.files import keep_earlier, writable_directory
     from fedsim.study import compare
 
-    plan = config.plan(config.read(args.file), _with_data_dir(args.set, args.data_dir))
+    settings = config.read(args.file)
+    if args.client:
+        settings.setdefault("compare", {})["client"] = args.client
+    plan = config.plan(settings, _with_data_dir(args.set, args.data_dir))
     out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
     study = compare(plan.base, seeds=plan.seeds, workers=args.workers, verbose=args.verbose, **axes)
@@ -220,6 +239,21 @@ def _splits(args: argparse.Namespace) -> None:
             raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
         plot_splits(counts, target, f"Who holds which labels of {dataset.name}")
         print(f"wrote {target}")
+
+
+def _strategies(args: argparse.Namespace) -> None:
+    from fedsim.report.catalogue import catalogue
+
+    print(catalogue(), end="")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from fedsim import config
+    from fedsim.testing import check_client_strategy
+
+    strategy = config.build("client", args.client)
+    for name in check_client_strategy(strategy):
+        print(f"passed: {name}")
 
 
 def _data(args: argparse.Namespace) -> None:

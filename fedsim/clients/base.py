@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -181,7 +181,9 @@ class Context:
 
     def _of(self, hook: str, dtype: Any, strategy: SGD | None = None) -> Any:
         values = np.asarray(getattr(strategy or self._task.strategy, hook)(self), dtype=dtype)
-        return np.broadcast_to(values, self.partition_ids.shape)
+        if values.shape != self.partition_ids.shape:
+            values = np.full(self.partition_ids.shape, values)
+        return values
 
     @cached_property
     def label_counts(self) -> Indices:
@@ -222,7 +224,8 @@ class Context:
         epochs = -(-steps // per_epoch)
         numbers = np.arange(int(epochs.max(initial=0)))[:, None]
         shuffles = keys(task.seed, task.purpose, task.round, self.partition_ids, numbers + self._epochs)
-        added, hooks = strategy.affine(self), _Hooks(strategy, self)
+        added = strategy.affine(self)
+        hooks = _Hooks(strategy, self) if numpy_hooks(strategy) else None
         job = Fit(
             net=task.net,
             x=task.x,
@@ -237,16 +240,16 @@ class Context:
             momentum=strategy.momentum,
             weight_decay=strategy.weight_decay,
             mu=added.mu,
-            center=np.atleast_2d(self.global_weights if added.center is None else added.center),
+            center=self.global_weights[None] if added.center is None else np.atleast_2d(added.center),
             correction=None if added.correction is None else np.atleast_2d(added.correction),
             trained=trained,
-            gradient=hooks.gradient if overrides(strategy, "gradient") else None,
-            direction=hooks.direction if overrides(strategy, "direction") else None,
+            gradient=hooks.gradient if hooks and overrides(strategy, "gradient") else None,
+            direction=hooks.direction if hooks and overrides(strategy, "direction") else None,
         )
-        weights, loss = kernels.load("numpy" if numpy_hooks(strategy) else task.kernel).fit(job)
-        full, rest = np.divmod(steps, per_epoch)
+        weights, loss = kernels.load("numpy" if hooks else task.kernel).fit(job)
+        full = steps // per_epoch
         self.loss = self.loss + loss
-        self.processed = self.processed + full * sizes + np.minimum(rest * batch, sizes)
+        self.processed = self.processed + full * sizes + np.minimum((steps - full * per_epoch) * batch, sizes)
         self._epochs = self._epochs + epochs
         result: Array = weights
         return result
@@ -308,13 +311,21 @@ class _Hooks:
 
 def overrides(strategy: SGD, *hooks: str) -> bool:
     """Whether a strategy has any of these hooks of its own."""
+    cls: Any = type(strategy)
+    return _overrides(cls, hooks)
+
+
+@cache
+def _overrides(cls: Any, hooks: tuple[str, ...]) -> bool:
     from fedsim.clients.sgd import SGD
 
-    return any(getattr(type(strategy), hook) is not getattr(SGD, hook) for hook in hooks)
+    return any(getattr(cls, hook) is not getattr(SGD, hook) for hook in hooks)
 
 
 def numpy_hooks(strategy: SGD) -> str:
     """Name what a strategy does in a step that only the NumPy kernel can run; empty if `affine` says it all."""
+    if not overrides(strategy, "gradient", "direction"):
+        return ""
     return next((f"{type(strategy).__name__}'s {h}()" for h in ("gradient", "direction") if overrides(strategy, h)), "")
 
 
@@ -373,6 +384,11 @@ def private_mask(strategy: SGD, net: mlp.MLP) -> NDArray[np.bool_]:
         for name in (f"W{layer}", f"b{layer}"):
             mask[net.layout[name][0]] = True
     return mask
+
+
+def keeps_state(strategy: SGD, net: mlp.MLP) -> bool:
+    """Whether clients keep anything between rounds."""
+    return overrides(strategy, "client_state") or bool(strategy.private_layers(net))
 
 
 def new_state(task: Task, clients: Indices) -> dict[str, Array]:

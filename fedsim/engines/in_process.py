@@ -30,6 +30,7 @@ from fedsim.clients.base import (
     Task,
     Update,
     evaluate_shards,
+    keeps_state,
     new_state,
     overrides,
     personalise,
@@ -353,7 +354,7 @@ class InProcessGrid(Grid):
 
         def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
-                update = run(task, block, self.state.load(block, lambda new: new_state(task, new)))
+                update = run(task, block, self._state_of(task, block))
             return update, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
 
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
@@ -368,6 +369,11 @@ class InProcessGrid(Grid):
             sent = self._payload + sum(flower.array_bytes(rows[0]) for rows in update.up.values() if len(rows))
             self.traffic.bytes_up += len(update.partition_ids) * sent
             yield update
+
+    def _state_of(self, task: Task, block: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        if not keeps_state(task.strategy, self.net):
+            return {}
+        return self.state.load(block, lambda new: new_state(task, new))
 
     def _failed(self, task: Task, client: int, loss: float) -> None:
         size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"
@@ -387,7 +393,7 @@ class InProcessGrid(Grid):
             weights = task.global_weights[None]
             with np.errstate(all="ignore"):
                 if overrides(task.strategy, "personalise") or task.strategy.private_layers(self.net):
-                    weights = personalise(task, block, self.state.load(block, lambda new: new_state(task, new)))
+                    weights = personalise(task, block, self._state_of(task, block))
                 loss, accuracy = evaluate_shards(task, held, block, weights)
             return Evaluation(block, held.sizes[block], loss, accuracy)
 

@@ -76,6 +76,7 @@ def missing() -> str:
     return ""
 
 
+@cache
 def load(kernel: str) -> Any:
     """Return a kernel's module."""
     return import_module(f"fedsim.kernels.{kernel}")

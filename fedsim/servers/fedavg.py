@@ -236,15 +236,14 @@ class RunningMean:
     def add(self, values: Array, weights: Array) -> None:
         """Add a block of arrays, shape (clients, ...), with their weights: (clients,), or (clients, groups)."""
         rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
-        factors = np.asarray(weights, dtype=np.float64)
-        by_group = factors[:, None] if factors.ndim == 1 else factors
+        by_group = np.ascontiguousarray(np.atleast_2d(np.asarray(weights, dtype=np.float64).T))
         if not self._sums:
-            self._shape, self._dtype, self._grouped = values.shape[1:], values.dtype, factors.ndim > 1
-            self._sums = [np.zeros(rows.shape[1]) for _ in range(by_group.shape[1])]
-            self.totals = np.zeros(by_group.shape[1])
-        for total, group in zip(self._sums, np.ascontiguousarray(by_group.T), strict=True):
-            self._add_weighted(total, rows, group)
-        self.totals = np.add.accumulate(np.vstack([self.totals, by_group]))[-1]  # one after another, too
+            self._shape, self._dtype, self._grouped = values.shape[1:], values.dtype, weights.ndim > 1
+            self._sums = [np.zeros(rows.shape[1]) for _ in by_group]
+            self.totals = np.zeros(len(by_group))
+        for k, group in enumerate(by_group):
+            self._add_weighted(self._sums[k], rows, group)
+            self.totals[k] = np.add.accumulate(np.append(self.totals[k], group))[-1]  # one after another, too
 
     def value(self) -> Array:
         """Return the mean, or one per group, shape (groups, ...), a group without weight being NaN."""
