@@ -189,7 +189,8 @@ def _compare(args: argparse.Namespace) -> None:
     plan = config.plan(settings, _with_data_dir(args.set, args.data_dir))
     out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
-    study = compare(plan.base, seeds=plan.seeds, workers=args.workers, verbose=args.verbose, **axes)
+    fixed: dict[str, Any] = {"seeds": plan.seeds, "baselines": plan.baselines}
+    study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, **axes)
     print(study.table(args.target).to_string())
     if out:
         names = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png"]

@@ -35,6 +35,7 @@ class Plan:
     base: Experiment
     axes: Mapping[str, Sequence[Any]]
     seeds: int | Sequence[int]
+    baselines: Sequence[str] = ()
 
 
 def _servers() -> dict[str, Any]:
@@ -206,9 +207,9 @@ def plan(settings: Mapping[str, Any], assignments: Sequence[str] = ()) -> Plan:
         raise ConfigError(
             "a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']"
         )
-    seeds = axes.pop("seeds", 1)
+    seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
     values = {axis: [value_of(axis, v) for v in raw] if isinstance(raw, list) else raw for axis, raw in axes.items()}
-    return Plan(apply(experiment(rest), assignments), values, seeds)
+    return Plan(apply(experiment(rest), assignments), values, seeds, baselines)
 
 
 def to_toml(experiment: Experiment) -> str:

@@ -7,13 +7,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedsim import data
-from fedsim.errors import ConfigError, near, whole
+from fedsim.errors import ConfigError, near, one_of, whole
 from fedsim.experiment import Experiment, Result
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ class Study:
         -------
         DataFrame
             The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
-            (mean over seeds of each run's best round), ``final_loss, target, rounds_to_target`` (mean over the seeds
-            that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
+            (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
+            own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
+            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
         """
         import pandas as pd
 
@@ -92,6 +94,7 @@ class Study:
         rows = []
         for variant in self.variants:
             final = [r.final_accuracy for r in variant.results]
+            local = [float(r.history["local_accuracy"].iloc[-1]) for r in variant.results]
             reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
             sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
             rows.append(
@@ -101,6 +104,8 @@ class Study:
                     "final_accuracy": float(np.mean(final)),
                     "final_accuracy_ci95": half_width(final),
                     "best_accuracy": float(np.mean([r.history["test_accuracy"].max() for r in variant.results])),
+                    "local_accuracy": float(np.mean(local)),
+                    "local_accuracy_ci95": half_width(local),
                     "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
                     "target": goal,
                     "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
@@ -120,9 +125,10 @@ class Study:
             mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
             share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
             rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
-        pairs = zip(summary["final_accuracy"], summary["final_accuracy_ci95"], strict=True)
         shown = {axis: summary[axis] for axis in self.variants[0].labels}
-        shown["final accuracy"] = [f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
+        shown["final accuracy"] = _with_interval(summary, "final_accuracy")
+        if summary["local_accuracy"].notna().any():
+            shown["local accuracy"] = _with_interval(summary, "local_accuracy")
         shown["best accuracy"] = [f"{m:.3f}" for m in summary["best_accuracy"]]
         shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
@@ -175,6 +181,11 @@ class Study:
         plot_splits(counts, path, f"Who holds which labels of {dataset.name}")
 
 
+def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
+    pairs = zip(summary[name], summary[f"{name}_ci95"], strict=True)
+    return [f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
+
+
 def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, str], Experiment]]:
     """Return every combination of the axes' values as (labels, experiment).
 
@@ -190,7 +201,7 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
             raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{near(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(f"{axis} is {values!r}; compare wants a list of values, at least one")
-        short = [getattr(v, "__name__", None) or str(v) for v in values]
+        short = [_short(v) for v in values]
         labels[axis] = short if len(set(short)) == len(short) else [repr(v) for v in values]
     combinations = []
     for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
@@ -200,10 +211,29 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
     return combinations
 
 
+def _short(value: Any) -> str:
+    """Label a value of an axis."""
+    if isinstance(value, partial):
+        return f"{_short(value.func)}({', '.join(f'{k}={v!r}' for k, v in value.keywords.items())})"
+    return getattr(value, "__name__", None) or str(value)
+
+
+def _baselines(base: Experiment, names: Sequence[str], axes: Sequence[str]) -> list[tuple[dict[str, str], Experiment]]:
+    from fedsim.baselines import BASELINES
+
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"baselines is {names!r}; allowed: a list of {', '.join(BASELINES)}")
+    for name in names:
+        one_of("baselines", name, BASELINES)
+    first, *others = axes
+    return [({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](base)) for name in names]
+
+
 def compare(
     base: Experiment,
     *,
     seeds: int | Sequence[int] = 1,
+    baselines: Sequence[str] = (),
     progress: bool | None = None,
     on_round: Callable[[Mapping[str, float]], None] | None = None,
     workers: int | None = None,
@@ -217,6 +247,8 @@ def compare(
     base : Experiment
     seeds : int or sequence of int
         A number n means ``base.seed, ..., base.seed + n - 1``.
+    baselines : sequence of {"centralised", "data-parallel"}
+        What to run besides, of `base`; see `fedsim.baselines`.
     progress : bool, optional
         Show a progress bar; default: only on a terminal.
     on_round : callable, optional
@@ -247,7 +279,12 @@ def compare(
         seeds = range(base.seed, base.seed + seeds)
     elif not seeds:
         raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
-    runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in variants(base, **axes)]
+    chosen = variants(base, **axes)
+    if baselines:
+        if not axes:
+            chosen = [({"training": "federated"}, base)]
+        chosen += _baselines(base, baselines, list(axes) or ["training"])
+    runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in chosen]
     loaded: dict[tuple[str, str], data.Dataset] = {}
     total = sum(e.rounds for _, experiments in runs for e in experiments)
     found = []

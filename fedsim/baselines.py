@@ -1,0 +1,39 @@
+"""What a comparison is measured against: training without federation, and with an average after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from fedsim.clients import SGD, FedSGD
+from fedsim.experiment import Experiment
+from fedsim.splits import IID
+
+
+def centralised(experiment: Experiment) -> Experiment:
+    """Return the experiment with all training examples in one place: the upper bound.
+
+    Each round is the client's number of local epochs over all examples, by SGD with its step size, batch size, momentum
+    and weight decay.
+    """
+    client = SGD.of(experiment.client)
+    return replace(experiment, split=IID(1), client=client, server=None, fraction_train=1.0)
+
+
+def data_parallel(experiment: Experiment) -> Experiment:
+    """Return the experiment as synchronous data-parallel SGD, the article's distributed learning.
+
+    In each round every client computes the gradient of one batch of its shard and the server steps along their
+    average: as many messages as federated averaging over the same rounds, and one step for each.
+    """
+    from fedsim.servers import FedAvg, FedAvgM
+
+    client = experiment.client
+    server = partial(FedAvgM, server_momentum=client.momentum) if client.momentum else FedAvg
+    worker = FedSGD.of(client, steps=1, momentum=0.0)
+    return replace(experiment, client=worker, server=server, fraction_train=1.0)
+
+
+#: Name, as `compare` and a study file take it -> what makes the baseline of an experiment.
+BASELINES: dict[str, Callable[[Experiment], Experiment]] = {"centralised": centralised, "data-parallel": data_parallel}
