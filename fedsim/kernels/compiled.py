@@ -420,6 +420,21 @@ def _shuffle(order, shard, key, words, spare, counts):  # type: ignore[no-untype
         order[j] = shard[words[j] & streams.LOW_32]
 
 
+@_helper
+def _affine(w, shrink, lr, s, at, added):  # type: ignore[no-untyped-def]
+    """Let weights shrink, and subtract lr times what stands in `s` from `at` on."""
+    keep, c = w.dtype.type(1) - shrink, s[at : at + len(w)]
+    if shrink != 0 and added:
+        for i in range(len(w)):
+            w[i] = keep * w[i] - lr * c[i]
+    elif added:
+        for i in range(len(w)):
+            w[i] -= lr * c[i]
+    else:
+        for i in range(len(w)):
+            w[i] *= keep
+
+
 # Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
 _K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
 
@@ -541,12 +556,8 @@ def _train(  # type: ignore[no-untyped-def]
                             h_row, w_row = table[layer, _H_ROW], table[layer, _ROW]
                             place, inputs = table[layer, _W], table[layer, _K] + 1
                             if direct and (held or shrink != 0):
-                                keep = s.dtype.type(1) - lr * shrink
-                                for i in range(place, place + inputs * w_row):
-                                    s[i] *= keep
-                                if held:
-                                    for i in range(place, place + inputs * w_row):
-                                        s[i] -= lr * s[i + 2 * padded]
+                                length = inputs * w_row
+                                _affine(s[place : place + length], lr * shrink, lr, s, place + 2 * padded, held)
                             target = place if direct else place + padded
                             for first in range(0, rows, PART):
                                 _add_transposed(
@@ -558,9 +569,8 @@ def _train(  # type: ignore[no-untyped-def]
                 if not direct:
                     for layer in range(lowest, layers):
                         if trained[layer]:
-                            place = table[layer, _W]
-                            for i in range(place, place + (table[layer, _K] + 1) * table[layer, _ROW]):
-                                s[i] -= lr * s[i + padded]
+                            place, length = table[layer, _W], (table[layer, _K] + 1) * table[layer, _ROW]
+                            _affine(s[place : place + length], s.dtype.type(0), lr, s, place + padded, True)
                 left -= 1
             epoch += 1
         for layer in range(layers):
