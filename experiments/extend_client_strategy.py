@@ -1,29 +1,124 @@
-"""A client strategy of your own, in ten lines: FedProx, compared with plain SGD on very non-IID data.
+"""Client strategies of your own, from five lines to a server half; docs/extend.md goes through them one by one.
 
-`direction` says what a step subtracts. Arrays have a row per client; everything else (batches, shuffling, messages,
-aggregation, threads) is fedsim's. Li et al., "Federated optimization in heterogeneous networks", MLSys 2020.
+Arrays have a row per client. Batches, shuffling, messages, threads, aggregation, checkpoints are fedsim's.
 """
 
-from fedsim import Experiment, compare
+import argparse
+
+import numpy as np
+
+from fedsim import Experiment, compare, mlp
 from fedsim.cli import guard
-from fedsim.clients import SGD
+from fedsim.clients import SGD, Affine, Array, Context, ServerContext
 from fedsim.splits import Dirichlet
+from fedsim.testing import check_client_strategy
 
 
 class MyFedProx(SGD):
-    """SGD that is pulled back towards the weights the server sent."""
+    """A step of one's own: SGD that is pulled back towards the weights the server sent."""
 
     mu: float = 0.1
 
-    def direction(self, grad, weights, ctx):  # type: ignore[no-untyped-def]
-        """Add mu times how far each client has drifted."""
+    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         return grad + self.mu * (weights - ctx.global_weights)
 
 
+class FastFedProx(SGD):
+    """The same as data, which any kernel can run."""
+
+    mu: float = 0.1
+
+    def affine(self, ctx: Context) -> Affine:
+        return Affine(mu=self.mu)
+
+
+class LabelSmoothing(SGD):
+    """A changed loss: every label has a little of every other."""
+
+    smoothing: float = 0.1
+
+    def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
+        def smooth(scores: Array, labels: Array) -> tuple[Array, Array]:
+            p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            p /= p.sum(axis=-1, keepdims=True)
+            classes = scores.shape[-1]
+            target = (1 - self.smoothing) * (labels[..., None] == np.arange(classes)) + self.smoothing / classes
+            return -(target * np.log(p + 1e-30)).sum(axis=-1), (p - target).astype(scores.dtype)
+
+        return mlp.gradient(ctx.net, weights, x, y, loss=smooth)
+
+
+class LastingMomentum(SGD):
+    """State: momentum that a client keeps from one of its rounds to the next."""
+
+    beta: float = 0.5
+
+    def client_state(self, ctx: Context) -> dict[str, Array]:
+        return {"velocity": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+
+    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
+        ctx.state["velocity"] = self.beta * ctx.state["velocity"] + (1 - self.beta) * grad
+        return ctx.state["velocity"]
+
+
+class GlobalDirection(SGD):
+    """Uploads and a server half: clients step partly along the direction in which all of them moved last."""
+
+    share: float = 0.3
+    broadcast = ("moved",)
+
+    def server_state(self, weights: Array, half: object) -> dict[str, Array]:
+        return {"moved": np.zeros_like(weights)}
+
+    def affine(self, ctx: Context) -> Affine:
+        return Affine(correction=-self.share * ctx.down["moved"])
+
+    def train(self, ctx: Context) -> Array:
+        weights = ctx.fit()
+        path = (ctx.lr * ctx.steps)[:, None].astype(weights.dtype)
+        ctx.up["moved"] = (weights - ctx.global_weights) / path
+        return weights
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        ctx.state["moved"] = ctx.mean["moved"]
+        return ctx.mean["weights"]
+
+
+class OwnHead(SGD):
+    """Private layers, and local evaluation: the last layer never leaves the client, which tunes it before use."""
+
+    def private_layers(self, net: mlp.MLP) -> list[int]:
+        return [len(net.sizes) - 1]
+
+    def personalise(self, ctx: Context) -> Array:
+        return ctx.fit(by=SGD.of(self, epochs=2), layers=self.private_layers(ctx.net))
+
+
+class SlowStarter(SGD):
+    """Hyperparameters of a client's own: those with few examples take smaller steps, and never more than 20."""
+
+    def learning_rate(self, ctx: Context) -> Array:
+        return self.lr * np.minimum(1, ctx.num_examples / 30)
+
+    def local_steps(self, ctx: Context) -> Array:
+        steps: Array = np.minimum(20, self.epochs * self.steps_per_epoch(ctx))
+        return steps
+
+
+STRATEGIES = (MyFedProx, FastFedProx, LabelSmoothing, LastingMomentum, GlobalDirection, OwnHead, SlowStarter)
+
+
 def main() -> None:
-    base = Experiment(split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=30)
-    sgd = SGD(epochs=5)
-    study = compare(base, client=[sgd, MyFedProx(epochs=5, mu=0.1), MyFedProx(epochs=5, mu=1.0)], seeds=5)
+    parser = argparse.ArgumentParser(description="Check the strategies of this file and compare them with SGD.")
+    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
+    parser.add_argument("--rounds", type=int, default=30, help="default: 30")
+    args = parser.parse_args()
+    for cls in STRATEGIES:
+        print(f"{cls.__name__}: passes {len(check_client_strategy(cls))} checks")
+    base = Experiment(
+        split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=args.rounds, fraction_evaluate=1.0, test_fraction=0.2
+    )
+    study = compare(base, client=[cls(epochs=5) for cls in (SGD, *STRATEGIES)], seeds=args.seeds)
     print(study.table().to_string())
 
 

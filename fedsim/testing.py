@@ -80,8 +80,9 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
             ) from error
     if not isinstance(strategy, SGD):
         raise StrategyError(f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD")
-    failures = []
+    failures, tried, wait = [], 0, ""
     for name, check in CHECKS.items():
+        tried += 1
         try:
             with np.errstate(all="ignore"):
                 check(strategy)
@@ -89,8 +90,11 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
             failures.append(f"{name}: {error}")
         except Exception as error:
             failures.append(f"{name}: {type(error).__name__}: {error}{_hint(error)}")
+        if failures and check is trains:
+            wait = f" (the others wait for {'this one' if len(failures) == 1 else 'these'})"
+            break
     if failures:
-        title = f"{type(strategy).__name__} fails {len(failures)} of {len(CHECKS)} checks"
+        title = f"{type(strategy).__name__} fails {len(failures)} of {tried} checks{wait}"
         raise StrategyError("\n  ".join([title, *failures]))
     return list(CHECKS)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fedsim.report.catalogue import client_entries, server_entries
+
 ROOT = Path(__file__).resolve().parents[1]
 SHOWPIECE = str(ROOT / "experiments" / "iid_vs_noniid.py")
 QUICK = ["--rounds", "2", "--seeds", "2", "--clients", "10"]
@@ -167,3 +169,36 @@ def test_the_extension_example(tmp_path: Path) -> None:
     done = call(str(ROOT / "experiments" / "extend_client_strategy.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "MyFedProx" in done.stdout
+
+
+def test_strategies_are_listed_with_parameters_and_papers() -> None:
+    done = fedsim("strategies")
+    assert done.returncode == 0, done.stderr
+    assert "FedProx(proximal_mu=0.01)" in done.stdout
+    assert "(arXiv:1910.06378)" in " ".join(done.stdout.split())
+    for entry in [*client_entries(), *server_entries()]:
+        assert entry.about
+        assert entry.paper or entry.name == "LocalOnly", entry
+
+
+def test_check_says_what_to_fix(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.clients import SGD\n\n\n"
+        "class Good(SGD):\n    mu: float = 0.1\n\n\n"
+        "class Bad(SGD):\n    def train(self, ctx):\n        return ctx.fit().sum(axis=0)\n"
+    )
+    good = fedsim("check", "mine:Good(mu=0.5)", cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.count("passed: ") >= 20
+    bad = fedsim("check", "mine:Bad", cwd=tmp_path)
+    assert bad.returncode == 2
+    assert "it must be (clients, parameters)" in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_client_strategies_are_compared_from_the_command_line(experiment: str) -> None:
+    done = fedsim("compare", experiment, "--client", "SGD", "--client", "SCAFFOLD(epochs=2)")
+    assert done.returncode == 0, done.stderr
+    assert "SCAFFOLD(epochs=2)" in done.stdout
+    ran = fedsim("run", experiment, "--client", "FedDyn(alpha=0.5)", "--set", "client.lr=0.05")
+    assert ran.returncode == 0, ran.stderr

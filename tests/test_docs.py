@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedsim import config
+from fedsim.report.catalogue import client_entries, server_entries
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,3 +55,26 @@ def test_the_chinese_readme_shows_the_same_results_and_commands() -> None:
     english, chinese = (re.findall(r"^    (?! ).*", text(page), re.MULTILINE) for page in PAGES[:2])
     assert [line for line in english if "ctx" not in line] == [line for line in chinese if "ctx" not in line]
     assert len(english) > 10
+
+
+def test_the_guide_shows_the_strategies_of_its_script() -> None:
+    """Each class on the page is the script's, word for word; the script is run by another test."""
+    script = text(ROOT / "experiments/extend_client_strategy.py")
+    shown = [code for code in fenced(ROOT / "docs/extend.md", "python") if code.startswith("class ")]
+    assert len(shown) == len(re.findall("^class ", script, re.MULTILINE))
+    for code in shown:
+        assert code in script
+
+
+def test_every_strategy_is_on_the_strategies_page() -> None:
+    page = text(ROOT / "docs/strategies.md")
+    for name in [*(e.name for e in client_entries()), *(e.name for e in server_entries())]:
+        assert f"`{name}`" in page
+    counts = f"{len(list(client_entries()))} client and {len(list(server_entries()))} server strategies"
+    assert counts in text(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("name", ["drift_mnist", "personalised", "fedavg_table1"])
+def test_study_files_are_accepted(name: str) -> None:
+    plan = config.plan(config.read(ROOT / f"experiments/{name}.toml"))
+    assert plan.axes

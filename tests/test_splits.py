@@ -119,3 +119,26 @@ def test_a_million_clients_are_two_arrays() -> None:
 def test_bad_splits_are_refused(make: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.floats(0, 0.99), st.integers(0, 2**70))
+def test_a_clients_own_test_examples(sizes: list[int], fraction: float, seed: int) -> None:
+    """Every example on exactly one side, on its own client; the share to a whole example; one left to train on."""
+    total = sum(sizes)
+    order = np.random.default_rng(0).permutation(total)
+    whole = Partition(order, np.concatenate([[0], np.cumsum(sizes)]))
+    train, test = whole.divide(fraction, seed)
+    for k, size in enumerate(sizes):
+        assert sorted([*train[k], *test[k]]) == sorted(whole[k])
+        assert len(test[k]) == min(round(size * fraction), max(size - 1, 0))
+    again, _ = whole.divide(fraction, seed)
+    assert np.array_equal(again.indices, train.indices)
+
+
+def test_the_division_is_random_within_clients() -> None:
+    whole = Partition(np.arange(10_000), np.array([0, 5_000, 10_000]))
+    _, test = whole.divide(0.5, 1)
+    for k in range(2):
+        assert abs(test[k].mean() - whole[k].mean()) < 100
+    assert not np.array_equal(test[0], whole.divide(0.5, 2)[1][0])

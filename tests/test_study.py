@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import Experiment, compare
-from fedsim.clients import SGD, FedProx
+from fedsim import Experiment, baselines, compare, mlp
+from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.errors import ConfigError
+from fedsim.experiment import Result
 from fedsim.report.files import keep_earlier, writable_directory, write_whole
 from fedsim.report.plots import plot_splits
+from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study import Study, half_width, variants
 
@@ -117,11 +121,63 @@ def test_labels_that_collide_are_written_out() -> None:
         ({"rounds": [0]}, "rounds is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"seeds": []}, "seeds is empty"),
+        ({"baselines": ["central"]}, "baselines is 'central'; allowed: centralised, data-parallel"),
+        ({"baselines": "centralised"}, "baselines is 'centralised'; allowed: a list of"),
     ],
 )
 def test_bad_studies_are_refused(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         compare(BASE, **arguments)
+
+
+def test_baselines_stand_beside_the_variants() -> None:
+    base = replace(BASE, dtype="float64", client=SGD(momentum=0.5, lr=0.05))
+    axes: dict[str, Any] = {"split": [IID(10), Dirichlet(10, alpha=0.1)], "hidden": [(4,), (8,)]}
+    study = compare(base, baselines=["centralised", "data-parallel"], **axes)
+    labels = [tuple(v.labels.values()) for v in study.variants]
+    assert labels[-2:] == [("centralised", "-"), ("data-parallel", "-")]
+    assert len(labels) == 6
+    table = compare(base, baselines=["centralised"]).table()
+    assert table.index.tolist() == ["federated", "centralised"]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_baselines_are_what_they_say(momentum: float) -> None:
+    """With full batches both are gradient descent, with momentum, on all examples: written out here."""
+    base = replace(BASE, dtype="float64", rounds=6, client=SGD(batch_size=None, lr=0.1, momentum=momentum))
+    data = base.load_data()
+    net = base.network(data)
+    w = flat(replace(base, rounds=1, client=SGD(lr=1e-300)).run())
+    x, y, v = data.x_train.astype(float)[None], data.y_train[None], np.zeros_like(w)
+    for _ in range(6):
+        v = momentum * v + mlp.gradient(net, w[None], x, y)[1][0]
+        w = w - 0.1 * v
+    np.testing.assert_allclose(flat(baselines.data_parallel(base).run()), w, rtol=1e-11, atol=1e-13)
+    one_round = replace(baselines.centralised(base), rounds=1, client=replace(base.client, epochs=6))
+    np.testing.assert_allclose(flat(one_round.run()), w, rtol=1e-11, atol=1e-13)
+
+
+def flat(result: Result) -> Any:
+    return np.concatenate([values.ravel() for values in result.weights.values()])
+
+
+def test_local_accuracy_has_its_column() -> None:
+    study = compare(replace(BASE, test_fraction=0.3), client=[SGD(), FedPer()], seeds=2)
+    table, summary = study.table(), study.summary()
+    assert table["local accuracy"].str.contains("±").all()
+    rows = study.clients().query("round == 2")
+    for client, found in zip(("SGD", "FedPer"), summary["local_accuracy"], strict=True):
+        means = [
+            np.average(run["accuracy"], weights=run["num_examples"])
+            for _, run in rows[rows["client"] == client].groupby("seed")
+        ]
+        assert found == pytest.approx(np.mean(means))
+    assert "local accuracy" not in compare(replace(BASE, fraction_evaluate=0.0), seeds=1).table()
+
+
+def test_servers_are_labelled_with_their_options() -> None:
+    study = compare(BASE, server=[FedAdam, partial(FedAdam, eta=0.5)])
+    assert [v.label for v in study.variants] == ["FedAdam", "FedAdam(eta=0.5)"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Client strategies: the local algorithm, written over arrays of shape (clients, parameters)."""
 
 from fedsim.clients.apfl import APFL
-from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
+from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
 from fedsim.clients.clipped import ClippedSGD
 from fedsim.clients.ditto import Ditto
 from fedsim.clients.fedala import FedALA
@@ -32,6 +32,7 @@ __all__ = [
     "SCAFFOLD",
     "SGD",
     "Affine",
+    "Array",
     "ClientStrategy",
     "ClippedSGD",
     "Context",
