@@ -132,7 +132,7 @@ class Unmade(SGD):
         (NoArray, "trains", "ctx.up['norms'] is a list; it must be an array of shape (clients, ...)"),
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
         (Undeclared, "state has the same names every round", "return it from client_state()"),
-        (Unsent, "the server half knows what is sent", "control, which server_state() does not return"),
+        (Unsent, "trains", "broadcast names control, which server_state() does not return"),
         (Unannotated, "is a frozen dataclass", "write mu: float = ..."),
         (Unchecked, "keeps the checks of its base", "call super().__post_init__()"),
         (Ascends, "learns", "does not fall"),

@@ -494,9 +494,18 @@ class ServerHalf:
 
     def down(self, weights: Array) -> dict[str, Array]:
         """Return what goes down besides the weights."""
+        state, strategy = self._started(weights), self.strategy
+        for name in strategy.broadcast:
+            if name not in state:
+                raise ConfigError(
+                    f"{type(strategy).__name__}'s broadcast names {name}, which server_state() does not return"
+                )
+        return {name: state[name] for name in strategy.broadcast}
+
+    def _started(self, weights: Array) -> dict[str, Array]:
         if self.state is None:
             self.state = dict(self.strategy.server_state(weights, self))
-        return {name: self.state[name] for name in self.strategy.broadcast}
+        return self.state
 
     def initialise(self, number: int) -> Array:
         """Draw another set of initial weights, shape (parameters,): the `number`-th, from 1."""
@@ -504,10 +513,8 @@ class ServerHalf:
 
     def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
         """Return the new global weights."""
-        if self.state is None:
-            self.state = dict(self.strategy.server_state(weights, self))
         share = examples / self.num_examples
-        return self.strategy.server_step(ServerContext(server_round, weights, mean, self.state, share))
+        return self.strategy.server_step(ServerContext(server_round, weights, mean, self._started(weights), share))
 
 
 def has_server_half(strategy: SGD) -> bool:
