@@ -101,7 +101,12 @@ class _Run:
     def execute(self, verbose: bool) -> Result:
         experiment = self.experiment
         sampling_seed = int(keys(experiment.seed, Purpose.FLOWER)[0])
-        with flower.quiet(verbose), flower.seeded_sampling(sampling_seed), self.grid, self._interruptible():
+        with ExitStack() as stack:
+            stack.enter_context(flower.quiet(verbose))
+            stack.enter_context(flower.seeded_sampling(sampling_seed))
+            stack.enter_context(flower.cheap_collection())
+            stack.enter_context(self.grid)
+            stack.enter_context(self._interruptible())
             self.strategy = experiment.strategy(self.half)
             done = self._restore() if self.folder else 0
             self.started = self.saved = time.perf_counter()

@@ -200,7 +200,7 @@ def fedsim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_line_resumes(tmp_path: Path) -> None:
-    (tmp_path / "e.toml").write_text('split = "IID(5)"\nhidden = [4]\nrounds = 3000\nclient = "FedDyn()"\n')
+    (tmp_path / "e.toml").write_text('split = "IID(5)"\nhidden = [4]\nrounds = 1200\nclient = "FedDyn()"\n')
     process = subprocess.Popen(
         [sys.executable, "-m", "fedsim.cli", "run", "e.toml", "--out", "out"],
         cwd=tmp_path,
@@ -218,7 +218,7 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     assert "fedsim resume out goes on" in told
     done = fedsim("resume", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out/history.csv").read_text().count("\n") == 3002
+    assert (tmp_path / "out/history.csv").read_text().count("\n") == 1202
     again = fedsim("resume", "out", cwd=tmp_path)
     assert again.returncode == 2
     assert "is complete; there is nothing to resume" in again.stderr

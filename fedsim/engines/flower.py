@@ -6,6 +6,7 @@ here keeps the ndarray and serialises only when somebody asks for `.data`, and i
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import random
@@ -203,6 +204,16 @@ def quiet(verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def cheap_collection() -> Iterator[None]:
+    """Spare garbage collection all that exists by now: some of Flower's strategies collect once per array and client."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Instructions(Sequence[Message]):
