@@ -208,7 +208,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def cheap_collection() -> Iterator[None]:
-    """Spare garbage collection all that exists by now: some of Flower's strategies collect once per array and client."""
+    """Spare garbage collection what exists by now: some of Flower's strategies collect per array and client."""
     gc.freeze()
     try:
         yield

@@ -114,13 +114,19 @@ class Bulyan(FedAvg):
                     f"it has {len(rows)}"
                 )
             theta = len(rows) - 2 * bad
+            beta = theta - 2 * bad
             chosen = rows[np.argsort(krum_scores(rows, bad), kind="stable")[:theta]]
             mean = np.empty(rows.shape[1], rows.dtype)
             for place, values in columns(chosen):
                 values.sort(axis=1)
-                middle = (values[:, (theta - 1) // 2] + values[:, theta // 2]) / 2
-                order = np.argpartition(np.abs(values - middle[:, None]), theta - 2 * bad - 1, axis=1)
-                mean[place] = np.take_along_axis(values, order[:, : theta - 2 * bad], axis=1).mean(axis=1)
+                middle = (values[:, (theta - 1) // 2, None] + values[:, theta // 2, None]) / 2
+                left, right = middle - values[:, : theta - beta + 1], values[:, beta - 1 :] - middle
+                # The closest values are neighbours: the window that reaches least far and, where equal values stand at
+                # that end, farthest on the other side.
+                reach = np.maximum(left, right)
+                best = reach == reach.min(axis=1, keepdims=True)
+                window = np.where(best, np.minimum(left, right), -np.inf).argmax(axis=1)[:, None] + np.arange(beta)
+                mean[place] = np.take_along_axis(values, window, axis=1).mean(axis=1)
             return mean
 
         return Rows(combine)

@@ -1,0 +1,58 @@
+"""A round under each server strategy that Flower has too: fedsim's against Flower's own, both on the in-process engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import flwr.serverapp.strategy as stock
+import numpy as np
+from flwr.app import ConfigRecord
+
+from benchmarks.jobs import Job
+from benchmarks.measure import median, take_turns
+from fedsim import mlp, servers
+from fedsim.engines import flower
+from fedsim.engines.in_process import InProcessGrid
+
+#: 100 clients of the article's network, with hardly anything to train: what is left is aggregation.
+JOB = Job((100, 50, 10), registered=100, cohort=100, examples=10, batch=None, epochs=1)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "FedAvgM": {"server_momentum": 0.9},
+    "Krum": {"num_malicious_nodes": 10},
+    "MultiKrum": {"num_malicious_nodes": 10, "num_nodes_to_select": 50},
+    "Bulyan": {"num_malicious_nodes": 10},
+    "QFedAvg": {"client_learning_rate": 0.1},
+}
+NAMES = [name for name in servers.__all__ if hasattr(stock, name)]
+
+
+def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
+    """Return a function that runs one more round from the same weights."""
+    data, net = JOB.data(), JOB.net
+    grid = stack.enter_context(InProcessGrid(net, data, JOB.partition(data), JOB.strategy, kernel="compiled"))
+    arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+
+    def step() -> None:
+        strategy.aggregate_train(1, grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid)))
+        grid.take_round()
+
+    step()
+    return step
+
+
+def measure(samples: int) -> dict[str, dict[str, float]]:
+    """Return the median seconds of a round by strategy, for fedsim's and for Flower's."""
+    found = {}
+    for name in NAMES:
+        options = {"min_train_nodes": 1, "min_available_nodes": 1, **OPTIONS.get(name, {})}
+        with ExitStack() as stack:
+            stack.enter_context(flower.quiet())
+            stack.enter_context(flower.cheap_collection())
+            peers = {
+                who: rounds(getattr(module, name)(**options), stack)
+                for who, module in (("fedsim", servers), ("Flower", stock))
+            }
+            found[name] = {who: median(seconds) for who, seconds in take_turns(peers, samples).items()}
+    return found
