@@ -104,8 +104,8 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(flower.quiet(verbose))
             stack.enter_context(flower.seeded_sampling(sampling_seed))
-            stack.enter_context(flower.cheap_collection())
             stack.enter_context(self.grid)
+            stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
             self.strategy = experiment.strategy(self.half)
             done = self._restore() if self.folder else 0
