@@ -84,7 +84,7 @@ class Array(flwr.app.Array):
 
     def __init__(self, values: NDArray[Any]) -> None:
         self.__dict__.update(
-            values=values, dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", _data=None
+            values=values, dtype=_name(values.dtype), shape=values.shape, stype="numpy.ndarray", _data=None
         )
 
     @property
@@ -111,6 +111,12 @@ class Array(flwr.app.Array):
         return (self.dtype, self.shape, self.stype, self.data) == (other.dtype, other.shape, other.stype, other.data)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy takes longer to put together than a small array to be made."""
+    return str(dtype)
 
 
 def to_record(net: MLP, flat: NDArray[Any]) -> ArrayRecord:

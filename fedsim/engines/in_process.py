@@ -105,7 +105,8 @@ class Traffic:
         """Return the mean over the aggregated clients' examples, or NaN."""
         if not self.clients:
             return float("nan")
-        return float(np.average(np.concatenate(self._losses), weights=np.concatenate(self._examples)))
+        losses, examples = np.concatenate(self._losses), np.concatenate(self._examples)
+        return float((losses * examples).sum() / examples.sum())
 
     def trained(self, update: Update) -> None:
         """Count a block."""
@@ -292,8 +293,9 @@ class InProcessGrid(Grid):
             raise ValueError(f"message for an unknown node; nodes are 2..{len(self.partition) + 1}")
         order = np.lexsort((ids, -self.partition.sizes[ids]))
         config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
-        down = {k: a.numpy() for k, a in record.array_records.get(flower.DOWN, {}).items()}
-        arrays = next(arrays for name, arrays in record.array_records.items() if name != flower.DOWN)
+        records = record.array_records
+        down = {k: a.numpy() for k, a in records[flower.DOWN].items()} if flower.DOWN in records else {}
+        arrays = next(arrays for name, arrays in records.items() if name != flower.DOWN)
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
