@@ -22,7 +22,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.servers import FedAvg
 from fedsim.servers.fedavg import RunningMean
-from fedsim.splits import IID, Dirichlet
+from fedsim.splits import IID, Dirichlet, Partition
 
 SMALL = Experiment(split=Dirichlet(12, alpha=1.0), hidden=(8,), rounds=3, fraction_train=0.6, fraction_evaluate=0.5)
 
@@ -241,3 +241,24 @@ def test_running_mean_has_the_bits_of_adding_one_after_another(shape: tuple[int,
         for start in range(0, 40, block):
             mean.add(values[start : start + block], weights[start : start + block])
         assert np.array_equal(mean.value(), (expected / weights.sum()).astype(np.float32))
+
+
+@pytest.mark.parametrize("skew", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("clients", "workers"), [(1, 2), (10, 2), (11, 3), (200, 4)])
+def test_blocks_are_few_and_end_at_about_the_same_time(clients: int, workers: int, skew: float) -> None:
+    """Every client once and in order; the workers' loads differ by no more than the largest client."""
+    sizes = np.maximum(1, 300 * np.arange(1, clients + 1) ** -skew).astype(int)
+    dataset = data.load("digits")
+    held = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
+    grid = InProcessGrid(mlp.MLP((64, 200, 10)), dataset, held, SGD(), kernel="compiled", workers=workers)
+    work = 1e7
+    blocks = grid.blocks(np.arange(clients), work)
+    assert np.array_equal(np.concatenate(blocks), np.arange(clients))
+    loads = [0.0] * workers
+    for block in blocks:
+        loads[loads.index(min(loads))] += float(sizes[block].sum())
+    assert max(loads) <= sizes.sum() / workers + sizes.max()
+    assert max(loads) <= max(1.35 * sizes.sum() / workers, sizes.max())
+    assert len(blocks) <= 8 * workers + 1
+    if skew == 0 and clients == 10:
+        assert [len(block) for block in blocks] == [5, 5]
