@@ -70,6 +70,11 @@ class Unsent(SGD):
         return Affine(correction=ctx.down["control"])
 
 
+class ShortCorrection(SGD):
+    def affine(self, ctx: Context) -> Affine:
+        return Affine(correction=np.ones((len(ctx.partition_ids), 1)))
+
+
 class Unannotated(SGD):
     mu = 0.1
 
@@ -133,6 +138,7 @@ class Unmade(SGD):
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
         (Undeclared, "state has the same names every round", "return it from client_state()"),
         (Unsent, "trains", "broadcast names control, which server_state() does not return"),
+        (ShortCorrection, "trains", "affine's correction has shape (8, 1); allowed: (53,), or with a row per client"),
         (Unannotated, "is a frozen dataclass", "write mu: float = ..."),
         (Unchecked, "keeps the checks of its base", "call super().__post_init__()"),
         (Ascends, "learns", "does not fall"),

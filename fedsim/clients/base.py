@@ -142,6 +142,7 @@ class Context:
         self.partition_ids, self.num_examples = clients, task.partition.sizes[clients]
         self.state = state
         self.up: dict[str, Array] = {}
+        self._whole: tuple[Context, slice | Indices] | None = None
         self.loss: NDArray[np.float64] | int = 0  # summed over the examples of all fits so far
         self.processed: Indices | int = 0
         self._epochs: Indices | int = 0
@@ -151,9 +152,18 @@ class Context:
         part = copy(self)
         part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
         part.state = {name: rows[select] for name, rows in self.state.items()}
-        for computed in ("start", "label_counts", "lr", "steps"):
+        part.__dict__.pop("start", None)
+        for computed in ("label_counts", "lr", "steps"):
             part.__dict__.pop(computed, None)
+        part._whole = self, select
         return part
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` gives, or the rows of what the whole block's context has computed already."""
+        if self._whole is None:
+            return compute()
+        whole, select = self._whole
+        return getattr(whole, name)[select]
 
     @cached_property
     def start(self) -> Array:
@@ -170,13 +180,13 @@ class Context:
     @cached_property
     def lr(self) -> NDArray[np.float64]:
         """Each client's step size in this round, shape (clients,)."""
-        lr: NDArray[np.float64] = self._of("learning_rate", np.float64)
+        lr: NDArray[np.float64] = self._once("lr", lambda: self._of("learning_rate", np.float64))
         return lr
 
     @cached_property
     def steps(self) -> Indices:
         """How many steps each client takes in a fit of this strategy, shape (clients,)."""
-        steps: Indices = self._of("local_steps", np.intp)
+        steps: Indices = self._once("steps", lambda: self._of("local_steps", np.intp))
         return steps
 
     def _of(self, hook: str, dtype: Any, strategy: SGD | None = None) -> Any:
@@ -188,10 +198,14 @@ class Context:
     @cached_property
     def label_counts(self) -> Indices:
         """Each client's training examples of each label, shape (clients, classes)."""
-        task = self._task
-        shards = [task.partition[int(k)] for k in self.partition_ids]
-        classes = max(2, self.net.sizes[-1])
-        return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
+        task, classes = self._task, max(2, self.net.sizes[-1])
+
+        def count() -> Indices:
+            shards = [task.partition[int(k)] for k in self.partition_ids]
+            return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
+
+        counts: Indices = self._once("label_counts", count)
+        return counts
 
     def fit(self, start: Array | None = None, *, by: SGD | None = None, layers: Sequence[int] | None = None) -> Array:
         """Train on the clients' own examples.
@@ -232,7 +246,7 @@ class Context:
             y=task.y,
             partition=task.partition,
             clients=self.partition_ids,
-            start=self.start if start is None else np.atleast_2d(start),
+            start=self.start if start is None else self._rows_of("the start of fit()", start),
             steps=steps,
             shuffles=shuffles,
             batch_size=batch,
@@ -240,8 +254,10 @@ class Context:
             momentum=strategy.momentum,
             weight_decay=strategy.weight_decay,
             mu=added.mu,
-            center=self.global_weights[None] if added.center is None else np.atleast_2d(added.center),
-            correction=None if added.correction is None else np.atleast_2d(added.correction),
+            center=self.global_weights[None]
+            if added.center is None
+            else self._rows_of("affine's center", added.center),
+            correction=None if added.correction is None else self._rows_of("affine's correction", added.correction),
             trained=trained,
             gradient=hooks.gradient if hooks and overrides(strategy, "gradient") else None,
             direction=hooks.direction if hooks and overrides(strategy, "direction") else None,
@@ -253,6 +269,17 @@ class Context:
         self._epochs = self._epochs + epochs
         result: Array = weights
         return result
+
+    def _rows_of(self, what: str, values: Array) -> Array:
+        """Return an array as rows of parameters, one for all clients or one for each; a kernel relies on it."""
+        rows = np.atleast_2d(values)
+        if rows.ndim != 2 or len(rows) not in (1, len(self.partition_ids)) or rows.shape[1] != self.net.num_parameters:
+            name = type(self._task.strategy).__name__
+            raise ConfigError(
+                f"{name}'s {what} has shape {np.shape(values)}; allowed: ({self.net.num_parameters},), or with a row "
+                f"per client, ({len(self.partition_ids)}, {self.net.num_parameters})"
+            )
+        return rows
 
     def gradient(self, weights: Array) -> tuple[Array, Array]:
         """Return the mean loss over all of each client's training examples and its gradient.
