@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 from helpers import same
@@ -633,6 +634,18 @@ def test_a_client_that_fails_keeps_its_old_state() -> None:
     result = replace(FULL, client=Fragile(), rounds=3, on_failure="exclude", fraction_evaluate=1.0).run()
     assert result.history["failures"].tolist() == [0, 0, 1, 0]
     assert counts == {0: 3, 1: 3, 2: 3, 3: 2, 4: 3, 5: 3}
+
+
+@pytest.mark.parametrize("server", [None, stock.FedAvg])
+def test_a_client_without_examples_is_left_out_and_counted(server: Any) -> None:
+    client: SGD = SGD() if server else clients.SCAFFOLD()
+    base = replace(FULL, dataset=trimmed(60), client=client, server=server, rounds=2, fraction_evaluate=1.0)
+    some = replace(base, split=Sized(4, (30, 20, 10, 0))).run()
+    assert some.history["failures"].tolist() == [0, 1, 1]
+    assert some.history["clients"].tolist() == [0, 3, 3]
+    assert set(some.clients["partition_id"]) == {0, 1, 2}
+    without = replace(base, split=Sized(3, (30, 20, 10))).run()
+    np.testing.assert_allclose(weights_of(some), weights_of(without), rtol=1e-12, atol=1e-14)
 
 
 def test_a_million_clients_with_state_cost_what_takes_part() -> None:

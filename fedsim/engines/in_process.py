@@ -368,13 +368,21 @@ class InProcessGrid(Grid):
                 future.cancel()
 
     def train(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
-        """Train clients, given in cohort order; yield each block's sound updates and record the rest."""
+        """Train clients, given in cohort order; yield each block's sound updates and record the rest.
+
+        Clients without examples are left out, and recorded too.
+        """
 
         def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
                 update = run(task, block, self._state_of(task, block))
             return update, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
 
+        empty = self.partition.sizes[ids] == 0
+        self.traffic.failed |= {int(client): f"client {client} has no examples to train on" for client in ids[empty]}
+        ids = ids[~empty]
+        if not len(ids):
+            return
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
         largest = max(len(block) for block in blocks)
         for update, sound in self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes)):
