@@ -193,10 +193,14 @@ def _compare(args: argparse.Namespace) -> None:
     study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, **axes)
     print(study.table(args.target).to_string())
     if out:
-        names = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png"]
-        report_kept(keep_earlier(out, names))
+        pictures = {"accuracy.png": "test_accuracy"} | (
+            {"local_accuracy.png": "local_accuracy"} if study.evaluated else {}
+        )
+        names = ["rounds.csv", "clients.csv", "summary.csv", *pictures]
+        report_kept(keep_earlier(out, [*names, "local_accuracy.png"]))
         study.to_csv(out)
-        study.plot(out / "accuracy.png")
+        for name, column in pictures.items():
+            study.plot(out / name, column)
         print(f"wrote {', '.join(names)} to {out}")
 
 

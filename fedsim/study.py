@@ -127,7 +127,7 @@ class Study:
             rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
         shown = {axis: summary[axis] for axis in self.variants[0].labels}
         shown["final accuracy"] = _with_interval(summary, "final_accuracy")
-        if summary["local_accuracy"].notna().any():
+        if self.evaluated:
             shown["local accuracy"] = _with_interval(summary, "local_accuracy")
         shown["best accuracy"] = [f"{m:.3f}" for m in summary["best_accuracy"]]
         shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
@@ -162,11 +162,31 @@ class Study:
         for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
             write_csv(Path(directory) / f"{name}.csv", frame)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw test accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF."""
-        from fedsim.report.plots import plot_accuracy
+    @property
+    def evaluated(self) -> bool:
+        """Whether any clients evaluated on examples of their own."""
+        return any(bool(r.history["local_accuracy"].notna().any()) for v in self.variants for r in v.results)
 
-        plot_accuracy(self, path)
+    def plot(self, path: str | os.PathLike[str], column: str = "test_accuracy") -> None:
+        """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
+
+        Parameters
+        ----------
+        path : path
+        column : {"test_accuracy", "local_accuracy"}
+            Of the global model on the test set; of what clients use, on their own examples.
+
+        Raises
+        ------
+        ConfigError
+            Another column, or local accuracy where no client evaluated.
+        """
+        from fedsim.report.plots import ACCURACIES, plot_accuracy
+
+        one_of("column", column, ACCURACIES)
+        if column == "local_accuracy" and not self.evaluated:
+            raise ConfigError("column is 'local_accuracy', but no client evaluated; set fraction_evaluate")
+        plot_accuracy(self, path, column)
 
     def plot_splits(self, path: str | os.PathLike[str]) -> None:
         """Draw who holds which labels: a panel per variant, as its first seed divided the data."""

@@ -175,6 +175,15 @@ def test_local_accuracy_has_its_column() -> None:
     assert "local accuracy" not in compare(replace(BASE, fraction_evaluate=0.0), seeds=1).table()
 
 
+def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:
+    study.plot(tmp_path / "local.png", "local_accuracy")
+    assert (tmp_path / "local.png").stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="no client evaluated; set fraction_evaluate"):
+        compare(replace(BASE, fraction_evaluate=0.0)).plot(tmp_path / "x.png", "local_accuracy")
+    with pytest.raises(ConfigError, match="column is 'loss'; allowed: test_accuracy, local_accuracy"):
+        study.plot(tmp_path / "x.png", "loss")
+
+
 def test_servers_are_labelled_with_their_options() -> None:
     study = compare(BASE, server=[FedAdam, partial(FedAdam, eta=0.5)])
     assert [v.label for v in study.variants] == ["FedAdam", "FedAdam(eta=0.5)"]

@@ -52,8 +52,18 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     write_whole(file, lambda stream: figure.savefig(stream, format=kind, dpi=150))
 
 
-def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
-    """Draw test accuracy by round: a line per variant (mean over seeds) with its 95 % band."""
+#: What `plot_accuracy` draws: a column of the history -> what it is.
+ACCURACIES = {
+    "test_accuracy": "test accuracy of the global model",
+    "local_accuracy": "accuracy of what clients use, on their own examples",
+}
+
+
+def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "test_accuracy") -> None:
+    """Draw an accuracy by round: a line per variant (mean over seeds) with its 95 % band.
+
+    Variants beyond the palette's length have its colours again, in dashed lines.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -66,10 +76,10 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
         final_round = 0
         for number, variant in enumerate(study.variants):
             colour = COLOURS[number % len(COLOURS)]
-            curves = np.array([r.history["test_accuracy"] for r in variant.results], dtype=float)
+            curves = np.array([r.history[column] for r in variant.results], dtype=float)
             rounds = np.arange(curves.shape[1])
             mean = curves.mean(axis=0)
-            axes.plot(rounds, mean, color=colour, linewidth=1.8)
+            axes.plot(rounds, mean, color=colour, linewidth=1.8, linestyle="--" if number >= len(COLOURS) else "-")
             if len(curves) > 1:
                 half = np.array([half_width(column) for column in curves.T])
                 axes.fill_between(
@@ -89,14 +99,17 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
                 annotation_clip=False,
             )
         axes.set_xlim(0, final_round)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(0, 1)
         axes.set_xlabel("round")
-        axes.set_ylabel("test accuracy of the global model")
+        axes.set_ylabel(ACCURACIES[column])
         experiment = study.variants[0].results[0].experiment
         name = experiment.dataset if isinstance(experiment.dataset, str) else experiment.dataset.name
         seeds = len(study.variants[0].results)
         band = f"mean of {seeds} seeds, 95 % interval shaded" if seeds > 1 else "one seed"
-        axes.set_title(f"Federated learning on {name}, {experiment.split.num_clients} clients ({band})", fontsize=11)
+        axes.set_title(
+            f"Federated learning on {name}, {experiment.split.num_clients} clients ({band})", fontsize=11, pad=14
+        )
         save(figure, path)
 
 
