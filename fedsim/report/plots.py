@@ -66,6 +66,7 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "tes
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from fedsim.study import half_width
 
@@ -99,7 +100,7 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "tes
                 annotation_clip=False,
             )
         axes.set_xlim(0, final_round)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, 1)
         axes.set_xlabel("round")
         axes.set_ylabel(ACCURACIES[column])
