@@ -11,8 +11,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from fedsim import config
+from fedsim import Experiment, compare, config
 from fedsim.report.catalogue import client_entries, server_entries
+from fedsim.splits import IID
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,3 +79,10 @@ def test_every_strategy_is_on_the_strategies_page() -> None:
 def test_study_files_are_accepted(name: str) -> None:
     plan = config.plan(config.read(ROOT / f"experiments/{name}.toml"))
     assert plan.axes
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_the_readmes_table_has_the_columns_that_are_printed(page: Path) -> None:
+    base = Experiment(split=IID(5), rounds=1, fraction_evaluate=1.0)  # as experiments/iid_vs_noniid.py evaluates
+    printed = compare(base, split=[IID(5)], seeds=2).table(0.9).to_string().splitlines()[0].split()
+    assert " ".join(printed) in " ".join(text(page).split())

@@ -11,7 +11,6 @@ neither workers nor block sizes can change a sum.
 
 from __future__ import annotations
 
-import heapq
 import os
 import time
 from collections import deque
@@ -52,10 +51,10 @@ T = TypeVar("T")
 #: Bytes of weights that a block of clients may fill, by kernel. The NumPy kernel steps all of a block at once, so it
 #: must fit a core's cache with gradients and examples; the compiled one goes client by client.
 BLOCK_BYTES = {"numpy": 768 * 1024, "compiled": 4 * 1024 * 1024}
-#: What a block costs besides its training, in floating-point operations: Python's caches are cold after a client's
-#: training. A worker is given as few blocks as let all finish at about the same time, and at most eight, by count.
-BLOCK_COST = 5e7
-BLOCKS_PER_WORKER = 8
+#: Floating-point operations a block should have, so that cutting it costs little; but a worker is given from one to
+#: eight blocks, so that all finish at about the same time.
+BLOCK_WORK = 1e8
+BLOCKS_PER_WORKER = 1, 8
 #: Bytes of finished weights that may wait for their turn to be aggregated.
 WAITING_BYTES = 32 * 1024 * 1024
 #: Test examples scored at a time; a constant, so that sums do not depend on workers.
@@ -322,33 +321,18 @@ class InProcessGrid(Grid):
         """
         if self.block_size:
             return [ids[start : start + self.block_size] for start in range(0, len(ids), self.block_size)]
-        done: NDArray[np.float64] = np.cumsum(self.partition.sizes[ids]).astype(np.float64) * work
+        done = np.cumsum(self.partition.sizes[ids]) * work
+        per_worker = np.clip(done[-1] / (self.workers * BLOCK_WORK), *BLOCKS_PER_WORKER)
+        share = float(done[-1]) / (self.workers * int(per_worker)) * (1 + 1e-9)
         most = max(1, BLOCK_BYTES[self._kernel_name] // self._row_bytes)
-        best: tuple[float, list[int]] = (np.inf, [])
-        for per_worker in range(1, BLOCKS_PER_WORKER + 1):
-            if best[0] <= float(done[-1]) / self.workers + per_worker * BLOCK_COST:
-                break  # more blocks cannot end sooner
-            stops = self._cut(done, per_worker * self.workers, most)
-            free = [0.0] * self.workers  # when each worker is, if they take blocks in turn
-            before = 0.0
-            for stop in stops:
-                heapq.heapreplace(free, free[0] + BLOCK_COST + float(done[stop - 1]) - before)
-                before = float(done[stop - 1])
-            best = min(best, (max(free), stops))
-        return np.split(ids, best[1][:-1])
-
-    @staticmethod
-    def _cut(done: NDArray[np.float64], blocks: int, most: int) -> list[int]:
-        """Return where blocks of like work end, given the work done after each client."""
-        share = float(done[-1]) / blocks * (1 + 1e-9)
-        stops: list[int] = []
-        start = 0
-        while start < len(done):
+        blocks, start = [], 0
+        while start < len(ids):
             before = done[start - 1] if start else 0.0
             stop = int(np.searchsorted(done, before + share, side="right"))
-            start = min(max(stop, start + 1), start + most)
-            stops.append(start)
-        return stops
+            stop = min(max(stop, start + 1), start + most)
+            blocks.append(ids[start:stop])
+            start = stop
+        return blocks
 
     def in_order(self, work: Callable[[J], T], jobs: Sequence[J], ahead: int | None = None) -> Iterator[T]:
         """Run jobs on the workers and hand their results over in the order of the jobs, at most `ahead` in advance."""
