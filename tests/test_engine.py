@@ -259,4 +259,4 @@ def test_blocks_end_at_about_the_same_time(clients: int, workers: int, skew: flo
         loads[loads.index(min(loads))] += float(sizes[block].sum())
     assert max(loads) <= sizes.sum() / workers + max(sizes[block].sum() for block in blocks)
     assert max(loads) <= max(1.35 * sizes.sum() / workers, sizes.max())
-    assert len(blocks) <= 8 * workers + 1
+    assert len(blocks) <= 10 * workers
