@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class RunDirectory:
 
         self.path = writable_directory(path)
         self._experiment = experiment
+        self._saved: dict[str, Any] | None = None
         self._lock = FileLock(self.path / LOCK)
 
     def __enter__(self) -> RunDirectory:
@@ -67,7 +69,8 @@ class RunDirectory:
 
     def _begin(self) -> None:
         if (self.path / CHECKPOINT).exists():
-            if checkpoint.load(self.path / CHECKPOINT)["experiment"] != fingerprint(self._experiment):
+            self._saved = checkpoint.load(self.path / CHECKPOINT)
+            if self._saved["experiment"] != self._fingerprint:
                 raise ConfigError(
                     f"{str(self.path)!r} holds the interrupted run of another experiment; "
                     f"go on with it by fedsim resume {self.path}, or choose another directory"
@@ -83,17 +86,19 @@ class RunDirectory:
         environment = json.dumps(_environment(), indent=1).encode()
         write_whole(self.path / "environment.json", lambda stream: stream.write(environment))
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self._experiment)
+
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint."""
-        checkpoint.save(self.path / CHECKPOINT, {"experiment": fingerprint(self._experiment)} | state)
+        checkpoint.save(self.path / CHECKPOINT, {"experiment": self._fingerprint} | state)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the checkpoint, if there is one."""
-        file = self.path / CHECKPOINT
-        if not file.exists():
-            return None
-        loaded: dict[str, Any] = checkpoint.load(file)
-        notice(f"going on after round {len(loaded['history']) - 1}, which {file} holds")
+        """Return the checkpoint that was here, if there was one; once, for it may be large."""
+        loaded, self._saved = self._saved, None
+        if loaded:
+            notice(f"going on after round {len(loaded['history']) - 1}, which {self.path / CHECKPOINT} holds")
         return loaded
 
     def finish(self, result: Result) -> None:
