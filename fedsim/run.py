@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedsim import checkpoint, kernels, mlp
 from fedsim.clients.base import ServerHalf, numpy_hooks
 from fedsim.engines import flower
-from fedsim.engines.in_process import Evaluation, InProcessGrid
+from fedsim.engines.in_process import InProcessGrid, mean_evaluation
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.experiment import HISTORY, Result
 from fedsim.rundir import RunDirectory, notice
@@ -146,7 +146,7 @@ class _Run:
             loss,
             accuracy,
             traffic.train_loss,
-            *_local(evaluations),
+            *mean_evaluation(evaluations),
             traffic.clients,
             len(traffic.failed),
             traffic.bytes_up,
@@ -226,15 +226,6 @@ class _Run:
         for row in self.rows:
             self.on_round(row)
         return len(self.rows) - 1
-
-
-def _local(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the mean loss and accuracy over the evaluated examples, or NaN."""
-    if not evaluations:
-        return float("nan"), float("nan")
-    examples = np.concatenate([part.num_examples for part in evaluations])
-    loss, accuracy = (np.concatenate([getattr(part, name) for part in evaluations]) for name in ("loss", "accuracy"))
-    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
 
 
 def _state_of(strategy: Strategy) -> dict[str, Any]:

@@ -131,6 +131,16 @@ class Evaluation:
     accuracy: NDArray[np.float64]
 
 
+def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
+    """Return the mean loss and accuracy over the examples of all clients that evaluated, or NaN."""
+    if not parts:
+        return float("nan"), float("nan")
+    examples, loss, accuracy = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
+    )
+    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
+
+
 class InProcessGrid(Grid):
     """Flower's Grid over simulated clients.
 

@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.clients.base import ServerHalf, Update
+from fedsim.clients.base import ServerHalf, Update, has_server_half
 from fedsim.engines import flower
-from fedsim.engines.in_process import Replies
+from fedsim.engines.in_process import Replies, mean_evaluation
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
 
@@ -154,12 +154,13 @@ class FedAvg(FlowerFedAvg):
     def _aggregate(self, server_round: int, updates: Iterable[Update]) -> Array | None:
         """Return the new flat weights, or None where nothing came back."""
         rule, means, examples = self.rule(), dict[str, RunningMean](), 0
+        half = self.half if self.half and has_server_half(self.half.strategy) else None
         for update in updates:
             if not len(update.partition_ids):
                 continue
             examples += int(update.num_examples.sum())
-            weigh = self.half.strategy.weigh if self.half else _by_examples
-            factors = np.asarray(weigh(update.num_examples, update.up), dtype=np.float64)
+            weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
+            factors = np.asarray(weights, dtype=np.float64)
             rule.add(update, factors)
             for name, rows in update.up.items():
                 add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
@@ -167,12 +168,11 @@ class FedAvg(FlowerFedAvg):
         if not examples:
             return None
         combined = rule.value()
-        plain = type(self).step is FedAvg.step and not self.half
-        if not plain:
+        if half or type(self).step is not FedAvg.step:
             old = self.global_weights
-            if self.half:
+            if half:
                 mean = {"weights": combined} | {name: sums.value() for name, sums in means.items()}
-                combined = self.half.step(server_round, old, mean, examples)
+                combined = half.step(server_round, old, mean, examples)
             combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
         return combined
 
@@ -200,19 +200,8 @@ class FedAvg(FlowerFedAvg):
         parts = list(replies.evaluations())
         if not parts:
             return None
-        examples, loss, accuracy = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
-        )
-        return MetricRecord(
-            {
-                "eval_loss": float(np.average(loss, weights=examples)),
-                "eval_accuracy": float(np.average(accuracy, weights=examples)),
-            }
-        )
-
-
-def _by_examples(num_examples: Array, up: Any) -> Array:
-    return num_examples
+        loss, accuracy = mean_evaluation(parts)
+        return MetricRecord({"eval_loss": loss, "eval_accuracy": accuracy})
 
 
 class RunningMean:
