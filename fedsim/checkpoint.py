@@ -1,7 +1,7 @@
 """A run's state in one file, from which it goes on with the same bits: arrays and text, never a pickle.
 
 `pack` takes nested values apart into arrays and a JSON tree, `unpack` puts them together. What a checkpoint of a run
-holds is `experiment`'s business.
+holds is the business of `run`.
 """
 
 from __future__ import annotations

@@ -152,8 +152,7 @@ class Context:
         part = copy(self)
         part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
         part.state = {name: rows[select] for name, rows in self.state.items()}
-        part.__dict__.pop("start", None)
-        for computed in ("label_counts", "lr", "steps"):
+        for computed in ("start", "label_counts", "lr", "steps"):
             part.__dict__.pop(computed, None)
         part._whole = self, select
         return part

@@ -132,6 +132,12 @@ def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     return made
 
 
+def _values(array: flwr.app.Array) -> NDArray[Any]:
+    """Return an array's values, uncopied where they are at hand."""
+    values: NDArray[Any] = array.__dict__["values"] if isinstance(array, Array) else array.numpy()
+    return values
+
+
 def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
     """Return a record's arrays as flat weights of the network's dtype, shape (parameters,), read-only.
 
@@ -147,7 +153,7 @@ def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
     flat = np.empty(net.num_parameters, dtype=net.dtype)
     for name, target in views(net, flat).items():
         array = record[name]
-        target[...] = array.__dict__["values"] if isinstance(array, Array) else array.numpy()
+        target[...] = _values(array)
     flat.flags.writeable = False
     return flat
 
@@ -165,7 +171,7 @@ def parts(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]]]:
 
 def flatten(record: ArrayRecord) -> NDArray[Any]:
     """Return any record's arrays as one flat array, read-only; mixed dtypes become one that holds them all."""
-    arrays = [array.__dict__["values"] if isinstance(array, Array) else array.numpy() for array in record.values()]
+    arrays = [_values(array) for array in record.values()]
     flat = np.concatenate([values.ravel() for values in arrays])
     flat.flags.writeable = False
     return flat

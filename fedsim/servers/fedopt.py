@@ -32,7 +32,9 @@ class FedOpt(FedAvg):
         As for FedAvg.
     """
 
-    def __init__(self, *, eta: float, beta_1: float, beta_2: float, tau: float, **options: Any) -> None:
+    def __init__(
+        self, *, eta: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, **options: Any
+    ) -> None:
         super().__init__(**options)
         name = type(self).__name__
         real(f"{name}'s eta", eta, 0, open_low=True)
@@ -89,11 +91,6 @@ class FedAdam(FedOpt):
     **options
         As for FedAvg.
     """
-
-    def __init__(
-        self, *, eta: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, **options: Any
-    ) -> None:
-        super().__init__(eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau, **options)
 
     def second_moment(self, v: Array, square: Array) -> Array:
         """Average."""
