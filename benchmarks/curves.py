@@ -80,7 +80,7 @@ def plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    from fedsim.report.plots import COLOURS, STYLE, save
+    from fedsim.report.style import COLOURS, STYLE, save
 
     def short(value: float, _: object) -> str:
         return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

@@ -16,7 +16,7 @@ from fedsim.data import Dataset
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.servers import FedAvg
-from fedsim.splits import Partition
+from fedsim.splits import FederatedDataset, Partition
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
     """Give a function that samples, trains and aggregates one more round; the first has run already."""
     dataset = job.data()
     net = job.net
-    grid = InProcessGrid(net, dataset, job.partition(dataset), job.strategy, kernel=kernel, workers=workers)
+    grid = InProcessGrid(
+        net, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
+    )
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
     arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
     numbers = itertools.count(1)

@@ -15,6 +15,7 @@ from benchmarks.measure import median, take_turns
 from fedsim import mlp, servers
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.splits import FederatedDataset
 
 #: 100 clients of the article's network, with hardly anything to train: what is left is aggregation.
 JOB = Job((100, 50, 10), registered=100, cohort=100, examples=10, batch=None, epochs=1)
@@ -31,7 +32,9 @@ NAMES = [name for name in servers.__all__ if hasattr(stock, name)]
 def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
     """Return a function that runs one more round from the same weights."""
     data, net = JOB.data(), JOB.net
-    grid = stack.enter_context(InProcessGrid(net, data, JOB.partition(data), JOB.strategy, kernel="compiled"))
+    grid = stack.enter_context(
+        InProcessGrid(net, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
+    )
     arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
 
     def step() -> None:

@@ -72,7 +72,9 @@ def parser() -> Parser:
     run = command("run", _run, "run one experiment and print its rounds")
     compare = command("compare", _compare, "run a study (a file with a [compare] table) and print its table")
     for sub, what in ((run, "experiment"), (compare, "study")):
-        sub.add_argument("file", metavar=f"{what}.toml", help=f"the {what}'s configuration")
+        sub.add_argument(
+            "file", metavar="FILE", help=f"the {what}'s configuration (.toml), or a table (.csv, .parquet)"
+        )
         sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
         several = "; repeat it to compare several" if sub is compare else ""
         sub.add_argument(
@@ -82,6 +84,10 @@ def parser() -> Parser:
             default=[],
             help=f"client strategy, such as 'FedProx(proximal_mu=0.1)' or my_module:MyStrategy{several}",
         )
+        sub.add_argument(
+            "--split", action="append", default=[], help=f"split, such as 'Dirichlet(50, alpha=0.1)'{several}"
+        )
+        _about_table(sub)
         sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
@@ -90,16 +96,21 @@ def parser() -> Parser:
     resume.add_argument("out", metavar="DIR", help="where fedsim run --out was writing")
     resume.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
     resume.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    compare.add_argument("--seeds", metavar="N", type=int, help="how many (default: the file's; 3 for a table)")
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
 
     show = command("splits", _splits, "show who holds which labels, before anyone trains")
     show.add_argument(
         "split", nargs="+", help="such as 'IID(50)' 'Shards(50, per_client=2)' 'Dirichlet(50, alpha=0.1)'"
     )
-    show.add_argument("--dataset", default="digits", help="default: digits")
+    show.add_argument("--dataset", default="digits", help="default: digits; a table's file name will do")
+    _about_table(show)
     show.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     show.add_argument("--seed", type=int, default=0, help="default: 0")
     show.add_argument("--out", metavar="FILE", help="draw a picture too (.png, .svg or .pdf)")
+    show.add_argument(
+        "--kind", default="bars", metavar="KIND", help="of picture: bars, bubbles or sizes (default: bars)"
+    )
     show.add_argument("--most", metavar="N", type=int, default=10, help="clients shown of each split (default: 10)")
 
     command("strategies", _strategies, "list client and server strategies: parameters and papers")
@@ -111,6 +122,39 @@ def parser() -> Parser:
     about = command("data", _data, "list the datasets: what is here, and where the rest would come from")
     about.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     return top
+
+
+def _about_table(sub: argparse.ArgumentParser) -> None:
+    """Add what says how to read the user's own table."""
+    group = sub.add_argument_group("a table of your own")
+    group.add_argument("--label", metavar="COLUMN", help="what to predict")
+    group.add_argument("--client-column", metavar="COLUMN", action="append", help="whose a row is; repeatable")
+    group.add_argument("--drop", metavar="COLUMN", action="append", default=[], help="leave out; repeatable")
+    group.add_argument(
+        "--categorical", metavar="COLUMN", action="append", default=[], help="numbers that are names; repeatable"
+    )
+
+
+def _table(args: argparse.Namespace, file: str) -> str | None:
+    """Return the dataset's text if the file is a table, and None if it is none."""
+    from fedsim.data import SUFFIXES
+    from fedsim.text import call
+
+    options = {
+        "label": args.label,
+        "client_column": args.client_column,
+        "drop": args.drop,
+        "categorical": args.categorical,
+    }
+    given = {name: value for name, value in options.items() if value}
+    if not file.lower().endswith(SUFFIXES):
+        if given:
+            name = next(iter(given)).replace("_", "-")
+            raise ConfigError(f"--{name} is for a table ({', '.join(SUFFIXES)}); {file!r} is none")
+        return None
+    if not args.label:
+        raise ConfigError(f"{file!r} is a table; say which column to predict by --label COLUMN")
+    return call("table", [file], given)
 
 
 def _version() -> str:
@@ -128,10 +172,28 @@ def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 def _run(args: argparse.Namespace) -> None:
     from fedsim import config
 
-    chosen = [f"client={text}" for text in args.client[-1:]]
-    experiment = config.experiment(config.read(args.file))
+    table = _table(args, args.file)
+    experiment = config.table_plan(table, args.data_dir).base if table else config.experiment(config.read(args.file))
+    chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
     experiment = config.apply(experiment, chosen + _with_data_dir(args.set, args.data_dir))
+    _say_notes(experiment)
     _execute(experiment, args)
+
+
+def _say_notes(experiment: Experiment) -> None:
+    """Say what reading the data did to it."""
+    from fedsim import data
+    from fedsim.rundir import notice
+
+    if isinstance(experiment.dataset, str) and experiment.dataset.startswith(("table", "hub")):
+        dataset = data.load(experiment.dataset, experiment.data_dir)
+        kind = "numbers to regress on" if dataset.regression else f"{dataset.num_classes} labels"
+        notice(
+            f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test examples, "
+            f"{dataset.x_train.shape[1]} features, {kind}"
+        )
+        for note in dataset.notes:
+            notice(f"{dataset.name}: {note}")
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -166,12 +228,14 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
 def _progress(experiment: Experiment) -> Callable[[Any], None]:
     from tqdm import tqdm
 
+    from fedsim.study import score_of
+
     bar = tqdm(total=experiment.rounds, unit="round", disable=None, leave=False)
 
     def tick(row: Any) -> None:
         if row["round"]:
             bar.update()
-            bar.set_postfix(accuracy=f"{row['test_accuracy']:.3f}")
+            bar.set_postfix(score_of(row))
         if row["round"] == experiment.rounds:
             bar.close()
 
@@ -183,25 +247,36 @@ def _compare(args: argparse.Namespace) -> None:
     from fedsim.report.files import keep_earlier, writable_directory
     from fedsim.study import compare
 
-    settings = config.read(args.file)
-    if args.client:
-        settings.setdefault("compare", {})["client"] = args.client
-    plan = config.plan(settings, _with_data_dir(args.set, args.data_dir))
+    assignments = _with_data_dir(args.set, args.data_dir)
+    chosen: dict[str, Any] = {"client": args.client, "split": args.split, "seeds": args.seeds}
+    chosen = {name: value for name, value in chosen.items() if value not in ([], None)}
+    if table := _table(args, args.file):
+        plan = config.table_plan(table, args.data_dir, assignments, chosen)
+    else:
+        settings = config.read(args.file)
+        settings["compare"] = settings.get("compare", {}) | chosen
+        plan = config.plan(settings, assignments)
+    _say_notes(plan.base)
     out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
     fixed: dict[str, Any] = {"seeds": plan.seeds, "baselines": plan.baselines}
     study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, **axes)
     print(study.table(args.target).to_string())
     if out:
-        pictures = {"accuracy.png": "test_accuracy"} | (
-            {"local_accuracy.png": "local_accuracy"} if study.evaluated else {}
-        )
-        names = ["rounds.csv", "clients.csv", "summary.csv", *pictures]
-        report_kept(keep_earlier(out, [*names, "local_accuracy.png"]))
+        pictures: dict[str, Callable[[Path], None]] = {
+            "accuracy.png": study.plot,
+            "drift.png": study.plot_drift,
+            "splits.png": study.plot_splits,
+        }
+        if study.evaluated:
+            pictures["local_accuracy.png"] = lambda path: study.plot(path, "local")
+            pictures["accuracy_by_skew.png"] = study.plot_score_by_skew
+        tables = ["rounds.csv", "clients.csv", "summary.csv"]
+        report_kept(keep_earlier(out, [*tables, *pictures, "local_accuracy.png", "accuracy_by_skew.png"]))
         study.to_csv(out)
-        for name, column in pictures.items():
-            study.plot(out / name, column)
-        print(f"wrote {', '.join(names)} to {out}")
+        for name, draw in pictures.items():
+            draw(out / name)
+        print(f"wrote {', '.join([*tables, *pictures])} to {out}")
 
 
 def report_kept(folder: Path | None) -> None:
@@ -212,38 +287,34 @@ def report_kept(folder: Path | None) -> None:
 
 def _splits(args: argparse.Namespace) -> None:
     from fedsim import config, data
-    from fedsim.errors import whole
-    from fedsim.report.tables import split_table
+    from fedsim.errors import one_of, whole
+    from fedsim.report.split_plots import KINDS, plot_splits
+    from fedsim.report.tables import shards_table, splits_table
 
     whole("--most", args.most, 1)
     whole("--seed", args.seed, 0)
+    one_of("--kind", args.kind, KINDS)
+    if args.out and Path(args.out).exists():
+        raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
     chosen = [config.build("split", text) for text in args.split]
     labels = [str(split) for split in chosen]
     if len(set(labels)) < len(labels):
         labels = args.split
-    dataset = data.load(args.dataset, args.data_dir)
-    counts = {}
-    for label, split in zip(labels, chosen, strict=True):
-        table = split.partition(dataset.y_train, args.seed).label_counts(dataset.y_train, dataset.num_classes)
-        counts[label] = table
-        held = (table > 0).sum(axis=1)
-        sizes = table.sum(axis=1)
-        print(
-            f"{label} on {dataset.name}: {len(table)} clients, {sizes.min()} to {sizes.max()} examples each, "
-            f"{held.mean():.1f} labels per client on average"
-        )
-        print(split_table(table).head(args.most).to_string())
-        if len(table) > args.most:
-            print(f"... and {len(table) - args.most} more clients (--most {len(table)} shows all)")
-        print()
+    name = _table(args, args.dataset) or args.dataset
+    dataset = data.load(name, args.data_dir)
+    held = {label: split.federate(dataset, args.seed) for label, split in zip(labels, chosen, strict=True)}
+    print(f"{dataset.name}: {len(dataset.x_train):,} training examples; means over clients")
+    print(splits_table(held).to_string())
+    for label, federated in held.items():
+        print(f"\n{label}")
+        print(shards_table(federated).head(args.most).to_string())
+        if len(federated.partition) > args.most:
+            rest = len(federated.partition) - args.most
+            print(f"... and {rest:,} more clients (--most {len(federated.partition)} shows all)")
     if args.out:
-        from fedsim.report.plots import plot_splits
-
-        target = Path(args.out)
-        if target.exists():
-            raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
-        plot_splits(counts, target, f"Who holds which labels of {dataset.name}")
-        print(f"wrote {target}")
+        counts = {label: federated.label_counts() for label, federated in held.items()}
+        plot_splits(counts, args.out, f"Who holds which labels of {dataset.name}", args.kind, dataset.label_names)
+        print(f"\nwrote {args.out}")
 
 
 def _strategies(args: argparse.Namespace) -> None:
@@ -262,33 +333,18 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    from fedsim.data import mnist
+    from fedsim.data import idx
 
     print("digits           1,797 images 8 x 8, bundled with scikit-learn; no download (the default)")
     print("article          1,000 x 100 random inputs, 10 classes; its labels are pure noise")
     print("article_teacher  the same inputs, labelled by a random network: learnable")
-    place = args.data_dir or os.environ.get("FEDSIM_DATA")
-    cached = mnist.cache_dir() / "mnist"
-    if place:
-        missing = [name for name in mnist.FILES if not _found(name, place)]
-        state = f"in {place}" if not missing else f"NOT in {place}: {', '.join(missing)} missing"
-    elif all((cached / f"{name}.gz").is_file() for name in mnist.FILES):
-        state = f"in {cached}"
-    else:
-        state = (
-            f"not here; would be downloaded once from {mnist.MIRRORS[0]} into {cached}, "
-            "or is read from --data-dir DIR or $FEDSIM_DATA"
-        )
-    print(f"mnist            70,000 images 28 x 28; {state}")
-
-
-def _found(name: str, place: str) -> bool:
-    from fedsim.data import mnist
-
-    try:
-        return mnist.find(name, place) is not None
-    except FedsimError:
-        return False
+    for source in (idx.MNIST, idx.FASHION_MNIST):
+        print(f"{source.name:16} 70,000 images 28 x 28; {source.whereabouts(args.data_dir)}")
+    print("synthetic        synthetic(alpha, beta): FedProx's 30 devices of 60 features, 10 classes; made here")
+    print("synthetic_iid    the same with one model for all devices")
+    print("fcube            NIID-Bench's 4,000 points in a cube, 2 classes, 4 clients by octants; made here")
+    print("table            table('FILE', label='COLUMN', client_column='COLUMN'): your own CSV or Parquet file")
+    print("hub              hub('NAME', label='COLUMN'): the Hugging Face hub, or a folder of save_to_disk (extra hub)")
 
 
 if __name__ == "__main__":

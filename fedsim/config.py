@@ -12,7 +12,7 @@ A class of your own is ``"package.module:Class(...)"``. A study adds a ``[compar
 
 from __future__ import annotations
 
-import ast
+import inspect
 import os
 import sys
 import tomllib
@@ -26,6 +26,7 @@ from typing import Any
 from fedsim import clients, splits
 from fedsim.errors import ConfigError, near
 from fedsim.experiment import Experiment
+from fedsim.text import call, make, parse
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ def _servers() -> dict[str, Any]:
 
 
 def _namespace(field: str) -> dict[str, Any]:
-    """Return the classes that a field's text may name without a module."""
+    """Return the classes that a field's text may name without a module; for a split also those it may be made of."""
     if field == "server":
         return _servers()
-    module, base = (splits, splits.Split) if field == "split" else (clients, clients.SGD)
+    module, bases = (splits, (splits.Split, splits.Sizes)) if field == "split" else (clients, (clients.SGD,))
     found = {name: getattr(module, name) for name in module.__all__}
-    return {name: cls for name, cls in found.items() if issubclass(cls, base) and cls is not splits.Split}
+    classes = {name: cls for name, cls in found.items() if inspect.isclass(cls) and not inspect.isabstract(cls)}
+    return {name: cls for name, cls in classes.items() if issubclass(cls, bases)}
 
 
 def _import(field: str, path: str) -> Any:
@@ -85,7 +87,7 @@ def build(field: str, text: str) -> Any:
     ConfigError
         Not of that form, an unknown name, or arguments that the class does not take.
     """
-    head, bracket, rest = text.strip().partition("(")
+    head = text.strip().partition("(")[0]
     if ":" in head:
         target = _import(field, head)
     else:
@@ -93,34 +95,12 @@ def build(field: str, text: str) -> Any:
         if head not in names:
             raise ConfigError(f"{field} is {text!r}; allowed: {', '.join(names)} or module:Class{near(head, names)}")
         target = names[head]
-    args, keywords = _arguments(field, text, f"f({rest}" if bracket else "f()")
+    _, args, keywords = parse(field, text, _namespace(field) if field == "split" else {})
     if field == "server":
         if args:
             raise ConfigError(f"{field} is {text!r}; its options must be named, as in FedAdam(eta=0.1)")
         return partial(target, **keywords) if keywords else target
-    try:
-        return target(*args, **keywords)
-    except TypeError as error:
-        settings = [f.name for f in fields(target)] if is_dataclass(target) else []
-        reason = str(error).rpartition("() ")[2]
-        hint = "".join({near(k, settings) for k in keywords if k not in settings})
-        raise ConfigError(
-            f"{field} is {text!r}: {head} takes {', '.join(settings) or 'other arguments'} ({reason}){hint}"
-        ) from None
-
-
-def _arguments(field: str, text: str, call: str) -> tuple[list[Any], dict[str, Any]]:
-    try:
-        node = ast.parse(call, mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError("not one call")
-        args = [ast.literal_eval(a) for a in node.args]
-        keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if k.arg}
-        if len(keywords) != len(node.keywords):
-            raise ValueError("** is not allowed")
-    except (SyntaxError, ValueError):
-        raise ConfigError(f"{field} is {text!r}; allowed: a call with plain values, as in Name(1, key=0.5)") from None
-    return args, keywords
+    return make(field, target, head, args, keywords)
 
 
 def value_of(field: str, raw: Any) -> Any:
@@ -212,6 +192,48 @@ def plan(settings: Mapping[str, Any], assignments: Sequence[str] = ()) -> Plan:
     return Plan(apply(experiment(rest), assignments), values, seeds, baselines)
 
 
+#: How many clients share a table in which no column says whose a row is.
+TABLE_CLIENTS = 10
+
+
+def table_plan(
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    assignments: Sequence[str] = (),
+    chosen: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Make a study's plan of nothing but a table: its natural clients, if it names any, against IID and label skew.
+
+    Parameters
+    ----------
+    dataset : str
+        ``"table('FILE', label='COLUMN', ...)"``.
+    data_dir : path, optional
+    assignments : sequence of str
+        As for `apply`.
+    chosen : mapping, optional
+        What stands in a ``[compare]`` table, to put in place of the plan's own.
+    """
+    from fedsim import data
+
+    loaded = data.load(dataset, data_dir)
+    natural = [f"Natural({column!r})" for column in loaded.groups]
+    clients = len(build("split", natural[0]).federate(loaded).partition) if natural else TABLE_CLIENTS
+    clients = max(1, min(clients, len(loaded.x_train) // 2))
+    settings: dict[str, Any] = {
+        "dataset": dataset,
+        "split": natural[0] if natural else f"IID({clients})",
+        "client": "SGD(lr=0.05)",
+        "loss": "mse" if loaded.regression else "cross_entropy",
+        "rounds": 30,
+        "fraction_train": min(1.0, max(0.1, 50 / clients)),
+        "fraction_evaluate": 1.0,
+        "test_fraction": 0.2,
+    }
+    compared = {"split": [*natural, f"IID({clients})", f"Dirichlet({clients}, alpha=0.1)"], "seeds": 3}
+    return plan(settings | {"compare": compared | dict(chosen or {})}, assignments)
+
+
 def to_toml(experiment: Experiment) -> str:
     """Return the experiment as the TOML file that makes it again.
 
@@ -232,7 +254,7 @@ def to_toml(experiment: Experiment) -> str:
         if setting.name == "server":
             value = _server_text(value)
         elif setting.name in ("split", "client"):
-            value = _call(value, known=_namespace(setting.name).get(type(value).__name__) is type(value))
+            value = _call(value, _namespace(setting.name))
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, os.PathLike):
@@ -241,19 +263,19 @@ def to_toml(experiment: Experiment) -> str:
     return tomli_w.dumps(settings)
 
 
-def _call(value: Any, known: bool) -> str:
-    cls = type(value)
-    name = cls.__name__ if known else f"{cls.__module__}:{cls.__qualname__}"
-    arguments = ", ".join(
-        f"{f.name}={getattr(value, f.name)!r}"
-        for f in fields(value)
-        if getattr(value, f.name) is not None or f.default is not None
-    )
-    return f"{name}({arguments})"
+def _call(value: Any, known: Mapping[str, Any]) -> str:
+    """Write an object as the call that makes it."""
+    settings = {f.name: getattr(value, f.name) for f in fields(value)}
+    shown = {f.name: settings[f.name] for f in fields(value) if settings[f.name] is not None or f.default is not None}
+    return call(_name(type(value), known), [], shown)
 
 
 def _server_text(server: Any) -> str:
-    cls, options = (server.func, server.keywords) if isinstance(server, partial) else (server, {})
-    known = _servers().get(cls.__name__) is cls
-    name = cls.__name__ if known else f"{cls.__module__}:{cls.__qualname__}"
-    return f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    made = server if isinstance(server, partial) else partial(server)
+    return call(_name(made.func, _servers()), [], made.keywords)
+
+
+def _name(cls: Any, known: Mapping[str, Any]) -> str:
+    """Return how a text names a class."""
+    name: str = cls.__name__
+    return name if name in known and known[name] is cls else f"{cls.__module__}:{cls.__qualname__}"

@@ -25,6 +25,11 @@ class DivergenceError(FedsimError, ArithmeticError):
     """Training left the finite numbers or blew up; names the round and the client."""
 
 
+def missing_extra(what: str, extra: str) -> ConfigError:
+    """Return the error for something that an extra brings, with the command that installs it."""
+    return ConfigError(f"{what} needs the extra {extra!r}; install it by: pip install 'fedsim[{extra}]'")
+
+
 def near(word: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed word, or nothing."""
     close = difflib.get_close_matches(word, list(allowed), n=1)

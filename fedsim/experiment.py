@@ -16,7 +16,7 @@ from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half
 from fedsim.errors import ConfigError, one_of, real, whole
-from fedsim.splits import IID, Partition, Split
+from fedsim.splits import IID, FederatedDataset, Split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,20 +25,27 @@ if TYPE_CHECKING:
 
 #: What Flower's strategies call the least numbers of clients, all 1 here: fractions decide.
 MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-#: Columns of `Result.history`, in order.
-HISTORY = (
-    "round",
-    "test_loss",
-    "test_accuracy",
-    "train_loss",
-    "local_loss",
-    "local_accuracy",
-    "clients",
-    "failures",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-)
+
+
+def history_columns(score: str) -> tuple[str, ...]:
+    """Return the columns of `Result.history`, in order, for a score: ``"accuracy"`` or ``"r2"``."""
+    return (
+        "round",
+        "test_loss",
+        f"test_{score}",
+        "train_loss",
+        "local_loss",
+        f"local_{score}",
+        "clients",
+        "failures",
+        "client_drift",
+        "gradient_diversity",
+        "update_cosine",
+        "weight_divergence",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +58,11 @@ class Result:
     history : DataFrame
         One row per round, round 0 being the untrained model: ``round, test_loss, test_accuracy, train_loss`` (mean
         over the cohort's examples as they were trained on), ``local_loss, local_accuracy`` (mean over the examples
-        of the clients that evaluated; NaN if none did), ``clients`` (aggregated), ``failures`` (left out),
-        ``bytes_up, bytes_down`` (serialised arrays, all clients together), ``seconds`` (wall clock of the round).
+        of the clients that evaluated; NaN if none did), ``clients`` (aggregated), ``failures`` (left out), how far
+        clients went apart (``client_drift, gradient_diversity, update_cosine``; see `fedsim.engines.drift.Drift`),
+        ``weight_divergence`` (from training on all examples in one place; NaN unless asked for), ``bytes_up,
+        bytes_down`` (serialised arrays, all clients together), ``seconds`` (wall clock of the round). For regression
+        ``test_r2`` and ``local_r2`` are in the place of accuracies: ``1 - loss / variance of the test targets``.
     clients : DataFrame
         One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
         that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
@@ -60,6 +70,8 @@ class Result:
         Final global model: ``W1, b1, W2, b2, ...``.
     kernel : {"numpy", "compiled"}
         What trained the clients.
+    score : {"accuracy", "r2"}
+        What is measured: accuracy, or for regression R squared.
     """
 
     experiment: Experiment
@@ -67,18 +79,25 @@ class Result:
     clients: pd.DataFrame
     weights: dict[str, NDArray[Any]]
     kernel: str
+    score: str = "accuracy"
+
+    @property
+    def test_scores(self) -> NDArray[np.float64]:
+        """Test accuracy, or R squared, by round from round 0."""
+        scores: NDArray[np.float64] = self.history[f"test_{self.score}"].to_numpy(dtype=float)
+        return scores
 
     @property
     def final_accuracy(self) -> float:
-        """Test accuracy after the last round."""
-        return float(self.history["test_accuracy"].iloc[-1])
+        """Test accuracy after the last round; R squared for regression."""
+        return float(self.test_scores[-1])
 
     def rounds_to(self, target: float) -> float:
-        """Return after how many rounds test accuracy passes `target`, or NaN if it never does.
+        """Return after how many rounds test accuracy (or R squared) passes `target`, or NaN if it never does.
 
         As the FedAvg paper counts: each round's accuracy is the best so far, interpolated linearly between rounds.
         """
-        best = np.maximum.accumulate(self.history["test_accuracy"].to_numpy(dtype=float))
+        best = np.maximum.accumulate(self.test_scores)
         above = np.flatnonzero(best >= target)
         if not len(above):
             return float("nan")
@@ -95,7 +114,7 @@ class Experiment:
     Parameters
     ----------
     dataset : str or Dataset
-        A name that `fedsim.data.load` knows, or your own arrays.
+        What `fedsim.data.load` takes, such as ``"digits"`` or ``"table('my.csv', label='y')"``, or your own arrays.
     data_dir : path, optional
         Where data files are kept; default ``$FEDSIM_DATA``, else downloads into the user's cache.
     split : Split
@@ -129,6 +148,10 @@ class Experiment:
     kernel : {"auto", "numpy", "compiled"}
         What trains the clients; the two agree to rounding. auto is compiled where the configuration makes a large
         job; see `fedsim.kernels.choose`.
+    weight_divergence : bool
+        Also train on all examples in one place, as long in each round as a client does, and record how far the global
+        weights are from those: ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section 3.2).
+        It takes as long again.
 
     Raises
     ------
@@ -152,10 +175,11 @@ class Experiment:
     seed: int = 0
     on_failure: str = "raise"
     kernel: str = "auto"
+    weight_divergence: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
-            one_of("dataset", self.dataset, data.DATASETS)
+            data.check(self.dataset)
         elif not isinstance(self.dataset, data.Dataset):
             raise ConfigError(f"dataset is {self.dataset!r}; allowed: a name or a fedsim.data.Dataset")
         for name, kind in (("split", Split), ("client", SGD)):
@@ -176,6 +200,8 @@ class Experiment:
         whole("seed", self.seed, 0)
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
         one_of("kernel", self.kernel, kernels.KERNELS)
+        if not isinstance(self.weight_divergence, bool):
+            raise ConfigError(f"weight_divergence is {self.weight_divergence!r}; allowed: true or false")
 
     def run(
         self,
@@ -221,15 +247,20 @@ class Experiment:
         """Return the dataset."""
         return data.load(self.dataset, self.data_dir) if isinstance(self.dataset, str) else self.dataset
 
-    def partitions(self, dataset: data.Dataset) -> tuple[Partition, Partition | None]:
-        """Return which examples clients train on, and which they evaluate on if not on those."""
-        partition = self.split.partition(dataset.y_train, self.seed)
-        if not self.test_fraction:
-            return partition, None
-        return partition.divide(self.test_fraction, self.seed)
+    def federate(self, dataset: data.Dataset) -> FederatedDataset:
+        """Return the dataset as clients hold it."""
+        return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
     def network(self, dataset: data.Dataset) -> mlp.MLP:
-        """Return the network for a dataset; binary cross-entropy on two classes has one output."""
+        """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.
+
+        Raises
+        ------
+        ConfigError
+            A loss for labels, and targets that are real numbers.
+        """
+        if dataset.regression and self.loss != "mse":
+            raise ConfigError(f"loss is {self.loss!r}, and {dataset.name} has real-valued targets; allowed: mse")
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
         return mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)

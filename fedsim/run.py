@@ -18,20 +18,22 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim import checkpoint, kernels, mlp
+from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, numpy_hooks
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid, mean_evaluation
 from fedsim.errors import DivergenceError, FedsimError
-from fedsim.experiment import HISTORY, Result
+from fedsim.experiment import Result, history_columns
 from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
+from fedsim.splits import IID, FederatedDataset
 from fedsim.streams import Purpose, generator, keys
 
 if TYPE_CHECKING:
     from fedsim.experiment import Experiment
 
-#: Columns of `Result.clients`, in order.
-CLIENTS = ("round", "partition_id", "num_examples", "loss", "accuracy")
+#: Columns of `Result.clients`, in order, before the score.
+CLIENTS = ("round", "partition_id", "num_examples", "loss")
 #: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
 #: this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
@@ -66,30 +68,30 @@ class _Run:
     ) -> None:
         self.experiment, self.on_round, self.folder = experiment, on_round, folder
         dataset = experiment.load_data()
+        federated = experiment.federate(dataset)
         self.net = experiment.network(dataset)
-        client = experiment.client
-        per_round = len(dataset.y_train) * client.epochs
+        client, clients, examples = experiment.client, len(federated.partition), len(federated.partition.indices)
+        per_round = examples * client.epochs
         if client.steps and client.batch_size:
-            per_round = client.steps * client.batch_size * experiment.split.num_clients
+            per_round = client.steps * client.batch_size * clients
         trained_on = per_round * experiment.fraction_train * experiment.rounds
-        self.kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), self.net, trained_on)
-        partition, partition_test = experiment.partitions(dataset)
-        self.half = ServerHalf(client, self.net, int(partition.sizes.sum()), experiment.seed)
+        self.kernel = kernels.choose(experiment.kernel, numpy_hooks(client), self.net, trained_on)
+        self.half = ServerHalf(client, self.net, examples, experiment.seed)
         self.grid = InProcessGrid(
             self.net,
-            dataset,
-            partition,
-            experiment.client,
+            federated,
+            client,
             experiment.seed,
             kernel=self.kernel,
             workers=workers,
             block_size=block_size,
             on_failure=experiment.on_failure,
-            partition_test=partition_test,
         )
+        self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
+        self.score = "r2" if dataset.regression else "accuracy"
+        self.reference = _Centralised(self, federated) if experiment.weight_divergence else None
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
-        self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
         self.arrays = flower.to_record(
             self.net, self.weights
         )  # a server strategy may keep more digits than the network
@@ -105,6 +107,8 @@ class _Run:
             stack.enter_context(flower.quiet(verbose))
             stack.enter_context(flower.seeded_sampling(sampling_seed))
             stack.enter_context(self.grid)
+            if self.reference:
+                stack.enter_context(self.reference.grid)
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
             self.strategy = experiment.strategy(self.half)
@@ -120,11 +124,11 @@ class _Run:
                     )
                 except flower.AppExitException as error:
                     raise FedsimError(f"Flower's {type(self.strategy).__name__} gave up: {error}") from error
-        history = pd.DataFrame(self.rows, columns=list(HISTORY))
-        parts = self.client_rows
-        clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in CLIENTS})
+        history = pd.DataFrame(self.rows, columns=list(history_columns(self.score)))
+        parts, columns = self.client_rows, (*CLIENTS, self.score)
+        clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
         weights = {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
-        return Result(experiment, history, clients, weights, self.kernel)
+        return Result(experiment, history, clients, weights, self.kernel, self.score)
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""
@@ -149,21 +153,23 @@ class _Run:
             *mean_evaluation(evaluations),
             traffic.clients,
             len(traffic.failed),
+            *traffic.movements.drift(),
+            self.reference.divergence(server_round, self.weights) if self.reference else float("nan"),
             traffic.bytes_up,
             traffic.bytes_down,
             now - self.started,
         )
         self.started = now
-        row = dict(zip(HISTORY, values, strict=True))
+        row = dict(zip(history_columns(self.score), values, strict=True))
         self.rows.append(row)
         for part in evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
-            self.client_rows.append(dict(zip(CLIENTS, (numbers, *columns), strict=True)))
+            self.client_rows.append(dict(zip((*CLIENTS, self.score), (numbers, *columns), strict=True)))
         self.on_round(row)
         if self.folder:
             self._checkpoint(self.folder)
-        return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
+        return MetricRecord({"test_loss": loss, f"test_{self.score}": accuracy})
 
     # Interruption.
 
@@ -198,6 +204,7 @@ class _Run:
                     "clients": self.client_rows,
                     "client_state": self.grid.state.dump(),
                     "half": self.half.state,
+                    "centralised": self.reference.weights if self.reference else None,
                     "server": _state_of(self.strategy),
                     "sampling": random.getstate(),
                 }
@@ -220,12 +227,33 @@ class _Run:
         self.rows, self.client_rows = saved["history"], saved["clients"]
         self.grid.state.restore(saved["client_state"])
         self.half.state = saved["half"]
+        if self.reference:
+            self.reference.weights = saved["centralised"]
         _give_back(self.strategy, saved["server"])
         random.setstate(saved["sampling"])
         self.grid.limit_loss(self.rows[0]["test_loss"])
         for row in self.rows:
             self.on_round(row)
         return len(self.rows) - 1
+
+
+class _Centralised:
+    """Training on all examples in one place, round by round, to measure the global weights against."""
+
+    def __init__(self, run: _Run, federated: FederatedDataset) -> None:
+        experiment = run.experiment
+        client = SGD.of(experiment.client)
+        together = IID(1).federate(federated.dataset)
+        self.grid = InProcessGrid(run.net, together, client, experiment.seed, kernel=run.kernel, workers=1)
+        self.weights = run.weights
+
+    def divergence(self, server_round: int, weights: NDArray[Any]) -> float:
+        """Train for the round, and return ``|w - w_central| / |w_central|``."""
+        if server_round:
+            [update] = self.grid.train(self.grid.task(self.weights, server_round), np.zeros(1, dtype=np.intp))
+            self.weights = update.weights[0]
+        away = np.subtract(weights, self.weights, dtype=np.float64)
+        return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))
 
 
 def _state_of(strategy: Strategy) -> dict[str, Any]:

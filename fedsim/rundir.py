@@ -121,7 +121,8 @@ def fingerprint(experiment: Experiment) -> str:
     dataset = experiment.dataset
     if not isinstance(dataset, str):
         digest = hashlib.sha256()
-        for values in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test):
+        groups = (dataset.groups[name] for name in sorted(dataset.groups))
+        for values in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *groups):
             digest.update(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(values).tobytes())
         dataset = digest.hexdigest()
     return f"# {dataset}\n" + to_toml(replace(experiment, dataset="digits", data_dir=None))

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     FLOWER = 7
     SHUFFLE_PERSONAL = 8
     CLIENT_TEST = 9
+    SPLIT_CHANGE = 10
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

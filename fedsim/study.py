@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim import data
+from fedsim import data, text
 from fedsim.errors import ConfigError, near, one_of, whole
 from fedsim.experiment import Experiment, Result
 
@@ -87,25 +87,26 @@ class Study:
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
             own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
             over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
+            For regression ``r2`` stands for ``accuracy`` in every name.
         """
         import pandas as pd
 
-        goal = self.target if target is None else target
+        goal, score = self.target if target is None else target, self.score
         rows = []
         for variant in self.variants:
             final = [r.final_accuracy for r in variant.results]
-            local = [float(r.history["local_accuracy"].iloc[-1]) for r in variant.results]
+            local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
             reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
             sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
             rows.append(
                 {
                     **variant.labels,
                     "seeds": len(final),
-                    "final_accuracy": float(np.mean(final)),
-                    "final_accuracy_ci95": half_width(final),
-                    "best_accuracy": float(np.mean([r.history["test_accuracy"].max() for r in variant.results])),
-                    "local_accuracy": float(np.mean(local)),
-                    "local_accuracy_ci95": half_width(local),
+                    f"final_{score}": float(np.mean(final)),
+                    f"final_{score}_ci95": half_width(final),
+                    f"best_{score}": float(np.mean([r.test_scores.max() for r in variant.results])),
+                    f"local_{score}": float(np.mean(local)),
+                    f"local_{score}_ci95": half_width(local),
                     "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
                     "target": goal,
                     "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
@@ -126,10 +127,11 @@ class Study:
             share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
             rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
         shown = {axis: summary[axis] for axis in self.variants[0].labels}
-        shown["final accuracy"] = _with_interval(summary, "final_accuracy")
+        name = {"accuracy": "accuracy", "r2": "R2"}[self.score]
+        shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
         if self.evaluated:
-            shown["local accuracy"] = _with_interval(summary, "local_accuracy")
-        shown["best accuracy"] = [f"{m:.3f}" for m in summary["best_accuracy"]]
+            shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
+        shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
         shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
         frame = pd.DataFrame(shown)
@@ -165,40 +167,68 @@ class Study:
     @property
     def evaluated(self) -> bool:
         """Whether any clients evaluated on examples of their own."""
-        return any(bool(r.history["local_accuracy"].notna().any()) for v in self.variants for r in v.results)
+        return any(bool(r.history[f"local_{self.score}"].notna().any()) for v in self.variants for r in v.results)
 
-    def plot(self, path: str | os.PathLike[str], column: str = "test_accuracy") -> None:
+    @property
+    def score(self) -> str:
+        """What is measured: ``"accuracy"``, or ``"r2"`` where targets are real numbers."""
+        return self.variants[0].results[0].score
+
+    def need_evaluation(self) -> None:
+        """Raise ConfigError if no client evaluated."""
+        if not self.evaluated:
+            raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
+
+    def plot(self, path: str | os.PathLike[str], whose: str = "test") -> None:
         """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
 
         Parameters
         ----------
         path : path
-        column : {"test_accuracy", "local_accuracy"}
+        whose : {"test", "local"}
             Of the global model on the test set; of what clients use, on their own examples.
 
         Raises
         ------
         ConfigError
-            Another column, or local accuracy where no client evaluated.
+            Another word, or local accuracy where no client evaluated.
         """
-        from fedsim.report.plots import ACCURACIES, plot_accuracy
+        from fedsim.report.plots import SCORES, plot_accuracy
 
-        one_of("column", column, ACCURACIES)
-        if column == "local_accuracy" and not self.evaluated:
-            raise ConfigError("column is 'local_accuracy', but no client evaluated; set fraction_evaluate")
-        plot_accuracy(self, path, column)
+        one_of("whose", whose, SCORES)
+        if whose == "local":
+            self.need_evaluation()
+        plot_accuracy(self, path, whose)
 
-    def plot_splits(self, path: str | os.PathLike[str]) -> None:
-        """Draw who holds which labels: a panel per variant, as its first seed divided the data."""
-        from fedsim.report.plots import plot_splits
+    def plot_drift(self, path: str | os.PathLike[str]) -> None:
+        """Draw how far clients went apart by round: drift, cosine, diversity, and weight divergence where measured."""
+        from fedsim.report.plots import plot_drift
+
+        plot_drift(self, path)
+
+    def plot_score_by_skew(self, path: str | os.PathLike[str]) -> None:
+        """Draw each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
+        from fedsim.report.plots import plot_score_by_skew
+
+        plot_score_by_skew(self, path)
+
+    def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
+        """Draw who holds which labels: a panel per variant, as its first seed divided the data.
+
+        Parameters
+        ----------
+        path : path
+        kind : {"bars", "bubbles", "sizes"}
+            See `fedsim.report.split_plots.plot_splits`.
+        """
+        from fedsim.report.split_plots import plot_splits
 
         counts = {}
         for variant in self.variants:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
-            partition = experiment.split.partition(dataset.y_train, experiment.seed)
-            counts[variant.label] = partition.label_counts(dataset.y_train, dataset.num_classes)
-        plot_splits(counts, path, f"Who holds which labels of {dataset.name}")
+            counts[variant.label] = experiment.split.federate(dataset, experiment.seed).label_counts()
+        plot_splits(counts, path, f"Who holds which labels of {dataset.name}", kind, dataset.label_names)
 
 
 def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
@@ -221,8 +251,8 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
             raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{near(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(f"{axis} is {values!r}; compare wants a list of values, at least one")
-        short = [_short(v) for v in values]
-        labels[axis] = short if len(set(short)) == len(short) else [repr(v) for v in values]
+        shown = [_short(v) for v in values]
+        labels[axis] = shown if len(set(shown)) == len(shown) else [text.short(v) for v in values]
     combinations = []
     for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
         pairs = list(zip(axes, chosen, strict=True))
@@ -325,11 +355,20 @@ def compare(
                 def tick(row: Mapping[str, float]) -> None:
                     if row["round"]:
                         bar.update()
-                        bar.set_postfix(accuracy=f"{row['test_accuracy']:.3f}")
+                        bar.set_postfix(score_of(row))
                     if on_round is not None:
                         on_round(row)
 
                 result = ready.run(workers=workers, on_round=tick, verbose=verbose)
                 results.append(replace(result, experiment=experiment))
             found.append(Variant(labels, tuple(results)))
-    return Study(tuple(found))
+    study = Study(tuple(found))
+    if len({r.score for v in study.variants for r in v.results}) > 1:
+        raise ConfigError("dataset mixes labels and real-valued targets; compare them in studies of their own")
+    return study
+
+
+def score_of(row: Mapping[str, float]) -> dict[str, str]:
+    """Return what a progress bar shows of a row of the history."""
+    column = "test_accuracy" if "test_accuracy" in row else "test_r2"
+    return {column.removeprefix("test_"): f"{row[column]:.3f}"}

@@ -35,7 +35,7 @@ from fedsim.clients.base import (
 )
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.splits import Partition, Split
+from fedsim.splits import CountedSplit, Partition
 
 Array = NDArray[Any]
 Check = Callable[[SGD], None]
@@ -129,10 +129,10 @@ def _dataset() -> Dataset:
     return Dataset("checks", x[:-50], y[:-50], x[-50:], y[-50:], 3)
 
 
-class _Ragged(Split):
+class _Ragged(CountedSplit):
     """Shards of SIZES, in the order of the examples."""
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         return Partition(np.arange(sum(SIZES)), np.concatenate([[0], np.cumsum(SIZES)]))
 
 
@@ -426,7 +426,7 @@ def the_global_weights_keep_their_shape(strategy: SGD) -> None:
     half = ServerHalf(strategy, task.net, sum(SIZES), 0)
     half.down(task.global_weights)
     update = _rounds(task, rounds=1)
-    from fedsim.servers.fedavg import RunningMean
+    from fedsim.kernels.mean import RunningMean
 
     mean = {}
     factors = strategy.weigh(update.num_examples, update.up)
@@ -455,7 +455,7 @@ def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
     found = []
     for as_messages in (False, True):
         server = FedAvg(seed=3, half=ServerHalf(strategy, net, sum(SIZES), 3))
-        with InProcessGrid(net, data, _Ragged(len(SIZES)).partition(data.y_train), strategy) as grid, flower.quiet():
+        with InProcessGrid(net, _Ragged(len(SIZES)).federate(data), strategy) as grid, flower.quiet():
             arrays: Any = start
             for number in (1, 2):
                 messages = server.configure_train(number, arrays, ConfigRecord(), grid)

@@ -21,7 +21,7 @@ from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, Task, new_state, run
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.splits import IID, Dirichlet, Partition, Shards, Split
+from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split
 from fedsim.testing import check_client_strategy
 
 STRATEGIES = [
@@ -88,10 +88,10 @@ def test_one_full_step_is_centralised_gradient_descent(strategy: SGD, split: Spl
     np.testing.assert_allclose(weights_of(experiment.run()), centralised(experiment), rtol=1e-12, atol=1e-13)
 
 
-class Identical(Split):
+class Identical(CountedSplit):
     """Every client holds the same examples, all of them."""
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         n = len(labels)
         return Partition(np.tile(np.arange(n), self.num_clients), np.arange(self.num_clients + 1) * n)
 
@@ -128,7 +128,7 @@ def trimmed(n: int) -> Dataset:
     return replace(digits, x_train=digits.x_train[:n], y_train=digits.y_train[:n])
 
 
-class Sized(Split):
+class Sized(CountedSplit):
     """Consecutive shards of given sizes."""
 
     sizes: tuple[int, ...] = ()
@@ -137,7 +137,7 @@ class Sized(Split):
         super().__init__(num_clients)
         object.__setattr__(self, "sizes", sizes)
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         return Partition(np.arange(sum(self.sizes)), np.concatenate([[0], np.cumsum(self.sizes)]))
 
 
@@ -146,7 +146,7 @@ def test_data_parallel_sgd_is_minibatch_sgd_on_the_union_of_the_batches() -> Non
     experiment = replace(FULL, client=clients.FedSGD(batch_size=10, lr=0.2), dataset=trimmed(60), rounds=1)
     data = experiment.load_data()
     start = weights_of(replace(experiment, client=clients.FedSGD(lr=1e-300)).run())
-    partition, _ = experiment.partitions(data)
+    partition = experiment.federate(data).partition
     net = experiment.network(data)
     assert (partition.sizes == 10).all()  # a worker's batch is its whole shard
     _, grad = mlp.gradient(net, start[None], data.x_train[None].astype(float), data.y_train[None])

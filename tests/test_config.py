@@ -68,13 +68,15 @@ def test_a_study_file() -> None:
 @pytest.mark.parametrize(
     ("field", "text", "sentence"),
     [
-        ("split", "Dirichlett(5)", "allowed: IID, Dirichlet, Shards or module:Class; did you mean 'Dirichlet'"),
+        ("split", "Dirichlett(5)", "allowed: IID, Dirichlet, .* or module:Class; did you mean 'Dirichlet'"),
         ("split", "Dirichlet(5, alpha=-1)", "Dirichlet's alpha is -1; allowed: a finite number greater than 0"),
         ("split", "Dirichlet(5, alfa=1)", "did you mean 'alpha'"),
-        ("split", "IID", "missing 1 required"),
+        ("split", "IID", "IID takes .*num_clients.* .missing a required argument"),
         ("split", "IID(5", "allowed: a call with plain values"),
         ("split", "IID(5)(6)", "allowed: a call with plain values"),
-        ("split", "IID(open('x'))", "allowed: a call with plain values"),
+        ("split", "IID(open('x'))", "split names 'open'; allowed: IID"),
+        ("split", "IID(3 .real)", "allowed: a call with plain values"),
+        ("client", "SGD(lr=SGD())", "client names 'SGD'; it takes plain values only"),
         ("split", "IID(**{'num_clients': 3})", "allowed: a call with plain values"),
         ("split", "Split(5)", "allowed: IID"),
         ("client", "SDG", "did you mean 'SGD'"),

@@ -8,14 +8,15 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedsim import data
-from fedsim.data import mnist
-from fedsim.data.mnist import FILES, read_idx
+from fedsim.data import idx
+from fedsim.data.idx import read_idx
 from fedsim.errors import ConfigError, DataError
 
 
@@ -69,7 +70,7 @@ def test_mnist_by_environment_and_from_the_folder_above(mnist_dir: Path, monkeyp
 def write_idx(folder: Path, sizes: tuple[int, int] = (30, 10)) -> None:
     """A tiny dataset in MNIST's form."""
     rng = np.random.default_rng(0)
-    for name in FILES:
+    for name in idx.MNIST.files:
         n = sizes[0] if name.startswith("train") else sizes[1]
         shape = (n, 28, 28) if "images" in name else (n,)
         body = rng.integers(0, 10, shape).astype(np.uint8)
@@ -96,24 +97,27 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
-def test_mnist_is_downloaded_once_and_checked(
-    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("genuine", [idx.MNIST, idx.FASHION_MNIST], ids=lambda source: source.name)
+def test_idx_files_are_downloaded_once_and_checked(
+    genuine: idx.Source, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, folder = server
     write_idx(folder)
-    hashes = {name: hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() for name in FILES}
+    hashes = {
+        name: "sha256:" + hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() for name in idx.MNIST.files
+    }
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("fedsim.data.mnist.MIRRORS", ("http://127.0.0.1:9/", url))
+    here = replace(genuine, mirrors=("http://127.0.0.1:9/", url))
 
     with pytest.raises(DataError, match=r"could not be downloaded .*--data-dir DIR or FEDSIM_DATA=DIR"):
-        mnist.load()  # the genuine checksums: the mirror's files are not MNIST
+        here.load()  # the genuine checksums: the mirror's files are others
 
-    monkeypatch.setattr("fedsim.data.mnist.FILES", hashes)
-    assert mnist.load().x_train.shape == (30, 784)
+    here = replace(here, files=hashes)
+    assert here.load().x_train.shape == (30, 784)
     for file in folder.iterdir():
         file.unlink()
-    assert mnist.load().x_test.shape == (10, 784)  # from the cache now
+    assert here.load().x_test.shape == (10, 784)  # from the cache now
 
 
 def test_files_may_be_unzipped(tmp_path: Path) -> None:
@@ -121,12 +125,12 @@ def test_files_may_be_unzipped(tmp_path: Path) -> None:
     for file in list(tmp_path.iterdir()):
         file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
         file.unlink()
-    assert mnist.load(tmp_path).x_train.shape == (30, 784)
+    assert idx.MNIST.load(tmp_path).x_train.shape == (30, 784)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data_dir is .* holds neither train-images-idx3-ubyte.gz nor"):
-        mnist.load(tmp_path)
+        idx.MNIST.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid, Replies
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
+from fedsim.kernels.mean import RunningMean
 from fedsim.servers import FedAvg
-from fedsim.servers.fedavg import RunningMean
-from fedsim.splits import IID, Dirichlet, Partition
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition
 
 SMALL = Experiment(split=Dirichlet(12, alpha=1.0), hidden=(8,), rounds=3, fraction_train=0.6, fraction_evaluate=0.5)
 
@@ -78,7 +78,7 @@ def test_stock_privacy_wrappers_run_around_ours_and_flowers(name: str) -> None:
     for inner in (FedAvg(seed=1), stock.FedAvg(fraction_evaluate=0.0, min_available_nodes=1)):
         dataset = data.load("digits")
         net = mlp.MLP((64, 8, 10))
-        with InProcessGrid(net, dataset, IID(12).partition(dataset.y_train), SGD()) as grid, flower.quiet():
+        with InProcessGrid(net, IID(12).federate(dataset), SGD()) as grid, flower.quiet():
             start = flower.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
             client_side = "ClientSide" in name
             if client_side and "Adaptive" in name:
@@ -123,7 +123,7 @@ def test_streaming_equals_ordinary_replies_bit_for_bit() -> None:
     found = []
     for as_messages in (False, True):
         strategy = FedAvg(seed=3, fraction_train=0.5)
-        with InProcessGrid(net, dataset, Dirichlet(12, alpha=0.3).partition(dataset.y_train), SGD()) as grid:
+        with InProcessGrid(net, Dirichlet(12, alpha=0.3).federate(dataset), SGD()) as grid:
             messages = strategy.configure_train(1, start, ConfigRecord(), grid)
             replies: Any = grid.send_and_receive(list(messages) if as_messages else messages)
             record, metrics = strategy.aggregate_train(1, list(reversed(replies)) if as_messages else replies)
@@ -181,7 +181,7 @@ def test_lazy_arrays_are_flowers_arrays_on_the_wire() -> None:
 def test_push_and_pull() -> None:
     dataset = data.load("digits")
     net = mlp.MLP((64, 10))
-    with InProcessGrid(net, dataset, IID(5).partition(dataset.y_train), SGD()) as grid:
+    with InProcessGrid(net, IID(5).federate(dataset), SGD()) as grid:
         content = RecordDict({"arrays": flower.to_record(net, np.zeros(net.num_parameters, np.float32))})
         messages = [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
         ids = list(grid.push_messages(messages))
@@ -200,7 +200,7 @@ def test_push_and_pull() -> None:
 def test_replies_are_computed_only_when_read() -> None:
     dataset = data.load("digits")
     net = mlp.MLP((64, 10))
-    with InProcessGrid(net, dataset, IID(5).partition(dataset.y_train), SGD()) as grid:
+    with InProcessGrid(net, IID(5).federate(dataset), SGD()) as grid:
         content = RecordDict({"arrays": flower.to_record(net, np.zeros(net.num_parameters, np.float32))})
         replies = grid.send_and_receive([Message(content, n, MessageType.TRAIN) for n in grid.get_node_ids()])
         assert isinstance(replies, Replies)
@@ -250,7 +250,9 @@ def test_blocks_end_at_about_the_same_time(clients: int, workers: int, skew: flo
     sizes = np.maximum(1, 300 * np.arange(1, clients + 1) ** -skew).astype(int)
     dataset = data.load("digits")
     held = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
-    grid = InProcessGrid(mlp.MLP((64, 200, 10)), dataset, held, SGD(), kernel="compiled", workers=workers)
+    grid = InProcessGrid(
+        mlp.MLP((64, 200, 10)), FederatedDataset(dataset, held), SGD(), kernel="compiled", workers=workers
+    )
     work = 1e7
     blocks = grid.blocks(np.arange(clients), work)
     assert np.array_equal(np.concatenate(blocks), np.arange(clients))

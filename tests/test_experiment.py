@@ -12,15 +12,15 @@ import pytest
 from fedsim import Experiment, data, mlp
 from fedsim.clients import SGD, FedProx
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
-from fedsim.experiment import HISTORY, Result
-from fedsim.splits import IID, Dirichlet, Partition, Shards, Split
+from fedsim.experiment import Result, history_columns
+from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split
 from fedsim.streams import Purpose, generator
 
 
-class Unequal(Split):
+class Unequal(CountedSplit):
     """Client k gets k + 1 parts of 55."""
 
-    def _partition(self, labels: Any, rng: np.random.Generator) -> Partition:
+    def assign(self, labels: Any, rng: np.random.Generator) -> Partition:
         cuts = np.cumsum(np.arange(1, self.num_clients + 1)) * len(labels) // 55
         return Partition(rng.permutation(len(labels)), np.concatenate([[0], cuts]))
 
@@ -73,7 +73,7 @@ def test_one_client_holding_everything_is_plain_sgd() -> None:
 
 def test_history_and_clients_are_tidy() -> None:
     result = Experiment(split=Shards(20, per_client=2), rounds=3, fraction_train=0.25, fraction_evaluate=1.0).run()
-    assert tuple(result.history.columns) == HISTORY
+    assert tuple(result.history.columns) == history_columns("accuracy")
     assert result.history["round"].tolist() == [0, 1, 2, 3]
     assert result.history["clients"].tolist() == [0, 5, 5, 5]
     assert result.history["train_loss"].isna().tolist() == [True, False, False, False]

@@ -17,7 +17,8 @@ from fedsim import Experiment, clients, servers
 from fedsim.clients.base import Update
 from fedsim.engines import flower
 from fedsim.errors import ConfigError
-from fedsim.servers.fedavg import Rule, RunningMean
+from fedsim.kernels.mean import RunningMean
+from fedsim.servers.fedavg import Rule
 from fedsim.splits import Dirichlet, Shards
 
 BASE = Experiment(split=Shards(13, per_client=2), hidden=(8,), rounds=4, dtype="float64")

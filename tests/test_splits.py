@@ -1,42 +1,100 @@
-"""Splits: every example in exactly one shard, and the papers' own examples."""
+"""Splits: who holds what is exact for every family and odd sizes, and the papers' own examples come out."""
 
 from __future__ import annotations
 
+import inspect
+import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
 
+from fedsim import Experiment, config, data, splits
+from fedsim.clients import SGD
+from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.splits import IID, Dirichlet, Partition, Shards, Split
+from fedsim.splits import (
+    IID,
+    CountedSplit,
+    Dirichlet,
+    DirichletSizes,
+    FeatureNoise,
+    FeatureScale,
+    FlowerDatasets,
+    LabelDirichlet,
+    LabelNoise,
+    LabelPermutation,
+    LabelsPerClient,
+    LogNormal,
+    Mixture,
+    Natural,
+    Partition,
+    PowerLaw,
+    Rotation,
+    Shards,
+    Shared,
+    Split,
+    TimeOrdered,
+)
 
+#: What is none of the things that are allowed.
+ANY: Any = 3
 LABELS = np.repeat(np.arange(10), 6000)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Split, Any, int]:
+def laws(draw: st.DrawFn, examples: int, clients: int) -> Any:
+    least = draw(st.integers(1, examples // clients))
+    fixed = [examples // clients] * clients
+    return draw(
+        st.sampled_from(
+            [None, LogNormal(draw(st.floats(0, 50)), least), PowerLaw(draw(st.floats(0, 50)), least), fixed]
+            + [DirichletSizes(alpha, least) for alpha in (1e-300, 0.1, 1e6)]
+        )
+    )
+
+
+@st.composite
+def exact(draw: st.DrawFn) -> tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int]:
+    """A split of any family that gives every example to exactly one client, and what to divide."""
     examples = draw(st.integers(1, 200))
     clients = draw(st.integers(1, examples))
     labels = np.array(draw(st.lists(st.integers(0, 7), min_size=examples, max_size=examples)))
-    split = draw(
-        st.sampled_from(
-            [
-                IID(clients),
-                Shards(clients, per_client=draw(st.integers(1, max(1, examples // clients)))),
-                Dirichlet(clients, alpha=draw(st.sampled_from([1e-300, 1e-6, 0.1, 1.0, 1e6]))),
-            ]
-        )
-    )
-    return split, labels, draw(st.integers(0, 2**64))
+    groups = {"who": np.array(draw(st.lists(st.integers(-3, 9), min_size=examples, max_size=examples)))}
+    present = len(np.unique(labels))
+    alpha = draw(st.sampled_from([1e-300, 1e-6, 0.1, 1.0, 1e6]))
+    law = draw(laws(examples, clients))
+    whole = law if not isinstance(law, list) or sum(law) == examples else None
+    choices: list[Split] = [
+        IID(clients, sizes=whole),
+        Shards(clients, per_client=draw(st.integers(1, max(1, examples // clients)))),
+        Dirichlet(clients, alpha=alpha, sizes=whole),
+        LabelDirichlet(
+            clients, alpha=alpha, min_size=draw(st.integers(1, examples // clients)), balance=draw(st.booleans())
+        ),
+        Natural("who"),
+        Natural(num_clients=draw(st.integers(1, len(np.unique(groups["who"]))))),
+    ]
+    if clients * present >= present:
+        choices.append(LabelsPerClient(clients, k=draw(st.integers(-(-present // clients), present))))
+    if clients <= examples // 2:
+        choices.append(Mixture(IID(clients), Dirichlet(clients, alpha), share=0.5))
+    return draw(st.sampled_from(choices)), labels, groups, draw(st.integers(0, 2**64))
 
 
-@given(cases())
-def test_every_example_is_in_exactly_one_shard_and_no_client_is_empty(case: tuple[Split, Any, int]) -> None:
-    split, labels, seed = case
-    partition = split.partition(labels, seed)
-    assert len(partition) == split.num_clients
+@given(exact())
+def test_every_example_is_in_exactly_one_shard_and_no_client_is_empty(
+    case: tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int],
+) -> None:
+    split, labels, groups, seed = case
+    partition = split.partition(labels, seed, groups)
+    wanted = getattr(split, "num_clients", None) or len(np.unique(groups["who"]))
+    assert len(partition) == wanted
     assert np.array_equal(np.sort(np.concatenate(list(partition))), np.arange(len(labels)))
     assert partition.sizes.min() >= 1
     assert partition.sizes.sum() == len(labels)
@@ -44,14 +102,78 @@ def test_every_example_is_in_exactly_one_shard_and_no_client_is_empty(case: tupl
     assert np.array_equal(counts.sum(axis=0), np.bincount(labels, minlength=8))
     for shard, row in zip(partition, counts, strict=True):
         assert np.array_equal(np.bincount(labels[shard], minlength=8), row)
+    least = getattr(split, "min_size", None) or getattr(getattr(split, "sizes", None), "least", 1)
+    assert partition.sizes.min() >= least
 
 
-@given(cases())
-def test_a_seed_decides_the_split(case: tuple[Split, Any, int]) -> None:
-    split, labels, seed = case
-    once, again = split.partition(labels, seed), split.partition(labels, seed)
+@given(exact())
+def test_a_seed_decides_the_split(case: tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int]) -> None:
+    split, labels, groups, seed = case
+    once, again = (split.partition(labels, seed, groups) for _ in range(2))
     assert np.array_equal(once.indices, again.indices)
     assert np.array_equal(once.offsets, again.offsets)
+
+
+def test_all_splits_have_been_tried_here() -> None:
+    families = {n for n, c in vars(splits).items() if inspect.isclass(c) and issubclass(c, Split)}
+    here = {n for n, c in globals().items() if inspect.isclass(c) and issubclass(c, Split)}
+    assert families - here == {"CountedSplit", "Split"} - here
+
+
+@given(exact(), st.floats(0.01, 0.99))
+def test_shared_examples_are_everywhere_and_others_once(
+    case: tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int], fraction: float
+) -> None:
+    _, labels, groups, seed = case
+    rest = len(labels) - round(fraction * len(labels))
+    if not rest:
+        return
+    clients = max(1, rest // 3)
+    partition = Shared(IID(clients), fraction).partition(labels, seed, groups)
+    times = np.bincount(partition.indices, minlength=len(labels))
+    assert sorted(times.tolist()) == [1] * rest + [clients] * (len(labels) - rest) or clients == 1
+    for shard in partition:
+        assert len(np.unique(shard)) == len(shard)
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32))
+def test_overlap_is_as_large_as_asked_for(clients: int, k: int, overlap: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 8, 400)
+    present = len(np.unique(labels))
+    if k > present or clients * k < present:
+        return
+    partition = LabelsPerClient(clients, k, overlap).partition(labels, seed)
+    times = np.bincount(partition.indices, minlength=400)
+    assert times.min() >= 1
+    assert times.max() <= 2
+    for shard in partition:
+        assert len(np.unique(shard)) == len(shard)
+        assert len(np.unique(labels[shard])) <= k
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 0.9))
+def test_windows_of_time_share_out_every_clients_examples(
+    examples: int, windows: int, seed: int, fraction: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    dataset = tiny(rng.integers(0, 3, examples))
+    split = TimeOrdered(IID(int(rng.integers(1, examples + 1))), windows, 2, by="label")
+    held = split.federate(dataset, seed).with_tests(fraction, seed)
+    parts = [held.at(r) for r in range(1, 2 * windows + 1)]
+    assert all(np.array_equal(a.indices, b.indices) for a, b in zip(parts[::2], parts[1::2], strict=True))
+    for client, shard in enumerate(held.partition):
+        seen = np.concatenate([part[client] for part in parts[::2]])
+        assert np.array_equal(seen, shard)
+        assert np.array_equal(dataset.y_train[seen], np.sort(dataset.y_train[seen]))
+    assert np.array_equal(held.at(10**6).indices, parts[-1].indices)
+
+
+def tiny(labels: NDArray[Any], features: int = 4) -> Dataset:
+    x = np.random.default_rng(0).random((len(labels), features), dtype=np.float32)
+    return Dataset("tiny", x, labels, x[:1], labels[:1], 3, groups={"who": labels % 2})
+
+
+# What papers say of their splits.
 
 
 def test_fedavgs_200_shards_of_300() -> None:
@@ -69,12 +191,13 @@ def test_iid_shards_have_everybodys_labels() -> None:
     assert ((counts - expected) ** 2 / expected).sum() / (99 * 9) == pytest.approx(1, abs=0.15)
 
 
-def test_dirichlets_limits() -> None:
+@pytest.mark.parametrize("family", [Dirichlet, LabelDirichlet])
+def test_dirichlets_limits(family: type[Dirichlet | LabelDirichlet]) -> None:
     """Alpha to infinity is the population, alpha to zero one label; but for the last clients, who take what is left."""
-    even = Dirichlet(50, alpha=1e9).partition(LABELS).label_counts(LABELS, 10)
+    even = family(50, alpha=1e9).partition(LABELS).label_counts(LABELS, 10)
     worst_label = np.abs(even / 1200 - 0.1).max(axis=1)
     assert np.quantile(worst_label, 0.95) < 4 * np.sqrt(0.09 / 1200)
-    single = Dirichlet(50, alpha=1e-9).partition(LABELS).label_counts(LABELS, 10)
+    single = family(50, alpha=1e-9).partition(LABELS).label_counts(LABELS, 10)
     assert np.median((single > 0).sum(axis=1)) == 1
 
 
@@ -87,58 +210,276 @@ def test_dirichlets_mixtures_have_the_variance_of_the_distribution() -> None:
     assert (counts / size).var() == pytest.approx(expected, rel=0.2)
 
 
+def test_labels_dirichlet_has_the_variance_of_the_distribution() -> None:
+    """A client's share of a label: mean 1/K, variance (1/K)(1 - 1/K)/(K alpha + 1), where nothing is balanced."""
+    alpha, clients = 0.5, 20
+    shares = [
+        LabelDirichlet(clients, alpha, balance=False).partition(LABELS, s).label_counts(LABELS, 10) / 6000
+        for s in range(20)
+    ]
+    expected = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
+    assert np.var(shares) == pytest.approx(expected, rel=0.1)
+
+
+def test_niid_benchs_labels_per_client() -> None:
+    """#C = 2 on ten clients: client i has label i and one other; a label's holders have equal parts of it."""
+    counts = LabelsPerClient(10, k=2).partition(LABELS).label_counts(LABELS, 10)
+    assert ((counts > 0).sum(axis=1) == 2).all()
+    assert (np.diag(counts) > 0).all()
+    for label in counts.T:
+        assert np.ptp(label[label > 0]) <= 1
+
+
+def test_log_normal_sizes_are_log_normal() -> None:
+    sizes = IID(2000, sizes=LogNormal(1.0)).partition(np.zeros(2_000_000, dtype=int)).sizes
+    logs = np.log(sizes) - np.log(sizes).mean()
+    assert ks_2samp(np.asarray(logs), np.random.default_rng(0).normal(size=20_000)).pvalue > 0.01
+
+
+def test_power_law_sizes_are_zipfs() -> None:
+    sizes = np.sort(IID(100, sizes=PowerLaw(1.0)).partition(np.zeros(1_000_000, dtype=int)).sizes)[::-1]
+    expected = 1 / np.arange(1, 101)
+    assert np.abs(sizes - 1_000_000 * expected / expected.sum()).max() <= 1
+
+
+def test_fixed_sizes_are_kept_and_the_rest_belongs_to_nobody() -> None:
+    partition = IID(3, sizes=(5, 1, 7)).partition(np.zeros(20, dtype=int))
+    assert partition.sizes.tolist() == [5, 1, 7]
+    assert len(np.unique(partition.indices)) == 13
+
+
+def test_scaffolds_similarity() -> None:
+    """Of 10 % similarity: a tenth of each client's examples is IID, the rest of one label (its neighbours' at cuts)."""
+    split = Mixture(IID(10), Shards(10, per_client=1), share=0.1)
+    counts = split.partition(LABELS, 1).label_counts(LABELS, 10)
+    assert (counts.sum(axis=1) == 6000).all()
+    assert (np.sort(counts, axis=1)[:, -1] > 0.88 * 6000).all()
+    assert ((counts > 20).sum(axis=1) == 10).all()
+
+
+# Splits that change what clients hold.
+
+
+def test_noise_grows_from_client_to_client_as_in_niid_bench() -> None:
+    dataset = data.load("digits")
+    plain, noisy = (s.federate(dataset, 3) for s in (IID(11), FeatureNoise(IID(11), 0.5)))
+    assert np.array_equal(plain.dataset.y_train[plain.partition.indices], noisy.dataset.y_train)
+    for client in range(11):
+        before, after = (h.dataset.x_train[h.partition[client]] for h in (plain, noisy))
+        assert (after - before).std() == pytest.approx(0.05 * client, rel=0.05)
+    assert np.array_equal(noisy.dataset.x_test, dataset.x_test)
+
+
+def test_scales_rise_evenly() -> None:
+    dataset = data.load("digits")
+    held = FeatureScale(IID(3), high=3.0, low=1.0).federate(dataset, 0)
+    plain = IID(3).federate(dataset, 0)
+    for client, factor in enumerate((1, 2, 3)):
+        before, after = (h.dataset.x_train[h.partition[client]] for h in (plain, held))
+        np.testing.assert_allclose(after, factor * before)
+
+
+def test_quarter_turns_are_exact_and_others_keep_the_middle() -> None:
+    dataset = data.load("digits")
+    plain, turned = (s.federate(dataset, 0) for s in (IID(4), Rotation(IID(4), (0, 90, 180, 30))))
+    shards = [h.dataset.x_train[h.partition[k]].reshape(-1, 8, 8) for h in (plain, turned) for k in range(4)]
+    for quarters in range(3):
+        assert np.array_equal(np.rot90(shards[quarters], quarters, axes=(1, 2)), shards[4 + quarters])
+    smooth = np.add.outer(np.arange(8.0), np.zeros(8))[None]
+    counter_clockwise = splits.features._turn(smooth, 30)[0, 2:6, 2:6]
+    clockwise = splits.features._turn(smooth, -30)[0, 2:6, 2:6]
+    along = np.diff(counter_clockwise, axis=1).mean()
+    assert along == pytest.approx(np.sin(np.pi / 6), abs=0.01)  # rows grow down: turned left, they grow to the right
+    np.testing.assert_allclose(np.diff(clockwise, axis=1).mean(), -along)
+    assert np.array_equal(splits.features._turn(smooth, 90)[0], np.rot90(smooth[0]))
+
+
+def test_label_noise_is_wrong_as_often_as_asked_for() -> None:
+    dataset = data.load("digits")
+    plain, noisy = (s.federate(dataset, 1) for s in (IID(2), LabelNoise(IID(2), high=0.5, low=0.0)))
+    wrong = noisy.dataset.y_train != plain.dataset.y_train[plain.partition.indices]
+    first, last = wrong[: noisy.partition.sizes[0]], wrong[noisy.partition.sizes[0] :]
+    assert not first.any()
+    assert last.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_permuted_labels_are_a_permutation_by_cluster() -> None:
+    dataset = data.load("digits")
+    plain, permuted = (s.federate(dataset, 1) for s in (IID(6), LabelPermutation(IID(6), clusters=3)))
+    maps = []
+    for client in range(6):
+        before, after = (h.dataset.y_train[h.partition[client]] for h in (plain, permuted))
+        pairs = dict(zip(before.tolist(), after.tolist(), strict=True))
+        assert len(set(pairs.values())) == 10
+        assert [pairs[int(b)] for b in before] == after.tolist()
+        maps.append(pairs)
+    assert maps[0] == {k: k for k in range(10)}
+    assert maps[1] == maps[4] != maps[0]
+
+
+def test_time_changes_what_clients_train_on() -> None:
+    """Labels come one after the other: each window's model forgets what it has not seen for long."""
+    experiment = Experiment(split=TimeOrdered(IID(5), 5, 4, by="label"), client=SGD(lr=0.2, epochs=3), rounds=20)
+    history = experiment.run().history
+    assert history["test_accuracy"].iloc[-1] < 0.4
+    assert history["train_loss"].iloc[4] < history["train_loss"].iloc[5]  # new labels
+    whole = Experiment(split=IID(5), client=SGD(lr=0.2, epochs=3), rounds=20).run()
+    assert whole.final_accuracy > 0.85
+
+
+# Flower Datasets.
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (
+            LabelDirichlet(20, alpha=0.5, min_size=10),
+            "DirichletPartitioner",
+            {"num_partitions": 20, "partition_by": "label", "alpha": 0.5, "self_balancing": True},
+        ),
+        (
+            LabelDirichlet(20, alpha=0.5, min_size=10, balance=False),
+            "DirichletPartitioner",
+            {"num_partitions": 20, "partition_by": "label", "alpha": 0.5},
+        ),
+        (
+            Dirichlet(20, alpha=3.0),
+            "InnerDirichletPartitioner",
+            {"partition_sizes": [100] * 20, "partition_by": "label", "alpha": 0.3},
+        ),
+        (IID(20), "IidPartitioner", {"num_partitions": 20}),
+        (
+            LabelsPerClient(20, k=3),
+            "PathologicalPartitioner",
+            {
+                "num_partitions": 20,
+                "partition_by": "label",
+                "num_classes_per_partition": 3,
+                "class_assignment_mode": "first-deterministic",
+            },
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Split | str) else "",
+)
+def test_flower_datasets_partitioners_agree_in_distribution(ours: Split, theirs: str, options: dict[str, Any]) -> None:
+    """Each client's largest share of a label, and its size, over several seeds: two-sample Kolmogorov-Smirnov."""
+    pytest.importorskip("flwr_datasets", reason="flwr_datasets is not installed")
+    labels = np.repeat(np.arange(10), 200)
+    drawn = [
+        np.concatenate([split.partition(labels, seed).label_counts(labels, 10) for seed in range(8)])
+        for split in (ours, FlowerDatasets(theirs, options))
+    ]
+    sizes = [counts.sum(axis=1) for counts in drawn]
+    shares = [counts.max(axis=1) / size for counts, size in zip(drawn, sizes, strict=True)]
+    assert ks_2samp(shares[0], shares[1]).pvalue > 0.001
+    assert ks_2samp(sizes[0], sizes[1]).pvalue > 0.001
+
+
+def test_natural_partitions_are_flower_datasets_too() -> None:
+    pytest.importorskip("flwr_datasets", reason="flwr_datasets is not installed")
+    who = np.array(["b", "a", "c", "a", "b", "b"])
+    theirs = FlowerDatasets("NaturalIdPartitioner", {"partition_by": "who"}).partition(np.zeros(6), 0, {"who": who})
+    ours = Natural("who").partition(np.zeros(6), 0, {"who": who})
+    assert sorted(map(sorted, map(list, theirs))) == sorted(map(sorted, map(list, ours)))
+
+
+# The rest.
+
+
 def test_a_splits_own_seed_wins() -> None:
     fixed = IID(7, seed=5)
     assert np.array_equal(fixed.partition(LABELS, 1).indices, fixed.partition(LABELS, 2).indices)
     assert not np.array_equal(IID(7).partition(LABELS, 1).indices, IID(7).partition(LABELS, 2).indices)
+    once, again = (Mixture(IID(7), IID(7), seed=5).partition(LABELS, s) for s in (1, 2))
+    assert np.array_equal(once.indices, again.indices)
 
 
 def test_a_million_clients_are_two_arrays() -> None:
     partition = IID(1_000_000).partition(np.zeros(1_000_000, dtype=int))
     assert isinstance(partition, Partition)
-    assert len(partition[999_999]) == 1
-    with pytest.raises(IndexError):
-        partition[1_000_000]
+    assert len(partition) == 1_000_000
+    assert np.shares_memory(partition[999_999], partition.indices)
+    assert [len(shard) for shard in partition[5:8]] == [1, 1, 1]
+
+
+def test_regression_targets_are_split_by_deciles() -> None:
+    y = np.random.default_rng(0).normal(size=1000)
+    dataset = Dataset("numbers", y[:, None], y, y[:5, None], y[:5], regression=True)
+    counts = Shards(10, per_client=1).federate(dataset).label_counts()
+    assert counts.shape == (10, 10)
+    assert ((counts > 0).sum(axis=1) == 1).all()
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Dirichlet(10, alpha=-1), "Dirichlet's alpha is -1; allowed: a finite number greater than 0"),
-        (lambda: Dirichlet(10, alpha=float("nan")), "alpha is nan"),
-        (lambda: Dirichlet(10, alpha="much"), "alpha is 'much'"),  # type: ignore[arg-type]
         (lambda: IID(0), "IID's num_clients is 0; allowed: a whole number, 1 or more"),
-        (lambda: IID(2.5), "num_clients is 2.5"),  # type: ignore[arg-type]
-        (lambda: IID(True), "num_clients is True"),
-        (lambda: IID(3, seed=-1), "seed is -1"),
-        (lambda: Shards(3, per_client=0), "per_client is 0"),
-        (lambda: IID(11).partition(np.zeros(10, dtype=int)), "num_clients is 11; allowed: at most 10"),
-        (lambda: Shards(4, per_client=3).partition(np.zeros(10, dtype=int)), "12 shards; allowed: at most 10"),
+        (lambda: IID(True), "IID's num_clients is True"),
+        (lambda: IID(3, seed=-1), "IID's seed is -1"),
+        (lambda: IID(3, sizes=(1, 2)), r"IID's sizes is \(1, 2\); allowed: LogNormal, .*, or 3 numbers of examples"),
+        (lambda: IID(2, sizes=(0, 2)), "IID's sizes is 0; allowed: a whole number, 1 or more"),
+        (lambda: IID(2, sizes=ANY), "IID's sizes is 3"),
+        (lambda: IID(2, sizes=(9, 9)).partition(np.zeros(17)), "sizes add up to 18; allowed: at most 17"),
+        (lambda: IID(5, sizes=LogNormal(1, 4)).partition(np.zeros(17)), "at least 4 examples for each of 5 clients"),
+        (lambda: LogNormal(-1), "LogNormal's sigma is -1"),
+        (lambda: Shards(3, per_client=0), "Shards's per_client is 0"),
+        (lambda: Dirichlet(3, alpha=0), "Dirichlet's alpha is 0; allowed: a finite number greater than 0"),
+        (lambda: Dirichlet(3, alpha=float("nan")), "Dirichlet's alpha is nan"),
+        (
+            lambda: LabelDirichlet(3, min_size=9).partition(np.zeros(20)),
+            "min_size is 9 for 3 clients; allowed: at most 6",
+        ),
+        (lambda: LabelsPerClient(3, k=11).partition(LABELS), "k is 11 for 3 clients; allowed: at least 4.* at most 10"),
+        (lambda: LabelsPerClient(3, k=2).partition(LABELS), "k is 2 for 3 clients; allowed: at least 4"),
+        (lambda: IID(6).partition(np.zeros(5)), "IID's num_clients is 6; allowed: at most 5, one training example"),
+        (lambda: Shards(3, per_client=2).partition(np.zeros(5)), "= 6 shards; allowed: at most 5"),
+        (lambda: Natural("hospital").federate(data.load("digits")), "no column that says whose"),
+        (lambda: Natural("hu").federate(tiny(LABELS % 3)), "Natural's column is 'hu'; it has who"),
+        (lambda: Natural("who", 3).federate(tiny(LABELS % 3)), "num_clients is 3; allowed: at most 2"),
+        (lambda: FeatureNoise(ANY), "FeatureNoise's split is 3; allowed: a split"),
+        (lambda: FeatureNoise(IID(3), -1), "FeatureNoise's high is -1"),
+        (lambda: Rotation(IID(3)).federate(tiny(LABELS % 3, 5)), "tiny has 5 features, which is no square"),
+        (lambda: Rotation(IID(3), ()), r"Rotation's degrees is \(\)"),
+        (lambda: LabelNoise(IID(3), 1.5), "LabelNoise's high is 1.5"),
+        (lambda: TimeOrdered(IID(3), by="wo").federate(tiny(LABELS % 3)), "by is 'wo'; allowed: who, label; did you"),
+        (lambda: Mixture(IID(3), IID(4)).partition(LABELS), "splits into 3 and 4 clients"),
+        (lambda: Mixture(IID(3), ANY), "Mixture's other is 3"),
+        (lambda: Shared(IID(3), 1.0), "Shared's fraction is 1.0"),
+        (lambda: FlowerDatasets(ANY), "partitioner is 3"),
     ],
 )
-def test_bad_splits_are_refused(make: Any, sentence: str) -> None:
+def test_bad_values_are_refused(make: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make()
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.floats(0, 0.99), st.integers(0, 2**70))
-def test_a_clients_own_test_examples(sizes: list[int], fraction: float, seed: int) -> None:
-    """Every example on exactly one side, on its own client; the share to a whole example; one left to train on."""
-    total = sum(sizes)
-    order = np.random.default_rng(0).permutation(total)
-    whole = Partition(order, np.concatenate([[0], np.cumsum(sizes)]))
-    train, test = whole.divide(fraction, seed)
-    for k, size in enumerate(sizes):
-        assert sorted([*train[k], *test[k]]) == sorted(whole[k])
-        assert len(test[k]) == min(round(size * fraction), max(size - 1, 0))
-    again, _ = whole.divide(fraction, seed)
-    assert np.array_equal(again.indices, train.indices)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IID(50, sizes=LogNormal(1.5, least=2))",
+        "Dirichlet(3, 0.3, sizes=(1, 2, 3))",
+        "FeatureNoise(Dirichlet(50, alpha=0.1), 0.2)",
+        "Mixture(IID(50), Shards(50, per_client=1), share=0.1)",
+        "TimeOrdered(Natural('dept'), windows=3, by='time')",
+        "Rotation(IID(8), [0, 45])",
+        "FlowerDatasets('IidPartitioner', {'num_partitions': 5})",
+    ],
+)
+def test_splits_are_written_and_read_as_text(text: str) -> None:
+    split = config.build("split", text)
+    written = config.to_toml(Experiment(split=split))
+    assert config.experiment(tomllib.loads(written)).split == split
 
 
-def test_the_division_is_random_within_clients() -> None:
-    whole = Partition(np.arange(10_000), np.array([0, 5_000, 10_000]))
-    _, test = whole.divide(0.5, 1)
-    for k in range(2):
-        assert abs(test[k].mean() - whole[k].mean()) < 100
-    assert not np.array_equal(test[0], whole.divide(0.5, 2)[1][0])
+class Halves(CountedSplit):
+    """A split of the user's own."""
+
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        return Partition.from_owners(np.arange(len(labels)) % self.num_clients, self.num_clients)
+
+
+def test_a_split_of_ones_own() -> None:
+    groups: Mapping[str, NDArray[Any]] = {}
+    assert Halves(2).partition(np.zeros(5), 0, groups).sizes.tolist() == [3, 2]
+    assert FeatureNoise(Halves(2)).federate(data.load("digits")).partition.sizes.tolist() == [721, 721]

@@ -17,7 +17,7 @@ from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.errors import ConfigError
 from fedsim.experiment import Result
 from fedsim.report.files import keep_earlier, writable_directory, write_whole
-from fedsim.report.plots import plot_splits
+from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study import Study, half_width, variants
@@ -107,7 +107,7 @@ def test_without_axes_a_study_is_seeds(tmp_path: Path) -> None:
 
 def test_labels_that_collide_are_written_out() -> None:
     labels = [labels["split"] for labels, _ in variants(BASE, split=[IID(5), IID(10)])]
-    assert labels == ["IID(num_clients=5, seed=None)", "IID(num_clients=10, seed=None)"]
+    assert labels == ["IID(num_clients=5)", "IID(num_clients=10)"]
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_local_accuracy_has_its_column() -> None:
 
 
 def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:
-    study.plot(tmp_path / "local.png", "local_accuracy")
+    study.plot(tmp_path / "local.png", "local")
     assert (tmp_path / "local.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="no client evaluated; set fraction_evaluate"):
-        compare(replace(BASE, fraction_evaluate=0.0)).plot(tmp_path / "x.png", "local_accuracy")
-    with pytest.raises(ConfigError, match="column is 'loss'; allowed: test_accuracy, local_accuracy"):
+        compare(replace(BASE, fraction_evaluate=0.0)).plot(tmp_path / "x.png", "local")
+    with pytest.raises(ConfigError, match="whose is 'loss'; allowed: test, local"):
         study.plot(tmp_path / "x.png", "loss")
 
 

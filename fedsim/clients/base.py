@@ -64,6 +64,7 @@ class Task:
     x : ndarray, shape (examples, features)
         Every client's examples, of the network's dtype.
     y : ndarray, shape (examples,)
+        Labels, or targets of the network's dtype.
     partition : Partition
         Which examples each client trains on.
     global_weights : ndarray, shape (parameters,)
@@ -198,6 +199,8 @@ class Context:
     def label_counts(self) -> Indices:
         """Each client's training examples of each label, shape (clients, classes)."""
         task, classes = self._task, max(2, self.net.sizes[-1])
+        if task.y.dtype.kind == "f":
+            raise ConfigError(f"{type(task.strategy).__name__} counts labels; the targets here are real numbers")
 
         def count() -> Indices:
             shards = [task.partition[int(k)] for k in self.partition_ids]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,31 @@ from numpy.typing import NDArray
 
 from fedsim.errors import DataError
 
+#: Parts of equal size that a split sees as labels where targets are real numbers.
+DECILES = 10
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train and test examples with integer labels.
+    """Train and test examples with labels, or with real-valued targets.
 
     Parameters
     ----------
     name : str
     x_train, x_test : ndarray, shape (examples, features)
         Finite numbers; kept as they are and cast to the network's dtype when training starts.
-    y_train, y_test : ndarray of int, shape (examples,)
-        Labels 0..num_classes-1.
+    y_train, y_test : ndarray, shape (examples,)
+        Labels 0..num_classes-1; finite numbers for regression.
     num_classes : int, optional
-        Default: the largest label plus one.
+        Default: the largest label plus one, at least 2. Of no meaning for regression, where it is 1.
+    regression : bool
+        Targets are real numbers.
+    groups : mapping of str to ndarray, shape (train examples,)
+        Name of a column -> the group of each training example: who it belongs to, say.
+    label_names : sequence of str, optional
+        Default "0", "1", ...
+    notes : sequence of str
+        What a reader of files did to the data and the user should know.
 
     Raises
     ------
@@ -38,11 +51,15 @@ class Dataset:
     x_test: NDArray[Any] = field(repr=False)
     y_test: NDArray[Any] = field(repr=False)
     num_classes: int = 0
+    regression: bool = field(default=False, kw_only=True)
+    groups: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, kw_only=True)
+    label_names: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             x = self._features(f"x_{part}")
-            y = self._labels(f"y_{part}")
+            y = self._targets(f"y_{part}") if self.regression else self._labels(f"y_{part}")
             if len(x) != len(y):
                 raise DataError(f"dataset {self.name!r}: x_{part} has {len(x)} rows but y_{part} has {len(y)} labels")
         if self.x_train.shape[1] != self.x_test.shape[1]:
@@ -50,11 +67,38 @@ class Dataset:
                 f"dataset {self.name!r}: x_train has {self.x_train.shape[1]} features "
                 f"but x_test has {self.x_test.shape[1]}"
             )
-        classes = 1 + int(max(self.y_train.max(), self.y_test.max()))
-        if self.num_classes == 0:
-            object.__setattr__(self, "num_classes", max(classes, 2))
+        self._classes()
+        object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
+
+    def _classes(self) -> None:
+        classes = 1 if self.regression else 1 + int(max(self.y_train.max(), self.y_test.max()))
+        if self.regression or self.num_classes == 0:
+            object.__setattr__(self, "num_classes", classes if self.regression else max(classes, 2))
         elif self.num_classes < classes:
             raise DataError(f"dataset {self.name!r}: num_classes is {self.num_classes} but a label is {classes - 1}")
+        if not self.label_names:
+            object.__setattr__(self, "label_names", tuple(map(str, range(self.num_strata))))
+
+    def _group(self, name: str, values: Any) -> NDArray[Any]:
+        group = np.asarray(values)
+        if group.shape != self.y_train.shape:
+            raise DataError(
+                f"dataset {self.name!r}: group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}"
+            )
+        return _locked(group)
+
+    @cached_property
+    def strata(self) -> NDArray[Any]:
+        """What splits see as the labels of the training examples: the labels, or the deciles of the targets."""
+        if not self.regression:
+            return self.y_train
+        cuts = np.quantile(self.y_train, np.linspace(0, 1, DECILES + 1)[1:-1])
+        return np.searchsorted(cuts, self.y_train, side="right")
+
+    @property
+    def num_strata(self) -> int:
+        """How many different `strata` there may be."""
+        return DECILES if self.regression else self.num_classes
 
     def _features(self, name: str) -> NDArray[Any]:
         try:
@@ -75,14 +119,28 @@ class Dataset:
                 f"dataset {self.name!r}: {name} has {int((~finite).sum())} values that are NaN or infinite, "
                 f"the first at row {row}, column {column}"
             )
-        object.__setattr__(self, name, x)
-        return x
+        return self._keep(name, x)
+
+    def _keep(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        object.__setattr__(self, name, _locked(values))
+        return values
+
+    def _targets(self, name: str) -> NDArray[Any]:
+        y = np.asarray(getattr(self, name))
+        if y.ndim != 1 or y.dtype.kind not in "biuf" or not y.size or not np.isfinite(y).all():
+            raise DataError(f"dataset {self.name!r}: {name} must be finite numbers, shape (examples,)")
+        return self._keep(name, y.astype(np.float64))
 
     def _labels(self, name: str) -> NDArray[Any]:
         y = np.asarray(getattr(self, name))
         whole = y.ndim == 1 and y.dtype.kind in "iuf" and y.size > 0 and bool(np.all(y == np.floor(y)))
         if not whole or y.min() < 0:
             raise DataError(f"dataset {self.name!r}: {name} must be whole-number labels from 0, shape (examples,)")
-        y = y.astype(np.int64)
-        object.__setattr__(self, name, y)
-        return y
+        return self._keep(name, y.astype(np.int64, copy=False))
+
+
+def _locked(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a view that nobody writes through."""
+    view = values.view()
+    view.flags.writeable = False
+    return view

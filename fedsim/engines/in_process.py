@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -36,13 +36,14 @@ from fedsim.clients.base import (
     personalise,
     run,
 )
-from fedsim.data import Dataset
 from fedsim.engines import flower
+from fedsim.engines.drift import Movements
 from fedsim.engines.state import ClientState
 from fedsim.errors import DivergenceError, one_of, whole
+from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
-from fedsim.splits import Partition
+from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
 
 J = TypeVar("J")
@@ -91,28 +92,30 @@ class Traffic:
         Partition id -> why, for clients left out.
     bytes_down, bytes_up : int
         Serialised arrays sent to and received from clients.
+    movements : Movements
+        How far clients went.
     """
 
     clients: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    movements: Movements = field(default_factory=Movements)
     _losses: list[NDArray[np.float64]] = field(default_factory=list)
-    _examples: list[NDArray[np.intp]] = field(default_factory=list)
 
     @property
     def train_loss(self) -> float:
         """Return the mean over the aggregated clients' examples, or NaN."""
         if not self.clients:
             return float("nan")
-        losses, examples = np.concatenate(self._losses), np.concatenate(self._examples)
+        losses, examples = np.concatenate(self._losses), np.concatenate(self.movements.examples)
         return float((losses * examples).sum() / examples.sum())
 
-    def trained(self, update: Update) -> None:
-        """Count a block."""
+    def trained(self, update: Update, lengths: NDArray[np.float64]) -> None:
+        """Count a block whose clients moved so far from the global weights, shape (clients,)."""
         self.clients += len(update.partition_ids)
         self._losses.append(update.train_loss)
-        self._examples.append(update.num_examples)
+        self.movements.add(lengths, update.num_examples)
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,8 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     net : MLP
-    data : Dataset
-    partition : Partition
-        Each client's training examples; node id = partition id + 2 (Flower keeps 1 for the server).
-    partition_test : Partition, optional
-        Each client's own test examples, also of ``data.x_train``; default: it evaluates on its training examples.
+    federated : FederatedDataset
+        Who holds which examples; node id = partition id + 2 (Flower keeps 1 for the server).
     client : SGD
         The client strategy.
     seed : int
@@ -170,8 +170,7 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         net: MLP,
-        data: Dataset,
-        partition: Partition,
+        federated: FederatedDataset,
         client: SGD,
         seed: int = 0,
         *,
@@ -179,7 +178,6 @@ class InProcessGrid(Grid):
         workers: int | None = None,
         block_size: int | None = None,
         on_failure: str = "raise",
-        partition_test: Partition | None = None,
     ) -> None:
         flower.take_identity()
         if workers is not None:
@@ -187,10 +185,11 @@ class InProcessGrid(Grid):
         if block_size is not None:
             whole("block_size", block_size, 1)
         one_of("on_failure", on_failure, ("raise", "exclude"))
-        self.net, self.partition, self.client, self.seed = net, partition, client, seed
+        self.net, self.client, self.seed = net, client, seed
+        self.federated, data = federated, federated.dataset
+        self.partition, self._window = federated.at(1), 1
         self.on_failure = on_failure
-        self.partition_test = partition if partition_test is None else partition_test
-        self.state = ClientState(len(partition))
+        self.state = ClientState(len(self.partition))
         # The NumPy kernel's many small steps wait for one another's hold of Python: a second thread slows them.
         self.workers = workers or (available_cores() if kernel == "compiled" else 1)
         self.block_size = block_size
@@ -200,9 +199,10 @@ class InProcessGrid(Grid):
         self.traffic = Traffic()
         self.evaluations: list[Evaluation] = []
         self._x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
-        self._y = data.y_train
+        self._y = data.y_train.astype(net.dtype) if data.regression else data.y_train
         self._x_test = np.ascontiguousarray(data.x_test, dtype=net.dtype)
-        self._y_test = data.y_test
+        self._y_test = data.y_test.astype(net.dtype) if data.regression else data.y_test
+        self._variance = float(data.y_test.var()) if data.regression else None
         shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
         self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
@@ -217,7 +217,7 @@ class InProcessGrid(Grid):
         from threadpoolctl import threadpool_limits
 
         if self._kernel_name == "compiled":
-            self._kernel.prepare(self.net.dtype)
+            self._kernel.prepare(self.net.dtype, targets=self._variance is not None)
         self._blas = threadpool_limits(1, "blas")
         if self.workers > 1:
             self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
@@ -301,7 +301,6 @@ class InProcessGrid(Grid):
         ids = (nodes - 2).astype(np.intp)
         if ids.min() < 0 or ids.max() >= len(self.partition):
             raise ValueError(f"message for an unknown node; nodes are 2..{len(self.partition) + 1}")
-        order = np.lexsort((ids, -self.partition.sizes[ids]))
         config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
         records = record.array_records
         down = {k: a.numpy() for k, a in records[flower.DOWN].items()} if flower.DOWN in records else {}
@@ -309,16 +308,41 @@ class InProcessGrid(Grid):
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
+        self._at(round_number)
+        order = np.lexsort((ids, -self.partition.sizes[ids]))
         weights = flower.to_flat(self.net, arrays)
         client = self.client.configured(config)
         purpose = Purpose.SHUFFLE if kind == MessageType.TRAIN else Purpose.SHUFFLE_PERSONAL
-        task = Task(
-            self.net, client, self._x, self._y, self.partition, weights,
-            round_number, self.seed, down, self._kernel_name, purpose,
-        )  # fmt: skip
+        task = self.task(weights, round_number, client, down, purpose)
         self.traffic.bytes_down += len(ids) * (self._payload + sum(flower.array_bytes(a) for a in down.values()))
         ordered = [messages[k] for k in order] if messages else None
         return _Order(kind, task, ids[order], ordered)
+
+    def task(
+        self,
+        weights: NDArray[Any],
+        round_number: int,
+        client: SGD | None = None,
+        down: Mapping[str, NDArray[Any]] | None = None,
+        purpose: Purpose = Purpose.SHUFFLE,
+    ) -> Task:
+        """Return what clients are to do in a round, from global weights of shape (parameters,)."""
+        return Task(
+            self.net, client or self.client, self._x, self._y, self.partition, weights,
+            round_number, self.seed, down or {}, self._kernel_name, purpose,
+        )  # fmt: skip
+
+    def _at(self, round_number: int) -> None:
+        """Take up what clients train on in a round."""
+        window = self.federated.window(round_number)
+        if window != self._window:
+            self.partition, self._window = self.federated.at(round_number), window
+
+    @property
+    def partition_test(self) -> Partition:
+        """What each client evaluates on."""
+        own = self.federated.partition_test
+        return self.partition if own is None else own
 
     def blocks(self, ids: NDArray[np.intp], work: float) -> list[NDArray[np.intp]]:
         """Cut ordered partition ids into blocks of like work, small enough to keep every worker busy to the end.
@@ -367,10 +391,11 @@ class InProcessGrid(Grid):
         Clients without examples are left out, and recorded too.
         """
 
-        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.bool_]]:
+        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.float64], NDArray[np.bool_]]:
             with np.errstate(all="ignore"):  # divergence is reported below, by name
                 update = run(task, block, self._state_of(task, block))
-            return update, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
+                lengths = self._kernel.movement(update.weights, task.global_weights)
+            return update, lengths, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
 
         empty = self.partition.sizes[ids] == 0
         self.traffic.failed |= {int(client): f"client {client} has no examples to train on" for client in ids[empty]}
@@ -379,13 +404,13 @@ class InProcessGrid(Grid):
             return
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
         largest = max(len(block) for block in blocks)
-        for update, sound in self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes)):
+        for update, lengths, sound in self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes)):
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
             if not sound.all():
-                update = update.rows(sound)
+                update, lengths = update.rows(sound), lengths[sound]
             self.state.store(update.partition_ids, update.state)
-            self.traffic.trained(update)
+            self.traffic.trained(update, lengths)
             sent = self._payload + sum(flower.array_bytes(rows[0]) for rows in update.up.values() if len(rows))
             self.traffic.bytes_up += len(update.partition_ids) * sent
             yield update
@@ -415,14 +440,14 @@ class InProcessGrid(Grid):
                 if overrides(task.strategy, "personalise") or task.strategy.private_layers(self.net):
                     weights = personalise(task, block, self._state_of(task, block))
                 loss, accuracy = evaluate_shards(task, held, block, weights)
-            return Evaluation(block, held.sizes[block], loss, accuracy)
+            return Evaluation(block, held.sizes[block], loss, self._score(loss, accuracy))
 
         for evaluation in self.in_order(work, self.blocks(ids, 2 * self.net.num_parameters)):
             self.evaluations.append(evaluation)
             yield evaluation
 
     def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
-        """Return the loss and accuracy of flat weights on the test set."""
+        """Return the loss and accuracy (for regression R squared) of flat weights on the test set."""
 
         def work(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)
@@ -432,7 +457,14 @@ class InProcessGrid(Grid):
 
         parts = list(self.in_order(work, range(0, len(self._y_test), EVALUATE_ROWS)))
         examples = len(self._y_test)
-        return sum(loss for loss, _ in parts) / examples, sum(right for _, right in parts) / examples
+        loss, accuracy = (sum(values) / examples for values in zip(*parts, strict=True))
+        return loss, float(self._score(loss, accuracy))
+
+    def _score(self, loss: Any, accuracy: Any) -> Any:
+        """Return the accuracy, or for regression R squared: what of the test targets' variance the errors leave."""
+        if self._variance is None:
+            return accuracy
+        return 1 - loss / self._variance if self._variance else loss * np.nan
 
     def limit_loss(self, untrained_loss: float) -> None:
         """Say what the untrained model's test loss is, from which divergence is judged."""
@@ -497,6 +529,11 @@ class Replies(Sequence[Message]):
         """Return flat weights as Flower's record."""
         return flower.to_record(self._grid.net, flat)
 
+    def took_mean(self, mean: NDArray[Any]) -> None:
+        """Take note of the cohort's mean weights, weighted by examples, shape (parameters,)."""
+        start = self._orders[0].task.global_weights
+        self._grid.traffic.movements.mean_length = float(np.linalg.norm(np.subtract(mean, start, dtype=np.float64)))
+
     def evaluations(self) -> Iterator[Evaluation]:
         """Evaluate on the cohort and yield the results block by block, in cohort order."""
         for order in self._orders:
@@ -511,13 +548,17 @@ class Replies(Sequence[Message]):
         grid, created = self._grid, time.time()
         contents: dict[int, RecordDict] = {}
         if order.kind == MessageType.TRAIN:
+            mean = RunningMean(grid._kernel.add_weighted)
             for update in grid.train(order.task, order.ids):
+                mean.add(update.weights, update.num_examples)
                 columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
                 for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
                     metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
                     record = flower.to_record(grid.net, weights)
                     record.update(flower.record({flower.UP + name: sent[row] for name, sent in update.up.items()}))
                     contents[int(client)] = RecordDict({"arrays": record, "metrics": metrics})
+            if contents and len(self._orders) == 1:
+                self.took_mean(mean.value())
         else:
             for result in grid.evaluate_clients(order.task, order.ids):
                 rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)

@@ -292,8 +292,8 @@ def _loss_and_delta(kind, z, d, label, scale):  # type: ignore[no-untyped-def]
         share = scale / loss
         for j in range(outputs):
             d[j] *= share
-        d[label] -= scale
-        return math.log(loss) - (z[label] - top)
+        d[int(label)] -= scale
+        return math.log(loss) - (z[int(label)] - top)
     share = scale / z.dtype.type(outputs)
     for j in range(outputs):
         target = (one if j == label else zero) if outputs > 1 else z.dtype.type(label)
@@ -625,9 +625,9 @@ def _scratch(net: MLP, length: int) -> Array:
     return scratch
 
 
-def _jit(function: Any) -> Any:
+def _jit(function: Any, **more: Any) -> Any:
     """Compile on demand, to machine code that is kept on disk where Numba finds a place to write."""
-    options = {"nogil": True, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy"} | more
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no such place
@@ -641,7 +641,24 @@ def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
             total[j] += np.float64(row[j]) * weight
 
 
+def _squares(out, rows, center):  # type: ignore[no-untyped-def]
+    for k in range(len(rows)):
+        row, total = rows[k], 0.0
+        for j in range(len(center)):
+            away = np.float64(row[j]) - np.float64(center[j])
+            total += away * away
+        out[k] = total
+
+
 _train_compiled, add_weighted = _jit(_train), _jit(_add_weighted)
+_squares_compiled = _jit(_squares, fastmath={"reassoc"})  # a sum in several lanes: the same in every call
+
+
+def movement(rows: Array, center: Array) -> NDArray[np.float64]:
+    """Return the Euclidean distance of each row from a center, as `kernels.numpy.movement` does."""
+    out = np.empty(len(rows))
+    _squares_compiled(out, rows, _readonly(center))
+    return np.sqrt(out)
 
 
 class _Announce(event.Listener):  # type: ignore[misc]
@@ -658,12 +675,14 @@ class _Announce(event.Listener):  # type: ignore[misc]
         pass
 
 
-def prepare(dtype: str) -> None:
+def prepare(dtype: str, targets: bool = False) -> None:
     """Compile for a dtype, or load what an earlier run compiled.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}
+    targets : bool
+        For real-valued targets in place of labels.
     """
     real, whole = numba.from_dtype(np.dtype(dtype)), types.int64
 
@@ -671,15 +690,17 @@ def prepare(dtype: str) -> None:
         return types.Array(item, ndim, "C", readonly=readonly)
 
     signature = types.void(
-        array(real, 2), array(types.float64, 1), array(real, 2, True), array(real, 2, True), array(whole, 1, True),
-        array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1), array(types.uint64, 2), whole,
-        array(whole, 2), array(real, 1), whole, whole,
+        array(real, 2), array(types.float64, 1), array(real, 2, True), array(real, 2, True),
+        array(real if targets else whole, 1, True), array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1),
+        array(types.uint64, 2), whole, array(whole, 2), array(real, 1), whole, whole,
         whole, whole, array(real, 1), real, real, real, array(real, 2, True), array(real, 2, True),
         array(types.boolean, 1),
     )  # fmt: skip
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
+    squares = types.void(array(types.float64, 1), array(real, 2), array(real, 1, True))
+    wanted = ((_train_compiled, signature), (add_weighted, sums), (_squares_compiled, squares))
     with event.install_listener("numba:compile", _Announce()):
-        for function, types_ in ((_train_compiled, signature), (add_weighted, sums)):
+        for function, types_ in wanted:
             try:
                 function.compile(types_)
             except OSError:  # the machine code could not be kept on disk, but is here

@@ -176,6 +176,20 @@ def add_weighted(total: NDArray[np.float64], rows: Array, weights: NDArray[np.fl
         total += scaled
 
 
+def movement(rows: Array, center: Array) -> NDArray[np.float64]:
+    """Return the Euclidean distance of each row from a center, shape (clients,).
+
+    Parameters
+    ----------
+    rows : ndarray, shape (clients, parameters)
+    center : ndarray, shape (parameters,)
+    """
+    away = rows - center
+    np.multiply(away, away, out=away)
+    squares: NDArray[np.float64] = away.sum(axis=1).astype(np.float64)
+    return np.sqrt(squares)
+
+
 def evaluate(net: mlp.MLP, weights: Array, x: Array, y: Array) -> tuple[NDArray[np.float64], Indices]:
     """Evaluate models on equally large sets of examples.
 

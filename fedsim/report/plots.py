@@ -1,66 +1,40 @@
-"""Pictures: accuracy by round with its interval, and who holds which labels."""
+"""Pictures of studies: accuracy by round, how far clients went apart, and who is served how well."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError
-from fedsim.report.files import write_whole
+from fedsim import data
+from fedsim.report.style import COLOURS, STYLE, save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
     from fedsim.study import Study
 
-#: Okabe and Ito's palette, told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8c6d00", "#000000")
-#: A bar per client is legible up to this many; beyond it, an even sample of clients is drawn.
-MOST_BARS = 100
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "svg.hashsalt": "fedsim",
+#: What `plot_accuracy` draws: whose score -> what it is.
+SCORES = {
+    "test": "test {score} of the global model",
+    "local": "{score} of what clients use, on their own examples",
+}
+#: What a score is called.
+NAMES = {"accuracy": "accuracy", "r2": "R²"}
+#: What `plot_drift` draws: a column of the history -> what it is.
+DRIFTS = {
+    "client_drift": "client drift\n$\\|w_k - w\\|$",
+    "update_cosine": "cosine between\nclient updates",
+    "gradient_diversity": "gradient\ndiversity",
+    "weight_divergence": "weight\ndivergence",
 }
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole, in the format its name ends in.
-
-    Raises
-    ------
-    ConfigError
-        A format matplotlib does not know.
-    """
-    file = Path(path)
-    kind = file.suffix.lstrip(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise ConfigError(f"the picture {str(file)!r} ends in {kind!r}; allowed: {', '.join(sorted(known))}")
-    write_whole(file, lambda stream: figure.savefig(stream, format=kind, dpi=150))
-
-
-#: What `plot_accuracy` draws: a column of the history -> what it is.
-ACCURACIES = {
-    "test_accuracy": "test accuracy of the global model",
-    "local_accuracy": "accuracy of what clients use, on their own examples",
-}
-
-
-def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "test_accuracy") -> None:
-    """Draw an accuracy by round: a line per variant (mean over seeds) with its 95 % band.
+def plot_accuracy(study: Study, path: str | os.PathLike[str], whose: str = "test") -> None:
+    """Draw accuracy (or R squared) by round: a line per variant (mean over seeds) with its 95 % band.
 
     Variants beyond the palette's length have its colours again, in dashed lines.
     """
@@ -68,30 +42,15 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "tes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from fedsim.study import half_width
-
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         axes = figure.subplots()
-        ends: list[tuple[float, str, str]] = []
-        final_round = 0
-        for number, variant in enumerate(study.variants):
-            colour = COLOURS[number % len(COLOURS)]
-            curves = np.array([r.history[column] for r in variant.results], dtype=float)
-            rounds = np.arange(curves.shape[1])
-            mean = curves.mean(axis=0)
-            axes.plot(rounds, mean, color=colour, linewidth=1.8, linestyle="--" if number >= len(COLOURS) else "-")
-            if len(curves) > 1:
-                half = np.array([half_width(column) for column in curves.T])
-                axes.fill_between(
-                    rounds, np.maximum(mean - half, 0), np.minimum(mean + half, 1), color=colour, alpha=0.18, lw=0
-                )
-            ends.append((float(mean[-1]), variant.label or "accuracy", colour))
-            final_round = max(final_round, len(mean) - 1)
+        ends = _curves(study, f"{whose}_{study.score}", axes, (0, 1))
         for place, (value, label, colour) in zip(_spread([e[0] for e in ends], 0.055), ends, strict=True):
             axes.annotate(
                 f"{label}  {value:.3f}",
-                (final_round, place),
+                (1, place),
+                xycoords=("axes fraction", "data"),
                 xytext=(8, 0),
                 textcoords="offset points",
                 color=colour,
@@ -99,19 +58,125 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str], column: str = "tes
                 fontweight="bold",
                 annotation_clip=False,
             )
-        axes.set_xlim(0, final_round)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, 1)
         axes.set_xlabel("round")
-        axes.set_ylabel(ACCURACIES[column])
-        experiment = study.variants[0].results[0].experiment
-        name = experiment.dataset if isinstance(experiment.dataset, str) else experiment.dataset.name
-        seeds = len(study.variants[0].results)
-        band = f"mean of {seeds} seeds, 95 % interval shaded" if seeds > 1 else "one seed"
-        axes.set_title(
-            f"Federated learning on {name}, {experiment.split.num_clients} clients ({band})", fontsize=11, pad=14
+        axes.set_ylabel(SCORES[whose].format(score=NAMES[study.score]))
+        axes.set_title(f"Federated learning on {_about(study)}", fontsize=11, pad=14)
+        save(figure, path)
+
+
+def plot_drift(study: Study, path: str | os.PathLike[str]) -> None:
+    """Draw how far clients went apart by round: a panel per measure, a line per variant with its 95 % band."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    rounds = study.rounds()
+    known = [column for column in DRIFTS if rounds[column].notna().any()]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.7 * max(len(known), 1) + 1), layout="constrained")
+        panels = figure.subplots(max(len(known), 1), 1, sharex=True, squeeze=False).ravel()
+        for panel, column in zip(panels, known, strict=False):
+            _curves(study, column, panel)
+            panel.set_ylabel(DRIFTS[column], fontsize=9)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if column == "gradient_diversity":
+                panel.set_yscale("log")
+        panels[-1].set_xlabel("round")
+        lines = [Line2D([], [], **_line(k), label=v.label or "all") for k, v in enumerate(study.variants)]
+        figure.legend(handles=lines, loc="outside right upper", frameon=False)
+        figure.suptitle(
+            f"How far clients go apart on {_about(study)}", fontsize=11, fontweight="bold", x=0.01, ha="left"
         )
         save(figure, path)
+
+
+def plot_score_by_skew(study: Study, path: str | os.PathLike[str]) -> None:
+    """Draw each client's score in the last evaluated round against its label skew: a point per client and seed.
+
+    Raises
+    ------
+    ConfigError
+        No client evaluated.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from scipy.stats import spearmanr
+
+    from fedsim.splits.measure import skew
+
+    study.need_evaluation()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for number, variant in enumerate(study.variants):
+            found = []
+            for result in variant.results:
+                held = result.experiment.federate(result.experiment.load_data())
+                emd = skew(held).set_index("client")["emd"]
+                last = result.clients[result.clients["round"] == result.clients["round"].max()]
+                found.append(np.column_stack([emd.reindex(last["partition_id"]), last[study.score]]))
+            x, y = np.concatenate(found).T
+            varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+            correlation = f", rank correlation {spearmanr(x, y).statistic:+.2f}" if varied else ""
+            axes.scatter(
+                x,
+                y,
+                s=np.clip(4000 / len(x), 4, 40),
+                color=COLOURS[number % len(COLOURS)],
+                alpha=0.6,
+                lw=0,
+                label=f"{variant.label or 'all'}{correlation}",
+            )
+        axes.set_xlabel("label skew of the client: earth mover's distance to the population")
+        axes.set_ylabel(f"{NAMES[study.score]} on the client's own examples")
+        axes.set_ylim(top=1.02)
+        figure.legend(loc="outside lower left", frameon=False, ncols=2)
+        axes.set_title(f"Who is served how well on {_about(study)}", fontsize=11, pad=14)
+        save(figure, path)
+
+
+def _line(number: int) -> dict[str, Any]:
+    """Return how the line of a variant looks."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linewidth": 1.8,
+        "linestyle": "-" if number < len(COLOURS) else "--",
+    }
+
+
+def _curves(
+    study: Study, column: str, axes: Axes, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> list[tuple[float, str, str]]:
+    """Draw a column of the history by round; return each variant's last value, label and colour."""
+    from fedsim.study import half_width
+
+    ends: list[tuple[float, str, str]] = []
+    for number, variant in enumerate(study.variants):
+        style = _line(number)
+        curves = np.array([r.history[column] for r in variant.results], dtype=float)
+        rounds, mean = np.arange(curves.shape[1]), curves.mean(axis=0)
+        axes.plot(rounds, mean, **style)
+        if len(curves) > 1:
+            half = np.array([half_width(values) for values in curves.T])
+            low, high = np.clip(mean - half, *bounds), np.clip(mean + half, *bounds)
+            axes.fill_between(rounds, low, high, color=style["color"], alpha=0.18, lw=0)
+        ends.append((float(mean[-1]), variant.label or "all", style["color"]))
+    axes.set_xlim(0, max(len(v.results[0].history) for v in study.variants) - 1)
+    return ends
+
+
+def _about(study: Study) -> str:
+    """Name the data, the clients and the seeds of a study."""
+    experiment = study.variants[0].results[0].experiment
+    name = data.title(experiment.dataset) if isinstance(experiment.dataset, str) else experiment.dataset.name
+    counts = {getattr(v.results[0].experiment.split, "num_clients", None) for v in study.variants}
+    clients = next(iter(counts)) if len(counts) == 1 else None
+    among = f", {clients} clients" if clients else ""
+    seeds = len(study.variants[0].results)
+    return f"{name}{among} ({f'mean of {seeds} seeds, 95 % interval shaded' if seeds > 1 else 'one seed'})"
 
 
 def _spread(values: list[float], gap: float) -> NDArray[np.float64]:
@@ -125,53 +190,3 @@ def _spread(values: list[float], gap: float) -> NDArray[np.float64]:
         placed[k] = min(placed[k], top)
         top = placed[k] - gap
     return placed
-
-
-def plot_splits(counts: Mapping[str, NDArray[Any]], path: str | os.PathLike[str], title: str = "") -> None:
-    """Draw who holds which labels: a panel per split, a bar per client, a colour per label.
-
-    Parameters
-    ----------
-    counts : mapping of str to ndarray, shape (clients, classes)
-        Split's label -> examples of each label that each client holds.
-    path : path
-    title : str
-    """
-    import matplotlib
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    rows = (len(counts) + 1) // 2
-    columns = 1 if len(counts) == 1 else 2
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(4.8 * columns if columns > 1 else 8, 2.5 * rows + 0.8), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel in panels[len(counts) :]:
-            panel.set_axis_off()
-        classes = max(table.shape[1] for table in counts.values())
-        colours = matplotlib.colormaps["tab10" if classes <= 10 else "turbo"]
-        for panel, (label, table) in zip(panels, counts.items(), strict=False):
-            chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST_BARS)).astype(int))
-            # Clients are drawn in order of the label they hold most, so that skew shows as blocks of colour.
-            shown = table[chosen]
-            shown = shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
-            # Stacked steps, one polygon a label: a hundred times fewer shapes than a bar per client and label.
-            tops = np.cumsum(np.column_stack([np.zeros(len(shown), dtype=int), shown]), axis=1)
-            tops = np.vstack([tops, tops[-1:]])
-            edges = np.arange(len(tops)) - 0.5
-            for k in range(table.shape[1]):
-                colour = colours(k) if classes <= 10 else colours(k / (classes - 1))
-                panel.fill_between(edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=str(k))
-            held = (table > 0).sum(axis=1)
-            panel.set_title(f"{label}: {held.mean():.1f} labels per client", fontsize=10)
-            panel.set_xlim(-0.5, len(shown) - 0.5)
-            some = "" if len(shown) == len(table) else f" (100 of {len(table)})"
-            panel.set_xlabel(f"clients{some}")
-            panel.set_ylabel("examples")
-            panel.set_xticks([])
-        if classes <= 20:
-            handles, names = panels[0].get_legend_handles_labels()
-            figure.legend(handles, names, title="label", loc="outside right center", frameon=False)
-        if title:
-            figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        save(figure, path)

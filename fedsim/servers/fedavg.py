@@ -11,7 +11,6 @@ control variates); and `step` goes from the old global weights to the new.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -21,9 +20,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.clients.base import ServerHalf, Update, has_server_half
+from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
 from fedsim.engines import flower
 from fedsim.engines.in_process import Replies, mean_evaluation
+from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
 
@@ -138,7 +138,7 @@ class FedAvg(FlowerFedAvg):
         """Combine the cohort's weights into the new global model."""
         if isinstance(replies, Replies):
             self._add_weighted = replies.add_weighted
-            flat = self._aggregate(server_round, replies.blocks())
+            flat = self._aggregate(server_round, replies.blocks(), replies.took_mean)
             if flat is None:
                 return None, None
             return replies.to_record(flat), MetricRecord({"train_loss": replies.train_loss})
@@ -151,10 +151,14 @@ class FedAvg(FlowerFedAvg):
         like, _ = flower.parts(next(iter(valid[0].content.array_records.values())))
         return flower.unflatten(like, flat), metrics
 
-    def _aggregate(self, server_round: int, updates: Iterable[Update]) -> Array | None:
-        """Return the new flat weights, or None where nothing came back."""
+    def _aggregate(
+        self, server_round: int, updates: Iterable[Update], took_mean: Callable[[Array], None] | None = None
+    ) -> Array | None:
+        """Return the new flat weights, or None where nothing came back; report the mean weighted by examples."""
         rule, means, examples = self.rule(), dict[str, RunningMean](), 0
         half = self.half if self.half and has_server_half(self.half.strategy) else None
+        plain = isinstance(rule, Mean) and not (half and overrides(half.strategy, "weigh"))
+        mean = None if plain or not took_mean else RunningMean(self._add_weighted)
         for update in updates:
             if not len(update.partition_ids):
                 continue
@@ -162,17 +166,21 @@ class FedAvg(FlowerFedAvg):
             weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
             factors = np.asarray(weights, dtype=np.float64)
             rule.add(update, factors)
+            if mean:
+                mean.add(update.weights, update.num_examples)
             for name, rows in update.up.items():
                 add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
                 means.setdefault(name, RunningMean(add)).add(rows, factors)
         if not examples:
             return None
         combined = rule.value()
+        if took_mean:
+            took_mean(mean.value() if mean else combined)
         if half or type(self).step is not FedAvg.step:
             old = self.global_weights
             if half:
-                mean = {"weights": combined} | {name: sums.value() for name, sums in means.items()}
-                combined = half.step(server_round, old, mean, examples)
+                sent = {"weights": combined} | {name: sums.value() for name, sums in means.items()}
+                combined = half.step(server_round, old, sent, examples)
             combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
         return combined
 
@@ -202,47 +210,6 @@ class FedAvg(FlowerFedAvg):
             return None
         loss, accuracy = mean_evaluation(parts)
         return MetricRecord({"eval_loss": loss, "eval_accuracy": accuracy})
-
-
-class RunningMean:
-    """A weighted mean of equally shaped arrays, added in order in float64 and returned in their own dtype.
-
-    Each array is added to the sum of all before it, so how they are gathered into blocks changes no bit.
-
-    Parameters
-    ----------
-    add_weighted : callable, optional
-        `kernels.numpy.add_weighted` or another kernel's, which gives the same bits.
-    """
-
-    def __init__(self, add_weighted: Callable[..., None] = add_weighted) -> None:
-        self._add_weighted = add_weighted
-        self._sums: list[NDArray[np.float64]] = []
-        self.totals: NDArray[np.float64] = np.zeros(1)
-        self._shape: tuple[int, ...] = ()
-        self._dtype, self._grouped = np.dtype(float), False
-
-    def add(self, values: Array, weights: Array) -> None:
-        """Add a block of arrays, shape (clients, ...), with their weights: (clients,), or (clients, groups)."""
-        rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
-        by_group = np.ascontiguousarray(np.atleast_2d(np.asarray(weights, dtype=np.float64).T))
-        if not self._sums:
-            self._shape, self._dtype, self._grouped = values.shape[1:], values.dtype, weights.ndim > 1
-            self._sums = [np.zeros(rows.shape[1]) for _ in by_group]
-            self.totals = np.zeros(len(by_group))
-        for k, group in enumerate(by_group):
-            self._add_weighted(self._sums[k], rows, group)
-            self.totals[k] = np.add.accumulate(np.append(self.totals[k], group))[-1]  # one after another, too
-
-    def value(self) -> Array:
-        """Return the mean, or one per group, shape (groups, ...), a group without weight being NaN."""
-        dtype = self._dtype if self._dtype.kind == "f" else np.dtype(float)
-        mean: Array = np.empty((len(self._sums), *self._shape), dtype)
-        rows = mean.reshape(len(self._sums), math.prod(self._shape))
-        with np.errstate(invalid="ignore"):
-            for row, total, weight in zip(rows, self._sums, self.totals, strict=True):
-                np.divide(total, weight, out=row, casting="same_kind")
-        return mean if self._grouped else mean[0]
 
 
 class Mean:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, whole
-from fedsim.servers.fedavg import Array, FedAvg, Rule, RunningMean
+from fedsim.kernels.mean import RunningMean
+from fedsim.servers.fedavg import Array, FedAvg, Rule
 from fedsim.servers.rows import Rows, columns
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import Update
 from fedsim.errors import ConfigError, real
-from fedsim.servers.fedavg import Array, FedAvg, Rule, RunningMean
+from fedsim.kernels.mean import RunningMean
+from fedsim.servers.fedavg import Array, FedAvg, Rule
 
 
 class QFedAvg(FedAvg):

@@ -1,8 +1,45 @@
 """Splits: how a dataset is divided among clients, one family a file."""
 
-from fedsim.splits.base import Partition, Split
+from fedsim.splits.base import CountedSplit, Split
+from fedsim.splits.concept import LabelNoise, LabelPermutation
 from fedsim.splits.dirichlet import Dirichlet
+from fedsim.splits.features import FeatureNoise, FeatureScale, Rotation
+from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.flower_datasets import FlowerDatasets
 from fedsim.splits.iid import IID
+from fedsim.splits.label_dirichlet import LabelDirichlet
+from fedsim.splits.labels_per_client import LabelsPerClient
+from fedsim.splits.measure import skew
+from fedsim.splits.mixture import Mixture, Shared
+from fedsim.splits.natural import Natural
+from fedsim.splits.partition import Partition
 from fedsim.splits.shards import Shards
+from fedsim.splits.sizes import DirichletSizes, LogNormal, PowerLaw, Sizes
+from fedsim.splits.time_ordered import TimeOrdered
 
-__all__ = ["IID", "Dirichlet", "Partition", "Shards", "Split"]
+__all__ = [
+    "IID",
+    "CountedSplit",
+    "Dirichlet",
+    "DirichletSizes",
+    "FeatureNoise",
+    "FeatureScale",
+    "FederatedDataset",
+    "FlowerDatasets",
+    "LabelDirichlet",
+    "LabelNoise",
+    "LabelPermutation",
+    "LabelsPerClient",
+    "LogNormal",
+    "Mixture",
+    "Natural",
+    "Partition",
+    "PowerLaw",
+    "Rotation",
+    "Shards",
+    "Shared",
+    "Sizes",
+    "Split",
+    "TimeOrdered",
+    "skew",
+]

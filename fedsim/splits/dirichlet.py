@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,38 +10,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import real
-from fedsim.splits.base import Partition, Split, even_offsets
+from fedsim.splits.base import CountedSplit, deal
+from fedsim.splits.partition import Partition
+from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
 
 
 @dataclass(frozen=True)
-class Dirichlet(Split):
-    """Give each client a label mixture drawn from Dirichlet(alpha * prior), and equally many examples.
+class Dirichlet(CountedSplit):
+    """Give each client a label mixture drawn from Dirichlet(alpha * prior).
 
     Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution for federated visual
     classification", 2019 (arXiv:1909.06335), section 2: alpha -> infinity gives every client the prior (the data's own
     label distribution), alpha -> 0 a single label. Examples are drawn without replacement; when a label runs out, the
     client's mixture is renormalised over what is left, so the last clients take the remains. Clients draw in random
-    order, and shard sizes differ by at most one.
+    order, and their sizes differ by at most one unless `sizes` says otherwise: label and quantity skew together.
 
     Parameters
     ----------
     num_clients : int
     alpha : float
         Concentration, greater than 0.
+    sizes : Sizes or sequence of int, optional
+        As for `IID`.
     seed : int, optional, keyword
     """
 
     alpha: float = 0.5
+    sizes: Sizes | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         real("Dirichlet's alpha", self.alpha, 0, open_low=True)
+        check_sizes("Dirichlet's sizes", self.sizes, self.num_clients)
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        _, label, left = np.unique(labels, return_inverse=True, return_counts=True)
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        """Divide."""
+        _, left = np.unique(labels, return_counts=True)
         prior = left / left.sum()
         mixtures = rng.dirichlet(self.alpha * prior, self.num_clients)
-        sizes = np.diff(even_offsets(len(labels), self.num_clients))
+        sizes = client_sizes(self.sizes, len(labels), self.num_clients, rng)
         counts = np.zeros((self.num_clients, len(left)), dtype=np.intp)
         for client in rng.permutation(self.num_clients):
             need = sizes[client]
@@ -52,8 +60,4 @@ class Dirichlet(Split):
                 counts[client] += drawn
                 left -= drawn
                 need -= drawn.sum()
-        owners = np.empty(len(labels), dtype=np.intp)
-        shuffled = rng.permutation(len(labels))
-        by_label = shuffled[np.argsort(label[shuffled], kind="stable")]
-        owners[by_label] = np.repeat(np.tile(np.arange(self.num_clients), counts.shape[1]), counts.T.ravel())
-        return Partition.from_owners(owners, self.num_clients)
+        return deal(labels, counts, rng)

@@ -1,23 +1,44 @@
-"""Independent and identically distributed shards: the examples shuffled and cut into equal parts."""
+"""Independent and identically distributed shards: the examples shuffled and cut, into equal parts or others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.splits.base import Partition, Split, even_offsets
+from fedsim.splits.base import CountedSplit
+from fedsim.splits.partition import Partition
+from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
 
 
 @dataclass(frozen=True)
-class IID(Split):
-    """Shuffle and cut into `num_clients` parts whose sizes differ by at most one.
+class IID(CountedSplit):
+    """Shuffle and cut into `num_clients` parts, whose sizes differ by at most one unless `sizes` says otherwise.
 
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017
-    (arXiv:1602.05629), section 3.
+    (arXiv:1602.05629), section 3. With `sizes` it is quantity skew alone: NIID-Bench's ``iid-diff-quantity`` is
+    ``IID(100, sizes=DirichletSizes(0.5, least=10))``.
+
+    Parameters
+    ----------
+    num_clients : int
+    sizes : Sizes or sequence of int, optional
+        A law (`LogNormal`, `PowerLaw`, `DirichletSizes`), or each client's number of examples; examples that given
+        numbers leave over belong to nobody.
+    seed : int, optional, keyword
     """
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        return Partition(rng.permutation(len(labels)), even_offsets(len(labels), self.num_clients))
+    sizes: Sizes | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes("IID's sizes", self.sizes, self.num_clients)
+
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        """Divide."""
+        indices = rng.permutation(len(labels))
+        sizes = client_sizes(self.sizes, len(labels), self.num_clients, rng)
+        return Partition.of_sizes(indices[: sizes.sum()], sizes)

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, whole
-from fedsim.splits.base import Partition, Split, even_offsets
+from fedsim.splits.base import CountedSplit, shuffled_by_label
+from fedsim.splits.partition import Partition
+from fedsim.splits.sizes import even_sizes
 
 
 @dataclass(frozen=True)
-class Shards(Split):
+class Shards(CountedSplit):
     """Sort by label, cut into ``num_clients * per_client`` equal shards, deal `per_client` at random to each client.
 
     McMahan et al., AISTATS 2017 (arXiv:1602.05629), section 3: MNIST in 200 shards of 300, two to each of 100
@@ -33,16 +35,15 @@ class Shards(Split):
         super().__post_init__()
         whole("Shards's per_client", self.per_client, 1)
 
-    def _partition(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        """Divide."""
         shards = self.num_clients * self.per_client
         if shards > len(labels):
             raise ConfigError(
                 f"Shards wants {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
                 f"allowed: at most {len(labels)}, one training example each"
             )
-        shuffled = rng.permutation(len(labels))
-        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        by_label, _ = shuffled_by_label(labels, rng)
         shard_owner = np.repeat(np.arange(self.num_clients), self.per_client)[rng.permutation(shards)]
-        owners = np.empty(len(labels), dtype=np.intp)
-        owners[by_label] = np.repeat(shard_owner, np.diff(even_offsets(len(labels), shards)))
-        return Partition.from_owners(owners, self.num_clients)
+        owners = np.repeat(shard_owner, even_sizes(len(labels), shards))
+        return Partition.from_owners(owners, self.num_clients, by_label)

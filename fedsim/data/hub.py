@@ -1,0 +1,129 @@
+"""Any image or tabular dataset of the Hugging Face hub, or one that is on disk (extra ``hub``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.dataset import Dataset
+from fedsim.data.table import encode
+from fedsim.errors import ConfigError, DataError, missing_extra, near
+
+
+def hub(
+    path: str,
+    label: str = "label",
+    client_column: str | Sequence[str] = (),
+    *,
+    config: str | None = None,
+    test_fraction: float = 0.2,
+    data_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Dataset:
+    """Return a dataset of the hub.
+
+    Parameters
+    ----------
+    path : str
+        Its name, such as ``"ylecun/mnist"`` or ``"flwrlabs/femnist"``, or a folder that ``save_to_disk`` of the
+        package ``datasets`` wrote.
+    label : str
+        The column to predict.
+    client_column : str or sequence of str
+        Columns that say whose an example is.
+    config : str, optional
+        Which of the dataset's configurations.
+    test_fraction : float
+        Share of the examples for the test set where the dataset has no split called test.
+    data_dir : path, optional
+        Where a relative folder starts if there is none in the working directory.
+    **options
+        As for `fedsim.data.table`, where the columns are no images.
+
+    Returns
+    -------
+    Dataset
+        Images as pixels 0 to 1, channels after one another; other columns as `fedsim.data.table` makes them.
+
+    Raises
+    ------
+    ConfigError
+        The extra is not installed, or a column that is not there.
+    DataError
+        It cannot be found, loaded, or downloaded, or its images differ in size.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise missing_extra(f"the dataset {path!r} of the hub", "hub") from None
+    folder = Path(path) if Path(path).exists() or not data_dir else Path(data_dir) / path
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(path, config)
+    except Exception as error:  # it raises errors of half a dozen packages
+        raise DataError(f"the dataset {path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    train = parts.get("train", next(iter(parts.values())))
+    test = parts.get("test")
+    columns = list(train.column_names)
+    names = [client_column] if isinstance(client_column, str) else list(client_column)
+    for what, column in (("label", label), *(("client_column", name) for name in names)):
+        if column not in columns:
+            raise ConfigError(f"{path}'s {what} is {column!r}; allowed: {', '.join(columns)}{near(column, columns)}")
+    images = [c for c, kind in train.features.items() if isinstance(kind, datasets.Image)]
+    if not images:
+        return _tabular(path, train, test, label, names, test_fraction, options)
+    if options:
+        raise ConfigError(f"{path} holds images, for which {', '.join(options)} means nothing")
+    return _images(path, train, test, label, images[0], names, test_fraction)
+
+
+def _tabular(
+    path: str, train: Any, test: Any, label: str, clients: list[str], test_fraction: float, options: dict[str, Any]
+) -> Dataset:
+    import pandas as pd
+
+    frame = train.to_pandas()
+    if test is None:
+        return encode(frame, path, label, clients, test_fraction=test_fraction, **options)
+    whole = pd.concat([frame, test.to_pandas()], ignore_index=True)
+    return encode(whole, path, label, clients, test=np.arange(len(whole)) >= len(frame), **options)
+
+
+def _images(
+    path: str, train: Any, test: Any, label: str, image: str, clients: list[str], test_fraction: float
+) -> Dataset:
+    kind = train.features[label]
+    names = tuple(getattr(kind, "names", None) or ())
+    if test is None:
+        divided = train.train_test_split(test_fraction, seed=0)
+        train, test = divided["train"], divided["test"]
+    x_train, x_test = (_pixels(path, part, image) for part in (train, test))
+    y_train, y_test = (np.asarray(part[label]) for part in (train, test))
+    if not names:
+        values, both = np.unique(np.concatenate([y_train, y_test]), return_inverse=True)
+        y_train, y_test, names = both[: len(y_train)], both[len(y_train) :], tuple(map(str, values))
+    groups = {name: np.asarray(train[name]) for name in clients}
+    return replace(Dataset(path, x_train, y_train, x_test, y_test, len(names), label_names=names), groups=groups)
+
+
+def _pixels(path: str, part: Any, image: str) -> NDArray[np.float32]:
+    """Return images as rows of pixels."""
+    shape: tuple[int, ...] | None = None
+    rows: NDArray[np.uint8] | None = None
+    for k, picture in enumerate(part[image]):
+        pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+        if rows is None:
+            shape, rows = pixels.shape, np.empty((len(part), pixels.size), dtype=np.uint8)
+        if pixels.shape != shape:
+            raise DataError(f"{path} has images of shape {shape} and {pixels.shape}; allowed: one size")
+        rows[k] = pixels.ravel()
+    if rows is None:
+        raise DataError(f"{path} has an empty split")
+    return rows.astype(np.float32) / np.float32(255)

@@ -1,0 +1,210 @@
+"""MNIST and Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28, pixels 0..255 divided by 255.
+
+Files are looked for in ``data_dir``, then in ``$FEDSIM_DATA``, as ``NAME.gz`` or ``NAME``; else fetched once into the
+user's cache and checked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.dataset import Dataset
+from fedsim.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset of four idx files.
+
+    Attributes
+    ----------
+    name : str
+    title : str
+    mirrors : tuple of str
+        Addresses of folders.
+    folders : tuple of str
+        Where below a data folder its files may be.
+    files : dict of str to str
+        Training images, training labels, test images, test labels -> checksum of the published .gz file.
+    label_names : tuple of str
+    """
+
+    name: str
+    title: str
+    mirrors: tuple[str, ...]
+    folders: tuple[str, ...]
+    files: dict[str, str]
+    label_names: tuple[str, ...] = ()
+
+    def load(self, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+        """Return the dataset.
+
+        Parameters
+        ----------
+        data_dir : path, optional
+            Folder that holds the four files; default ``$FEDSIM_DATA``, else download.
+
+        Raises
+        ------
+        DataError
+            The folder lacks a file, a file is damaged, or the download failed.
+        """
+        found = (read_idx(self.find(name, data_dir) or self.download(name)) for name in self.files)
+        x_train, y_train, x_test, y_test = found
+        return Dataset(self.name, _pixels(x_train), y_train, _pixels(x_test), y_test, 10, label_names=self.label_names)
+
+    @property
+    def _where(self) -> str:
+        return " or ".join(f"under {folder}/" if folder else "directly" for folder in self.folders)
+
+    def find(self, name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+        """Return the file called `name` where the user keeps data, or None if no place was named."""
+        place = data_dir or os.environ.get("FEDSIM_DATA")
+        if not place:
+            return None
+        candidates = [Path(place) / sub / (name + end) for sub in self.folders for end in (".gz", "")]
+        for file in candidates:
+            if file.is_file():
+                return file
+        source = "data_dir" if data_dir else "$FEDSIM_DATA"
+        raise DataError(
+            f"{source} is {str(place)!r} but holds neither {name}.gz nor {name}, {self._where}; "
+            f"put the {self.title} files there, or leave {source} unset to download them"
+        )
+
+    def whereabouts(self, data_dir: str | os.PathLike[str] | None = None) -> str:
+        """Say in a few words where the files are, or where they would come from."""
+        place = data_dir or os.environ.get("FEDSIM_DATA")
+        cached = cache_dir() / self.name
+        if place:
+            missing = []
+            for name in self.files:
+                try:
+                    self.find(name, place)
+                except DataError:
+                    missing.append(name)
+            return f"in {place}" if not missing else f"NOT in {place}: {', '.join(missing)} missing"
+        if all((cached / f"{name}.gz").is_file() for name in self.files):
+            return f"in {cached}"
+        return (
+            f"not here; would be downloaded once from {self.mirrors[0]} into {cached}, "
+            "or is read from --data-dir DIR or $FEDSIM_DATA"
+        )
+
+    def download(self, name: str) -> Path:
+        """Fetch one file into the cache unless it is there, with progress, and check it."""
+        import logging
+
+        import pooch
+
+        pooch.get_logger().setLevel(logging.ERROR)
+        failures = []
+        for mirror in self.mirrors:
+            try:
+                return Path(
+                    pooch.retrieve(
+                        mirror + name + ".gz",
+                        known_hash=self.files[name],
+                        fname=name + ".gz",
+                        path=cache_dir() / self.name,
+                        downloader=pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30),
+                    )
+                )
+            except (OSError, ValueError) as error:
+                failures.append(f"{mirror}: {type(error).__name__}")
+        raise DataError(
+            f"{self.title}'s {name}.gz could not be downloaded ({'; '.join(failures)}); connect to the internet, or "
+            f"give the folder that holds the four idx files ({self._where}) with --data-dir DIR or FEDSIM_DATA=DIR"
+        )
+
+
+_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+#: Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database of handwritten digits", 1998.
+MNIST = Source(
+    "mnist",
+    "MNIST",
+    (
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    ("", "mnist"),
+    dict(
+        zip(
+            _NAMES,
+            (
+                "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            ),
+            strict=True,
+        )
+    ),
+)
+
+#: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747); checksums as its authors publish them.
+#: Its files are called as MNIST's are, so they are looked for in folders of its own only.
+FASHION_MNIST = Source(
+    "fashion_mnist",
+    "Fashion-MNIST",
+    (
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+    ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),
+    dict(
+        zip(
+            _NAMES,
+            (
+                "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "md5:25c81989df183df01b3e8a0aad5dffbe",
+                "md5:bef4ecab320f06d8554ea6380940ec79",
+                "md5:bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+            strict=True,
+        )
+    ),
+    ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder for fedsim (``$XDG_CACHE_HOME/fedsim`` or the system's own)."""
+    import pooch
+
+    return Path(pooch.os_cache("fedsim"))
+
+
+def _pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+def read_idx(file: Path) -> NDArray[Any]:
+    """Return the array in an idx file of unsigned bytes, gzipped or not.
+
+    Raises
+    ------
+    DataError
+        Not an idx file of unsigned bytes, or cut short.
+    """
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise DataError(f"{file} is not an idx file of unsigned bytes")
+    dimensions = raw[3]
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, 4)) if len(raw) >= 4 + 4 * dimensions else ()
+    body = np.frombuffer(raw, np.uint8, offset=min(len(raw), 4 + 4 * dimensions))
+    if not shape or body.size != np.prod(shape):
+        raise DataError(f"{file} is damaged: its header promises shape {shape}, it holds {body.size} bytes")
+    return body.reshape(shape)

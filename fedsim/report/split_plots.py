@@ -1,0 +1,140 @@
+"""Pictures of splits: who holds which labels, and how much."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import one_of
+from fedsim.report.style import COLOURS, STYLE, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: What `plot_splits` draws.
+KINDS = ("bars", "bubbles", "sizes")
+#: A client's own bar is legible up to this many, a column of bubbles up to that; beyond, an even sample is drawn.
+MOST = {"bars": 100, "bubbles": 60}
+
+
+def plot_splits(
+    counts: Mapping[str, NDArray[Any]],
+    path: str | os.PathLike[str],
+    title: str = "",
+    kind: str = "bars",
+    label_names: Sequence[str] = (),
+) -> None:
+    """Draw who holds what: a panel per split.
+
+    Parameters
+    ----------
+    counts : mapping of str to ndarray, shape (clients, classes)
+        Split's label -> examples of each label that each client holds.
+    path : path
+    title : str
+    kind : {"bars", "bubbles", "sizes"}
+        A stacked bar per client with a colour per label; a bubble per client and label; how many clients hold how
+        many examples.
+    label_names : sequence of str
+        Default "0", "1", ...
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    one_of("kind", kind, KINDS)
+    classes = max(table.shape[1] for table in counts.values())
+    names = list(label_names) or [str(k) for k in range(classes)]
+    draw = {"bars": _bars, "bubbles": _bubbles, "sizes": _sizes}[kind]
+    rows = (len(counts) + 1) // 2
+    columns = 1 if len(counts) == 1 else 2
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel in panels[len(counts) :]:
+            panel.set_axis_off()
+        for panel, (label, table) in zip(panels, counts.items(), strict=False):
+            held = (table > 0).sum(axis=1)
+            panel.set_title(f"{label}: {held.mean():.1f} labels per client", fontsize=10)
+            draw(panel, table, names)
+        if kind == "bars" and classes <= 20:
+            handles, shown = panels[0].get_legend_handles_labels()
+            figure.legend(handles, shown, title="label", loc="outside right center", frameon=False)
+        if title:
+            figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        save(figure, path)
+
+
+def _sample(table: NDArray[Any], kind: str) -> NDArray[Any]:
+    """Return an even sample of clients, in order of the label they hold most, so that skew shows as blocks."""
+    chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST[kind])).astype(int))
+    shown = table[chosen]
+    ordered: NDArray[Any] = shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
+    return ordered
+
+
+def _clients_axis(panel: Axes, shown: int, clients: int) -> None:
+    panel.set_xlim(-0.5, shown - 0.5)
+    panel.set_xlabel("clients" if shown == clients else f"clients ({shown} of {clients:,})")
+    panel.set_xticks([])
+
+
+def _bars(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+    import matplotlib
+
+    classes = table.shape[1]
+    colours = matplotlib.colormaps["tab10" if classes <= 10 else "turbo"]
+    shown = _sample(table, "bars")
+    # Stacked steps, one polygon a label: a hundred times fewer shapes than a bar per client and label.
+    tops = np.cumsum(np.column_stack([np.zeros(len(shown), dtype=int), shown]), axis=1)
+    tops = np.vstack([tops, tops[-1:]])
+    edges = np.arange(len(tops)) - 0.5
+    for k in range(classes):
+        colour = colours(k) if classes <= 10 else colours(k / (classes - 1))
+        panel.fill_between(edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=names[k])
+    _clients_axis(panel, len(shown), len(table))
+    panel.set_ylabel("examples")
+
+
+def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+    shown = _sample(table, "bubbles")
+    client, label = np.nonzero(shown)
+    held = shown[client, label]
+    # The largest bubble fills a cell of the panel, which is about 4 inches wide and 2 high.
+    room = min(72 * 4 / len(shown), 72 * 1.7 / table.shape[1])
+    panel.scatter(client, label, s=np.maximum(room**2 * held / held.max(), 0.5), color=COLOURS[0], alpha=0.8, lw=0)
+    _clients_axis(panel, len(shown), len(table))
+    panel.set_ylim(-0.7, table.shape[1] - 0.3)
+    step = -(-table.shape[1] // 12)
+    panel.set_yticks(range(0, table.shape[1], step), [str(n)[:14] for n in names[: table.shape[1] : step]], fontsize=8)
+    panel.set_ylabel("label")
+
+
+def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+    sizes = table.sum(axis=1)
+    low, high = max(int(sizes.min()), 1), int(sizes.max())
+    wide = high > 20 * low
+    bins: NDArray[Any]
+    if wide:
+        bins = np.unique(np.geomspace(low, high + 1, 25))
+        panel.set_xscale("log")
+    elif high - low < 30:
+        bins = np.arange(low, high + 2) - 0.5
+    else:
+        bins = np.linspace(low, high, 25)
+    panel.hist(sizes, bins=list(bins), color=COLOURS[0])
+    panel.axvline(float(np.median(sizes)), color=COLOURS[3], lw=1.2)
+    panel.annotate(
+        f"median {np.median(sizes):,.0f}",
+        (float(np.median(sizes)), 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -8),
+        textcoords="offset points",
+        color=COLOURS[3],
+        fontsize=9,
+    )
+    panel.set_xlabel("examples of a client")
+    panel.set_ylabel("clients")

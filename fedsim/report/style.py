@@ -1,0 +1,43 @@
+"""How pictures look, and how they are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import ConfigError
+from fedsim.report.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's palette, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8c6d00", "#000000")
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "svg.hashsalt": "fedsim",
+}
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure whole, in the format its name ends in.
+
+    Raises
+    ------
+    ConfigError
+        A format matplotlib does not know.
+    """
+    file = Path(path)
+    kind = file.suffix.lstrip(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise ConfigError(f"the picture {str(file)!r} ends in {kind!r}; allowed: {', '.join(sorted(known))}")
+    write_whole(file, lambda stream: figure.savefig(stream, format=kind, dpi=150))

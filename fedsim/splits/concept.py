@@ -1,0 +1,81 @@
+"""Concept shift: clients give the same examples different labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.data.dataset import Dataset
+from fedsim.errors import ConfigError, whole
+from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.wrapped import Graded, Wrapped
+from fedsim.streams import Purpose
+
+
+def _refuse_regression(dataset: Dataset, split: str) -> None:
+    if dataset.regression:
+        raise ConfigError(f"{split} changes labels; {dataset.name} has real-valued targets")
+
+
+@dataclass(frozen=True)
+class LabelNoise(Graded):
+    """Give a share of each client's examples a wrong label, uniform over the others.
+
+    Parameters
+    ----------
+    split : Split
+        Who holds what.
+    high, low : float
+        Probability of a wrong label at the last and the first client, 0 to 1; evenly between.
+    seed : int, optional, keyword
+    """
+
+    high: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(0, 1)
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and mislabel."""
+        _refuse_regression(dataset, "LabelNoise")
+        held = self.inner(dataset, seed)
+        rng = self.rng(seed, Purpose.SPLIT_CHANGE)
+        y = held.dataset.y_train[held.partition.indices]
+        wrong = rng.random(len(y)) < self.strengths(held.partition)
+        shift = rng.integers(1, dataset.num_classes, len(y))
+        return held.changed(y=np.where(wrong, (y + shift) % dataset.num_classes, y))
+
+
+@dataclass(frozen=True)
+class LabelPermutation(Wrapped):
+    """Rename the labels of each cluster of clients by a random permutation of its own; the first cluster's stay.
+
+    Sattler, Müller and Samek, "Clustered federated learning", IEEE TNNLS 2020 (arXiv:1910.01991), section V: clusters
+    whose labels are swapped. No one model fits all clients; personalised and clustered strategies can.
+
+    Parameters
+    ----------
+    split : Split
+        Who holds what.
+    clusters : int
+        At least 1; client k is in cluster ``k % clusters``.
+    seed : int, optional, keyword
+    """
+
+    clusters: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("LabelPermutation's clusters", self.clusters, 1)
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and rename."""
+        _refuse_regression(dataset, "LabelPermutation")
+        held = self.inner(dataset, seed)
+        rng = self.rng(seed, Purpose.SPLIT_CHANGE)
+        names = np.tile(np.arange(dataset.num_classes), (self.clusters, 1))
+        names[1:] = rng.permuted(names[1:], axis=1)
+        cluster = np.repeat(np.arange(len(held.partition)) % self.clusters, held.partition.sizes)
+        return held.changed(y=names[cluster, held.dataset.y_train[held.partition.indices]])

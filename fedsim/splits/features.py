@@ -1,0 +1,141 @@
+"""Feature skew: clients measure the same things in different ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.dataset import Dataset
+from fedsim.errors import ConfigError, real
+from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.wrapped import Graded, Wrapped
+from fedsim.streams import Purpose
+
+#: Examples changed at a time, so that temporary arrays stay small.
+ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class FeatureNoise(Graded):
+    """Add Gaussian noise to clients' features, more to each next client.
+
+    Li et al., ICDE 2022 (arXiv:2102.02079), section IV-B: client i of N gets noise of level ``sigma * i / N``. As in
+    NIID-Bench's code, the level is a standard deviation, it is ``i / (N - 1)``, and client 0 has none.
+
+    Parameters
+    ----------
+    split : Split
+        Who holds what.
+    high, low : float
+        Standard deviation at the last and the first client, at least 0, in the features' own unit.
+    seed : int, optional, keyword
+    """
+
+    high: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(0, 1e6)
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and add the noise."""
+        held = self.inner(dataset, seed)
+        rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(held.partition)
+        x = held.dataset.x_train[held.partition.indices]
+        for start in range(0, len(x), ROWS):
+            part = x[start : start + ROWS]
+            part += (rng.standard_normal(part.shape) * level[start : start + ROWS, None]).astype(x.dtype)
+        return held.changed(x=x)
+
+
+@dataclass(frozen=True)
+class FeatureScale(Graded):
+    """Multiply clients' features by a factor, from `low` at the first client to `high` at the last.
+
+    Instruments that are calibrated differently, or units that nobody agreed on.
+
+    Parameters
+    ----------
+    split : Split
+        Who holds what.
+    high, low : float
+        Factors, finite.
+    seed : int, optional, keyword
+    """
+
+    high: float = 2.0
+    low: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(-1e6, 1e6)
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and scale."""
+        held = self.inner(dataset, seed)
+        x = held.dataset.x_train[held.partition.indices]
+        x *= self.strengths(held.partition)[:, None].astype(x.dtype)
+        return held.changed(x=x)
+
+
+@dataclass(frozen=True)
+class Rotation(Wrapped):
+    """Turn clients' images, counter-clockwise: client k by ``degrees[k % len(degrees)]``.
+
+    The rotated data of Ghosh et al., "An efficient framework for clustered federated learning", NeurIPS 2020
+    (arXiv:2006.04088), section 6: four clusters of clients, turned by 0, 90, 180 and 270 degrees. Quarter turns are
+    exact; others are interpolated linearly, and what comes in from outside is 0.
+
+    Parameters
+    ----------
+    split : Split
+        Who holds what.
+    degrees : sequence of float
+    seed : int, optional, keyword
+    """
+
+    degrees: Sequence[float] = (0, 90, 180, 270)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.degrees, str) or not isinstance(self.degrees, Sequence) or not self.degrees:
+            raise ConfigError(f"Rotation's degrees is {self.degrees!r}; allowed: a list of angles")
+        for angle in self.degrees:
+            real("Rotation's degrees", angle)
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and turn.
+
+        Raises
+        ------
+        ConfigError
+            The features are no square image of one channel.
+        """
+        held = self.inner(dataset, seed)
+        x = held.dataset.x_train[held.partition.indices]
+        side = math.isqrt(x.shape[1])
+        if side * side != x.shape[1]:
+            raise ConfigError(
+                f"Rotation wants square images; {dataset.name} has {x.shape[1]} features, which is no square"
+            )
+        turn_of = np.repeat(np.arange(len(held.partition)) % len(self.degrees), held.partition.sizes)
+        for number, angle in enumerate(self.degrees):
+            chosen = turn_of == number
+            x[chosen] = _turn(x[chosen].reshape(-1, side, side), angle).reshape(-1, side * side)
+        return held.changed(x=x)
+
+
+def _turn(images: NDArray[Any], degrees: float) -> NDArray[Any]:
+    """Turn images, shape (examples, side, side)."""
+    quarters, rest = divmod(degrees, 90)
+    if not rest:
+        return np.rot90(images, int(quarters) % 4, axes=(1, 2))
+    from scipy.ndimage import rotate
+
+    turned: NDArray[Any] = rotate(images, degrees, axes=(2, 1), reshape=False, order=1)
+    return turned

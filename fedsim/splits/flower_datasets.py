@@ -1,0 +1,82 @@
+"""Any partitioner of Flower Datasets as a split (extra ``hub``)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, missing_extra, near
+from fedsim.splits.base import Split
+from fedsim.splits.partition import Partition
+from fedsim.streams import Purpose
+
+
+@dataclass(frozen=True)
+class FlowerDatasets(Split):
+    """Shuffle, as Flower's FederatedDataset does, and divide as a partitioner of ``flwr_datasets.partitioner``.
+
+    ``FlowerDatasets("DirichletPartitioner", {"num_partitions": 100, "partition_by": "label", "alpha": 0.5})``. Labels
+    are in the column ``label``, a dataset's groups in columns of their names.
+
+    Parameters
+    ----------
+    partitioner : str
+        The class's name.
+    options : mapping
+        What it is made with; its seed is the split's unless given here.
+    seed : int, optional, keyword
+
+    Raises
+    ------
+    ConfigError
+        The extra is not installed, no such partitioner, or options that it refuses.
+    """
+
+    partitioner: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.partitioner, str):
+            raise ConfigError(f"FlowerDatasets's partitioner is {self.partitioner!r}; allowed: a class's name")
+        if not isinstance(self.options, Mapping):
+            raise ConfigError(f"FlowerDatasets's options is {self.options!r}; allowed: a dict of the class's arguments")
+
+    def __str__(self) -> str:
+        return self.partitioner
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Divide examples, as `Split.partition` says."""
+        try:
+            import flwr_datasets.partitioner as partitioners
+            from datasets import Dataset, disable_progress_bars
+        except ImportError:
+            raise missing_extra("the split FlowerDatasets", "hub") from None
+        names = [name for name in partitioners.__all__ if name.endswith("Partitioner")]
+        if self.partitioner not in names:
+            raise ConfigError(
+                f"FlowerDatasets's partitioner is {self.partitioner!r}; allowed: {', '.join(names)}"
+                f"{near(self.partitioner, names)}"
+            )
+        disable_progress_bars()
+        cls = getattr(partitioners, self.partitioner)
+        options = dict(self.options)
+        if "seed" in inspect.signature(cls).parameters:
+            options.setdefault("seed", int(self.rng(seed).integers(2**31)))
+        place = "_place"  # a column of ours, by which rows are known again
+        order = self.rng(seed, Purpose.SPLIT_CHANGE).permutation(len(labels))
+        columns = {"label": np.asarray(labels)[order], **{k: v[order] for k, v in (groups or {}).items()}, place: order}
+        try:
+            partitioner = cls(**options)
+            partitioner.dataset = Dataset.from_dict(columns)
+            shards = [np.asarray(partitioner.load_partition(k)[place]) for k in range(partitioner.num_partitions)]
+        except (TypeError, ValueError, KeyError) as error:
+            raise ConfigError(f"FlowerDatasets's {self.partitioner} refuses {dict(self.options)}: {error}") from None
+        return Partition.of_sizes(np.concatenate(shards), np.array([len(shard) for shard in shards]))

@@ -1,0 +1,73 @@
+"""Pathological label skew: so many labels per client, on disjoint or overlapping examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, real, whole
+from fedsim.splits.base import CountedSplit, shuffled_by_label
+from fedsim.splits.partition import Partition
+from fedsim.splits.sizes import even_sizes
+
+
+@dataclass(frozen=True)
+class LabelsPerClient(CountedSplit):
+    """Give every client `k` labels, and divide each label's examples evenly among the clients that have it.
+
+    Li et al., ICDE 2022 (arXiv:2102.02079), section IV-A: NIID-Bench's ``#C = k``. As in its code, client i has label
+    ``i mod labels`` and k - 1 others at random. Where there are fewer clients than labels, the rest is first dealt in
+    turn, so that every label has a holder.
+
+    Parameters
+    ----------
+    num_clients : int
+    k : int
+        Labels per client, at least 1 and at most as many as there are; ``num_clients * k`` must reach that number.
+    overlap : float
+        How many of the examples of a label that a client has for itself it also shares with the next holder, 0 to 1:
+        examples are then in one shard or in two. 0 gives disjoint shards; with 1 each example is in two.
+    seed : int, optional, keyword
+    """
+
+    k: int = 2
+    overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("LabelsPerClient's k", self.k, 1)
+        real("LabelsPerClient's overlap", self.overlap, 0, 1)
+
+    def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
+        """Divide."""
+        by_label, totals = shuffled_by_label(labels, rng)
+        holds = self._choose(len(totals), rng)
+        starts = np.concatenate([[0], np.cumsum(totals)[:-1]])
+        owners, indices = [], []
+        for label, (start, total) in enumerate(zip(starts, totals, strict=True)):
+            holders = np.flatnonzero(holds[:, label])
+            own = even_sizes(total, len(holders))
+            more = np.minimum(np.rint(self.overlap * own).astype(np.intp), np.roll(own, -1))
+            held = own + (more if len(holders) > 1 else 0)
+            first = np.cumsum(own) - own
+            within = np.arange(held.sum()) - np.repeat(np.cumsum(held) - held, held)
+            owners.append(np.repeat(holders, held))
+            indices.append(by_label[start + (np.repeat(first, held) + within) % total])
+        partition = Partition.from_owners(np.concatenate(owners), self.num_clients, np.concatenate(indices))
+        return partition.top_up(1, rng)  # a label with fewer examples than holders may leave a client with none
+
+    def _choose(self, labels: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Return which labels each client has, shape (clients, labels)."""
+        clients = self.num_clients
+        if self.k > labels or clients * self.k < labels:
+            need = f"at least {-(-labels // clients)}, so that every label has a holder, and at most {labels}"
+            raise ConfigError(f"LabelsPerClient's k is {self.k} for {clients} clients; allowed: {need}")
+        order = rng.random((clients, labels))
+        client, label = np.ogrid[:clients, :labels]
+        order[client % labels == label if clients >= labels else label % clients == client] = -1
+        holds = np.zeros((clients, labels), dtype=bool)
+        np.put_along_axis(holds, np.argsort(order, axis=1)[:, : self.k], True, axis=1)
+        return holds

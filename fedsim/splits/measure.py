@@ -1,0 +1,118 @@
+"""How non-IID is a split? Sizes, labels and features of every client against the population's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.splits.federated import FederatedDataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Numbers gathered at a time, so that temporary arrays stay small.
+NUMBERS = 8_000_000
+
+
+def skew(held: FederatedDataset) -> pd.DataFrame:
+    """Return one row per client that holds examples.
+
+    The population's label distribution q and feature means are those of all shards together; p is a client's label
+    distribution. For regression, labels are the target's deciles. A small shard differs from the population by chance
+    alone; compare with an IID split into as many clients.
+
+    Parameters
+    ----------
+    held : FederatedDataset
+
+    Returns
+    -------
+    DataFrame
+        ``client, examples``; ``labels``, how many different ones; ``total_variation``, ``sum |p - q| / 2``, 0 to 1;
+        ``emd``, ``sum |p - q|``, the earth mover's distance of Zhao et al. (2018, arXiv:1806.00582, eq. 5), 0 to 2;
+        ``jensen_shannon``, the divergence in bits, 0 to 1 (Lin, IEEE Trans. Inf. Theory 1991); ``effective_labels``,
+        the exponential of p's entropy (Hill's number of order 1); ``feature_distance``, the root mean square over
+        features of ``(mean of the client - mean) / standard deviation``.
+    """
+    import pandas as pd
+    from scipy.special import rel_entr
+
+    counts = held.label_counts()
+    sizes = held.partition.sizes
+    clients = np.flatnonzero(sizes)
+    p = counts[clients] / sizes[clients, None]
+    q = counts.sum(axis=0) / counts.sum()
+    middle = (p + q) / 2
+    distance = np.abs(p - q).sum(axis=1)
+    entropy = rel_entr(p, 1).sum(axis=1)  # p log p, which is 0 where p is
+    return pd.DataFrame(
+        {
+            "client": clients,
+            "examples": sizes[clients],
+            "labels": (p > 0).sum(axis=1),
+            "total_variation": distance / 2,
+            "emd": distance,
+            "jensen_shannon": (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=1) / (2 * np.log(2)),
+            "effective_labels": np.exp(-entropy),
+            "feature_distance": _feature_distance(held)[clients],
+        }
+    )
+
+
+def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
+    """Return each client's distance, shape (clients,); features that do not vary have no say."""
+    x, part = held.dataset.x_train, held.partition
+    rows = max(1, NUMBERS // x.shape[1])
+    total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for start in range(0, len(part.indices), rows):
+        chunk = x[part.indices[start : start + rows]].astype(np.float64)
+        total += chunk.sum(axis=0)
+        squares += (chunk * chunk).sum(axis=0)
+    mean = total / len(part.indices)
+    variance = squares / len(part.indices) - mean * mean
+    varies = variance > 1e-12 * (1 + mean * mean)
+    distance = np.zeros(len(part))
+    if not varies.any():
+        return distance
+    mean, deviation = mean[varies], np.sqrt(variance[varies])
+    client = 0
+    while client < len(part):  # as many whole clients as fit, at least one
+        end = int(np.searchsorted(part.offsets, part.offsets[client] + rows, side="right")) - 1
+        end = min(max(end, client + 1), len(part))
+        own = np.flatnonzero(part.sizes[client:end]) + client
+        if len(own):
+            chunk = x[part.indices[part.offsets[client] : part.offsets[end]]][:, varies].astype(np.float64)
+            sums = np.add.reduceat(chunk, part.offsets[own] - part.offsets[client], axis=0)
+            away = (sums / part.sizes[own, None] - mean) / deviation
+            distance[own] = np.sqrt((away * away).mean(axis=1))
+        client = end
+    return distance
+
+
+def gini(sizes: NDArray[Any]) -> float:
+    """Return the Gini coefficient of sizes: 0 where all are equal, towards 1 where one client holds everything."""
+    ordered = np.sort(np.asarray(sizes, dtype=np.float64))
+    n = len(ordered)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
+
+
+def summary(held: FederatedDataset) -> dict[str, float]:
+    """Return a split in one row: its sizes, and means over clients of what `skew` measures.
+
+    Returns
+    -------
+    dict of str to float
+        ``clients, smallest, median, largest, gini``, then `skew`'s columns from ``labels`` on.
+    """
+    table, sizes = skew(held), held.partition.sizes
+    means = table.loc[:, "labels":].mean()
+    return {
+        "clients": len(sizes),
+        "smallest": int(sizes.min()),
+        "median": float(np.median(sizes)),
+        "largest": int(sizes.max()),
+        "gini": gini(sizes),
+        **means.to_dict(),
+    }

@@ -1,0 +1,104 @@
+"""Two splits at once: part of the examples divided by each, or a common part for everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, real
+from fedsim.splits.base import Split
+from fedsim.splits.partition import Indices, Partition
+from fedsim.splits.wrapped import Wrapped
+from fedsim.streams import Purpose
+
+
+@dataclass(frozen=True)
+class Mixture(Wrapped):
+    """Divide a random share of the examples by one split and the rest by another; clients hold parts of both.
+
+    ``Mixture(IID(100), Shards(100, per_client=1), share=0.1)`` is SCAFFOLD's data of 10 % similarity (Karimireddy et
+    al., ICML 2020, arXiv:1910.06378, section 7.1).
+
+    Parameters
+    ----------
+    split, other : Split
+        Each into as many clients.
+    share : float
+        Of the examples that `split` divides, between 0 and 1; each part must suffice for its split.
+    seed : int, optional, keyword
+    """
+
+    other: Split
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.other, Split):
+            raise ConfigError(f"Mixture's other is {self.other!r}; allowed: a split, such as IID(50)")
+        real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Divide examples, as `Split.partition` says; ConfigError if the splits make different numbers of clients."""
+        labels = np.asarray(labels)
+        rng = self.rng(seed, Purpose.SPLIT_CHANGE)
+        order = rng.permutation(len(labels))
+        cut = round(self.share * len(labels))
+        parts = []
+        for split, chosen in ((self.split, np.sort(order[:cut])), (self.other, np.sort(order[cut:]))):
+            held = {name: group[chosen] for name, group in (groups or {}).items()}
+            part = split.partition(labels[chosen], int(rng.integers(2**63)), held)
+            parts.append(Partition(chosen[part.indices], part.offsets))
+        if len(parts[0]) != len(parts[1]):
+            raise ConfigError(
+                f"Mixture has splits into {len(parts[0])} and {len(parts[1])} clients; allowed: as many in both"
+            )
+        return _together(parts[0], parts[1])
+
+
+@dataclass(frozen=True)
+class Shared(Wrapped):
+    """Take a random share of the examples out and give it to every client besides its own shard.
+
+    The remedy of Zhao et al., "Federated learning with non-IID data", 2018 (arXiv:1806.00582), section 4: a small
+    globally shared set raises accuracy on skewed shards. Shared examples are in every shard, all others in one.
+
+    Parameters
+    ----------
+    split : Split
+        Divides what is left.
+    fraction : float
+        Of the examples that everybody holds, between 0 and 1; enough must be left for the split.
+    seed : int, optional, keyword
+    """
+
+    fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real("Shared's fraction", self.fraction, 0, 1, open_low=True, open_high=True)
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Divide examples, as `Split.partition` says."""
+        labels = np.asarray(labels)
+        order = self.rng(seed, Purpose.SPLIT_CHANGE).permutation(len(labels))
+        cut = round(self.fraction * len(labels))
+        common, rest = order[:cut], np.sort(order[cut:])
+        held = {name: group[rest] for name, group in (groups or {}).items()}
+        part = super().partition(labels[rest], seed, held)
+        own = Partition(rest[part.indices], part.offsets)
+        everywhere = Partition.of_sizes(np.tile(common, len(own)), np.full(len(own), cut))
+        return _together(own, everywhere)
+
+
+def _together(one: Partition, other: Partition) -> Partition:
+    """Return each client's examples of both partitions."""
+    owners: Indices = np.concatenate([one.owners, other.owners])
+    return Partition.from_owners(owners, len(one), np.concatenate([one.indices, other.indices]))

@@ -1,0 +1,68 @@
+"""Natural splits: a column of the data says whose each example is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, near, whole
+from fedsim.splits.base import Split
+from fedsim.splits.partition import Partition
+from fedsim.splits.sizes import even_sizes
+
+
+@dataclass(frozen=True)
+class Natural(Split):
+    """One client per value of a column (a user, a hospital, a lecturer), or several values per client.
+
+    Parameters
+    ----------
+    column : str, optional
+        One of the dataset's groups; may be left out where there is only one.
+    num_clients : int, optional
+        Deal the groups at random to so many clients, as evenly as can be; default one client per group.
+    seed : int, optional, keyword
+    """
+
+    column: str | None = None
+    num_clients: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.column is not None and not isinstance(self.column, str):
+            raise ConfigError(f"Natural's column is {self.column!r}; allowed: the name of a column")
+        if self.num_clients is not None:
+            whole("Natural's num_clients", self.num_clients, 1)
+
+    def __str__(self) -> str:
+        return f"Natural({self.column})" if self.column else "Natural"
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Divide examples, as `Split.partition` says.
+
+        Raises
+        ------
+        ConfigError
+            No such column, or fewer groups than clients.
+        """
+        names = list(groups or {})
+        if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):
+            has = f"it has {', '.join(names)}" if names else "this dataset has no column that says whose examples are"
+            raise ConfigError(f"Natural's column is {self.column!r}; {has}{near(str(self.column), names)}")
+        values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
+        clients = self.num_clients or len(values)
+        if clients > len(values):
+            raise ConfigError(
+                f"Natural's num_clients is {clients}; allowed: at most {len(values)}, one group of "
+                f"{self.column or names[0]!r} each"
+            )
+        if self.num_clients:
+            client_of = np.repeat(np.arange(clients), even_sizes(len(values), clients))
+            owners = client_of[self.rng(seed).permutation(len(values))][owners]
+        return Partition.from_owners(owners, clients)

@@ -1,0 +1,133 @@
+"""A partition: who holds which examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.streams import Purpose, generator
+
+Indices = NDArray[np.intp]
+
+
+class Partition(Sequence[Indices]):
+    """Who holds which examples: one index array per client, stored as one array and its cuts.
+
+    A million clients cost two arrays, and ``partition[k]`` is a view.
+
+    Parameters
+    ----------
+    indices : ndarray of int, shape (held,)
+        All clients' example indices, client after client.
+    offsets : ndarray of int, shape (clients + 1,)
+        Client k holds ``indices[offsets[k]:offsets[k + 1]]``.
+    """
+
+    def __init__(self, indices: Indices, offsets: Indices) -> None:
+        self.indices = np.ascontiguousarray(indices, dtype=np.intp)
+        self.offsets = np.ascontiguousarray(offsets, dtype=np.intp)
+        self.sizes: Indices = np.diff(self.offsets)
+
+    @classmethod
+    def of_sizes(cls, indices: Indices, sizes: Indices) -> Partition:
+        """Build from all clients' indices, client after client, and how many each holds."""
+        return cls(indices, np.concatenate([[0], np.cumsum(sizes)]))
+
+    @classmethod
+    def from_owners(cls, owners: Indices, num_clients: int, indices: Indices | None = None) -> Partition:
+        """Build from the client of each example.
+
+        Parameters
+        ----------
+        owners : ndarray of int, shape (held,)
+        num_clients : int
+        indices : ndarray of int, shape (held,), optional
+            Which examples; default all, in order. Within a client their order stays.
+        """
+        order = np.argsort(owners.astype(np.min_scalar_type(num_clients)), kind="stable")
+        sizes = np.bincount(owners, minlength=num_clients)
+        return cls.of_sizes(order if indices is None else indices[order], sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, client: int) -> Indices: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Indices]: ...
+    def __getitem__(self, client: int | slice) -> Any:
+        if isinstance(client, slice):
+            return [self[k] for k in range(*client.indices(len(self)))]
+        k = range(len(self))[client]
+        return self.indices[self.offsets[k] : self.offsets[k + 1]]
+
+    @property
+    def owners(self) -> Indices:
+        """The client of each entry of `indices`, shape (held,)."""
+        return np.repeat(np.arange(len(self)), self.sizes)
+
+    @property
+    def places(self) -> Indices:
+        """The place of each entry of `indices` within its client, from 0, shape (held,)."""
+        return np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], self.sizes)
+
+    def select(self, keep: NDArray[np.bool_]) -> Partition:
+        """Return what is left when only some entries of `indices` are kept, by a mask of shape (held,)."""
+        kept = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
+        return Partition(self.indices[keep], kept)
+
+    def sort(self, key: NDArray[Any]) -> Partition:
+        """Return each client's examples in rising order of a key, shape (held,); equal ones keep their order."""
+        return Partition(self.indices[np.lexsort((key, self.owners))], self.offsets)
+
+    def divide(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
+        """Divide every client's examples at random into those it trains on and those it is tested on.
+
+        Parameters
+        ----------
+        fraction : float
+            Share to test on, rounded to whole examples; at least one example of a client that has any stays for
+            training.
+        seed : int
+
+        Returns
+        -------
+        train, test : Partition
+        """
+        tested = np.minimum(np.rint(self.sizes * fraction).astype(np.intp), np.maximum(self.sizes - 1, 0))
+        draws = generator(seed, Purpose.CLIENT_TEST).random(len(self.indices))
+        for_test = np.empty(len(draws), dtype=bool)
+        for_test[np.lexsort((draws, self.owners))] = self.places < np.repeat(tested, self.sizes)
+        return self.select(~for_test), self.select(for_test)
+
+    def window(self, number: int, windows: int) -> Partition:
+        """Return one of equal parts of every client's examples, in their order, counted from 0."""
+        cuts = [np.repeat(self.sizes * (number + end) // windows, self.sizes) for end in (0, 1)]
+        return self.select((self.places >= cuts[0]) & (self.places < cuts[1]))
+
+    def top_up(self, least: int, rng: np.random.Generator) -> Partition:
+        """Return a partition in which no client holds fewer than `least` examples, or this one if that is so already.
+
+        Those that are short receive random examples of random clients that have more.
+        """
+        lacking = np.maximum(least - self.sizes, 0)
+        total = int(lacking.sum())
+        if not total:
+            return self
+        spare = np.maximum(self.sizes - least, 0)
+        given = np.bincount(np.repeat(np.arange(len(self)), spare)[rng.permutation(spare.sum())[:total]])
+        given.resize(len(self))
+        owners = self.owners
+        moved = np.empty(len(owners), dtype=bool)
+        moved[np.lexsort((rng.random(len(owners)), owners))] = self.places < np.repeat(given, self.sizes)
+        owners[moved] = np.repeat(np.arange(len(self)), lacking)[rng.permutation(total)]
+        return Partition.from_owners(owners, len(self), self.indices)
+
+    def label_counts(self, labels: NDArray[Any], num_classes: int) -> Indices:
+        """Count each client's examples of each label, shape (clients, num_classes)."""
+        cell = self.owners * num_classes + labels[self.indices]
+        counts = np.bincount(cell, minlength=len(self) * num_classes)
+        return counts.reshape(len(self), num_classes).astype(np.intp)

@@ -1,0 +1,179 @@
+"""Quantity skew: how many examples each client holds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, real, whole
+from fedsim.splits.partition import Indices
+
+
+@dataclass(frozen=True)
+class Sizes(ABC):
+    """A law of client sizes; clients come in random order of size."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({next(iter(vars(self).values()))})"
+
+    @abstractmethod
+    def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return what each client's size is proportional to, shape (clients,), at least 0."""
+
+    @property
+    @abstractmethod
+    def least(self) -> int:
+        """The fewest examples of a client."""
+
+
+@dataclass(frozen=True)
+class LogNormal(Sizes):
+    """Log-normal sizes: the logarithm of a client's size has standard deviation `sigma`.
+
+    As in LEAF's and FedProx's synthetic data (Li et al., MLSys 2020, arXiv:1812.06127), where sigma is 2.
+
+    Parameters
+    ----------
+    sigma : float
+        At least 0; 0 is equal sizes.
+    least : int
+        The fewest examples of a client.
+    """
+
+    sigma: float = 1.0
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        real("LogNormal's sigma", self.sigma, 0, 50)
+        whole("LogNormal's least", self.least, 1)
+
+    def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw."""
+        return rng.lognormal(0, self.sigma, num_clients)
+
+
+@dataclass(frozen=True)
+class PowerLaw(Sizes):
+    """The client with the k-th most examples holds a number proportional to ``k ** -exponent`` (Zipf's law).
+
+    Parameters
+    ----------
+    exponent : float
+        At least 0; 0 is equal sizes.
+    least : int
+        The fewest examples of a client.
+    """
+
+    exponent: float = 1.0
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        real("PowerLaw's exponent", self.exponent, 0, 50)
+        whole("PowerLaw's least", self.least, 1)
+
+    def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw the order."""
+        ranks = 1 + rng.permutation(num_clients)
+        return np.power(ranks, -float(self.exponent), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class DirichletSizes(Sizes):
+    """Shares of the data drawn from a symmetric Dirichlet distribution.
+
+    Li, Diao, Chen and He, "Federated learning on non-IID data silos: an experimental study", ICDE 2022
+    (arXiv:2102.02079), section IV-D, q ~ Dir(beta). NIID-Bench draws anew until each client has 10 examples; here
+    clients below `least` are raised to it at the cost of the others.
+
+    Parameters
+    ----------
+    alpha : float
+        Concentration, greater than 0.
+    least : int
+        The fewest examples of a client.
+    """
+
+    alpha: float = 0.5
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
+        whole("DirichletSizes's least", self.least, 1)
+
+    def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw."""
+        return rng.dirichlet(np.full(num_clients, self.alpha))
+
+
+def check_sizes(field: str, sizes: Any, num_clients: int) -> None:
+    """Raise ConfigError unless `sizes` is None, a law, or a number of examples for each client."""
+    if sizes is None or isinstance(sizes, Sizes):
+        return
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != num_clients:
+        laws = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
+        raise ConfigError(f"{field} is {sizes!r}; allowed: {laws}, or {num_clients} numbers of examples")
+    for size in sizes:
+        whole(field, size, 1)
+
+
+def client_sizes(
+    sizes: Sizes | Sequence[int] | None, total: int, num_clients: int, rng: np.random.Generator
+) -> Indices:
+    """Return how many of `total` examples each client gets, shape (clients,).
+
+    Raises
+    ------
+    ConfigError
+        More examples than there are.
+    """
+    if sizes is None:
+        return even_sizes(total, num_clients)
+    if isinstance(sizes, Sizes):
+        if sizes.least * num_clients > total:
+            raise ConfigError(
+                f"{sizes!r} wants at least {sizes.least} examples for each of {num_clients} clients; there are {total}"
+            )
+        return apportion(sizes.shares(num_clients, rng), total, sizes.least)
+    given = np.asarray(sizes, dtype=np.intp)
+    if given.sum() > total:
+        raise ConfigError(f"sizes add up to {given.sum()}; allowed: at most {total}, the training examples")
+    return given
+
+
+def even_sizes(total: int, parts: int) -> Indices:
+    """Return the sizes of `parts` that differ by at most one, the larger first."""
+    sizes = np.full(parts, total // parts, dtype=np.intp)
+    sizes[: total % parts] += 1
+    return sizes
+
+
+def apportion(shares: NDArray[np.float64], total: int, least: int = 0) -> Indices:
+    """Return whole numbers that add up to `total`, each at least `least`, else as near to the shares as can be.
+
+    Parameters
+    ----------
+    shares : ndarray of float64, shape (parts,)
+        At least 0.
+    total : int
+        At least ``least * parts``.
+    least : int
+    """
+    raised = np.zeros(len(shares), dtype=bool)
+    while True:  # those below the least are raised to it, which may lower others below it
+        free = shares * ~raised
+        left = total - least * int(raised.sum())
+        quota = free * (left / free.sum()) if free.sum() > 0 else np.full(len(shares), total / len(shares))
+        below = ~raised & (quota < least)
+        if not below.any() or free.sum() <= 0:
+            break
+        raised |= below
+    quota[raised] = least
+    sizes: Indices = np.floor(quota).astype(np.intp)
+    rest = total - int(sizes.sum())
+    sizes[np.argsort(sizes - quota, kind="stable")[:rest]] += 1  # the largest remainders
+    return sizes

@@ -1,0 +1,76 @@
+"""What splits that change another split's shards have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError, real
+from fedsim.splits.base import Split
+from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.partition import Partition
+
+
+@dataclass(frozen=True)
+class Wrapped(Split):
+    """Another split's shards, changed.
+
+    Parameters
+    ----------
+    split : Split
+        Divides the examples; the same seed gives the same shards with and without the change.
+    seed : int, optional, keyword
+        Of both; default the experiment's.
+    """
+
+    split: Split
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.split, Split):
+            raise ConfigError(f"{type(self).__name__}'s split is {self.split!r}; allowed: a split, such as IID(50)")
+
+    @property
+    def num_clients(self) -> int | None:
+        """As many as the split that is changed has; None where only the data says."""
+        clients: int | None = getattr(self.split, "num_clients", None)
+        return clients
+
+    def inner(self, dataset: Any, seed: int) -> FederatedDataset:
+        """Return what the split that is changed makes of a dataset."""
+        return self.split.federate(dataset, seed if self.seed is None else self.seed)
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Divide examples as the split that is changed does."""
+        return self.split.partition(labels, seed if self.seed is None else self.seed, groups)
+
+
+@dataclass(frozen=True)
+class Graded(Wrapped):
+    """A change whose strength rises evenly over the clients, from `low` at client 0 to `high` at the last.
+
+    Parameters
+    ----------
+    split : Split
+    high, low : float
+        As NIID-Bench does it, from 0. With equal values all clients are changed alike.
+    seed : int, optional, keyword
+    """
+
+    high: float = 0.0
+    low: float = 0.0
+
+    def check(self, least: float, most: float) -> None:
+        """Raise ConfigError unless both ends lie within bounds."""
+        for name in ("high", "low"):
+            real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
+
+    def strengths(self, partition: Partition) -> NDArray[np.float64]:
+        """Return the strength at each entry of the partition's `indices`."""
+        return np.repeat(np.linspace(self.low, self.high, len(partition)), partition.sizes)
