@@ -254,7 +254,8 @@ def _compare(args: argparse.Namespace) -> None:
         plan = config.table_plan(table, args.data_dir, assignments, chosen)
     else:
         settings = config.read(args.file)
-        settings["compare"] = settings.get("compare", {}) | chosen
+        if chosen:
+            settings["compare"] = settings.get("compare", {}) | chosen
         plan = config.plan(settings, assignments)
     _say_notes(plan.base)
     out = writable_directory(args.out) if args.out else None
@@ -313,7 +314,7 @@ def _splits(args: argparse.Namespace) -> None:
             print(f"... and {rest:,} more clients (--most {len(federated.partition)} shows all)")
     if args.out:
         counts = {label: federated.label_counts() for label, federated in held.items()}
-        plot_splits(counts, args.out, f"Who holds which labels of {dataset.name}", args.kind, dataset.label_names)
+        plot_splits(counts, args.out, dataset.name, args.kind, dataset.label_names)
         print(f"\nwrote {args.out}")
 
 

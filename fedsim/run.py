@@ -243,7 +243,7 @@ class _Centralised:
     def __init__(self, run: _Run, federated: FederatedDataset) -> None:
         experiment = run.experiment
         client = SGD.of(experiment.client)
-        together = IID(1).federate(federated.dataset)
+        together = IID(1).federate(federated.dataset, experiment.seed)
         self.grid = InProcessGrid(run.net, together, client, experiment.seed, kernel=run.kernel, workers=1)
         self.weights = run.weights
 

@@ -228,7 +228,7 @@ class Study:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
             counts[variant.label] = experiment.split.federate(dataset, experiment.seed).label_counts()
-        plot_splits(counts, path, f"Who holds which labels of {dataset.name}", kind, dataset.label_names)
+        plot_splits(counts, path, dataset.name, kind, dataset.label_names)
 
 
 def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:

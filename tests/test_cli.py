@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -72,6 +73,8 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
         "clients.csv",
         "summary.csv",
         "accuracy.png",
+        "drift.png",
+        "splits.png",
     }
 
 
@@ -79,10 +82,80 @@ def test_splits(tmp_path: Path) -> None:
     picture = tmp_path / "s.png"
     done = fedsim("splits", "IID(20)", "Dirichlet(20, alpha=0.1)", "--most", "3", "--out", str(picture))
     assert done.returncode == 0, done.stderr
-    assert "Dirichlet(0.1) on digits: 20 clients, 72 to 73 examples each" in done.stdout
+    assert "digits: 1,442 training examples; means over clients" in done.stdout
+    row = next(line.split() for line in done.stdout.splitlines() if line.startswith("Dirichlet(0.1) "))
+    assert row[1:6] == ["20", "72", "72", "73", "0.00"]
     assert "and 17 more clients" in done.stdout
     assert picture.stat().st_size > 5_000
     refused(fedsim("splits", "IID(20)", "--out", str(picture)), "exists; give --out another name")
+
+
+@pytest.mark.parametrize("kind", ["bars", "bubbles", "sizes"])
+def test_splits_are_drawn_in_several_ways(kind: str, tmp_path: Path) -> None:
+    done = fedsim("splits", "LabelDirichlet(1000, alpha=0.1)", "--kind", kind, "--out", str(tmp_path / "s.png"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.png").stat().st_size > 5_000
+    refused(fedsim("splits", "IID(20)", "--kind", "pie"), "--kind is 'pie'; allowed: bars, bubbles, sizes")
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    age = rng.normal(50, 10, 300)
+    frame = pd.DataFrame({"age": age, "sex": rng.choice(["f", "m"], 300), "clinic": rng.choice(list("abcd"), 300)})
+    frame["outcome"] = np.where(age > 50, "ill", "well")
+    frame["days"] = age * 2.5 + rng.normal(size=300)
+    frame.loc[:9, "age"] = np.nan
+    frame.to_csv(tmp_path / "patients.csv", index=False)
+    return str(tmp_path / "patients.csv")
+
+
+def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_path: Path) -> None:
+    command = ["compare", patients, "--label", "outcome", "--client-column", "clinic", "--drop", "days"]
+    done = fedsim(*command, "--set", "rounds=3", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "240 training and 60 test examples, 4 features, 2 labels" in done.stderr
+    assert "age: 10 of 300 values missing" in done.stderr
+    rows = [line.split()[0] for line in done.stdout.splitlines()]
+    assert [row for row in rows if row.startswith(("Natural", "IID", "Dir"))] == [
+        "Natural(clinic)",
+        "IID",
+        "Dirichlet(0.1)",
+    ]
+    assert (tmp_path / "out" / "accuracy_by_skew.png").stat().st_size > 5_000
+    chosen = ["--split", "IID(4)", "--client", "SGD", "--client", "FedProx", "--seeds", "2", "--set", "rounds=2"]
+    assert "FedProx" in fedsim(*command, *chosen).stdout
+
+
+def test_a_table_of_numbers_is_regressed_on_and_runs_again(patients: str, tmp_path: Path) -> None:
+    command = ["run", patients, "--label", "days", "--drop", "outcome", "--set", "rounds=3"]
+    done = fedsim(*command, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "test_r2" in done.stdout
+    again = fedsim("run", str(tmp_path / "out" / "experiment.toml"))
+    assert again.stdout.splitlines()[-1].split()[:4] == done.stdout.splitlines()[-2].split()[:4]
+    shown = fedsim("splits", "Natural", "--dataset", patients, "--label", "days", "--client-column", "clinic")
+    assert "Natural" in shown.stdout
+
+
+def test_bad_tables_are_one_sentence_and_exit_2(patients: str, experiment: str) -> None:
+    refused(fedsim("compare", patients), "is a table; say which column to predict by --label COLUMN")
+    refused(fedsim("run", patients, "--label", "outcom"), "label is 'outcom'; allowed: age")
+    refused(fedsim("run", patients, "--label", "outcome", "--client-column", "ward"), "client_column is 'ward'")
+    refused(fedsim("run", experiment, "--label", "outcome"), "--label is for a table")
+    refused(fedsim("run", "none.csv", "--label", "y"), "the table 'none.csv' does not exist")
+
+
+def test_how_noniid_hurts(tmp_path: Path) -> None:
+    script = str(ROOT / "experiments" / "how_noniid_hurts.py")
+    done = call(script, "--rounds", "10", "--seeds", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Accuracy loss grows with the earth mover's distance" in done.stdout
+    points = pd.read_csv(tmp_path / "results" / "how_noniid_hurts" / "points.csv")
+    assert len(points) == 22
+    assert points.groupby("iid_share")["emd"].mean().is_monotonic_decreasing
+    assert (tmp_path / "results" / "how_noniid_hurts" / "accuracy_by_distance.png").stat().st_size > 10_000
+    refused(call(script, "--clients", "2000", cwd=tmp_path), "IID's num_clients is 2000")
 
 
 def test_data_says_where_mnist_is(mnist_dir: Path, tmp_path: Path) -> None:
@@ -154,7 +227,7 @@ def test_the_showpiece(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--dataset", "mnits"], "invalid choice: 'mnits'"),
+        (["--dataset", "mnits"], "dataset is 'mnits'; allowed: digits"),
         (["--alpha", "-1"], "Dirichlet's alpha is -1.0"),
         (["--clients", "1000"], "2000 shards"),
         (["--lr", "1e9"], "training diverged in round 1 at client"),

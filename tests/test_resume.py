@@ -20,7 +20,7 @@ from helpers import same
 
 from fedsim import Experiment, checkpoint, clients, data, run, servers
 from fedsim.errors import ConfigError
-from fedsim.splits import Dirichlet
+from fedsim.splits import Dirichlet, TimeOrdered
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.5),
@@ -61,6 +61,7 @@ def _every_round(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(BASE, client=clients.FedALA(first_epochs=2)),
         replace(BASE, server=partial(servers.FedYogi, eta=0.05)),
         replace(BASE, server=servers.CenteredClipping),
+        replace(BASE, weight_divergence=True, split=TimeOrdered(Dirichlet(12, alpha=0.5), 3)),
         replace(BASE, client=clients.SGD(), server=stock.FedAvgM),
         replace(BASE, client=clients.SGD(), server=partial(stock.FedAdam, eta=0.05)),
         replace(BASE, client=clients.SGD(), server=partial(stock.QFedAvg, client_learning_rate=0.1)),

@@ -94,7 +94,7 @@ def test_a_picture_of_an_unknown_kind_is_refused(study: Study, tmp_path: Path) -
 @pytest.mark.parametrize(("clients", "classes"), [(1, 2), (7, 30), (1000, 10)])
 def test_split_pictures_of_any_size(tmp_path: Path, clients: int, classes: int) -> None:
     counts = np.random.default_rng(0).integers(0, 5, (clients, classes))
-    plot_splits({"some": counts}, tmp_path / "s.png")
+    plot_splits({"some": counts}, tmp_path / "s.png", "digits")
     assert (tmp_path / "s.png").stat().st_size > 5_000
 
 

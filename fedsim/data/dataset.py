@@ -133,7 +133,7 @@ class Dataset:
 
     def _labels(self, name: str) -> NDArray[Any]:
         y = np.asarray(getattr(self, name))
-        whole = y.ndim == 1 and y.dtype.kind in "iuf" and y.size > 0 and bool(np.all(y == np.floor(y)))
+        whole = y.ndim == 1 and y.dtype.kind in "biuf" and y.size > 0 and bool(np.all(y == np.floor(y)))
         if not whole or y.min() < 0:
             raise DataError(f"dataset {self.name!r}: {name} must be whole-number labels from 0, shape (examples,)")
         return self._keep(name, y.astype(np.int64, copy=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ SCORES = {
 }
 #: What a score is called.
 NAMES = {"accuracy": "accuracy", "r2": "R²"}
-#: What `plot_drift` draws: a column of the history -> what it is.
+#: What `plot_drift` draws: a column of the history -> what it is, and the least and the most that it can be.
 DRIFTS = {
-    "client_drift": "client drift\n$\\|w_k - w\\|$",
-    "update_cosine": "cosine between\nclient updates",
-    "gradient_diversity": "gradient\ndiversity",
-    "weight_divergence": "weight\ndivergence",
+    "client_drift": ("client drift\n$\\|w_k - w\\|$", 0.0, np.inf),
+    "update_cosine": ("cosine between\nclient updates", -1.0, 1.0),
+    "gradient_diversity": ("gradient\ndiversity", 1e-9, np.inf),
+    "weight_divergence": ("weight\ndivergence", 0.0, np.inf),
 }
 
 
@@ -79,14 +80,16 @@ def plot_drift(study: Study, path: str | os.PathLike[str]) -> None:
         figure = Figure(figsize=(8, 1.7 * max(len(known), 1) + 1), layout="constrained")
         panels = figure.subplots(max(len(known), 1), 1, sharex=True, squeeze=False).ravel()
         for panel, column in zip(panels, known, strict=False):
-            _curves(study, column, panel)
-            panel.set_ylabel(DRIFTS[column], fontsize=9)
+            name, *bounds = DRIFTS[column]
+            _curves(study, column, panel, bounds)
+            panel.set_ylabel(name, fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "gradient_diversity":
                 panel.set_yscale("log")
+                panel.set_ylim(rounds[column].min() / 2, rounds[column].max() * 2)
         panels[-1].set_xlabel("round")
         lines = [Line2D([], [], **_line(k), label=v.label or "all") for k, v in enumerate(study.variants)]
-        figure.legend(handles=lines, loc="outside right upper", frameon=False)
+        figure.legend(handles=lines, loc="outside lower left", frameon=False, ncols=3)
         figure.suptitle(
             f"How far clients go apart on {_about(study)}", fontsize=11, fontweight="bold", x=0.01, ha="left"
         )
@@ -134,7 +137,7 @@ def plot_score_by_skew(study: Study, path: str | os.PathLike[str]) -> None:
         axes.set_ylabel(f"{NAMES[study.score]} on the client's own examples")
         axes.set_ylim(top=1.02)
         figure.legend(loc="outside lower left", frameon=False, ncols=2)
-        axes.set_title(f"Who is served how well on {_about(study)}", fontsize=11, pad=14)
+        axes.set_title(f"Who is served how well on {_name(study)}", fontsize=11, pad=14)
         save(figure, path)
 
 
@@ -147,9 +150,7 @@ def _line(number: int) -> dict[str, Any]:
     }
 
 
-def _curves(
-    study: Study, column: str, axes: Axes, bounds: tuple[float, float] = (-np.inf, np.inf)
-) -> list[tuple[float, str, str]]:
+def _curves(study: Study, column: str, axes: Axes, bounds: Sequence[float]) -> list[tuple[float, str, str]]:
     """Draw a column of the history by round; return each variant's last value, label and colour."""
     from fedsim.study import half_width
 
@@ -161,22 +162,26 @@ def _curves(
         axes.plot(rounds, mean, **style)
         if len(curves) > 1:
             half = np.array([half_width(values) for values in curves.T])
-            low, high = np.clip(mean - half, *bounds), np.clip(mean + half, *bounds)
+            low, high = (np.clip(edge, bounds[0], bounds[1]) for edge in (mean - half, mean + half))
             axes.fill_between(rounds, low, high, color=style["color"], alpha=0.18, lw=0)
         ends.append((float(mean[-1]), variant.label or "all", style["color"]))
     axes.set_xlim(0, max(len(v.results[0].history) for v in study.variants) - 1)
     return ends
 
 
+def _name(study: Study) -> str:
+    """Name the data of a study."""
+    dataset = study.variants[0].results[0].experiment.dataset
+    return data.title(dataset) if isinstance(dataset, str) else dataset.name
+
+
 def _about(study: Study) -> str:
     """Name the data, the clients and the seeds of a study."""
-    experiment = study.variants[0].results[0].experiment
-    name = data.title(experiment.dataset) if isinstance(experiment.dataset, str) else experiment.dataset.name
     counts = {getattr(v.results[0].experiment.split, "num_clients", None) for v in study.variants}
     clients = next(iter(counts)) if len(counts) == 1 else None
     among = f", {clients} clients" if clients else ""
     seeds = len(study.variants[0].results)
-    return f"{name}{among} ({f'mean of {seeds} seeds, 95 % interval shaded' if seeds > 1 else 'one seed'})"
+    return f"{_name(study)}{among} ({f'mean of {seeds} seeds, 95 % interval shaded' if seeds > 1 else 'one seed'})"
 
 
 def _spread(values: list[float], gap: float) -> NDArray[np.float64]:

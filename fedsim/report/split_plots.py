@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import one_of
 from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.splits.measure import gini
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ MOST = {"bars": 100, "bubbles": 60}
 def plot_splits(
     counts: Mapping[str, NDArray[Any]],
     path: str | os.PathLike[str],
-    title: str = "",
+    dataset: str,
     kind: str = "bars",
     label_names: Sequence[str] = (),
 ) -> None:
@@ -35,7 +36,8 @@ def plot_splits(
     counts : mapping of str to ndarray, shape (clients, classes)
         Split's label -> examples of each label that each client holds.
     path : path
-    title : str
+    dataset : str
+        Its name.
     kind : {"bars", "bubbles", "sizes"}
         A stacked bar per client with a colour per label; a bubble per client and label; how many clients hold how
         many examples.
@@ -57,14 +59,15 @@ def plot_splits(
         for panel in panels[len(counts) :]:
             panel.set_axis_off()
         for panel, (label, table) in zip(panels, counts.items(), strict=False):
-            held = (table > 0).sum(axis=1)
-            panel.set_title(f"{label}: {held.mean():.1f} labels per client", fontsize=10)
+            labels = f"{(table > 0).sum(axis=1).mean():.1f} labels per client"
+            what = f"Gini {gini(table.sum(axis=1)):.2f}" if kind == "sizes" else labels
+            panel.set_title(f"{label}: {what}", fontsize=10)
             draw(panel, table, names)
         if kind == "bars" and classes <= 20:
             handles, shown = panels[0].get_legend_handles_labels()
             figure.legend(handles, shown, title="label", loc="outside right center", frameon=False)
-        if title:
-            figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+        title = "How many examples clients hold of" if kind == "sizes" else "Who holds which labels of"
+        figure.suptitle(f"{title} {dataset}", fontsize=11, fontweight="bold", x=0.01, ha="left")
         save(figure, path)
 
 
@@ -114,6 +117,8 @@ def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
 
 
 def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     sizes = table.sum(axis=1)
     low, high = max(int(sizes.min()), 1), int(sizes.max())
     wide = high > 20 * low
@@ -121,11 +126,17 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     if wide:
         bins = np.unique(np.geomspace(low, high + 1, 25))
         panel.set_xscale("log")
+        ticks = [float(f"{size:.1g}") for size in np.geomspace(low, high, 5)]
+        panel.set_xticks(ticks, [f"{size:,.0f}" for size in ticks])
+        panel.minorticks_off()
     elif high - low < 30:
         bins = np.arange(low, high + 2) - 0.5
     else:
         bins = np.linspace(low, high, 25)
     panel.hist(sizes, bins=list(bins), color=COLOURS[0])
+    panel.margins(y=0.18)  # for the word on top
+    for axis in (panel.yaxis, *([] if wide else [panel.xaxis])):
+        axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     panel.axvline(float(np.median(sizes)), color=COLOURS[3], lw=1.2)
     panel.annotate(
         f"median {np.median(sizes):,.0f}",

@@ -1,0 +1,177 @@
+"""How non-IID: measures against definitions written out, limits, and what moves during training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
+
+from fedsim import Experiment, data, mlp
+from fedsim.baselines import centralised
+from fedsim.clients import SGD, FedPer
+from fedsim.data import Dataset
+from fedsim.engines.drift import Movements
+from fedsim.experiment import Result
+from fedsim.servers import FedMedian
+from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Partition, Shards, skew
+from fedsim.splits.measure import gini, summary
+from fedsim.streams import Purpose, generator
+
+
+def test_measures_are_their_definitions() -> None:
+    held = LabelDirichlet(7, 0.3).federate(data.load("digits"), 4)
+    table = skew(held)
+    x, y = held.dataset.x_train, held.dataset.y_train
+    q = np.bincount(y, minlength=10) / len(y)
+    varies = x.std(axis=0) > 0
+    for row, shard in zip(table.itertuples(), held.partition, strict=True):
+        p = np.bincount(y[shard], minlength=10) / len(shard)
+        assert row.examples == len(shard)
+        assert row.labels == len(np.unique(y[shard]))
+        assert row.emd == pytest.approx(np.abs(p - q).sum())
+        assert row.total_variation == pytest.approx(np.abs(p - q).sum() / 2)
+        assert row.jensen_shannon == pytest.approx(jensenshannon(p, q, base=2) ** 2)
+        assert row.effective_labels == pytest.approx(np.exp(entropy(p)))
+        away = (x[shard].mean(axis=0) - x.mean(axis=0))[varies] / x.std(axis=0)[varies]
+        assert row.feature_distance == pytest.approx(np.sqrt((away**2).mean()), rel=1e-5)
+
+
+def test_their_limits() -> None:
+    y = np.repeat(np.arange(10), 100)
+    dataset = Dataset("even", y[:, None] * 1.0, y, y[:1, None] * 1.0, y[:1], 10)
+    alike = Partition(np.arange(1000).reshape(10, 100).T.ravel(), np.arange(0, 1001, 10))  # one of each label
+    one = skew(FederatedDataset(dataset, alike))
+    assert one["emd"].max() == pytest.approx(0, abs=1e-12)
+    assert one["effective_labels"].min() == pytest.approx(10)
+    assert one["feature_distance"].max() == pytest.approx(0, abs=1e-12)
+    single = skew(Shards(10, per_client=1).federate(dataset))
+    assert single["emd"].tolist() == pytest.approx([1.8] * 10)
+    assert single["effective_labels"].tolist() == pytest.approx([1.0] * 10)
+    assert 0 <= single["jensen_shannon"].min() <= single["jensen_shannon"].max() <= 1
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = LabelDirichlet(60, 0.1).federate(data.load("digits"))
+    whole = skew(held)
+    monkeypatch.setattr("fedsim.splits.measure.NUMBERS", 64 * 20)
+    np.testing.assert_allclose(skew(held)["feature_distance"], whole["feature_distance"], rtol=1e-9)
+
+
+def test_clients_without_examples_are_left_out() -> None:
+    held = FederatedDataset(data.load("digits"), Partition(np.arange(9), np.array([0, 4, 4, 9])))
+    assert skew(held)["client"].tolist() == [0, 2]
+    assert summary(held)["smallest"] == 0
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([5, 5, 5], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25), ([7], 0.0)])
+def test_gini(sizes: list[int], expected: float) -> None:
+    assert gini(np.array(sizes)) == pytest.approx(expected)
+    pairs = np.abs(np.subtract.outer(sizes, sizes)).mean() / (2 * np.mean(sizes))
+    assert gini(np.array(sizes)) == pytest.approx(pairs)
+
+
+# During training.
+
+BASE = Experiment(split=Dirichlet(8, alpha=0.3), client=SGD(lr=0.1, epochs=2), rounds=3, seed=5, dtype="float64")
+
+
+def first_round(experiment: Experiment) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The initial weights, each client's after its first round, and its share of the examples."""
+    dataset = experiment.load_data()
+    held = experiment.federate(dataset)
+    net = experiment.network(dataset)
+    start = mlp.initialise(net, generator(experiment.seed, Purpose.INIT))
+    ends = []
+    for client in range(len(held.partition)):
+        alone = Partition(held.partition.indices, held.partition.offsets)
+        from fedsim.engines.in_process import InProcessGrid
+
+        grid = InProcessGrid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
+        [update] = grid.train(grid.task(start, 1), np.array([client]))
+        ends.append(update.weights[0])
+    return start, np.array(ends), held.partition.sizes / held.partition.sizes.sum()
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+def test_drift_is_its_definition(kernel: str) -> None:
+    experiment = replace(BASE, kernel=kernel, rounds=1)
+    start, ends, p = first_round(experiment)
+    d = ends - start
+    row = experiment.run().history.iloc[1]
+    assert row.client_drift == pytest.approx(np.linalg.norm(d, axis=1).mean(), rel=1e-6)
+    weighted = p[:, None] * d
+    expected = (weighted**2).sum() / (weighted.sum(axis=0) ** 2).sum()
+    assert row.gradient_diversity == pytest.approx(expected, rel=1e-6)
+    unit = d / np.linalg.norm(d, axis=1)[:, None]
+    pairs = ~np.eye(len(d), dtype=bool)
+    weights = np.outer(np.linalg.norm(weighted, axis=1), np.linalg.norm(weighted, axis=1))[pairs]
+    assert row.update_cosine == pytest.approx(np.average((unit @ unit.T)[pairs], weights=weights), rel=1e-6)
+
+
+def drifts(result: Result) -> NDArray[Any]:
+    found: NDArray[Any] = result.history[["client_drift", "gradient_diversity", "update_cosine"]].to_numpy()[1:]
+    return found
+
+
+def test_every_server_reports_the_clients_drift() -> None:
+    """In a first round clients do the same under any server: ours that average, ours that do not, and Flower's."""
+    from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+    once = replace(BASE, rounds=1)
+    expected = drifts(once.run())
+    for server in (FedMedian, FlowerFedAvg):
+        np.testing.assert_allclose(drifts(replace(once, server=server).run()), expected, rtol=1e-6)
+
+
+def test_drift_is_the_same_bits_however_it_is_run() -> None:
+    experiment = replace(BASE, split=LabelDirichlet(40, 0.2), dtype="float32")
+    runs = [drifts(experiment.run(workers=w, block_size=b)) for w, b in ((1, None), (2, 3), (2, 1))]
+    assert np.array_equal(runs[0], runs[1])
+    assert np.array_equal(runs[0], runs[2])
+
+
+def test_identical_clients_agree_and_one_client_has_nobody_to_agree_with() -> None:
+    one = replace(BASE, split=IID(1)).run().history.iloc[1:]
+    assert one["update_cosine"].isna().all()
+    np.testing.assert_allclose(one["gradient_diversity"], 1)
+    alike = Movements()
+    alike.add(np.array([2.0, 2.0]), np.array([5, 5]))
+    alike.mean_length = 2.0
+    assert alike.drift() == pytest.approx((2.0, 0.5, 1.0))
+    opposed = Movements()
+    opposed.add(np.array([2.0, 2.0]), np.array([5, 5]))
+    opposed.mean_length = 0.0
+    assert opposed.drift().update_cosine == pytest.approx(-1)
+    assert np.isnan(opposed.drift().gradient_diversity)
+
+
+def test_non_iid_clients_disagree_more() -> None:
+    iid, skewed = (drifts(replace(BASE, split=s).run()).mean(axis=0) for s in (IID(8), Shards(8, per_client=1)))
+    assert skewed[2] < iid[2]
+    assert skewed[1] > iid[1]
+
+
+def test_private_layers_do_not_drift() -> None:
+    everything, shared = (
+        drifts(replace(BASE, client=c).run())[0, 0] for c in (SGD(lr=0.1, epochs=2), FedPer(lr=0.1, epochs=2))
+    )
+    assert 0 < shared < everything
+
+
+def test_weight_divergence_is_from_the_centralised_run() -> None:
+    experiment = replace(BASE, weight_divergence=True)
+    federated = experiment.run()
+    central = centralised(replace(BASE, rounds=BASE.rounds)).run()
+    away = np.concatenate([(federated.weights[k] - central.weights[k]).ravel() for k in central.weights])
+    there = np.concatenate([central.weights[k].ravel() for k in central.weights])
+    expected = np.linalg.norm(away) / np.linalg.norm(there)
+    assert federated.history["weight_divergence"].iloc[-1] == pytest.approx(expected, rel=1e-6)
+    assert federated.history["weight_divergence"].iloc[0] == 0
+    plain = BASE.run()
+    assert plain.history["weight_divergence"].isna().all()
+    assert all(np.array_equal(plain.weights[k], federated.weights[k]) for k in plain.weights)

@@ -1,0 +1,91 @@
+"""Shared data: one copy on a machine, read-only, for threads and processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import Experiment, data
+from fedsim.data import Dataset
+from fedsim.data.shared import SharedDataset, open_shared, share
+from fedsim.errors import DataError
+from fedsim.splits import IID
+
+
+def big(megabytes: int) -> Dataset:
+    x = np.zeros((megabytes * 1024, 256), dtype=np.float32)
+    x[:, 0] = np.arange(len(x))
+    y = np.arange(len(x)) % 3
+    return Dataset("big", x, y, x[:2], y[:2], groups={"who": np.array(["a", "b"])[y % 2]}, notes=("a note",))
+
+
+def own_memory() -> int:
+    """Memory of this process that no file backs, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def look(received: SharedDataset, answer: Any) -> None:
+    before = own_memory()
+    total = float(received.x_train.sum(dtype=np.float64))
+    answer.send((total, own_memory() - before, received.groups["who"][:2].tolist()))
+
+
+def test_another_process_reads_the_same_pages(tmp_path: Path) -> None:
+    shared = share(big(200), tmp_path)
+    assert len(pickle.dumps(shared)) < 1000
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=look, args=(shared, sending))
+    process.start()
+    total, grown, groups = receiving.recv()
+    process.join()
+    assert total == np.arange(200 * 1024).sum()
+    assert groups == ["a", "b"]
+    assert grown < 20_000  # of 200,000 kB that it has read
+
+
+def test_nobody_can_write(tmp_path: Path) -> None:
+    shared = share(data.load("digits"), tmp_path)
+    for dataset in (shared, data.load("digits")):
+        with pytest.raises(ValueError, match="read-only"):
+            dataset.x_train[0, 0] = 1
+
+
+def test_training_on_it_copies_nothing_and_gives_the_same_bits(tmp_path: Path) -> None:
+    from fedsim.engines.in_process import InProcessGrid
+
+    dataset = data.load("digits")
+    shared = share(dataset, tmp_path / "there")
+    base = Experiment(split=IID(5), rounds=2)
+    plain, mapped = (Experiment(dataset=d, split=IID(5), rounds=2).run() for d in (dataset, shared))
+    assert all(np.array_equal(plain.weights[k], mapped.weights[k]) for k in plain.weights)
+    grid = InProcessGrid(base.network(shared), base.federate(shared), base.client)
+    assert np.shares_memory(grid._x, shared.x_train)
+
+
+def test_everything_else_comes_along(tmp_path: Path) -> None:
+    again = open_shared(share(big(1), tmp_path).folder)
+    assert (again.name, again.num_classes, again.notes) == ("big", 3, ("a note",))
+    assert again.label_names == ("0", "1", "2")
+    assert isinstance(pickle.loads(pickle.dumps(again)), SharedDataset)
+
+
+def test_what_is_there_is_not_overwritten_and_damage_is_said(tmp_path: Path) -> None:
+    share(data.load("digits"), tmp_path)
+    with pytest.raises(DataError, match="holds a shared dataset already"):
+        share(data.load("digits"), tmp_path)
+    (tmp_path / "x_train.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError, match="holds no shared dataset that can be read"):
+        open_shared(tmp_path)
+    with pytest.raises(DataError, match="holds no shared dataset"):
+        open_shared(tmp_path / "nowhere")
+    (tmp_path / "dataset.json").write_text(json.dumps([]))
+    with pytest.raises(DataError, match="holds no shared dataset"):
+        open_shared(tmp_path)

@@ -1,0 +1,228 @@
+"""The user's own tables and the hub: what becomes of columns, and what is said about it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedsim import Experiment, data
+from fedsim.clients import SGD
+from fedsim.data import hub, table
+from fedsim.data.table import encode
+from fedsim.errors import ConfigError, DataError
+from fedsim.splits import Natural
+
+INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval" / "InstEval.csv.gz"
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = 400
+    age = rng.normal(50, 10, n)
+    return pd.DataFrame(
+        {
+            "age": np.where(np.arange(n) % 20 == 0, np.nan, age),
+            "smoker": pd.Series(rng.integers(0, 2, n).astype(bool)),
+            "city": np.array(["Bonn", "Köln", None])[rng.choice(3, n, p=[0.5, 0.4, 0.1])],
+            "same": 7,
+            "hospital": rng.choice(["north", "south", "west"], n),
+            "outcome": np.where(age > 50, "ill", "well"),
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".parquet"])
+def test_a_mixed_table_becomes_numbers_and_says_how(frame: pd.DataFrame, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"patients{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        frame.to_parquet(file)
+    else:
+        frame.to_csv(file, index=False, sep="\t" if suffix == ".tsv" else ",")
+    found = table(file, "outcome", "hospital")
+    assert found.label_names == ("ill", "well")
+    assert (len(found.x_train), len(found.x_test)) == (320, 80)
+    assert found.x_train.shape[1] == 1 + 1 + 1 + 3  # age, its marker, smoker, three cities
+    assert found.x_train[:, :2].mean() == pytest.approx(0, abs=0.1)
+    assert set(found.groups["hospital"]) == {"north", "south", "west"}
+    assert "age: 20 of 400 values missing; the median" in found.notes[1]
+    assert f"city: {frame['city'].isna().sum()} of 400 values missing, a category of their own" in found.notes
+    assert "same left out: the same value everywhere" in found.notes
+    per_label = np.bincount(found.y_test)
+    assert per_label / per_label.sum() == pytest.approx(np.bincount(found.y_train) / 320, abs=0.02)
+    assert len(Natural().federate(found).partition) == 3
+
+
+def test_a_table_can_be_learnt_from(frame: pd.DataFrame, tmp_path: Path) -> None:
+    file = tmp_path / "patients.csv"
+    frame.to_csv(file, index=False)
+    text = f"table({str(file)!r}, 'outcome', 'hospital')"
+    result = Experiment(dataset=text, split=Natural("hospital"), client=SGD(lr=0.1), rounds=15).run()
+    assert result.final_accuracy > 0.85
+
+
+def test_only_the_training_part_is_looked_at() -> None:
+    """Statistics of the test rows must not leak: changing them changes no training example."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=100), "kind": rng.choice(list("uvw"), 100), "y": np.arange(100) % 2})
+    test = np.arange(100) >= 80
+    other = frame.assign(a=np.where(test, 1e6, frame["a"]), kind=np.where(test, "z", frame["kind"]))
+    plain, changed = (encode(f, "t", "y", test=test) for f in (frame, other))
+    assert np.array_equal(plain.x_train, changed.x_train)
+    assert not np.array_equal(plain.x_test, changed.x_test)
+    assert (changed.x_test[:, 1:] == 0).all()  # a category never seen is none of those known
+
+
+def _write(frame: pd.DataFrame, file: Path) -> Path:
+    frame.to_csv(file, index=False)
+    return file
+
+
+def test_numbers_are_regressed_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(600, 3))
+    frame = pd.DataFrame(x, columns=list("abc")).assign(price=300 + 40 * (x @ [1, -2, 0.5]) + rng.normal(size=600))
+    found = table(_write(frame, tmp_path / "p.csv"), "price")
+    assert found.regression
+    assert found.num_classes == 1
+    assert found.y_train.std() == pytest.approx(1)
+    assert found.notes[-1].startswith("price standardised")
+    labels = table(_write(frame.round(), tmp_path / "q.csv"), "price", regression=False)
+    assert not labels.regression
+
+
+def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.loc[:9, "outcome"] = None
+    frame.loc[5:14, "hospital"] = None
+    found = table(_write(frame, tmp_path / "a.csv"), "outcome", "hospital")
+    assert found.notes[0] == "15 of 400 rows left out, whose label or client is missing"
+    assert len(found.x_train) + len(found.x_test) == 385
+
+
+def test_many_categories_are_gathered(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"word": [f"w{k // 3}" for k in range(300)], "y": [0, 1] * 150})
+    found = table(_write(frame, tmp_path / "a.csv"), "y", max_categories=10)
+    assert found.x_train.shape[1] == 10
+    assert "of which the 9 commonest are kept apart" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "sentence"),
+    [
+        (b"", {}, "cannot be read"),
+        (b"\xff\xfe\x00", {}, "cannot be read"),
+        (b"a,y\n", {}, "0 rows with a label"),
+        (b"a,y\n1,0\n2,0\n", {}, "one value, 0; there is nothing to predict"),
+        (b"y\n0\n1\n", {}, "no column to predict from"),
+        (b"a,y\n1,0\n2,1\n", {"label": "z"}, "label is 'z'; allowed: a, y"),
+        (b"a,y\n1,0\n2,1\n", {"client_column": "b"}, "client_column is 'b'"),
+        (b"a,y\n1,0\n2,1\n", {"drop": ["x"]}, "drop is 'x'"),
+        (b"a,y\n1,inf\n2,1\n", {}, "infinite values"),
+        (b"a,y\n1,u\n2,v\n", {"regression": True}, "regression needs numbers"),
+        (b"a,y\n1,0\n2,1\n", {"test_fraction": 1.0}, "test_fraction is 1.0"),
+        (b"a,y\n1,0\n2,1\n", {"max_categories": 1}, "max_categories is 1"),
+    ],
+)
+def test_bad_tables_say_so(tmp_path: Path, content: bytes, arguments: dict[str, Any], sentence: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(content)
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        table(file, **({"label": "y"} | arguments))
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in '.xlsx'; allowed: .csv"):
+        table("a.xlsx", "y")
+    with pytest.raises(DataError, match="does not exist"):
+        table(tmp_path / "none.csv", "y")
+    with pytest.raises(ConfigError, match=r"dataset is 'my.csv'; allowed: .*a file is table\('FILE'"):
+        data.load("my.csv")
+
+
+@pytest.mark.skipif(not INSTEVAL.exists(), reason="InstEval lies beside this checkout only where it is developed")
+@pytest.mark.parametrize(("column", "clients"), [("dept", 14), ("d", 1128)])
+def test_insteval_is_a_natural_split(column: str, clients: int) -> None:
+    found = table(INSTEVAL, "y", ["dept", "d"], drop=["s"], categorical=["studage", "lectage"])
+    assert found.label_names == ("1", "2", "3", "4", "5")
+    assert len(found.x_train) + len(found.x_test) == 73_421
+    partition = Natural(column).federate(found).partition
+    assert len(partition) in (clients, clients - 1, clients - 2)  # a lecturer with a rating or two may be all test
+    assert partition.sizes.sum() == len(found.x_train)
+    experiment = Experiment(
+        dataset=found, split=Natural(column), fraction_train=0.1, rounds=1, fraction_evaluate=0.1, test_fraction=0.2
+    )
+    assert experiment.run().history["failures"].tolist() == [0, 0]
+
+
+# The hub, on sets made on disk.
+
+
+def test_images_of_the_hub(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, 5, 4), dtype=np.uint8)
+    columns = {"image": list(pictures), "label": np.arange(30) % 3, "writer": [f"w{k % 4}" for k in range(30)]}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b", "c"]),
+            "writer": datasets.Value("string"),
+        }
+    )
+    made = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": made.select(range(24)), "test": made.select(range(24, 30))}).save_to_disk(tmp_path)
+    found = hub(str(tmp_path), client_column="writer")
+    assert np.array_equal(found.x_train * 255, pictures[:24].reshape(24, 20))
+    assert np.array_equal(found.x_test * 255, pictures[24:].reshape(6, 20))
+    assert found.label_names == ("a", "b", "c")
+    assert len(Natural("writer").federate(found).partition) == 4
+    loaded = data.load(f"hub({str(tmp_path)!r}, client_column='writer')")
+    assert np.array_equal(loaded.x_train, found.x_train)
+    with pytest.raises(ConfigError, match="label is 'digit'; allowed: image, label, writer"):
+        hub(str(tmp_path), "digit")
+    with pytest.raises(ConfigError, match="for which drop means nothing"):
+        hub(str(tmp_path), drop=["writer"])
+
+
+def test_colour_images_of_the_hub_without_a_test_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 3), dtype=np.uint8)
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.Value("string")})
+    columns = {"img": list(pictures), "kind": ["cat", "dog"] * 10}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "pets")
+    found = hub("pets", "kind", data_dir=tmp_path, test_fraction=0.25)
+    assert (len(found.x_train), len(found.x_test), found.x_train.shape[1]) == (15, 5, 27)
+    assert found.label_names == ("cat", "dog")
+
+
+def test_tables_of_the_hub(frame: pd.DataFrame, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    made = datasets.Dataset.from_pandas(frame)
+    datasets.DatasetDict({"train": made.select(range(300)), "test": made.select(range(300, 400))}).save_to_disk(
+        tmp_path
+    )
+    found = hub(str(tmp_path), "outcome", "hospital")
+    assert (len(found.x_train), len(found.x_test)) == (300, 100)
+    assert found.label_names == ("ill", "well")
+
+
+def test_what_the_hub_does_not_have_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="the dataset 'no/such' cannot be loaded"):
+        hub("no/such")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be loaded"):
+        hub(str(tmp_path / "empty"))
+
+
+def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"needs the extra 'hub'; install it by: pip install 'fedsim\[hub\]'"):
+        hub("ylecun/mnist")
