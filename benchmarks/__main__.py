@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from typing import Any
 
-from benchmarks import profile, servers
+from benchmarks import profile, servers, splits
 from benchmarks.bars import BARS
 from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it 
 def main() -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    names = [*BARS, "profile", "servers", *CURVES, MEMORY]
+    names = [*BARS, "profile", "servers", "splits", *CURVES, MEMORY]
     parser.add_argument("--only", metavar="NAME", choices=names, action="append", help=", ".join(names))
     parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
     parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
@@ -32,7 +32,7 @@ def main() -> None:
     if args.samples < 1:
         raise FedsimError(f"--samples is {args.samples}; allowed: 1 or more")
 
-    found: dict[str, Any] = {"machine": machine(), "bars": [], "profile": {}, "servers": {}, "curves": {}}
+    found: dict[str, Any] = {"machine": machine(), "bars": [], "profile": {}, "servers": {}, "splits": {}, "curves": {}}
     for name in args.only or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         if name in BARS:
@@ -41,6 +41,8 @@ def main() -> None:
             found[name] = {what: profile.measure(job, args.samples) for what, job in profile.JOBS.items()}
         elif name == "servers":
             found[name] = servers.measure(args.samples)
+        elif name == "splits":
+            found[name] = splits.measure(args.samples)
         else:
             found["curves"][name] = memory(args.samples) if name == MEMORY else measure(name, args.samples)
     if args.json:
@@ -90,6 +92,9 @@ def table(found: dict[str, Any]) -> str:
         for name, taken in found["servers"].items():
             ours, theirs = 1e3 * taken["fedsim"], 1e3 * taken["Flower"]
             lines.append(f"| {name} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.1f} x |")
+    if found["splits"]:
+        lines += ["", "| 10 million labels into 100,000 clients | seconds |", "| --- | --- |"]
+        lines += [f"| `{name}` | {seconds:.1f} |" for name, seconds in found["splits"].items()]
     return "\n".join(lines) + "\n"
 
 

@@ -8,17 +8,17 @@ from functools import partial
 
 from fedsim.clients import SGD, FedSGD
 from fedsim.experiment import Experiment
-from fedsim.splits import IID
+from fedsim.splits import Pooled
 
 
 def centralised(experiment: Experiment) -> Experiment:
     """Return the experiment with all training examples in one place: the upper bound.
 
-    Each round is the client's number of local epochs over all examples, by SGD with its step size, batch size, momentum
-    and weight decay.
+    Each round is the client's number of local epochs over all examples that clients hold, as they hold them, by SGD
+    with its step size, batch size, momentum and weight decay.
     """
     client = SGD.of(experiment.client)
-    return replace(experiment, split=IID(1), client=client, server=None, fraction_train=1.0)
+    return replace(experiment, split=Pooled(experiment.split), client=client, server=None, fraction_train=1.0)
 
 
 def data_parallel(experiment: Experiment) -> Experiment:

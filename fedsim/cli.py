@@ -304,6 +304,9 @@ def _splits(args: argparse.Namespace) -> None:
     name = _table(args, args.dataset) or args.dataset
     dataset = data.load(name, args.data_dir)
     held = {label: split.federate(dataset, args.seed) for label, split in zip(labels, chosen, strict=True)}
+    if args.out:
+        counts = {label: federated.label_counts() for label, federated in held.items()}
+        plot_splits(counts, args.out, dataset.name, args.kind, dataset.label_names)
     print(f"{dataset.name}: {len(dataset.x_train):,} training examples; means over clients")
     print(splits_table(held).to_string())
     for label, federated in held.items():
@@ -313,8 +316,6 @@ def _splits(args: argparse.Namespace) -> None:
             rest = len(federated.partition) - args.most
             print(f"... and {rest:,} more clients (--most {len(federated.partition)} shows all)")
     if args.out:
-        counts = {label: federated.label_counts() for label, federated in held.items()}
-        plot_splits(counts, args.out, dataset.name, args.kind, dataset.label_names)
         print(f"\nwrote {args.out}")
 
 

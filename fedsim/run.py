@@ -26,7 +26,7 @@ from fedsim.errors import DivergenceError, FedsimError
 from fedsim.experiment import Result, history_columns
 from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
-from fedsim.splits import IID, FederatedDataset
+from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose, generator, keys
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ class _Centralised:
     def __init__(self, run: _Run, federated: FederatedDataset) -> None:
         experiment = run.experiment
         client = SGD.of(experiment.client)
-        together = IID(1).federate(federated.dataset, experiment.seed)
-        self.grid = InProcessGrid(run.net, together, client, experiment.seed, kernel=run.kernel, workers=1)
+        self.grid = InProcessGrid(run.net, federated.pooled(), client, experiment.seed, kernel=run.kernel, workers=1)
         self.weights = run.weights
 
     def divergence(self, server_round: int, weights: NDArray[Any]) -> float:

@@ -119,6 +119,8 @@ def fingerprint(experiment: Experiment) -> str:
     from fedsim.config import to_toml
 
     dataset = experiment.dataset
+    if isinstance(dataset, str) and dataset.startswith("table"):
+        dataset = experiment.load_data()  # a file may have changed
     if not isinstance(dataset, str):
         digest = hashlib.sha256()
         groups = (dataset.groups[name] for name in sorted(dataset.groups))

@@ -68,9 +68,9 @@ class Study:
 
     @property
     def target(self) -> float:
-        """The default target accuracy: 95 % of the best variant's mean final accuracy, rounded to 2 decimals."""
-        best = max(np.mean([r.final_accuracy for r in v.results]) for v in self.variants)
-        return round(TARGET_SHARE * float(best), 2)
+        """The default target: 95 % of the best variant's mean final accuracy (or R squared), rounded to 2 decimals."""
+        best = float(max(np.mean([r.final_accuracy for r in v.results]) for v in self.variants))
+        return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
     def summary(self, target: float | None = None) -> pd.DataFrame:
         """Return one row per variant, as numbers.

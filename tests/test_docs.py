@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from fedsim import Experiment, compare, config
+from fedsim import Experiment, compare, config, data
 from fedsim.report.catalogue import client_entries, server_entries
-from fedsim.splits import IID
+from fedsim.report.tables import splits_table
+from fedsim.splits import IID, Split
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,7 +77,40 @@ def test_every_strategy_is_on_the_strategies_page() -> None:
     assert counts in text(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("name", ["drift_mnist", "personalised", "fedavg_table1"])
+def test_every_split_and_dataset_is_on_its_page() -> None:
+    page = text(ROOT / "docs/splits.md")
+    families = [name for name, cls in config._namespace("split").items() if issubclass(cls, Split)]
+    for name in families:
+        assert f"| `{name}(" in page
+    for law in (name for name in config._namespace("split") if name not in families):
+        assert f"`{law}(" in page
+    for readme in PAGES[:2]:
+        assert re.search(rf"{len(families)} (splits|种划分)", text(readme))
+    for dataset in data.DATASETS:
+        assert f"`{dataset}" in text(ROOT / "docs/data.md")
+
+
+def test_the_table_on_the_splits_page_is_what_is_printed() -> None:
+    page = text(ROOT / "docs/splits.md")
+    command, printed = re.search(r"^    fedsim splits (.*) --kind.*\n\n((?:    .*\n)+)", page, re.MULTILINE).groups()  # type: ignore[union-attr]
+    digits = data.load("digits")
+    held = {str(s): s.federate(digits) for s in (config.build("split", t) for t in shlex.split(command))}
+    lines = splits_table(held).to_string().splitlines()
+    assert [line.strip() for line in printed.splitlines()[1:]] == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("name", ["splits", "data"])
+def test_code_on_the_pages_runs(name: str) -> None:
+    for code in fenced(ROOT / f"docs/{name}.md", "python"):
+        names: dict[str, Any] = {}
+        exec(compile(code, name, "exec"), names)
+        if "RoundRobin" in names:
+            assert names["RoundRobin"](3).federate(data.load("digits")).partition.sizes.tolist() == [481, 481, 480]
+        else:
+            assert len(names["result"].history) == 3
+
+
+@pytest.mark.parametrize("name", ["drift_mnist", "personalised", "fedavg_table1", "insteval"])
 def test_study_files_are_accepted(name: str) -> None:
     plan = config.plan(config.read(ROOT / f"experiments/{name}.toml"))
     assert plan.axes

@@ -34,6 +34,7 @@ from fedsim.splits import (
     Mixture,
     Natural,
     Partition,
+    Pooled,
     PowerLaw,
     Rotation,
     Shards,
@@ -151,6 +152,20 @@ def test_overlap_is_as_large_as_asked_for(clients: int, k: int, overlap: float, 
         assert len(np.unique(labels[shard])) <= k
 
 
+@given(exact(), st.integers(0, 2**32))
+def test_pooled_is_all_of_it_in_one_place(case: Any, seed: int) -> None:
+    split, labels, groups, _ = case
+    x = np.arange(len(labels), dtype=np.float64)[:, None]
+    dataset = Dataset("numbered", x, labels, x[:1], labels[:1], 8, groups=groups)
+    plain = split.federate(dataset, seed)
+    for inner in (split, LabelNoise(split, 0.5)):
+        held = Pooled(inner).federate(dataset, seed)
+        assert held.partition.sizes.tolist() == [len(labels)]
+        clients = inner.federate(dataset, seed).dataset
+        assert np.array_equal(np.sort(held.dataset.y_train), np.sort(clients.y_train))
+    assert np.array_equal(Pooled(split).partition(labels, seed, groups).indices, plain.partition.indices)
+
+
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 0.9))
 def test_windows_of_time_share_out_every_clients_examples(
     examples: int, windows: int, seed: int, fraction: float
@@ -166,6 +181,32 @@ def test_windows_of_time_share_out_every_clients_examples(
         assert np.array_equal(seen, shard)
         assert np.array_equal(dataset.y_train[seen], np.sort(dataset.y_train[seen]))
     assert np.array_equal(held.at(10**6).indices, parts[-1].indices)
+
+
+@given(exact(), st.integers(0, 2**32))
+def test_changes_keep_every_example_where_it_is(
+    case: tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int], seed: int
+) -> None:
+    split, labels, groups, _ = case
+    x = np.arange(len(labels), dtype=np.float64)[:, None]  # one feature, its own number: a square image of one pixel
+    dataset = Dataset("numbered", x, labels, x[:1], labels[:1], 8, groups=groups)
+    plain = split.federate(dataset, seed)
+    for change in (
+        FeatureNoise(split, 0.0),
+        FeatureScale(split, 1.0, 1.0),
+        Rotation(split),
+        LabelNoise(split, 1.0),
+        LabelPermutation(split),
+        TimeOrdered(split, 3),
+    ):
+        held = change.federate(dataset, seed)
+        assert np.array_equal(held.partition.sizes, plain.partition.sizes)
+        assert np.array_equal(np.sort(held.partition.indices), np.arange(len(labels)))
+        for before, after in zip(plain.partition, held.partition, strict=True):
+            rows = held.dataset.x_train[after, 0]
+            expected = np.sort(before) if isinstance(change, TimeOrdered) else before
+            assert np.array_equal(rows, expected)
+            assert np.array_equal(groups["who"][rows.astype(int)], held.dataset.groups["who"][after])
 
 
 def tiny(labels: NDArray[Any], features: int = 4) -> Dataset:

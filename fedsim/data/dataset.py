@@ -81,6 +81,8 @@ class Dataset:
 
     def _group(self, name: str, values: Any) -> NDArray[Any]:
         group = np.asarray(values)
+        if group.dtype.kind == "O":
+            group = group.astype(str)
         if group.shape != self.y_train.shape:
             raise DataError(
                 f"dataset {self.name!r}: group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}"

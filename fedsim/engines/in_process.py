@@ -531,8 +531,8 @@ class Replies(Sequence[Message]):
 
     def took_mean(self, mean: NDArray[Any]) -> None:
         """Take note of the cohort's mean weights, weighted by examples, shape (parameters,)."""
-        start = self._orders[0].task.global_weights
-        self._grid.traffic.movements.mean_length = float(np.linalg.norm(np.subtract(mean, start, dtype=np.float64)))
+        grid, start = self._grid, self._orders[0].task.global_weights
+        grid.traffic.movements.mean_length = float(grid._kernel.movement(mean[None], start)[0])
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Evaluate on the cohort and yield the results block by block, in cohort order."""

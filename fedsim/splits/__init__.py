@@ -10,7 +10,7 @@ from fedsim.splits.iid import IID
 from fedsim.splits.label_dirichlet import LabelDirichlet
 from fedsim.splits.labels_per_client import LabelsPerClient
 from fedsim.splits.measure import skew
-from fedsim.splits.mixture import Mixture, Shared
+from fedsim.splits.mixture import Mixture, Pooled, Shared
 from fedsim.splits.natural import Natural
 from fedsim.splits.partition import Partition
 from fedsim.splits.shards import Shards
@@ -34,6 +34,7 @@ __all__ = [
     "Mixture",
     "Natural",
     "Partition",
+    "Pooled",
     "PowerLaw",
     "Rotation",
     "Shards",

@@ -54,6 +54,11 @@ class FederatedDataset:
         train, test = self.partition.divide(fraction, seed)
         return replace(self, partition=train, partition_test=test)
 
+    def pooled(self) -> FederatedDataset:
+        """Return it with one client that holds all clients' training examples, and none to test on."""
+        together = Partition(self.partition.indices, np.array([0, len(self.partition.indices)]))
+        return FederatedDataset(self.dataset, together)
+
     def changed(self, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None) -> FederatedDataset:
         """Return it with other training examples, stored client after client.
 

@@ -1,4 +1,4 @@
-"""Two splits at once: part of the examples divided by each, or a common part for everybody."""
+"""Putting together: two splits at once, a common part for everybody, everything in one place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, real
 from fedsim.splits.base import Split
+from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Indices, Partition
 from fedsim.splits.wrapped import Wrapped
 from fedsim.streams import Purpose
@@ -96,6 +98,34 @@ class Shared(Wrapped):
         own = Partition(rest[part.indices], part.offsets)
         everywhere = Partition.of_sizes(np.tile(common, len(own)), np.full(len(own), cut))
         return _together(own, everywhere)
+
+
+@dataclass(frozen=True)
+class Pooled(Wrapped):
+    """Give everything that another split's clients hold to one client: training in one place, on the same data.
+
+    Parameters
+    ----------
+    split : Split
+    seed : int, optional, keyword
+        Of that split; default the experiment's.
+    """
+
+    @property
+    def num_clients(self) -> int:
+        """One."""
+        return 1
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide, and put together."""
+        return self.inner(dataset, seed).pooled()
+
+    def partition(
+        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
+    ) -> Partition:
+        """Give all examples to one client, as `Split.partition` says."""
+        indices = super().partition(labels, seed, groups).indices
+        return Partition(indices, np.array([0, len(indices)]))
 
 
 def _together(one: Partition, other: Partition) -> Partition:
