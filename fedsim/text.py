@@ -54,6 +54,8 @@ def _arguments(field: str, node: ast.Call, names: Mapping[str, Any]) -> tuple[li
 
 
 def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
+    if isinstance(node, ast.Name):  # a call without arguments needs no brackets
+        node = ast.Call(node, [], [])
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
     if not isinstance(node.func, ast.Name):

@@ -503,6 +503,7 @@ def test_bad_values_are_refused(make: Any, sentence: str) -> None:
         "FeatureNoise(Dirichlet(50, alpha=0.1), 0.2)",
         "Mixture(IID(50), Shards(50, per_client=1), share=0.1)",
         "TimeOrdered(Natural('dept'), windows=3, by='time')",
+        "TimeOrdered(Natural, 3)",
         "Rotation(IID(8), [0, 45])",
         "FlowerDatasets('IidPartitioner', {'num_partitions': 5})",
     ],
