@@ -21,7 +21,8 @@ from fedsim import checkpoint, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, numpy_hooks
 from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid, mean_evaluation
+from fedsim.engines.in_process import InProcessGrid
+from fedsim.engines.site import mean_evaluation
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.experiment import Result, history_columns
 from fedsim.rundir import RunDirectory, notice
@@ -249,7 +250,7 @@ class _Centralised:
     def divergence(self, server_round: int, weights: NDArray[Any]) -> float:
         """Train for the round, and return ``|w - w_central| / |w_central|``."""
         if server_round:
-            [update] = self.grid.train(self.grid.task(self.weights, server_round), np.zeros(1, dtype=np.intp))
+            [update] = self.grid.train(self.grid.site.task(self.weights, server_round), np.zeros(1, dtype=np.intp))
             self.weights = update.weights[0]
         away = np.subtract(weights, self.weights, dtype=np.float64)
         return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))

@@ -92,7 +92,7 @@ def first_round(experiment: Experiment) -> tuple[NDArray[Any], NDArray[Any], NDA
         from fedsim.engines.in_process import InProcessGrid
 
         grid = InProcessGrid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
-        [update] = grid.train(grid.task(start, 1), np.array([client]))
+        [update] = grid.train(grid.site.task(start, 1), np.array([client]))
         ends.append(update.weights[0])
     return start, np.array(ends), held.partition.sizes / held.partition.sizes.sum()
 

@@ -67,7 +67,7 @@ def test_training_on_it_copies_nothing_and_gives_the_same_bits(tmp_path: Path) -
     plain, mapped = (Experiment(dataset=d, split=IID(5), rounds=2).run() for d in (dataset, shared))
     assert all(np.array_equal(plain.weights[k], mapped.weights[k]) for k in plain.weights)
     grid = InProcessGrid(base.network(shared), base.federate(shared), base.client)
-    assert np.shares_memory(grid._x, shared.x_train)
+    assert np.shares_memory(grid.site.x, shared.x_train)
 
 
 def test_everything_else_comes_along(tmp_path: Path) -> None:

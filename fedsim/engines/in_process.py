@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,26 +24,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, Met
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedsim import kernels
 from fedsim.clients import SGD
-from fedsim.clients.base import (
-    Task,
-    Update,
-    evaluate_shards,
-    keeps_state,
-    new_state,
-    overrides,
-    personalise,
-    run,
-)
+from fedsim.clients.base import Task, Update
 from fedsim.engines import flower
 from fedsim.engines.drift import Movements
+from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
 from fedsim.errors import DivergenceError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
-from fedsim.splits import FederatedDataset, Partition
+from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose
 
 J = TypeVar("J")
@@ -118,32 +109,6 @@ class Traffic:
         self.movements.add(lengths, update.num_examples)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What some clients would use themselves (the global model, unless their strategy personalises), on their examples.
-
-    Attributes
-    ----------
-    partition_ids, num_examples : ndarray of int, shape (clients,)
-    loss, accuracy : ndarray of float64, shape (clients,)
-    """
-
-    partition_ids: NDArray[np.intp]
-    num_examples: NDArray[np.intp]
-    loss: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-
-def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the mean loss and accuracy over the examples of all clients that evaluated, or NaN."""
-    if not parts:
-        return float("nan"), float("nan")
-    examples, loss, accuracy = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
-    )
-    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
-
-
 class InProcessGrid(Grid):
     """Flower's Grid over simulated clients.
 
@@ -185,24 +150,19 @@ class InProcessGrid(Grid):
         if block_size is not None:
             whole("block_size", block_size, 1)
         one_of("on_failure", on_failure, ("raise", "exclude"))
-        self.net, self.client, self.seed = net, client, seed
-        self.federated, data = federated, federated.dataset
-        self.partition, self._window = federated.at(1), 1
+        self.net, self.client = net, client
+        self.site = Site(net, federated, client, seed, kernel)
         self.on_failure = on_failure
-        self.state = ClientState(len(self.partition))
+        self.state = ClientState(len(federated.partition))
         # The NumPy kernel's many small steps wait for one another's hold of Python: a second thread slows them.
         self.workers = workers or (available_cores() if kernel == "compiled" else 1)
         self.block_size = block_size
-        self._kernel_name = kernel
-        self._kernel = kernels.load(kernel)
         self._row_bytes = net.num_parameters * np.dtype(net.dtype).itemsize
         self.traffic = Traffic()
         self.evaluations: list[Evaluation] = []
-        self._x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
-        self._y = data.y_train.astype(net.dtype) if data.regression else data.y_train
+        data = federated.dataset
         self._x_test = np.ascontiguousarray(data.x_test, dtype=net.dtype)
         self._y_test = data.y_test.astype(net.dtype) if data.regression else data.y_test
-        self._variance = float(data.y_test.var()) if data.regression else None
         shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
         self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
@@ -216,8 +176,7 @@ class InProcessGrid(Grid):
     def __enter__(self) -> InProcessGrid:
         from threadpoolctl import threadpool_limits
 
-        if self._kernel_name == "compiled":
-            self._kernel.prepare(self.net.dtype, targets=self._variance is not None)
+        self.site.prepare()
         self._blas = threadpool_limits(1, "blas")
         if self.workers > 1:
             self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
@@ -248,7 +207,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Sequence[int]:
         """Return all nodes' ids in the order of their partition ids."""
-        return range(2, len(self.partition) + 2)
+        return range(2, len(self.site.partition) + 2)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; `pull_messages` runs them."""
@@ -299,8 +258,8 @@ class InProcessGrid(Grid):
         kind = message_type.partition(".")[0]
         one_of("message_type", kind, (MessageType.TRAIN, MessageType.EVALUATE))
         ids = (nodes - 2).astype(np.intp)
-        if ids.min() < 0 or ids.max() >= len(self.partition):
-            raise ValueError(f"message for an unknown node; nodes are 2..{len(self.partition) + 1}")
+        if ids.min() < 0 or ids.max() >= len(self.site.partition):
+            raise ValueError(f"message for an unknown node; nodes are 2..{len(self.site.partition) + 1}")
         config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
         records = record.array_records
         down = {k: a.numpy() for k, a in records[flower.DOWN].items()} if flower.DOWN in records else {}
@@ -308,41 +267,14 @@ class InProcessGrid(Grid):
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
-        self._at(round_number)
-        order = np.lexsort((ids, -self.partition.sizes[ids]))
         weights = flower.to_flat(self.net, arrays)
         client = self.client.configured(config)
         purpose = Purpose.SHUFFLE if kind == MessageType.TRAIN else Purpose.SHUFFLE_PERSONAL
-        task = self.task(weights, round_number, client, down, purpose)
+        task = self.site.task(weights, round_number, client, down, purpose)
+        order = np.lexsort((ids, -task.partition.sizes[ids]))
         self.traffic.bytes_down += len(ids) * (self._payload + sum(flower.array_bytes(a) for a in down.values()))
         ordered = [messages[k] for k in order] if messages else None
         return _Order(kind, task, ids[order], ordered)
-
-    def task(
-        self,
-        weights: NDArray[Any],
-        round_number: int,
-        client: SGD | None = None,
-        down: Mapping[str, NDArray[Any]] | None = None,
-        purpose: Purpose = Purpose.SHUFFLE,
-    ) -> Task:
-        """Return what clients are to do in a round, from global weights of shape (parameters,)."""
-        return Task(
-            self.net, client or self.client, self._x, self._y, self.partition, weights,
-            round_number, self.seed, down or {}, self._kernel_name, purpose,
-        )  # fmt: skip
-
-    def _at(self, round_number: int) -> None:
-        """Take up what clients train on in a round."""
-        window = self.federated.window(round_number)
-        if window != self._window:
-            self.partition, self._window = self.federated.at(round_number), window
-
-    @property
-    def partition_test(self) -> Partition:
-        """What each client evaluates on."""
-        own = self.federated.partition_test
-        return self.partition if own is None else own
 
     def blocks(self, ids: NDArray[np.intp], work: float) -> list[NDArray[np.intp]]:
         """Cut ordered partition ids into blocks of like work, small enough to keep every worker busy to the end.
@@ -355,10 +287,10 @@ class InProcessGrid(Grid):
         """
         if self.block_size:
             return [ids[start : start + self.block_size] for start in range(0, len(ids), self.block_size)]
-        done = np.cumsum(self.partition.sizes[ids]) * work
+        done = np.cumsum(self.site.partition.sizes[ids]) * work
         per_worker = np.clip(done[-1] / (self.workers * BLOCK_WORK), *BLOCKS_PER_WORKER)
         share = float(done[-1]) / (self.workers * int(per_worker)) * (1 + 1e-9)
-        most = max(1, BLOCK_BYTES[self._kernel_name] // self._row_bytes)
+        most = max(1, BLOCK_BYTES[self.site.kernel_name] // self._row_bytes)
         blocks, start = [], 0
         while start < len(ids):
             before = done[start - 1] if start else 0.0
@@ -390,21 +322,14 @@ class InProcessGrid(Grid):
 
         Clients without examples are left out, and recorded too.
         """
-
-        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.float64], NDArray[np.bool_]]:
-            with np.errstate(all="ignore"):  # divergence is reported below, by name
-                update = run(task, block, self._state_of(task, block))
-                lengths = self._kernel.movement(update.weights, task.global_weights)
-            return update, lengths, np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
-
-        empty = self.partition.sizes[ids] == 0
+        empty = task.partition.sizes[ids] == 0
         self.traffic.failed |= {int(client): f"client {client} has no examples to train on" for client in ids[empty]}
         ids = ids[~empty]
         if not len(ids):
             return
         blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
-        largest = max(len(block) for block in blocks)
-        for update, lengths, sound in self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes)):
+        for update, lengths in self.run_blocks(task, blocks):
+            sound = np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
             if not sound.all():
@@ -415,10 +340,16 @@ class InProcessGrid(Grid):
             self.traffic.bytes_up += len(update.partition_ids) * sent
             yield update
 
-    def _state_of(self, task: Task, block: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
-        if not keeps_state(task.strategy, self.net):
-            return {}
-        return self.state.load(block, lambda new: new_state(task, new))
+    def run_blocks(
+        self, task: Task, blocks: Sequence[NDArray[np.intp]]
+    ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+        """Train blocks wherever this engine does, and yield, in their order, updates and how far each client moved."""
+        largest = max(len(block) for block in blocks)
+
+        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.float64]]:
+            return self.site.train(task, block, self.site.load_state(task, block, self.state))
+
+        yield from self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes))
 
     def _failed(self, task: Task, client: int, loss: float) -> None:
         size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"
@@ -429,22 +360,21 @@ class InProcessGrid(Grid):
 
     def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate on clients' own examples, block by block; a client that has none is left out."""
-        held = self.partition_test
-        ids = ids[held.sizes[ids] > 0]
+        ids = ids[self.site.partition_test.sizes[ids] > 0]
         if not len(ids):
             return
-
-        def work(block: NDArray[np.intp]) -> Evaluation:
-            weights = task.global_weights[None]
-            with np.errstate(all="ignore"):
-                if overrides(task.strategy, "personalise") or task.strategy.private_layers(self.net):
-                    weights = personalise(task, block, self._state_of(task, block))
-                loss, accuracy = evaluate_shards(task, held, block, weights)
-            return Evaluation(block, held.sizes[block], loss, self._score(loss, accuracy))
-
-        for evaluation in self.in_order(work, self.blocks(ids, 2 * self.net.num_parameters)):
+        for evaluation in self.evaluate_blocks(task, self.blocks(ids, 2 * self.net.num_parameters)):
             self.evaluations.append(evaluation)
             yield evaluation
+
+    def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
+        """Evaluate blocks wherever this engine does, in their order."""
+
+        def work(block: NDArray[np.intp]) -> Evaluation:
+            state = self.site.load_state(task, block, self.state) if self.site.personalises(task) else {}
+            return self.site.evaluate(task, block, state)
+
+        yield from self.in_order(work, blocks)
 
     def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
         """Return the loss and accuracy (for regression R squared) of flat weights on the test set."""
@@ -458,13 +388,7 @@ class InProcessGrid(Grid):
         parts = list(self.in_order(work, range(0, len(self._y_test), EVALUATE_ROWS)))
         examples = len(self._y_test)
         loss, accuracy = (sum(values) / examples for values in zip(*parts, strict=True))
-        return loss, float(self._score(loss, accuracy))
-
-    def _score(self, loss: Any, accuracy: Any) -> Any:
-        """Return the accuracy, or for regression R squared: what of the test targets' variance the errors leave."""
-        if self._variance is None:
-            return accuracy
-        return 1 - loss / self._variance if self._variance else loss * np.nan
+        return loss, float(self.site.score(loss, accuracy))
 
     def limit_loss(self, untrained_loss: float) -> None:
         """Say what the untrained model's test loss is, from which divergence is judged."""
@@ -517,7 +441,7 @@ class Replies(Sequence[Message]):
     @property
     def add_weighted(self) -> Callable[..., None]:
         """How the kernel that trains them adds up weights."""
-        add: Callable[..., None] = self._grid._kernel.add_weighted
+        add: Callable[..., None] = self._grid.site.kernel.add_weighted
         return add
 
     @property
@@ -532,7 +456,7 @@ class Replies(Sequence[Message]):
     def took_mean(self, mean: NDArray[Any]) -> None:
         """Take note of the cohort's mean weights, weighted by examples, shape (parameters,)."""
         grid, start = self._grid, self._orders[0].task.global_weights
-        grid.traffic.movements.mean_length = float(grid._kernel.movement(mean[None], start)[0])
+        grid.traffic.movements.mean_length = float(grid.site.kernel.movement(mean[None], start)[0])
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Evaluate on the cohort and yield the results block by block, in cohort order."""
@@ -548,7 +472,7 @@ class Replies(Sequence[Message]):
         grid, created = self._grid, time.time()
         contents: dict[int, RecordDict] = {}
         if order.kind == MessageType.TRAIN:
-            mean = RunningMean(grid._kernel.add_weighted)
+            mean = RunningMean(grid.site.kernel.add_weighted)
             for update in grid.train(order.task, order.ids):
                 mean.add(update.weights, update.num_examples)
                 columns = update.partition_ids, update.num_examples, update.train_loss, update.weights

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
 from fedsim.engines import flower
-from fedsim.engines.in_process import Replies, mean_evaluation
+from fedsim.engines.in_process import Replies
+from fedsim.engines.site import mean_evaluation
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator

@@ -1,0 +1,134 @@
+"""A place where clients run: their data, and what runs a block of them. Every engine has at least one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim import kernels
+from fedsim.clients import SGD
+from fedsim.clients.base import Task, Update, evaluate_shards, keeps_state, new_state, overrides, personalise, run
+from fedsim.engines.state import ClientState
+from fedsim.mlp import MLP
+from fedsim.splits import FederatedDataset, Partition
+from fedsim.streams import Purpose
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What some clients would use themselves (the global model, unless their strategy personalises), on their examples.
+
+    Attributes
+    ----------
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    loss, accuracy : ndarray of float64, shape (clients,)
+    """
+
+    partition_ids: NDArray[np.intp]
+    num_examples: NDArray[np.intp]
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
+    """Return the mean loss and accuracy over the examples of all clients that evaluated, or NaN."""
+    if not parts:
+        return float("nan"), float("nan")
+    examples, loss, accuracy = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
+    )
+    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
+
+
+class Site:
+    """A place where clients run.
+
+    Parameters
+    ----------
+    net : MLP
+    federated : FederatedDataset
+        Who holds which examples.
+    client : SGD
+        The client strategy.
+    seed : int
+    kernel : {"numpy", "compiled"}
+    """
+
+    def __init__(self, net: MLP, federated: FederatedDataset, client: SGD, seed: int, kernel: str) -> None:
+        self.net, self.federated, self.client, self.seed, self.kernel_name = net, federated, client, seed, kernel
+        self.kernel = kernels.load(kernel)
+        data = federated.dataset
+        self.x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
+        self.y = data.y_train.astype(net.dtype) if data.regression else data.y_train
+        #: Of the test targets, for regression.
+        self.variance = float(data.y_test.var()) if data.regression else None
+        self.partition, self._window = federated.at(1), 1
+
+    def prepare(self) -> None:
+        """Compile, or load what was compiled."""
+        if self.kernel_name == "compiled":
+            self.kernel.prepare(self.net.dtype, targets=self.variance is not None)
+
+    def at(self, round_number: int) -> None:
+        """Take up what clients train on in a round."""
+        window = self.federated.window(round_number)
+        if window != self._window:
+            self.partition, self._window = self.federated.at(round_number), window
+
+    @property
+    def partition_test(self) -> Partition:
+        """What each client evaluates on."""
+        own = self.federated.partition_test
+        return self.partition if own is None else own
+
+    def task(
+        self,
+        weights: NDArray[Any],
+        round_number: int,
+        client: SGD | None = None,
+        down: Mapping[str, NDArray[Any]] | None = None,
+        purpose: Purpose = Purpose.SHUFFLE,
+    ) -> Task:
+        """Return what clients are to do in a round, from global weights of shape (parameters,)."""
+        self.at(round_number)
+        return Task(
+            self.net, client or self.client, self.x, self.y, self.partition, weights,
+            round_number, self.seed, down or {}, self.kernel_name, purpose,
+        )  # fmt: skip
+
+    def load_state(self, task: Task, block: NDArray[np.intp], state: ClientState) -> dict[str, NDArray[Any]]:
+        """Return a copy of what clients kept, new for those that are here for the first time."""
+        if not keeps_state(task.strategy, self.net):
+            return {}
+        return state.load(block, lambda new: new_state(task, new))
+
+    def train(
+        self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]
+    ) -> tuple[Update, NDArray[np.float64]]:
+        """Train a block of clients; return their updates, and how far each moved."""
+        with np.errstate(all="ignore"):  # divergence is reported by name
+            update = run(task, block, state)
+            return update, self.kernel.movement(update.weights, task.global_weights)
+
+    def evaluate(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Evaluation:
+        """Evaluate what a block of clients would use, on their own examples."""
+        weights, held = task.global_weights[None], self.partition_test
+        with np.errstate(all="ignore"):
+            if self.personalises(task):
+                weights = personalise(task, block, state)
+            loss, accuracy = evaluate_shards(task, held, block, weights)
+        return Evaluation(block, held.sizes[block], loss, self.score(loss, accuracy))
+
+    def personalises(self, task: Task) -> bool:
+        """Whether clients use anything but the global weights."""
+        return overrides(task.strategy, "personalise") or bool(task.strategy.private_layers(self.net))
+
+    def score(self, loss: Any, accuracy: Any) -> Any:
+        """Return the accuracy, or for regression R squared: what of the test targets' variance the errors leave."""
+        if self.variance is None:
+            return accuracy
+        return 1 - loss / self.variance if self.variance else loss * np.nan
