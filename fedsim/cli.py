@@ -90,12 +90,10 @@ def parser() -> Parser:
         _about_table(sub)
         sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
-        sub.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
-        sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+        _about_engine(sub)
     resume = command("resume", _resume, "go on with an interrupted run")
     resume.add_argument("out", metavar="DIR", help="where fedsim run --out was writing")
-    resume.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core for large jobs)")
-    resume.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    _about_engine(resume)
     compare.add_argument("--seeds", metavar="N", type=int, help="how many (default: the file's; 3 for a table)")
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
 
@@ -122,6 +120,31 @@ def parser() -> Parser:
     about = command("data", _data, "list the datasets: what is here, and where the rest would come from")
     about.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     return top
+
+
+def _about_engine(sub: argparse.ArgumentParser) -> None:
+    """Add what says where clients run."""
+    group = sub.add_argument_group("where clients run")
+    group.add_argument("--engine", metavar="NAME", default="in-process", help="in-process or ray (default: in-process)")
+    group.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray starts here")
+    group.add_argument(
+        "--workers", metavar="N", type=int, help="threads or actors (default: one per core for large jobs)"
+    )
+    sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+
+
+def _engine(args: argparse.Namespace) -> Any:
+    """Return the engine that was asked for."""
+    from functools import partial
+
+    from fedsim import engines
+
+    make = engines.choose(args.engine)
+    if not args.address:
+        return make
+    if args.engine != "ray":
+        raise ConfigError(f"--address is for --engine ray; --engine is {args.engine!r}")
+    return partial(make, address=args.address)
 
 
 def _about_table(sub: argparse.ArgumentParser) -> None:
@@ -213,7 +236,11 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
 
     try:
         result = experiment.run(
-            workers=args.workers, on_round=_progress(experiment), verbose=args.verbose, directory=args.out
+            workers=args.workers,
+            on_round=_progress(experiment),
+            verbose=args.verbose,
+            directory=args.out,
+            engine=_engine(args),
         )
     except KeyboardInterrupt:
         if args.out:
@@ -261,7 +288,7 @@ def _compare(args: argparse.Namespace) -> None:
     out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
     fixed: dict[str, Any] = {"seeds": plan.seeds, "baselines": plan.baselines}
-    study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, **axes)
+    study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, engine=_engine(args), **axes)
     print(study.table(args.target).to_string())
     if out:
         pictures: dict[str, Callable[[Path], None]] = {

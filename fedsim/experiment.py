@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from flwr.serverapp.strategy import Strategy
 
+    from fedsim.engines.in_process import InProcessGrid
+
 
 #: What Flower's strategies call the least numbers of clients, all 1 here: fractions decide.
 MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
@@ -211,6 +213,7 @@ class Experiment:
         on_round: Callable[[Mapping[str, float]], None] | None = None,
         verbose: bool = False,
         directory: str | os.PathLike[str] | None = None,
+        engine: str | Callable[..., InProcessGrid] = "in-process",
     ) -> Result:
         """Run it; the same experiment gives the same bits, whatever the arguments here.
 
@@ -228,6 +231,8 @@ class Experiment:
             Where to keep the configuration, checkpoints and results. If this very experiment was interrupted there,
             by Ctrl-C or by force, it goes on from the last checkpoint to the bits of an uninterrupted run. Earlier
             results are kept beside it.
+        engine : {"in-process", "ray"} or callable
+            Where clients run; or what makes such a Grid, as ``functools.partial(RayGrid, address="auto")`` does.
 
         Raises
         ------
@@ -241,7 +246,7 @@ class Experiment:
         """
         from fedsim.run import execute
 
-        return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory)
+        return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory, engine)
 
     def load_data(self) -> data.Dataset:
         """Return the dataset."""

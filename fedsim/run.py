@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim import checkpoint, kernels, mlp
+from fedsim import checkpoint, engines, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, numpy_hooks
 from fedsim.engines import flower
@@ -47,11 +47,12 @@ def execute(
     on_round: Callable[[Mapping[str, float]], None],
     verbose: bool,
     directory: str | os.PathLike[str] | None,
+    engine: str | Callable[..., InProcessGrid],
 ) -> Result:
     """Run an experiment, as `Experiment.run` says."""
     with ExitStack() as stack:
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
-        run = _Run(experiment, workers, block_size, on_round, folder)
+        run = _Run(experiment, workers, block_size, on_round, folder, engines.choose(engine))
         result = run.execute(verbose)
         if folder:
             folder.finish(result)
@@ -66,6 +67,7 @@ class _Run:
         block_size: int | None,
         on_round: Callable[[Mapping[str, float]], None],
         folder: RunDirectory | None,
+        engine: Callable[..., InProcessGrid],
     ) -> None:
         self.experiment, self.on_round, self.folder = experiment, on_round, folder
         dataset = experiment.load_data()
@@ -78,7 +80,7 @@ class _Run:
         trained_on = per_round * experiment.fraction_train * experiment.rounds
         self.kernel = kernels.choose(experiment.kernel, numpy_hooks(client), self.net, trained_on)
         self.half = ServerHalf(client, self.net, examples, experiment.seed)
-        self.grid = InProcessGrid(
+        self.grid = engine(
             self.net,
             federated,
             client,

@@ -20,6 +20,8 @@ from fedsim.experiment import Experiment, Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fedsim.engines.in_process import InProcessGrid
+
 #: `Study.table`'s default target: this share of the best variant's mean final accuracy.
 TARGET_SHARE = 0.95
 
@@ -288,6 +290,7 @@ def compare(
     on_round: Callable[[Mapping[str, float]], None] | None = None,
     workers: int | None = None,
     verbose: bool = False,
+    engine: str | Callable[..., InProcessGrid] = "in-process",
     **axes: Sequence[Any],
 ) -> Study:
     """Run an experiment for every combination of the axes' values and every seed.
@@ -307,6 +310,8 @@ def compare(
         Threads.
     verbose : bool
         Show Flower's log.
+    engine : {"in-process", "ray"} or callable
+        Where clients run, as for `Experiment.run`.
     **axes : sequence
         Setting -> values, e.g. ``split=[IID(50), Dirichlet(50, alpha=0.1)]``.
 
@@ -359,7 +364,7 @@ def compare(
                     if on_round is not None:
                         on_round(row)
 
-                result = ready.run(workers=workers, on_round=tick, verbose=verbose)
+                result = ready.run(workers=workers, on_round=tick, verbose=verbose, engine=engine)
                 results.append(replace(result, experiment=experiment))
             found.append(Variant(labels, tuple(results)))
     study = Study(tuple(found))

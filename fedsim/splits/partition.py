@@ -38,18 +38,25 @@ class Partition(Sequence[Indices]):
 
     @classmethod
     def from_owners(cls, owners: Indices, num_clients: int, indices: Indices | None = None) -> Partition:
-        """Build from the client of each example.
+        """Build from the client of each example; within a client, examples rise.
 
         Parameters
         ----------
         owners : ndarray of int, shape (held,)
         num_clients : int
         indices : ndarray of int, shape (held,), optional
-            Which examples; default all, in order. Within a client their order stays.
+            Which examples; default all, in order.
         """
-        order = np.argsort(owners.astype(np.min_scalar_type(num_clients)), kind="stable")
         sizes = np.bincount(owners, minlength=num_clients)
-        return cls.of_sizes(order if indices is None else indices[order], sizes)
+        owners = owners.astype(np.min_scalar_type(num_clients))  # NumPy sorts short integers by radix
+        if indices is not None:
+            by_example = np.full(len(owners), num_clients, dtype=owners.dtype)
+            if not len(indices) or indices.max() < len(indices):
+                by_example[indices] = owners
+            if (by_example == num_clients).any():  # not every example, or one of them twice
+                return cls.of_sizes(indices[np.lexsort((indices, owners))], sizes)
+            owners = by_example
+        return cls.of_sizes(np.argsort(owners, kind="stable"), sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
