@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import clients, splits
+from fedsim.clients import SGD
 from fedsim.errors import ConfigError, near
 from fedsim.experiment import Experiment
 from fedsim.text import call, make, parse
@@ -268,6 +269,11 @@ def _call(value: Any, known: Mapping[str, Any]) -> str:
     settings = {f.name: getattr(value, f.name) for f in fields(value)}
     shown = {f.name: settings[f.name] for f in fields(value) if settings[f.name] is not None or f.default is not None}
     return call(_name(type(value), known), [], shown)
+
+
+def client_text(client: SGD) -> str:
+    """Return the text that makes a client strategy again."""
+    return _call(client, _namespace("client"))
 
 
 def _server_text(server: Any) -> str:

@@ -256,6 +256,14 @@ class Experiment:
         """Return the dataset as clients hold it."""
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
+    def trained_on(self, federated: FederatedDataset) -> float:
+        """Return how many examples, about, all clients train on in all rounds."""
+        client, held = self.client, federated.partition
+        per_round = len(held.indices) * client.epochs
+        if client.steps and client.batch_size:
+            per_round = client.steps * client.batch_size * len(held)
+        return per_round * self.fraction_train * self.rounds
+
     def network(self, dataset: data.Dataset) -> mlp.MLP:
         """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.
 

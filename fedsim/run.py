@@ -73,13 +73,10 @@ class _Run:
         dataset = experiment.load_data()
         federated = experiment.federate(dataset)
         self.net = experiment.network(dataset)
-        client, clients, examples = experiment.client, len(federated.partition), len(federated.partition.indices)
-        per_round = examples * client.epochs
-        if client.steps and client.batch_size:
-            per_round = client.steps * client.batch_size * clients
-        trained_on = per_round * experiment.fraction_train * experiment.rounds
+        client = experiment.client
+        trained_on = experiment.trained_on(federated)
         self.kernel = kernels.choose(experiment.kernel, numpy_hooks(client), self.net, trained_on)
-        self.half = ServerHalf(client, self.net, examples, experiment.seed)
+        self.half = ServerHalf(client, self.net, len(federated.partition.indices), experiment.seed)
         self.grid = engine(
             self.net,
             federated,

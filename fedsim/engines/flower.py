@@ -43,6 +43,11 @@ def take_identity() -> None:
             setattr(TaskIdentity, name, value)
 
 
+def run_id() -> int:
+    """Return the id of the run of which this process is a part."""
+    return TaskIdentity.run_id
+
+
 def empty_run() -> Run:
     """Return a Flower run description with nothing in it."""
     return Run.create_empty(0)

@@ -1,0 +1,280 @@
+"""Clients on Flower's SuperNodes: in Flower's own simulation, or on real machines.
+
+The server side is the in-process engine's: cohort, order, aggregation and test are the same code, and so are the bits.
+Only where a block of clients is trained differs. Each SuperNode says, when asked, which partition it is and of how
+many; SuperNode i of N holds the clients whose partition id is i modulo N (one each, where there are as many as
+clients). In a round every SuperNode gets one message with all of its clients that were sampled, and sends one back.
+
+What a client keeps between rounds stays on its SuperNode, in the context that Flower keeps there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedsim.clients.base import Task, Update, keeps_state
+from fedsim.engines import flower
+from fedsim.engines.in_process import InProcessGrid
+from fedsim.engines.site import Evaluation, Site
+from fedsim.engines.state import ClientState
+from fedsim.errors import FedsimError
+from fedsim.streams import Purpose
+
+#: Names of the records of a message between the two sides.
+WEIGHTS, ORDER, RESULT = "fedsim.weights", "fedsim.order", "fedsim.result"
+#: What a SuperNode is asked at the start.
+HELLO = "query"
+#: Prefixes of what a reply holds besides weights, and of the records in which a SuperNode keeps clients' state.
+UP, STATE = "up.", "fedsim.state."
+
+
+class SuperNodeGrid(InProcessGrid):
+    """The in-process engine with its clients on SuperNodes.
+
+    Parameters
+    ----------
+    *args, **options
+        As for `InProcessGrid`.
+    grid : Grid
+        Flower's.
+    nodes : int
+        SuperNodes to wait for before the first round.
+    wait : float
+        Seconds to wait for them; then it goes on with those there are, if any.
+    timeout : float, optional
+        Seconds after which a SuperNode that has not answered has failed in this round; default: it is waited for.
+    retries : int
+        How often SuperNodes that failed are asked again in the same round.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        grid: Grid,
+        nodes: int = 1,
+        wait: float = 120.0,
+        timeout: float | None = None,
+        retries: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._grid, self._nodes, self._wait, self._timeout, self._retries = grid, nodes, wait, timeout, retries
+        self._hosts: dict[int, int] = {}  # partition of a SuperNode -> its node id
+        self._of = 0  # partitions that SuperNodes are
+
+    def __enter__(self) -> SuperNodeGrid:
+        super().__enter__()
+        self._find_hosts()
+        return self
+
+    def _find_hosts(self) -> None:
+        """Ask SuperNodes which partition they are, until as many have answered as there should be."""
+        until = time.monotonic() + self._wait
+        asked: set[int] = set()
+        while len(self._hosts) < self._nodes:
+            new = [node for node in self._grid.get_node_ids() if node not in asked]
+            asked |= set(new)
+            content = RecordDict({ORDER: ConfigRecord()})
+            messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in new]
+            for reply in self._grid.send_and_receive(messages, timeout=self._wait) if messages else ():
+                if reply.has_content():
+                    said = reply.content.metric_records[RESULT]
+                    self._hosts[int(said["partition-id"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
+                    self._of = int(said["num-partitions"])  # type: ignore[arg-type]
+                else:
+                    raise FedsimError(f"SuperNode {reply.metadata.src_node_id} cannot start: {reply.error.reason}")
+            if len(self._hosts) < self._nodes:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.2)
+        if not self._hosts:
+            raise FedsimError(f"no SuperNode has answered within {self._wait:g} seconds")
+
+    def run_blocks(
+        self, task: Task, blocks: Sequence[NDArray[np.intp]]
+    ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+        """Train the cohort on its SuperNodes; those that fail are left out, and recorded."""
+        rows = self._ask("train", task, np.concatenate(blocks))
+        for block in blocks:
+            known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
+            if not len(known):
+                continue
+            found = [rows[int(client)] for client in known]
+            columns = {name: np.array([row[name] for row in found]) for name in found[0]}
+            up = {name.removeprefix(UP): values for name, values in columns.items() if name.startswith(UP)}
+            update = Update(known, columns["num_examples"], columns["weights"], columns["train_loss"], up)
+            yield update, columns["lengths"]
+
+    def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
+        """Evaluate on SuperNodes."""
+        rows = self._ask("evaluate", task, np.concatenate(blocks))
+        for block in blocks:
+            known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
+            if len(known):
+                found = [rows[int(client)] for client in known]
+                values = [np.array([row[name] for row in found]) for name in ("num_examples", "loss", "accuracy")]
+                yield Evaluation(known, *values)
+
+    def _ask(self, kind: str, task: Task, clients: NDArray[np.intp]) -> dict[int, dict[str, Any]]:
+        """Return what each client answered, by partition id; record those that did not."""
+        rows: dict[int, dict[str, Any]] = {}
+        failed: dict[int, str] = {}
+        waiting = clients
+        for _ in range(1 + self._retries):
+            if not len(waiting):
+                break
+            failed = self._ask_once(kind, task, waiting, rows)
+            waiting = np.array([c for c in waiting if int(c) in failed], dtype=np.intp)
+        for client, reason in failed.items():
+            self._lost(task, client, reason)
+        return rows
+
+    def _ask_once(
+        self, kind: str, task: Task, clients: NDArray[np.intp], rows: dict[int, dict[str, Any]]
+    ) -> dict[int, str]:
+        """Send each SuperNode its clients, take in what comes back; return why others failed."""
+        failed: dict[int, str] = {}
+        sent: dict[int, NDArray[np.intp]] = {}
+        messages = []
+        for partition in np.unique(clients % self._of):
+            own = clients[clients % self._of == partition]
+            node = self._hosts.get(int(partition))
+            if node is None:
+                failed |= {int(c): f"no SuperNode is partition {partition} of {self._of}" for c in own}
+                continue
+            sent[node] = own
+            content = self._message(task, own)
+            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=str(task.round)))
+        answered = set()
+        for reply in self._grid.send_and_receive(messages, timeout=self._timeout) if messages else ():
+            node = reply.metadata.src_node_id
+            answered.add(node)
+            own = sent[node]
+            if reply.has_content():
+                failed |= self._take_in(kind, task, own, reply.content, rows)
+            else:
+                failed |= {int(c): f"SuperNode {node} failed: {_first_line(reply.error.reason)}" for c in own}
+        for node, own in sent.items():
+            if node not in answered:
+                failed |= {int(c): f"SuperNode {node} did not answer within {self._timeout:g} s" for c in own}
+        return failed
+
+    def _message(self, task: Task, clients: NDArray[np.intp]) -> RecordDict:
+        from fedsim.config import client_text
+
+        order = ConfigRecord(
+            {
+                "round": task.round,
+                "client": client_text(task.strategy),
+                "clients": [int(c) for c in clients],
+                "loss-limit": float(self._loss_limit),
+                "purpose": int(task.purpose),
+            }
+        )
+        content = RecordDict({WEIGHTS: flower.record({"weights": task.global_weights}), ORDER: order})
+        if task.down:
+            content[flower.DOWN] = flower.record(task.down)
+        return content
+
+    def _take_in(
+        self,
+        kind: str,
+        task: Task,
+        clients: NDArray[np.intp],
+        content: RecordDict,
+        rows: dict[int, dict[str, Any]],
+    ) -> dict[int, str]:
+        """Check a reply and keep its rows; return why clients are left out."""
+        arrays = {name: array.numpy() for name, array in content.array_records.get(RESULT, {}).items()}
+        wanted: dict[str, tuple[int, ...]] = {"partition_ids": (), "num_examples": ()}
+        if kind == "train":
+            wanted |= {"weights": (self.net.num_parameters,), "train_loss": (), "lengths": ()}
+        else:
+            wanted |= {"loss": (), "accuracy": ()}
+        for name, shape in wanted.items():
+            found = arrays[name].shape if name in arrays else None
+            if found != (len(clients), *shape):
+                reason = f"its SuperNode sent {name} of shape {found}; expected {(len(clients), *shape)}"
+                return {int(c): reason for c in clients}
+        for name, values in arrays.items():
+            if values.dtype.kind not in "biuf" or values.shape[:1] != (len(clients),):
+                reason = f"its SuperNode sent {name} of shape {values.shape} and dtype {values.dtype}"
+                return {int(c): reason for c in clients}
+        if set(arrays["partition_ids"].tolist()) != set(clients.tolist()):
+            return {int(c): "its SuperNode answered for other clients" for c in clients}
+        for row, client in enumerate(arrays["partition_ids"]):
+            rows[int(client)] = {name: values[row] for name, values in arrays.items()}
+        return {}
+
+    def _lost(self, task: Task, client: int, reason: str) -> None:
+        self.traffic.failed[client] = reason
+        if self.on_failure == "raise":
+            raise FedsimError(f"client {client} failed in round {task.round}: {reason}")
+
+
+def _first_line(text: str | None) -> str:
+    return ((text or "").strip() or "no reason given").splitlines()[0]
+
+
+# The other side: what a SuperNode does.
+
+
+def hello(message: Message, context: Context) -> Message:
+    """Say which partition this SuperNode is, and of how many."""
+    config = context.node_config
+    known = "partition-id" in config and "num-partitions" in config
+    if not known:
+        raise FedsimError("its node config lacks partition-id and num-partitions")
+    said = MetricRecord({name: int(config[name]) for name in ("partition-id", "num-partitions")})
+    return Message(RecordDict({RESULT: said}), reply_to=message)
+
+
+def answer(message: Message, context: Context, site: Site, kind: str) -> Message:
+    """Train or evaluate the clients that a message names, on the site that holds them."""
+    content = message.content
+    order = content.config_records[ORDER]
+    weights = content.array_records[WEIGHTS]["weights"].numpy()
+    down = {name: array.numpy() for name, array in content.array_records.get(flower.DOWN, {}).items()}
+    from fedsim import config
+
+    client = config.build("client", str(order["client"]))
+    clients = np.array(order["clients"], dtype=np.intp)
+    task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
+    state = _load(context, len(task.partition)) if keeps_state(task.strategy, site.net) else None
+    rows = site.load_state(task, clients, state) if state is not None else {}
+    if kind == "evaluate":
+        found = site.evaluate(task, clients, rows)
+        columns: dict[str, NDArray[Any]] = {
+            name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
+        }
+    else:
+        update, lengths = site.train(task, clients, rows)
+        columns = {name: getattr(update, name) for name in ("partition_ids", "num_examples", "weights", "train_loss")}
+        columns |= {"lengths": lengths} | {UP + name: values for name, values in update.up.items()}
+        sound = np.isfinite(update.train_loss) & (update.train_loss <= float(order["loss-limit"]))  # type: ignore[arg-type]
+        if state is not None:
+            kept = update if sound.all() else update.rows(sound)
+            state.store(kept.partition_ids, kept.state)
+            _keep(context, state)
+    return Message(RecordDict({RESULT: flower.record(columns)}), reply_to=message)
+
+
+def _load(context: Context, clients: int) -> ClientState:
+    """Return the state of this SuperNode's clients."""
+    state = ClientState(clients)
+    record: Mapping[str, Any] = context.state.array_records.get(STATE, ArrayRecord())
+    if record:
+        state.restore({name: array.numpy() for name, array in record.items()})
+    return state
+
+
+def _keep(context: Context, state: ClientState) -> None:
+    """Keep it in Flower's context."""
+    context.state[STATE] = flower.record(state.dump())
