@@ -111,6 +111,36 @@ def parser() -> Parser:
     )
     show.add_argument("--most", metavar="N", type=int, default=10, help="clients shown of each split (default: 10)")
 
+    deploy = command("deploy", _deploy, "run an experiment on a real Flower deployment: a SuperLink and SuperNodes")
+    deploy.add_argument(
+        "superlink",
+        metavar="SUPERLINK",
+        help="local: one is brought up on this machine, with TLS and authentication, and taken down again; "
+        "else a connection of your Flower configuration",
+    )
+    export = command("export", _export, "write a stand-alone Flower app of an experiment, for flwr run")
+    for sub in (deploy, export):
+        sub.add_argument("file", metavar="experiment.toml", help="the experiment's configuration")
+    export.add_argument("folder", metavar="DIR", help="new, or empty")
+    for sub in (deploy, export):
+        sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
+        sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
+        sub.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: 4 locally, else all there are)")
+        sub.add_argument("--timeout", metavar="S", type=float, help="seconds to wait for a SuperNode (default: any)")
+        sub.add_argument("--retries", metavar="N", type=int, help="times a failed SuperNode is asked again in a round")
+    deploy.add_argument("--out", metavar="DIR", help="write results there (with a SuperLink elsewhere: on its machine)")
+    deploy.add_argument(
+        "--insecure", action="store_true", help="locally, plain text and no authentication in the place of TLS"
+    )
+    anybodys = command("flower", _flower, "run anybody's Flower app in this process, without Ray")
+    anybodys.add_argument("folder", metavar="APP_DIR", help="with a pyproject.toml that names its components")
+    anybodys.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: the app's, else 10)")
+    anybodys.add_argument(
+        "--run-config", metavar="KEY=VALUE", action="append", default=[], help="change run configuration; repeatable"
+    )
+    anybodys.add_argument("--workers", metavar="N", type=int, help="threads (default: one per core)")
+    anybodys.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+
     command("strategies", _strategies, "list client and server strategies: parameters and papers")
     check = command("check", _check, "check a client strategy of your own, and say what to fix")
     check.add_argument(
@@ -344,6 +374,70 @@ def _splits(args: argparse.Namespace) -> None:
             print(f"... and {rest:,} more clients (--most {len(federated.partition)} shows all)")
     if args.out:
         print(f"\nwrote {args.out}")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the run configuration that was asked for."""
+    from fedsim.errors import real, whole
+
+    if args.nodes is not None:
+        whole("--nodes", args.nodes, 1)
+    if args.timeout is not None:
+        real("--timeout", args.timeout, 0, open_low=True)
+    if args.retries is not None:
+        whole("--retries", args.retries, 0)
+    given = {"nodes": args.nodes, "timeout": args.timeout, "retries": args.retries}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    import tempfile
+
+    from fedsim import config, deploy
+
+    experiment = config.experiment(config.read(args.file))
+    experiment = config.apply(experiment, _with_data_dir(args.set, args.data_dir))
+    settings = _settings(args)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if args.superlink != "local":
+        if args.insecure:
+            raise ConfigError("--insecure is for a local deployment; a connection of yours says itself")
+        deploy.submit(experiment, args.superlink, say=say, out=args.out or "", **settings)
+        return
+    nodes = settings.pop("nodes", 4)
+    with tempfile.TemporaryDirectory(prefix="fedsim-out-") as temporary:
+        out = args.out or temporary
+        deploy.local(experiment, nodes, out, say, args.insecure, **settings)
+        _print_history(out)
+    if args.out:
+        print(f"wrote the results to {args.out}")
+
+
+def _print_history(folder: str) -> None:
+    import pandas as pd
+
+    known = pd.read_csv(Path(folder) / "history.csv").dropna(axis="columns", how="all")
+    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from fedsim import config
+    from fedsim.export import export
+
+    experiment = config.experiment(config.read(args.file))
+    experiment = config.apply(experiment, _with_data_dir(args.set, args.data_dir))
+    folder = export(experiment, args.folder, **_settings(args))
+    print(f"wrote a Flower app to {folder}; flwr run {folder} runs it")
+
+
+def _flower(args: argparse.Namespace) -> None:
+    from fedsim.engines.flower_app import run_app
+
+    seconds = run_app(args.folder, args.nodes, args.run_config, args.workers, args.verbose)
+    print(f"the app has run for {seconds:.1f} s")
 
 
 def _strategies(args: argparse.Namespace) -> None:

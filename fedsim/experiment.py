@@ -74,6 +74,8 @@ class Result:
         What trained the clients.
     score : {"accuracy", "r2"}
         What is measured: accuracy, or for regression R squared.
+    failures : DataFrame
+        One row per client that was left out of a round: ``round, partition_id, reason``.
     """
 
     experiment: Experiment
@@ -81,7 +83,8 @@ class Result:
     clients: pd.DataFrame
     weights: dict[str, NDArray[Any]]
     kernel: str
-    score: str = "accuracy"
+    score: str
+    failures: pd.DataFrame
 
     @property
     def test_scores(self) -> NDArray[np.float64]:
@@ -154,6 +157,9 @@ class Experiment:
         Also train on all examples in one place, as long in each round as a client does, and record how far the global
         weights are from those: ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section 3.2).
         It takes as long again.
+    min_clients : int
+        Fewest clients whose updates make a new global model; in a round with fewer it stays as it was. More than 1
+        needs a server of fedsim.
 
     Raises
     ------
@@ -178,6 +184,7 @@ class Experiment:
     on_failure: str = "raise"
     kernel: str = "auto"
     weight_divergence: bool = False
+    min_clients: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
@@ -202,6 +209,7 @@ class Experiment:
         whole("seed", self.seed, 0)
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
         one_of("kernel", self.kernel, kernels.KERNELS)
+        whole("min_clients", self.min_clients, 1)
         if not isinstance(self.weight_divergence, bool):
             raise ConfigError(f"weight_divergence is {self.weight_divergence!r}; allowed: true or false")
 
@@ -298,7 +306,9 @@ class Experiment:
             **dict.fromkeys(MINIMUM, 1),
         }
         if isinstance(cls, type) and issubclass(cls, FedAvg):
-            settings["half"] = half
+            settings |= {"half": half, "min_clients": self.min_clients}
+        elif self.min_clients > 1:
+            raise ConfigError(f"min_clients is {self.min_clients}, which the server {name} does not heed; allowed: 1")
         elif half and has_server_half(self.client):
             raise ConfigError(
                 f"client {type(self.client).__name__} has a server half, which the server {name} does not carry; "

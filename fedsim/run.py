@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Columns of `Result.clients`, in order, before the score.
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
+#: Columns of `Result.failures`, in order.
+FAILURES = ("round", "partition_id", "reason")
 #: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
 #: this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
@@ -92,6 +94,7 @@ class _Run:
         self.reference = _Centralised(self, federated) if experiment.weight_divergence else None
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
+        self.failures: list[dict[str, Any]] = []
         self.arrays = flower.to_record(
             self.net, self.weights
         )  # a server strategy may keep more digits than the network
@@ -128,7 +131,8 @@ class _Run:
         parts, columns = self.client_rows, (*CLIENTS, self.score)
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
         weights = {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
-        return Result(experiment, history, clients, weights, self.kernel, self.score)
+        failures = pd.DataFrame(self.failures, columns=list(FAILURES))
+        return Result(experiment, history, clients, weights, self.kernel, self.score, failures)
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""
@@ -166,6 +170,8 @@ class _Run:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             self.client_rows.append(dict(zip((*CLIENTS, self.score), (numbers, *columns), strict=True)))
+        for client, reason in sorted(traffic.failed.items()):
+            self.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
         self.on_round(row)
         if self.folder:
             self._checkpoint(self.folder)
@@ -202,6 +208,7 @@ class _Run:
                     "arrays": self.arrays,
                     "history": self.rows,
                     "clients": self.client_rows,
+                    "failures": self.failures,
                     "client_state": self.grid.state.dump(),
                     "half": self.half.state,
                     "centralised": self.reference.weights if self.reference else None,
@@ -224,7 +231,7 @@ class _Run:
             return 0
         self.arrays = saved["arrays"]
         self.weights = flower.to_flat(self.net, self.arrays)
-        self.rows, self.client_rows = saved["history"], saved["clients"]
+        self.rows, self.client_rows, self.failures = saved["history"], saved["clients"], saved["failures"]
         self.grid.state.restore(saved["client_state"])
         self.half.state = saved["half"]
         if self.reference:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: What a finished run leaves.
-RESULTS = ("history.csv", "clients.csv", "weights.npz", CONFIGURATION, "environment.json")
+RESULTS = ("history.csv", "clients.csv", "failures.csv", "weights.npz", CONFIGURATION, "environment.json")
 
 
 class RunDirectory:
@@ -105,6 +105,7 @@ class RunDirectory:
         """Write the results; what was there to resume from goes."""
         write_csv(self.path / "history.csv", result.history)
         write_csv(self.path / "clients.csv", result.clients)
+        write_csv(self.path / "failures.csv", result.failures)
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 

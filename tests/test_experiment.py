@@ -174,7 +174,8 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
 def with_accuracies(*values: float) -> Result:
     import pandas as pd
 
-    return Result(Experiment(), pd.DataFrame({"test_accuracy": values}), pd.DataFrame(), {}, "numpy")
+    history = pd.DataFrame({"test_accuracy": values})
+    return Result(Experiment(), history, pd.DataFrame(), {}, "numpy", "accuracy", pd.DataFrame())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     out = str(settings.get("out", "")) or None
     result = experiment.run(engine=engine, directory=out, on_round=_say)
-    print(f"fedsim: {result.score} {result.final_accuracy:.4f} after {experiment.rounds} rounds", flush=True)
+    print(f"fedsim: done after {experiment.rounds} rounds, {result.score}={result.final_accuracy:.4g}", flush=True)
 
 
 def _say(row: Mapping[str, float]) -> None:

@@ -109,8 +109,13 @@ class SuperNodeGrid(InProcessGrid):
             found = [rows[int(client)] for client in known]
             columns = {name: np.array([row[name] for row in found]) for name in found[0]}
             up = {name.removeprefix(UP): values for name, values in columns.items() if name.startswith(UP)}
-            update = Update(known, columns["num_examples"], columns["weights"], columns["train_loss"], up)
-            yield update, columns["lengths"]
+            loss = columns["train_loss"].astype(np.float64)
+            weights = columns["weights"].astype(self.net.dtype, copy=False)
+            for sent in (weights, *up.values()):  # what has come is not trusted
+                loss[~np.isfinite(sent).reshape(len(known), -1).all(axis=1)] = np.nan
+            update = Update(known, columns["num_examples"].astype(np.intp), weights, loss, up)
+            with np.errstate(all="ignore"):
+                yield update, self.site.kernel.movement(update.weights, task.global_weights)
 
     def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
         """Evaluate on SuperNodes."""
@@ -195,7 +200,7 @@ class SuperNodeGrid(InProcessGrid):
         arrays = {name: array.numpy() for name, array in content.array_records.get(RESULT, {}).items()}
         wanted: dict[str, tuple[int, ...]] = {"partition_ids": (), "num_examples": ()}
         if kind == "train":
-            wanted |= {"weights": (self.net.num_parameters,), "train_loss": (), "lengths": ()}
+            wanted |= {"weights": (self.net.num_parameters,), "train_loss": ()}
         else:
             wanted |= {"loss": (), "accuracy": ()}
         for name, shape in wanted.items():
@@ -207,6 +212,8 @@ class SuperNodeGrid(InProcessGrid):
             if values.dtype.kind not in "biuf" or values.shape[:1] != (len(clients),):
                 reason = f"its SuperNode sent {name} of shape {values.shape} and dtype {values.dtype}"
                 return {int(c): reason for c in clients}
+        if arrays["num_examples"].dtype.kind not in "iu" or arrays["num_examples"].min() < 1:
+            return {int(c): "its SuperNode sent num_examples that are no whole numbers above 0" for c in clients}
         if set(arrays["partition_ids"].tolist()) != set(clients.tolist()):
             return {int(c): "its SuperNode answered for other clients" for c in clients}
         for row, client in enumerate(arrays["partition_ids"]):
@@ -255,9 +262,9 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
             name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
         }
     else:
-        update, lengths = site.train(task, clients, rows)
+        update, _ = site.train(task, clients, rows)
         columns = {name: getattr(update, name) for name in ("partition_ids", "num_examples", "weights", "train_loss")}
-        columns |= {"lengths": lengths} | {UP + name: values for name, values in update.up.items()}
+        columns |= {UP + name: values for name, values in update.up.items()}
         sound = np.isfinite(update.train_loss) & (update.train_loss <= float(order["loss-limit"]))  # type: ignore[arg-type]
         if state is not None:
             kept = update if sound.all() else update.rows(sound)

@@ -54,16 +54,21 @@ class FedAvg(FlowerFedAvg):
         Of the sampling.
     half : ServerHalf, optional
         The client strategy's server half.
+    min_clients : int
+        Fewest clients whose updates make a new model; with fewer the old one stays.
     **flower_options
         As for ``flwr.serverapp.strategy.FedAvg`` (``fraction_train``, ``fraction_evaluate``, ...). The minimum
         numbers of nodes default to 1 here.
     """
 
-    def __init__(self, *, seed: int = 0, half: ServerHalf | None = None, **flower_options: Any) -> None:
+    def __init__(
+        self, *, seed: int = 0, half: ServerHalf | None = None, min_clients: int = 1, **flower_options: Any
+    ) -> None:
         minimum = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         super().__init__(**(minimum | flower_options))
         self.seed = seed
         self.half = half
+        self.min_clients = min_clients
         self.state: dict[str, Array] = {}
         self._add_weighted = add_weighted
         self._sent: ArrayRecord | None = None
@@ -156,7 +161,7 @@ class FedAvg(FlowerFedAvg):
         self, server_round: int, updates: Iterable[Update], took_mean: Callable[[Array], None] | None = None
     ) -> Array | None:
         """Return the new flat weights, or None where nothing came back; report the mean weighted by examples."""
-        rule, means, examples = self.rule(), dict[str, RunningMean](), 0
+        rule, means, examples, clients = self.rule(), dict[str, RunningMean](), 0, 0
         half = self.half if self.half and has_server_half(self.half.strategy) else None
         plain = isinstance(rule, Mean) and not (half and overrides(half.strategy, "weigh"))
         mean = None if plain or not took_mean else RunningMean(self._add_weighted)
@@ -164,6 +169,7 @@ class FedAvg(FlowerFedAvg):
             if not len(update.partition_ids):
                 continue
             examples += int(update.num_examples.sum())
+            clients += len(update.partition_ids)
             weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
             factors = np.asarray(weights, dtype=np.float64)
             rule.add(update, factors)
@@ -172,7 +178,7 @@ class FedAvg(FlowerFedAvg):
             for name, rows in update.up.items():
                 add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
                 means.setdefault(name, RunningMean(add)).add(rows, factors)
-        if not examples:
+        if not examples or clients < self.min_clients:
             return None
         combined = rule.value()
         if took_mean:

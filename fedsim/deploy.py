@@ -1,0 +1,360 @@
+"""A real Flower deployment on this machine: a SuperLink and SuperNodes in processes of their own, over TLS.
+
+Everything that it needs is made for it and goes with it: a certificate authority, the SuperLink's certificate for
+loopback, a key pair for every SuperNode, Flower's home. Nothing of the user's Flower configuration is read or changed.
+SuperNodes prove who they are; one with a key that has not been registered is refused. All processes end when this one
+does, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import FedsimError, whole
+from fedsim.experiment import Experiment
+from fedsim.export import export
+
+LOOPBACK = "127.0.0.1"
+#: Seconds to wait for the SuperLink to listen, and for processes to end before they are killed.
+START, STOP = 60.0, 10.0
+
+
+class Deployment:
+    """A SuperLink and SuperNodes on loopback. Use it as a context manager.
+
+    Parameters
+    ----------
+    nodes : int
+        SuperNodes, at least 1.
+    data_dir : path, optional
+        Where they read data.
+    insecure : bool
+        Plain text and no authentication, if it must be.
+    """
+
+    def __init__(self, nodes: int, data_dir: str | os.PathLike[str] | None = None, insecure: bool = False) -> None:
+        whole("nodes", nodes, 1)
+        self.nodes, self.insecure = nodes, insecure
+        self._data_dir = os.path.abspath(data_dir) if data_dir else None
+        self.folder = Path()
+        self.supernodes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.port = 0
+
+    def __enter__(self) -> Deployment:
+        self.folder = Path(tempfile.mkdtemp(prefix="fedsim-deploy-"))
+        os.chmod(self.folder, 0o700)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes):
+            _end(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        self.port = _free_port()
+        if not self.insecure:
+            make_certificates(self.folder)
+        connection = "insecure = true\n" if self.insecure else f'root-certificates = "{self.folder / "ca.crt"}"\n'
+        home = self.folder / "home"
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{LOOPBACK}:{self.port}"\n{connection}'
+        )
+        self.start_superlink()
+        for number in range(self.nodes):
+            key = self.folder / f"supernode-{number}"
+            if not self.insecure:
+                make_key(key)
+                self.flwr("supernode", "register", str(key.with_suffix(".pub")), "here")
+            self.supernodes.append(self.start_supernode(number, key))
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it listens."""
+        trust = (
+            ["--insecure"]
+            if self.insecure
+            else [
+                f"--ssl-ca-certfile={self.folder / 'ca.crt'}",
+                f"--ssl-certfile={self.folder / 'server.crt'}",
+                f"--ssl-keyfile={self.folder / 'server.key'}",
+                "--enable-supernode-auth",
+            ]
+        )
+        arguments = [f"--host={LOOPBACK}", f"--port={self.port}", "--disable-runtime-dependency-installation"]
+        process = self._launch("superlink", ["flower-superlink", *trust, *arguments])
+        until = time.monotonic() + START
+        while not _listens(self.port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise FedsimError(f"Flower's SuperLink did not start: {self.last_words('superlink')}")
+            time.sleep(0.1)
+
+    def start_supernode(self, number: int, key: Path) -> subprocess.Popen[bytes]:
+        """Start a SuperNode, which holds partition `number`, with a key."""
+        trust = (
+            ["--insecure"]
+            if self.insecure
+            else [f"--root-certificates={self.folder / 'ca.crt'}", f"--auth-supernode-private-key={key}"]
+        )
+        config = f"partition-id={number} num-partitions={self.nodes}"
+        if self._data_dir:
+            config += f' data-dir="{self._data_dir}"'
+        arguments = [f"--superlink={LOOPBACK}:{self.port}", f"--port={_free_port()}", f"--node-config={config}"]
+        return self._launch(f"supernode-{number}", ["flower-supernode", *trust, *arguments])
+
+    def _launch(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = _popen(command, self.environment, stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Flower's commands see: this interpreter's scripts, and a home of their own."""
+        return os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(self.folder / "home"),
+            "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0"),
+            "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+
+    def flwr(self, *arguments: str) -> str:
+        """Call ``flwr`` and return what it prints; FedsimError with its last line if it fails."""
+        done = subprocess.run(
+            ["flwr", *arguments], env=self.environment, capture_output=True, text=True, cwd=self.folder, timeout=120
+        )
+        if done.returncode:
+            raise FedsimError(f"flwr {' '.join(arguments[:2])} failed: {_last_line(done.stdout + done.stderr)}")
+        return done.stdout
+
+    def last_words(self, name: str) -> str:
+        """Return the last line that a process has written."""
+        file = self.folder / f"{name}.log"
+        return _last_line(file.read_text(errors="replace") if file.exists() else "")
+
+    def run(
+        self,
+        experiment: Experiment,
+        out: str | os.PathLike[str],
+        say: Callable[[str], None] = lambda line: None,
+        **settings: Any,
+    ) -> None:
+        """Run an experiment on the SuperNodes, and write its results into `out`; see `submit`."""
+        submit(experiment, "here", self.environment, say, out=os.path.abspath(out), nodes=self.nodes, **settings)
+
+
+def submit(
+    experiment: Experiment,
+    connection: str,
+    environment: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **settings: Any,
+) -> None:
+    """Run an experiment on the SuperLink of a connection in Flower's configuration, and wait for its end.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        On a dataset that has a name: every machine reads it itself.
+    connection : str
+        Its name; ``flwr config list`` shows them.
+    environment : mapping, optional
+        Of the command ``flwr``; default this process's.
+    say : callable
+        Called with each line of fedsim's server.
+    **settings
+        More run configuration, as for `fedsim.export.export`; ``out`` is a path on the SuperLink's machine.
+
+    Raises
+    ------
+    FedsimError
+        It failed; with the reason that the server gave.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedsim-app-") as folder:
+        app = export(experiment, folder, **settings)
+        process = _popen(
+            ["flwr", "run", str(app), connection, "--stream"],
+            environment or dict(os.environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            lines = []
+            assert process.stdout
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                lines.append(line)
+                if line.startswith("fedsim: "):
+                    say(line)
+            finished = any(line.startswith("fedsim: done") for line in lines)
+            if process.wait() or not finished:
+                errors = [line for line in lines if "Error" in line] or [line for line in lines if line.strip()]
+                reason = errors[-1].strip() if errors else "no word from it"
+                raise FedsimError(f"the run on the SuperLink {connection!r} failed: {reason}")
+        finally:
+            _end(process)
+
+
+def local(
+    experiment: Experiment,
+    nodes: int,
+    out: str | os.PathLike[str],
+    say: Callable[[str], None] = lambda line: None,
+    insecure: bool = False,
+    **settings: Any,
+) -> None:
+    """Run an experiment on a deployment of its own on this machine; see `Deployment` and `submit`."""
+    with _terminable(), Deployment(nodes, experiment.data_dir, insecure) as deployment:
+        deployment.run(experiment, out, say, **settings)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that all is taken down."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def make_certificates(folder: Path) -> None:
+    """Write ``ca.crt`` and, signed by it for loopback, ``server.crt`` and ``server.key``, valid for a week."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
+
+    def certificate(subject: str, key: Any, issuer: str, signer: Any, extensions: Sequence[Any]) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, subject)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(days=7))
+        )
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(signer, hashes.SHA256())
+
+    root, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    authority = "fedsim local authority"
+    usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+    root_id = x509.SubjectKeyIdentifier.from_public_key(root.public_key())
+    ca = certificate(
+        authority, root, authority, root, [(x509.BasicConstraints(True, None), True), (usage, True), (root_id, False)]
+    )
+    signed = certificate(
+        "localhost",
+        server,
+        authority,
+        root,
+        [
+            (x509.SubjectAlternativeName(names), False),
+            (x509.BasicConstraints(False, None), True),
+            (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(root_id), False),
+            (x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        ],
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
+    (folder / "server.crt").write_bytes(signed.public_bytes(pem))
+    _write_private(
+        folder / "server.key",
+        server.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
+
+
+def make_key(path: Path) -> None:
+    """Write a SuperNode's private key, and its public key beside it as ``.pub``."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    _write_private(
+        path,
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ),
+    )
+    path.with_suffix(".pub").write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    )
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _popen(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that ends when this one does, with a group of its own for what it starts."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+        **options,
+    )
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """Return what a child of this process does first: ask the kernel to end it if this process dies."""
+    import ctypes
+
+    prctl, pdeathsig = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(pdeathsig, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process and all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP if number == signal.SIGTERM else None)

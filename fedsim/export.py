@@ -1,0 +1,100 @@
+"""A stand-alone Flower app of an experiment: a folder for ``flwr run``, on whatever Flower runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ConfigError
+from fedsim.experiment import Experiment
+
+#: Stands for the experiment's text until the rest is written.
+TEXT = "the experiment"
+README = """\
+A Flower app that fedsim wrote of an experiment. Every machine needs fedsim; each reads its data itself, from `data-dir`
+of its node config or `FEDSIM_DATA`.
+
+    flwr run .
+
+runs it in Flower's simulation; `flwr run . SUPERLINK` on real SuperNodes, whose node configs say
+`partition-id=K num-partitions=N`. docs/scale.md of fedsim has the whole of it.
+"""
+
+
+def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: Any) -> Path:
+    """Write a Flower app of an experiment.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        On a dataset that has a name.
+    folder : path
+        New, or empty.
+    **settings
+        More run configuration: ``nodes``, ``wait``, ``timeout``, ``retries``, ``out``; see docs/scale.md.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ConfigError
+        The folder is not empty, the experiment has no TOML form, or a class of the user's own is in no file that can
+        be copied.
+    """
+    import tomli_w
+
+    from fedsim import __version__
+    from fedsim.config import to_toml
+    from fedsim.report.files import writable_directory
+
+    text = to_toml(experiment)
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
+    files = [file for part in (experiment.client, experiment.split, experiment.server) if (file := _source(part))]
+    place = writable_directory(place)
+    defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0}
+    app = {
+        "project": {"name": "fedsim-app", "version": __version__, "dependencies": []},
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "fedsim",
+                    "components": {"serverapp": "fedsim_app:server_app", "clientapp": "fedsim_app:client_app"},
+                    "config": {"experiment": TEXT} | defaults | settings,
+                }
+            }
+        },
+    }
+    written = tomli_w.dumps(app).replace(f'"{TEXT}"', f"'''\n{text}'''")  # legible, as no escapes are
+    (place / "pyproject.toml").write_text(written, encoding="utf-8")
+    (place / "fedsim_app.py").write_text(
+        '"""fedsim\'s Flower app."""\n\nfrom fedsim.engines.app import client_app, server_app\n\n'
+        '__all__ = ["client_app", "server_app"]\n',
+        encoding="utf-8",
+    )
+    (place / "README.md").write_text(README, encoding="utf-8")
+    for file in files:
+        shutil.copy(file, place / file.name)
+    return place
+
+
+def _source(part: Any) -> Path | None:
+    """Return the file of a class of the user's own, to be copied; None for fedsim's and Flower's."""
+    cls: Any = part.func if isinstance(part, partial) else part if inspect.isclass(part) else type(part)
+    package = cls.__module__.partition(".")[0]
+    if part is None or package in ("fedsim", "flwr"):
+        return None
+    if "." in cls.__module__ or cls.__module__ == "__main__":
+        raise ConfigError(
+            f"{cls.__name__} is of the module {cls.__module__!r}; "
+            "to export it, put it into a file of its own beside you"
+        )
+    return Path(inspect.getfile(cls))
