@@ -158,7 +158,8 @@ class Deployment:
         **settings: Any,
     ) -> None:
         """Run an experiment on the SuperNodes, and write its results into `out`; see `submit`."""
-        submit(experiment, "here", self.environment, say, out=os.path.abspath(out), nodes=self.nodes, **settings)
+        place: dict[str, Any] = {"out": os.path.abspath(out), "nodes": self.nodes}
+        submit(experiment, "here", self.environment, say, supervised=True, **place, **settings)
 
 
 def submit(
@@ -352,9 +353,21 @@ def _end_with_parent() -> Callable[[], None]:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """End a process and all that it has started."""
+    """End a process and all that it has started, in whatever groups."""
+    family = [process.pid, *_descendants(process.pid)]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP if number == signal.SIGTERM else None)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the ids of a process's children, their children and so on, where the system shows them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += [int(child), *_descendants(int(child))]
+    return found

@@ -60,7 +60,7 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
     files = [file for part in (experiment.client, experiment.split, experiment.server) if (file := _source(part))]
     place = writable_directory(place)
-    defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0}
+    defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}
     app = {
         "project": {"name": "fedsim-app", "version": __version__, "dependencies": []},
         "tool": {

@@ -8,6 +8,8 @@ or the experiment's ``data_dir``.
 from __future__ import annotations
 
 import os
+import threading
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,6 +41,8 @@ def experiment_of(settings: Mapping[str, Any], data_dir: str | None = None) -> E
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment on the SuperNodes there are."""
     settings = context.run_config
+    if settings.get("supervised"):
+        _end_with_parent()
     experiment = experiment_of(settings)
     timeout = float(settings.get("timeout", 0)) or None
     engine = partial(
@@ -52,6 +56,18 @@ def main(grid: Grid, context: Context) -> None:
     out = str(settings.get("out", "")) or None
     result = experiment.run(engine=engine, directory=out, on_round=_say)
     print(f"fedsim: done after {experiment.rounds} rounds, {result.score}={result.final_accuracy:.4g}", flush=True)
+
+
+def _end_with_parent() -> None:
+    """End this process soon after the one that started it: it would wait for its SuperLink for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(row: Mapping[str, float]) -> None:

@@ -68,34 +68,34 @@ class SuperNodeGrid(InProcessGrid):
         self._grid, self._nodes, self._wait, self._timeout, self._retries = grid, nodes, wait, timeout, retries
         self._hosts: dict[int, int] = {}  # partition of a SuperNode -> its node id
         self._of = 0  # partitions that SuperNodes are
+        self._asked: set[int] = set()
 
     def __enter__(self) -> SuperNodeGrid:
         super().__enter__()
-        self._find_hosts()
-        return self
-
-    def _find_hosts(self) -> None:
-        """Ask SuperNodes which partition they are, until as many have answered as there should be."""
         until = time.monotonic() + self._wait
-        asked: set[int] = set()
-        while len(self._hosts) < self._nodes:
-            new = [node for node in self._grid.get_node_ids() if node not in asked]
-            asked |= set(new)
-            content = RecordDict({ORDER: ConfigRecord()})
-            messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in new]
-            for reply in self._grid.send_and_receive(messages, timeout=self._wait) if messages else ():
-                if reply.has_content():
-                    said = reply.content.metric_records[RESULT]
-                    self._hosts[int(said["partition-id"])] = reply.metadata.src_node_id  # type: ignore[arg-type]
-                    self._of = int(said["num-partitions"])  # type: ignore[arg-type]
-                else:
-                    raise FedsimError(f"SuperNode {reply.metadata.src_node_id} cannot start: {reply.error.reason}")
-            if len(self._hosts) < self._nodes:
-                if time.monotonic() > until:
-                    break
-                time.sleep(0.2)
+        self._find_hosts()
+        while len(self._hosts) < self._nodes and time.monotonic() < until:
+            time.sleep(0.2)
+            self._find_hosts()
         if not self._hosts:
             raise FedsimError(f"no SuperNode has answered within {self._wait:g} seconds")
+        return self
+
+    def _find_hosts(self) -> set[int]:
+        """Ask SuperNodes that are new which partition they are; return the ids of all that are there."""
+        there = set(self._grid.get_node_ids())
+        new = sorted(there - self._asked)
+        self._asked |= there
+        content = RecordDict({ORDER: ConfigRecord()})
+        messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in new]
+        for reply in self._grid.send_and_receive(messages, timeout=self._wait) if messages else ():
+            node = reply.metadata.src_node_id
+            if not reply.has_content():
+                raise FedsimError(f"SuperNode {node} cannot start: {_first_line(reply.error.reason)}")
+            said = reply.content.metric_records[RESULT]
+            self._hosts[int(said["partition-id"])] = node  # type: ignore[arg-type]
+            self._of = int(said["num-partitions"])  # type: ignore[arg-type]
+        return there
 
     def run_blocks(
         self, task: Task, blocks: Sequence[NDArray[np.intp]]
@@ -148,11 +148,15 @@ class SuperNodeGrid(InProcessGrid):
         failed: dict[int, str] = {}
         sent: dict[int, NDArray[np.intp]] = {}
         messages = []
+        there = self._find_hosts()  # one that was away may be back, as another
         for partition in np.unique(clients % self._of):
             own = clients[clients % self._of == partition]
             node = self._hosts.get(int(partition))
             if node is None:
                 failed |= {int(c): f"no SuperNode is partition {partition} of {self._of}" for c in own}
+                continue
+            if node not in there:
+                failed |= {int(c): f"SuperNode {node} is gone" for c in own}
                 continue
             sent[node] = own
             content = self._message(task, own)
