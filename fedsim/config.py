@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fedsim import clients, splits
+from fedsim import clients, compression, splits
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, near
 from fedsim.experiment import Experiment
@@ -54,7 +54,11 @@ def _namespace(field: str) -> dict[str, Any]:
     """Return the classes that a field's text may name without a module; for a split also those it may be made of."""
     if field == "server":
         return _servers()
-    module, bases = (splits, (splits.Split, splits.Sizes)) if field == "split" else (clients, (clients.SGD,))
+    module, bases = {
+        "split": (splits, (splits.Split, splits.Sizes)),
+        "client": (clients, (clients.SGD,)),
+        "compress": (compression, (compression.Transform,)),
+    }[field]
     found = {name: getattr(module, name) for name in module.__all__}
     classes = {name: cls for name, cls in found.items() if inspect.isclass(cls) and not inspect.isabstract(cls)}
     return {name: cls for name, cls in classes.items() if issubclass(cls, bases)}
@@ -79,7 +83,7 @@ def build(field: str, text: str) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server"}
+    field : {"split", "client", "server", "compress"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
 
@@ -108,6 +112,8 @@ def value_of(field: str, raw: Any) -> Any:
     """Return a TOML value as the Python argument it stands for."""
     if field in ("split", "client", "server") and isinstance(raw, str):
         return build(field, raw)
+    if field == "compress" and isinstance(raw, list | tuple):
+        return tuple(build(field, text) if isinstance(text, str) else text for text in raw)
     if field == "hidden" and isinstance(raw, list):
         return tuple(raw)
     return raw
@@ -256,6 +262,8 @@ def to_toml(experiment: Experiment) -> str:
             value = _server_text(value)
         elif setting.name in ("split", "client"):
             value = _call(value, _namespace(setting.name))
+        elif setting.name == "compress":
+            value = [_call(transform, _namespace("compress")) for transform in value]
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, os.PathLike):

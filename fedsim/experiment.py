@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half
+from fedsim.compression import Transform
 from fedsim.errors import ConfigError, one_of, real, whole
 from fedsim.splits import IID, FederatedDataset, Split
 
@@ -160,6 +161,8 @@ class Experiment:
     min_clients : int
         Fewest clients whose updates make a new global model; in a round with fewer it stays as it was. More than 1
         needs a server of fedsim.
+    compress : sequence of Transform
+        What clients do to what they send, one after another; see `fedsim.compression`.
 
     Raises
     ------
@@ -185,6 +188,7 @@ class Experiment:
     kernel: str = "auto"
     weight_divergence: bool = False
     min_clients: int = 1
+    compress: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):
@@ -210,6 +214,12 @@ class Experiment:
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
         one_of("kernel", self.kernel, kernels.KERNELS)
         whole("min_clients", self.min_clients, 1)
+        if isinstance(self.compress, Transform) or not isinstance(self.compress, tuple | list):
+            raise ConfigError(f"compress is {self.compress!r}; allowed: a list of transforms, such as [TopK(0.1)]")
+        object.__setattr__(self, "compress", tuple(self.compress))
+        for transform in self.compress:
+            if not isinstance(transform, Transform):
+                raise ConfigError(f"compress has {transform!r}; allowed: transforms, such as TopK(0.1)")
         if not isinstance(self.weight_divergence, bool):
             raise ConfigError(f"weight_divergence is {self.weight_divergence!r}; allowed: true or false")
 

@@ -88,6 +88,7 @@ class _Run:
             workers=workers,
             block_size=block_size,
             on_failure=experiment.on_failure,
+            compress=experiment.compress,
         )
         self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
         self.score = "r2" if dataset.regression else "accuracy"

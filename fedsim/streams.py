@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     SHUFFLE_PERSONAL = 8
     CLIENT_TEST = 9
     SPLIT_CHANGE = 10
+    COMPRESS = 11
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

@@ -102,6 +102,8 @@ class Update:
         Mean over the examples processed, each taken before the step it led to; NaN if anything sent is not finite.
     up, state : dict of str to ndarray, shape (clients, ...)
         Sent besides the weights; kept until the client's next round.
+    encoded : dict of str to ndarray, shape (clients, ...)
+        What is sent in the place of the weights, where it is compressed; the weights are what the server decodes.
     """
 
     partition_ids: Indices
@@ -110,11 +112,12 @@ class Update:
     train_loss: NDArray[np.float64]
     up: Mapping[str, Array] = field(default_factory=dict)
     state: Mapping[str, Array] = field(default_factory=dict)
+    encoded: Mapping[str, Array] = field(default_factory=dict)
 
     def rows(self, select: NDArray[np.bool_]) -> Update:
         """Return some of the rows."""
         plain = (getattr(self, name)[select] for name in ("partition_ids", "num_examples", "weights", "train_loss"))
-        named = ({name: a[select] for name, a in part.items()} for part in (self.up, self.state))
+        named = ({name: a[select] for name, a in part.items()} for part in (self.up, self.state, self.encoded))
         return Update(*plain, *named)
 
 

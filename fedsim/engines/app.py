@@ -107,6 +107,6 @@ def _made(text: str, data_dir: str | None) -> Site:
     federated = experiment.federate(dataset)
     net = experiment.network(dataset)
     kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), net, experiment.trained_on(federated))
-    site = Site(net, federated, experiment.client, experiment.seed, kernel)
+    site = Site(net, federated, experiment.client, experiment.seed, kernel, experiment.compress)
     site.prepare()
     return site

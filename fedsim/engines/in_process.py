@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients import SGD
 from fedsim.clients.base import Task, Update
+from fedsim.compression import Transform
 from fedsim.engines import flower
 from fedsim.engines.drift import Movements
 from fedsim.engines.site import Evaluation, Site
@@ -130,6 +131,8 @@ class InProcessGrid(Grid):
         Clients trained together; default by model and work. Neither changes a result.
     on_failure : {"raise", "exclude"}
         What a diverged client does: end the run with DivergenceError, or be left out of the round and recorded.
+    compress : sequence of Transform
+        What clients do to what they send; see `fedsim.compression`.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class InProcessGrid(Grid):
         workers: int | None = None,
         block_size: int | None = None,
         on_failure: str = "raise",
+        compress: Sequence[Transform] = (),
     ) -> None:
         flower.take_identity()
         if workers is not None:
@@ -151,7 +155,7 @@ class InProcessGrid(Grid):
             whole("block_size", block_size, 1)
         one_of("on_failure", on_failure, ("raise", "exclude"))
         self.net, self.client = net, client
-        self.site = Site(net, federated, client, seed, kernel)
+        self.site = Site(net, federated, client, seed, kernel, compress)
         self.on_failure = on_failure
         self.state = ClientState(len(federated.partition))
         # The NumPy kernel's many small steps wait for one another's hold of Python: a second thread slows them.
@@ -336,8 +340,10 @@ class InProcessGrid(Grid):
                 update, lengths = update.rows(sound), lengths[sound]
             self.state.store(update.partition_ids, update.state)
             self.traffic.trained(update, lengths)
-            sent = self._payload + sum(flower.array_bytes(rows[0]) for rows in update.up.values() if len(rows))
-            self.traffic.bytes_up += len(update.partition_ids) * sent
+            if len(update.partition_ids):
+                encoded = sum(flower.array_bytes(rows[0]) for rows in update.encoded.values())
+                besides = sum(flower.array_bytes(rows[0]) for rows in update.up.values())
+                self.traffic.bytes_up += len(update.partition_ids) * ((encoded or self._payload) + besides)
             yield update
 
     def run_blocks(

@@ -77,6 +77,10 @@ class RayGrid(InProcessGrid):
 
     def __init__(self, *args: Any, address: str | None = None, workers: int | None = None, **options: Any) -> None:
         super().__init__(*args, workers=workers, **options)
+        site = self.site
+        self._site_parts = (
+            site.net, site.federated, site.client, site.seed, site.kernel_name, tuple(options.get("compress", ()))
+        )  # fmt: skip
         self._address, self._actors_wanted = address, workers
         self._actors: list[Any] = []
         self._held: list[Any] = []  # of what an actor makes its site
@@ -88,8 +92,7 @@ class RayGrid(InProcessGrid):
             self._start(ray)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
-        site = self.site
-        self._held = [ray.put(p) for p in (site.net, site.federated, site.client, site.seed, site.kernel_name)]
+        self._held = [ray.put(p) for p in self._site_parts]
         self._actors = [actor.remote() for _ in range(min(self._actors_wanted or cpus, cpus))]
         self.workers = len(self._actors)  # blocks are cut for them
         super().__enter__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.clients import SGD
-from fedsim.clients.base import Task, Update, evaluate_shards, keeps_state, new_state, overrides, personalise, run
+from fedsim.clients.base import (
+    Task,
+    Update,
+    evaluate_shards,
+    keeps_state,
+    new_state,
+    overrides,
+    personalise,
+    private_mask,
+    run,
+)
+from fedsim.compression import RESIDUAL, Compression, Transform
 from fedsim.engines.state import ClientState
 from fedsim.mlp import MLP
 from fedsim.splits import FederatedDataset, Partition
@@ -56,9 +67,19 @@ class Site:
         The client strategy.
     seed : int
     kernel : {"numpy", "compiled"}
+    compress : sequence of Transform
+        What clients do to what they send.
     """
 
-    def __init__(self, net: MLP, federated: FederatedDataset, client: SGD, seed: int, kernel: str) -> None:
+    def __init__(
+        self,
+        net: MLP,
+        federated: FederatedDataset,
+        client: SGD,
+        seed: int,
+        kernel: str,
+        compress: Sequence[Transform] = (),
+    ) -> None:
         self.net, self.federated, self.client, self.seed, self.kernel_name = net, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
         data = federated.dataset
@@ -67,6 +88,8 @@ class Site:
         #: Of the test targets, for regression.
         self.variance = float(data.y_test.var()) if data.regression else None
         self.partition, self._window = federated.at(1), 1
+        shared = ~private_mask(client, net)
+        self.compression = Compression(compress, shared, net.dtype) if compress else None
 
     def prepare(self) -> None:
         """Compile, or load what was compiled."""
@@ -102,9 +125,21 @@ class Site:
 
     def load_state(self, task: Task, block: NDArray[np.intp], state: ClientState) -> dict[str, NDArray[Any]]:
         """Return a copy of what clients kept, new for those that are here for the first time."""
-        if not keeps_state(task.strategy, self.net):
+        if not self.keeps_state(task):
             return {}
-        return state.load(block, lambda new: new_state(task, new))
+
+        def make(new: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+            made = new_state(task, new) if keeps_state(task.strategy, self.net) else {}
+            if self.compression and self.compression.feeds_back:
+                made[RESIDUAL] = np.zeros((len(new), self.net.num_parameters), self.net.dtype)
+            return made
+
+        return state.load(block, make)
+
+    def keeps_state(self, task: Task) -> bool:
+        """Whether clients keep anything between rounds."""
+        feeds_back = self.compression is not None and self.compression.feeds_back
+        return feeds_back or keeps_state(task.strategy, self.net)
 
     def train(
         self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]
@@ -112,7 +147,22 @@ class Site:
         """Train a block of clients; return their updates, and how far each moved."""
         with np.errstate(all="ignore"):  # divergence is reported by name
             update = run(task, block, state)
+            if self.compression:
+                update = self._compressed(self.compression, task, update)
             return update, self.kernel.movement(update.weights, task.global_weights)
+
+    def _compressed(self, compression: Compression, task: Task, update: Update) -> Update:
+        """Return what the server makes of an update that is compressed on its way."""
+        change = update.weights - task.global_weights
+        kept = update.state
+        if compression.feeds_back:
+            change += kept[RESIDUAL]
+        who = (task.seed, task.round, update.partition_ids)
+        encoded = compression.encode(change, *who)
+        arrived = compression.decode(encoded, *who)
+        if compression.feeds_back:
+            kept = {**kept, RESIDUAL: change - arrived}
+        return replace(update, weights=task.global_weights + arrived, state=kept, encoded=encoded)
 
     def evaluate(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Evaluation:
         """Evaluate what a block of clients would use, on their own examples."""

@@ -19,7 +19,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Task, Update, keeps_state
+from fedsim.clients.base import Task, Update
+from fedsim.compression import Compression
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import Evaluation, Site
@@ -32,7 +33,7 @@ WEIGHTS, ORDER, RESULT = "fedsim.weights", "fedsim.order", "fedsim.result"
 #: What a SuperNode is asked at the start.
 HELLO = "query"
 #: Prefixes of what a reply holds besides weights, and of the records in which a SuperNode keeps clients' state.
-UP, STATE = "up.", "fedsim.state."
+UP, ENCODED, STATE = "up.", "encoded.", "fedsim.state."
 
 
 class SuperNodeGrid(InProcessGrid):
@@ -113,7 +114,8 @@ class SuperNodeGrid(InProcessGrid):
             weights = columns["weights"].astype(self.net.dtype, copy=False)
             for sent in (weights, *up.values()):  # what has come is not trusted
                 loss[~np.isfinite(sent).reshape(len(known), -1).all(axis=1)] = np.nan
-            update = Update(known, columns["num_examples"].astype(np.intp), weights, loss, up)
+            encoded = {name: values for name, values in columns.items() if name.startswith(ENCODED)}
+            update = Update(known, columns["num_examples"].astype(np.intp), weights, loss, up, {}, encoded)
             with np.errstate(all="ignore"):
                 yield update, self.site.kernel.movement(update.weights, task.global_weights)
 
@@ -207,6 +209,8 @@ class SuperNodeGrid(InProcessGrid):
             wanted |= {"weights": (self.net.num_parameters,), "train_loss": ()}
         else:
             wanted |= {"loss": (), "accuracy": ()}
+        if kind == "train" and self.site.compression:
+            self._decode(self.site.compression, task, arrays)
         for name, shape in wanted.items():
             found = arrays[name].shape if name in arrays else None
             if found != (len(clients), *shape):
@@ -223,6 +227,17 @@ class SuperNodeGrid(InProcessGrid):
         for row, client in enumerate(arrays["partition_ids"]):
             rows[int(client)] = {name: values[row] for name, values in arrays.items()}
         return {}
+
+    def _decode(self, compression: Compression, task: Task, arrays: dict[str, NDArray[Any]]) -> None:
+        """Put the weights in the place of what was sent of them; what cannot be decoded is left without."""
+        sent = {n.removeprefix(ENCODED): arrays.pop(n) for n in list(arrays) if n.startswith(ENCODED)}
+        try:
+            change = compression.decode(sent, task.seed, task.round, arrays["partition_ids"].astype(np.intp))
+        except (KeyError, ValueError, IndexError):
+            return
+        if len(change) == len(arrays["partition_ids"]):
+            arrays["weights"] = task.global_weights + change
+            arrays |= {ENCODED + name: rows for name, rows in sent.items()}
 
     def _lost(self, task: Task, client: int, reason: str) -> None:
         self.traffic.failed[client] = reason
@@ -258,7 +273,7 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
     client = config.build("client", str(order["client"]))
     clients = np.array(order["clients"], dtype=np.intp)
     task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
-    state = _load(context, len(task.partition)) if keeps_state(task.strategy, site.net) else None
+    state = _load(context, len(task.partition)) if site.keeps_state(task) else None
     rows = site.load_state(task, clients, state) if state is not None else {}
     if kind == "evaluate":
         found = site.evaluate(task, clients, rows)
@@ -269,6 +284,9 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
         update, _ = site.train(task, clients, rows)
         columns = {name: getattr(update, name) for name in ("partition_ids", "num_examples", "weights", "train_loss")}
         columns |= {UP + name: values for name, values in update.up.items()}
+        if update.encoded:
+            del columns["weights"]
+            columns |= {ENCODED + name: values for name, values in update.encoded.items()}
         sound = np.isfinite(update.train_loss) & (update.train_loss <= float(order["loss-limit"]))  # type: ignore[arg-type]
         if state is not None:
             kept = update if sound.all() else update.rows(sound)

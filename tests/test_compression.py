@@ -1,0 +1,204 @@
+"""Compression of what clients send: each transform's promise, bytes as they are sent, the same bits on every engine."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from helpers import same
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedsim import Experiment, clients, config
+from fedsim.clients import SGD
+from fedsim.compression import Compression, Draws, Float16, Int8, RandomMask, TopK, Transform
+from fedsim.engines import app, flower
+from fedsim.engines.flower_app import AppGrid
+from fedsim.engines.supernodes import RESULT, SuperNodeGrid
+from fedsim.errors import ConfigError
+from fedsim.splits import Dirichlet
+
+BASE = Experiment(split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, client=SGD(epochs=2))
+#: What is none of the things that are allowed.
+ANY: Any = 3
+ALL: list[tuple[Transform, ...]] = [
+    (Float16(),),
+    (Int8(),),
+    (TopK(0.1),),
+    (TopK(0.1, error_feedback=False), Int8()),
+    (TopK(0.2), Float16()),
+    (RandomMask(0.25),),
+    (RandomMask(0.5), TopK(0.5), Int8()),
+]
+NAMES = ["-".join(type(t).__name__ for t in transforms) for transforms in ALL]
+
+
+def change(rows: int = 3, length: int = 200) -> NDArray[Any]:
+    return np.random.default_rng(0).normal(size=(rows, length)).astype(np.float32)
+
+
+def there_and_back(transforms: tuple[Transform, ...], values: NDArray[Any], seed: int = 0) -> NDArray[Any]:
+    compression = Compression(transforms, np.ones(values.shape[1], dtype=bool), "float32")
+    who = (seed, 1, np.arange(len(values)))
+    return compression.decode(compression.encode(values, *who), *who)
+
+
+def test_half_precision_is_numpys_and_saturates() -> None:
+    values = change()
+    values[0, 0] = 1e9
+    back = there_and_back((Float16(),), values)
+    assert back[0, 0] == np.finfo(np.float16).max
+    assert np.array_equal(back[:, 1:], values[:, 1:].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("transform", [Int8(), RandomMask(0.3)])
+def test_random_transforms_are_right_on_average(transform: Transform) -> None:
+    values = change(1, 50)
+    tries = np.concatenate([there_and_back((transform,), values, seed) for seed in range(3000)]).astype(np.float64)
+    error = tries.std(axis=0) / np.sqrt(len(tries))
+    assert (np.abs(tries.mean(axis=0) - values[0]) < 5 * error + 1e-6).all()
+
+
+def test_bytes_are_within_a_step_of_the_values() -> None:
+    values = change()
+    back = there_and_back((Int8(),), values)
+    step = np.abs(values).max(axis=1, keepdims=True) / 127
+    assert (np.abs(back - values) <= step * 1.0001).all()
+    assert not there_and_back((Int8(),), np.zeros((2, 9), np.float32)).any()
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 60), st.integers(0, 2**32))
+def test_top_k_sends_the_largest(fraction: float, length: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(2, length)).astype(np.float32)
+    back = there_and_back((TopK(fraction),), values)
+    kept = max(1, round(fraction * length))
+    for row, sent in zip(values, back, strict=True):
+        assert np.count_nonzero(sent) == kept
+        assert np.array_equal(sent[sent != 0], row[sent != 0])
+        assert np.abs(row[sent == 0]).max(initial=0) <= np.abs(row[sent != 0]).min()
+
+
+def test_what_is_not_sent_is_sent_later() -> None:
+    """Error feedback: all that has been sent and what is kept add up to all changes."""
+    from fedsim.compression import RESIDUAL
+    from fedsim.engines.in_process import InProcessGrid
+
+    experiment = replace(BASE, compress=(TopK(0.05), Int8()), fraction_train=1.0)
+    dataset = experiment.load_data()
+    net = experiment.network(dataset)
+    grid = InProcessGrid(net, experiment.federate(dataset), experiment.client, compress=experiment.compress)
+    plain = InProcessGrid(net, experiment.federate(dataset), experiment.client)
+    ids = np.arange(12)
+    ids = ids[np.lexsort((ids, -grid.site.partition.sizes))]
+    start = np.random.default_rng(0).normal(0, 0.1, net.num_parameters).astype(np.float32)
+    sent, changed = np.zeros((12, net.num_parameters)), np.zeros((12, net.num_parameters))
+    for number in range(1, 6):
+        for held, total in ((grid, sent), (plain, changed)):
+            for update in held.train(held.site.task(start, number), ids):
+                total[update.partition_ids] += update.weights - start
+    kept = grid.state.load(np.arange(12), lambda new: {})[RESIDUAL]
+    np.testing.assert_allclose(sent + kept, changed, atol=1e-5)
+
+
+@pytest.mark.parametrize("transforms", ALL, ids=NAMES)
+def test_bytes_are_those_of_the_arrays_that_travel(transforms: tuple[Transform, ...]) -> None:
+    experiment = replace(BASE, compress=transforms, rounds=1, fraction_train=1.0)
+    net = experiment.network(experiment.load_data())
+    compression = Compression(transforms, np.ones(net.num_parameters, dtype=bool), "float32")
+    sent = compression.encode(change(1, net.num_parameters), 0, 1, np.array([0]))
+
+    def size(row: NDArray[Any]) -> int:
+        buffer = BytesIO()
+        np.save(buffer, row)
+        return buffer.tell()
+
+    expected = 12 * sum(size(rows[0]) for rows in sent.values())
+    row = experiment.run().history.iloc[1]
+    assert row["bytes_up"] == expected
+    assert expected < replace(experiment, compress=()).run().history["bytes_up"].iloc[1]
+
+
+def on_supernodes(experiment: Experiment, client_app: ClientApp = app.client_app) -> Any:
+    settings = {"experiment": config.to_toml(experiment)}
+    with flower.quiet(), AppGrid(client_app, 5, run_config=settings) as grid:
+        return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=5))
+
+
+@pytest.mark.parametrize("transforms", ALL, ids=NAMES)
+def test_the_same_bits_on_supernodes_workers_and_blocks(transforms: tuple[Transform, ...]) -> None:
+    experiment = replace(BASE, compress=transforms)
+    here = experiment.run()
+    assert same(here, on_supernodes(experiment))
+    assert same(here, experiment.run(workers=2, block_size=1))
+    assert not np.array_equal(here.weights["W1"], BASE.run().weights["W1"])
+
+
+@pytest.mark.parametrize("client", [clients.SCAFFOLD(), clients.FedPer(), clients.Ditto()])
+def test_it_goes_with_other_state_and_private_layers(client: SGD) -> None:
+    experiment = replace(BASE, compress=(TopK(0.3), Float16()), client=client, fraction_evaluate=1.0)
+    assert same(experiment.run(), on_supernodes(experiment))
+
+
+def test_what_travels_is_encoded() -> None:
+    seen: list[set[str]] = []
+
+    def look(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        if message.metadata.message_type == "train":
+            seen.append(set(reply.content.array_records[RESULT]))
+        return reply
+
+    watched = ClientApp(mods=[look])
+    for kind in ("query", "train", "evaluate"):
+        getattr(watched, kind)()(app.client_app)
+    on_supernodes(replace(BASE, compress=(TopK(0.1), Int8())), watched)
+    assert seen[0] == {
+        "partition_ids", "num_examples", "train_loss", "encoded.values", "encoded.0.index", "encoded.1.scale"
+    }  # fmt: skip
+
+
+def test_learning_survives_it() -> None:
+    base = replace(BASE, rounds=25, fraction_train=1.0, client=SGD(lr=0.1, epochs=3))
+    plain = base.run().final_accuracy
+    squeezed = replace(base, compress=(TopK(0.05), Int8())).run()
+    assert squeezed.final_accuracy > plain - 0.05
+    without = replace(base, compress=(TopK(0.05, error_feedback=False), Int8())).run()
+    assert squeezed.history["bytes_up"].sum() * 10 < base.run().history["bytes_up"].sum()
+    assert squeezed.final_accuracy > without.final_accuracy - 0.05
+
+
+def test_it_is_written_and_read_as_text() -> None:
+    experiment = replace(BASE, compress=(TopK(0.05), Int8()))
+    again = config.experiment(tomllib.loads(config.to_toml(experiment)))
+    assert again.compress == experiment.compress
+    changed = config.apply(BASE, ['compress=["RandomMask(0.5)"]'])
+    assert changed.compress == (RandomMask(0.5),)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: TopK(0), "TopK's fraction is 0; allowed"),
+        (lambda: RandomMask(1.5), "RandomMask's fraction is 1.5"),
+        (lambda: replace(BASE, compress=ANY), "compress is 3; allowed: a list"),
+        (lambda: replace(BASE, compress=(ANY,)), "compress has 3; allowed: transforms"),
+        (lambda: config.apply(BASE, ['compress=["Int9()"]']), r"compress is 'Int9\(\)'; allowed: Float16, Int8.*Int8"),
+    ],
+)
+def test_bad_values_are_refused(make: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        make()
+
+
+def test_draws_differ_by_client_round_and_place() -> None:
+    ids = np.array([1, 2])
+    drawn = [Draws(0, r, ids, p).rngs()[c].random() for r in (1, 2) for p in (0, 1) for c in (0, 1)]
+    assert len(set(drawn)) == 8
