@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from typing import Any
 
-from benchmarks import profile, servers, splits
+from benchmarks import engines, profile, servers, splits
 from benchmarks.bars import BARS
 from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it 
 def main() -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    names = [*BARS, "profile", "servers", "splits", *CURVES, MEMORY]
+    names = [*BARS, "profile", "servers", "splits", "engines", *CURVES, MEMORY]
     parser.add_argument("--only", metavar="NAME", choices=names, action="append", help=", ".join(names))
     parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
     parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
@@ -32,7 +32,8 @@ def main() -> None:
     if args.samples < 1:
         raise FedsimError(f"--samples is {args.samples}; allowed: 1 or more")
 
-    found: dict[str, Any] = {"machine": machine(), "bars": [], "profile": {}, "servers": {}, "splits": {}, "curves": {}}
+    parts = ("profile", "servers", "splits", "engines", "curves")
+    found: dict[str, Any] = {"machine": machine(), "bars": []} | {part: {} for part in parts}
     for name in args.only or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         if name in BARS:
@@ -43,6 +44,8 @@ def main() -> None:
             found[name] = servers.measure(args.samples)
         elif name == "splits":
             found[name] = splits.measure(args.samples)
+        elif name == "engines":
+            found[name] = engines.measure(args.samples)
         else:
             found["curves"][name] = memory(args.samples) if name == MEMORY else measure(name, args.samples)
     if args.json:
@@ -95,6 +98,11 @@ def table(found: dict[str, Any]) -> str:
     if found["splits"]:
         lines += ["", "| 10 million labels into 100,000 clients | seconds |", "| --- | --- |"]
         lines += [f"| `{name}` | {seconds:.1f} |" for name, seconds in found["splits"].items()]
+    if found["engines"]:
+        lines += ["", "| engine | rounds per second | seconds besides its rounds |", "| --- | --- | --- |"]
+        for name, taken in found["engines"].items():
+            besides = f"{taken['besides']:.1f}" if taken["besides"] else ""
+            lines.append(f"| {name} | {1 / taken['round']:.3g} | {besides} |")
     return "\n".join(lines) + "\n"
 
 
