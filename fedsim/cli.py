@@ -132,6 +132,7 @@ def parser() -> Parser:
     deploy.add_argument(
         "--insecure", action="store_true", help="locally, plain text and no authentication in the place of TLS"
     )
+    deploy.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
     anybodys = command("flower", _flower, "run anybody's Flower app in this process, without Ray")
     anybodys.add_argument("folder", metavar="APP_DIR", help="with a pyproject.toml that names its components")
     anybodys.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: the app's, else 10)")
@@ -154,11 +155,16 @@ def parser() -> Parser:
 
 def _about_engine(sub: argparse.ArgumentParser) -> None:
     """Add what says where clients run."""
+    engines = "in-process, ray or, of fedsim run, deployment (default: in-process)"
     group = sub.add_argument_group("where clients run")
-    group.add_argument("--engine", metavar="NAME", default="in-process", help="in-process or ray (default: in-process)")
-    group.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster; default: Ray starts here")
+    group.add_argument("--engine", metavar="NAME", default="in-process", help=engines)
     group.add_argument(
-        "--workers", metavar="N", type=int, help="threads or actors (default: one per core for large jobs)"
+        "--address",
+        metavar="ADDRESS",
+        help="of a running Ray cluster, or a SuperLink's connection; default: started here",
+    )
+    group.add_argument(
+        "--workers", metavar="N", type=int, help="threads (default: one per core for large jobs), actors or SuperNodes"
     )
     sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
 
@@ -230,7 +236,11 @@ def _run(args: argparse.Namespace) -> None:
     chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
     experiment = config.apply(experiment, chosen + _with_data_dir(args.set, args.data_dir))
     _say_notes(experiment)
-    _execute(experiment, args)
+    if args.engine == "deployment":
+        settings = {} if args.workers is None else {"nodes": args.workers}
+        _deployed(experiment, args.address or "local", settings, args)
+    else:
+        _execute(experiment, args)
 
 
 def _say_notes(experiment: Experiment) -> None:
@@ -391,26 +401,34 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _deploy(args: argparse.Namespace) -> None:
-    import tempfile
-
-    from fedsim import config, deploy
+    from fedsim import config
 
     experiment = config.experiment(config.read(args.file))
     experiment = config.apply(experiment, _with_data_dir(args.set, args.data_dir))
-    settings = _settings(args)
+    _deployed(experiment, args.superlink, _settings(args), args)
+
+
+def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], args: argparse.Namespace) -> None:
+    """Run an experiment on SuperNodes: of a SuperLink that is brought up here, or of a connection."""
+    import tempfile
+
+    from fedsim import deploy
+
+    insecure = getattr(args, "insecure", False)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr)
+        if args.verbose or line.startswith("fedsim: "):
+            print(line, file=sys.stderr)
 
-    if args.superlink != "local":
-        if args.insecure:
+    if superlink != "local":
+        if insecure:
             raise ConfigError("--insecure is for a local deployment; a connection of yours says itself")
-        deploy.submit(experiment, args.superlink, say=say, out=args.out or "", **settings)
+        deploy.submit(experiment, superlink, say=say, out=args.out or "", **settings)
         return
     nodes = settings.pop("nodes", 4)
     with tempfile.TemporaryDirectory(prefix="fedsim-out-") as temporary:
         out = args.out or temporary
-        deploy.local(experiment, nodes, out, say, args.insecure, **settings)
+        deploy.local(experiment, nodes, out, say, insecure, **settings)
         _print_history(out)
     if args.out:
         print(f"wrote the results to {args.out}")

@@ -180,7 +180,7 @@ def submit(
     environment : mapping, optional
         Of the command ``flwr``; default this process's.
     say : callable
-        Called with each line of fedsim's server.
+        Called with each line that comes from the server; fedsim's begin with ``fedsim: ``.
     **settings
         More run configuration, as for `fedsim.export.export`; ``out`` is a path on the SuperLink's machine.
 
@@ -203,8 +203,7 @@ def submit(
             for raw in process.stdout:
                 line = raw.decode(errors="replace").rstrip()
                 lines.append(line)
-                if line.startswith("fedsim: "):
-                    say(line)
+                say(line)
             finished = any(line.startswith("fedsim: done") for line in lines)
             if process.wait() or not finished:
                 errors = [line for line in lines if "Error" in line] or [line for line in lines if line.strip()]

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from fedsim import Experiment, cli, clients, deploy
+from fedsim.compression import Int8, TopK
 from fedsim.deploy import Deployment
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.splits import Dirichlet
@@ -31,16 +32,29 @@ def deployment() -> Iterator[Deployment]:
         yield made
 
 
-def test_the_same_bits_over_tls(deployment: Deployment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        BASE,
+        replace(BASE, client=clients.FedPer(), rounds=1),
+        replace(BASE, client=clients.FedNova(momentum=0.5), rounds=1, compress=(TopK(0.2), Int8())),
+        replace(BASE, client=clients.Ditto(), rounds=1),
+        replace(BASE, client=clients.FedLC(), rounds=1, fraction_evaluate=0.0),
+    ],
+    ids=lambda e: type(e.client).__name__,
+)
+def test_the_same_bits_over_tls(experiment: Experiment, deployment: Deployment, tmp_path: Path) -> None:
+    """One experiment of each family: client state, private layers, a server half, personalisation, a changed loss."""
     said: list[str] = []
-    deployment.run(BASE, tmp_path, said.append)
-    here = BASE.run()
+    deployment.run(experiment, tmp_path, said.append)
+    here = experiment.run()
     with np.load(tmp_path / "weights.npz") as there:
         assert all(np.array_equal(here.weights[name], there[name]) for name in here.weights)
     history = pd.read_csv(tmp_path / "history.csv")
     assert np.allclose(history["local_accuracy"], here.history["local_accuracy"], equal_nan=True)
-    assert said[0].startswith("fedsim: round 0 test_loss=")
-    assert said[-1].startswith("fedsim: done after 2 rounds")
+    ours = [line for line in said if line.startswith("fedsim: ")]
+    assert ours[0].startswith("fedsim: round 0 test_loss=")
+    assert ours[-1].startswith(f"fedsim: done after {experiment.rounds} rounds")
 
 
 def test_the_superlink_speaks_tls_only(deployment: Deployment) -> None:
@@ -143,7 +157,7 @@ def test_ctrl_c_takes_all_down(tmp_path: Path) -> None:
     started = threading.Event()
 
     def say(line: str) -> None:
-        if not started.is_set():
+        if line.startswith("fedsim: ") and not started.is_set():
             started.set()
             os.kill(os.getpid(), signal.SIGTERM)  # which is treated as Ctrl-C is
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
+from fedsim.compression import Int8, TopK
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 
@@ -47,6 +48,8 @@ def _cluster() -> Iterator[None]:
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)),
         replace(BASE, split=TimeOrdered(IID(12), 2, by="label")),
+        replace(BASE, client=clients.FedNova(), compress=(TopK(0.2), Int8())),
+        replace(BASE, client=clients.FedLC()),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",
 )

@@ -20,6 +20,7 @@ import flwr.app
 import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.app.exception import AppExitException as AppExitException
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -208,6 +209,35 @@ def _header_bytes(shape: tuple[int, ...], dtype: str) -> int:
     buffer = BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
     return buffer.tell()
+
+
+class LocalGrid(Grid):
+    """What a Grid in this process has in any case."""
+
+    def __init__(self) -> None:
+        take_identity()
+        self._run = empty_run()
+        self._sent = 0
+
+    def next_id(self) -> str:
+        """Return a message id that has not been given."""
+        self._sent += 1
+        return f"{self._sent}"
+
+    def set_run(self, run: Any) -> None:
+        """Set the description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """The description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message (Flower prefers the Message constructor)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 @contextmanager

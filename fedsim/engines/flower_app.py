@@ -20,7 +20,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 
 from fedsim.engines import flower
 from fedsim.engines.in_process import available_cores
@@ -30,7 +30,7 @@ from fedsim.errors import ConfigError, near, whole
 FIRST = 2
 
 
-class AppGrid(Grid):
+class AppGrid(flower.LocalGrid):
     """Flower's Grid over SuperNodes in this process. Use it as a context manager.
 
     Parameters
@@ -59,7 +59,7 @@ class AppGrid(Grid):
             whole("workers", workers, 1)
         if node_configs is not None and len(node_configs) != num_supernodes:
             raise ConfigError(f"node_configs has {len(node_configs)} entries; allowed: {num_supernodes}, one each")
-        flower.take_identity()
+        super().__init__()
         self._app = client_app
         self._contexts = [
             Context(
@@ -78,8 +78,6 @@ class AppGrid(Grid):
         self._locks = [threading.Lock() for _ in range(num_supernodes)]
         self._workers = workers or available_cores()
         self._replies: dict[str, Future[Message]] = {}
-        self._sent = 0
-        self._run = flower.empty_run()
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> AppGrid:
@@ -91,21 +89,6 @@ class AppGrid(Grid):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # Flower's interface.
-
-    def set_run(self, run: Any) -> None:
-        """Set the description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """The description of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Create a message (Flower prefers the Message constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
         """Return all SuperNodes' ids in the order of their partition ids."""
@@ -119,8 +102,7 @@ class AppGrid(Grid):
             node = message.metadata.dst_node_id - FIRST
             if not 0 <= node < len(self._contexts):
                 raise ValueError(f"message for an unknown node; nodes are {FIRST}..{FIRST + len(self._contexts) - 1}")
-            self._sent += 1
-            message_id = str(self._sent)
+            message_id = self.next_id()
             flower.stamp(message, message_id)
             received = flower.make_message(message.metadata, _copy(message.content))
             self._replies[message_id] = self._pool.submit(self._handle, node, received)

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim.clients import SGD
@@ -110,7 +109,7 @@ class Traffic:
         self.movements.add(lengths, update.num_examples)
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(flower.LocalGrid):
     """Flower's Grid over simulated clients.
 
     Use it as a context manager: it holds BLAS to one thread per worker while open.
@@ -148,7 +147,7 @@ class InProcessGrid(Grid):
         on_failure: str = "raise",
         compress: Sequence[Transform] = (),
     ) -> None:
-        flower.take_identity()
+        super().__init__()
         if workers is not None:
             whole("workers", workers, 1)
         if block_size is not None:
@@ -170,10 +169,8 @@ class InProcessGrid(Grid):
         shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
         self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
-        self._sent = 0
         self._train_calls = 0
         self._waiting: dict[str, Message] = {}
-        self._run = flower.empty_run()
         self._pool: ThreadPoolExecutor | None = None
         self._blas: Any = None
 
@@ -194,21 +191,6 @@ class InProcessGrid(Grid):
 
     # Flower's interface.
 
-    def set_run(self, run: Any) -> None:
-        """Set the description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """The description of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Create a message (Flower prefers the Message constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Sequence[int]:
         """Return all nodes' ids in the order of their partition ids."""
         return range(2, len(self.site.partition) + 2)
@@ -217,7 +199,7 @@ class InProcessGrid(Grid):
         """Accept messages; `pull_messages` runs them."""
         ids = []
         for message in messages:
-            flower.stamp(message, self._next_id())
+            flower.stamp(message, self.next_id())
             self._waiting[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids
@@ -236,10 +218,6 @@ class InProcessGrid(Grid):
 
     # What the engine does.
 
-    def _next_id(self) -> str:
-        self._sent += 1
-        return f"{self._sent}"
-
     def _orders(self, messages: Iterable[Message]) -> Iterator[_Order]:
         """Gather messages that share a content, so that each model is decoded once."""
         if isinstance(messages, flower.Instructions):
@@ -250,7 +228,7 @@ class InProcessGrid(Grid):
         groups: dict[tuple[int, str], list[Message]] = {}
         for message in messages:
             if not message.metadata.message_id:
-                flower.stamp(message, self._next_id())
+                flower.stamp(message, self.next_id())
             groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
         for group in groups.values():
             nodes = np.array([m.metadata.dst_node_id for m in group], dtype=np.int64)
@@ -501,7 +479,7 @@ class Replies(Sequence[Message]):
             sent = order.messages[place].metadata if order.messages else None
             metadata = flower.reply_metadata(
                 int(client) + 2,
-                sent.message_id if sent else grid._next_id(),
+                sent.message_id if sent else grid.next_id(),
                 sent.message_type if sent else order.kind,
                 sent.group_id if sent else "",
                 created,
