@@ -233,7 +233,7 @@ class _Run:
         self.arrays = saved["arrays"]
         self.weights = flower.to_flat(self.net, self.arrays)
         self.rows, self.client_rows, self.failures = saved["history"], saved["clients"], saved["failures"]
-        self.grid.state.restore(saved["client_state"])
+        self.grid.resume(saved["client_state"])
         self.half.state = saved["half"]
         if self.reference:
             self.reference.weights = saved["centralised"]

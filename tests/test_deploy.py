@@ -116,16 +116,23 @@ def test_a_killed_supernode_costs_the_round_its_clients(tmp_path: Path) -> None:
     assert len(history) == 4
 
 
-def test_a_superlink_that_dies_ends_the_run_with_a_reason(tmp_path: Path) -> None:
+def test_a_superlink_that_dies_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    experiment = replace(BASE, client=clients.SGD(), rounds=4, fraction_evaluate=0.0)
     with Deployment(1) as made:
         superlink = made._processes[0]
 
         def say(line: str) -> None:
-            if line.startswith("fedsim: round 0"):
+            if line.startswith("fedsim: round 3"):
                 os.killpg(superlink.pid, signal.SIGKILL)
 
         with pytest.raises(FedsimError, match="the run on the SuperLink 'here' failed"):
-            made.run(replace(BASE, rounds=50), tmp_path, say)
+            made.run(experiment, tmp_path, say)
+    assert (tmp_path / "checkpoint.npz").exists()
+    with Deployment(2) as made:  # another federation of the same clients
+        made.run(experiment, tmp_path)
+    here = experiment.run()
+    with np.load(tmp_path / "weights.npz") as there:
+        assert all(np.array_equal(here.weights[name], there[name]) for name in here.weights)
 
 
 def test_all_is_taken_down_when_the_command_is_killed(tmp_path: Path) -> None:

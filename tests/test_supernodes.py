@@ -262,3 +262,29 @@ def test_a_supernode_that_cannot_start_says_why() -> None:
         engine = partial(SuperNodeGrid, grid=grid, nodes=2)
         with pytest.raises(FedsimError, match=r"SuperNode \d cannot start: DataError: data_dir is '/nowhere'"):
             BASE.run(engine=engine)
+
+
+@pytest.mark.parametrize("client", [SGD(), clients.SCAFFOLD()])
+def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
+    client: SGD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.run.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fedsim.run.CHECKPOINT_SHARE", 1e9)
+    experiment = replace(BASE, client=client)
+    settings = {"experiment": config.to_toml(experiment)}
+
+    def stop(row: Any) -> None:
+        if row["round"] == 2:
+            raise InterruptedError
+
+    def run(**options: Any) -> Result:
+        with flower.quiet(), AppGrid(app.client_app, 3, run_config=settings) as grid:
+            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=3), directory=tmp_path, **options)
+
+    with pytest.raises(InterruptedError):
+        run(on_round=stop)
+    if type(client) is SGD:
+        assert same(run(), experiment.run())
+    else:
+        with pytest.raises(FedsimError, match="what clients of SCAFFOLD kept on their SuperNodes went"):
+            run()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -373,6 +373,10 @@ class InProcessGrid(flower.LocalGrid):
         examples = len(self._y_test)
         loss, accuracy = (sum(values) / examples for values in zip(*parts, strict=True))
         return loss, float(self.site.score(loss, accuracy))
+
+    def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what clients kept when a run was interrupted, as `ClientState.dump` gave it."""
+        self.state.restore(state)
 
     def limit_loss(self, untrained_loss: float) -> None:
         """Say what the untrained model's test loss is, from which divergence is judged."""

@@ -98,6 +98,20 @@ class SuperNodeGrid(InProcessGrid):
             self._of = int(said["num-partitions"])  # type: ignore[arg-type]
         return there
 
+    def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with an interrupted run, whose SuperNodes' contexts are gone.
+
+        Raises
+        ------
+        FedsimError
+            Clients kept something there.
+        """
+        if self.site.keeps_state(self.site.task(np.zeros(self.net.num_parameters, self.net.dtype), 1)):
+            raise FedsimError(
+                f"what clients of {type(self.client).__name__} kept on their SuperNodes went with the interrupted run; "
+                "start it anew in another directory"
+            )
+
     def run_blocks(
         self, task: Task, blocks: Sequence[NDArray[np.intp]]
     ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
