@@ -140,6 +140,18 @@ def altered(name: str, change: Callable[[Any], Any]) -> Callable[[Message, Conte
     return fault
 
 
+def added(name: str, make: Callable[[int], Any]) -> Callable[[Message, Context], Message]:
+    """A reply with one more array."""
+
+    def fault(message: Message, context: Context) -> Message:
+        reply = app.client_app(message, context)
+        arrays = {k: a.numpy() for k, a in reply.content.array_records[RESULT].items()}
+        arrays[name] = make(len(arrays["partition_ids"]))
+        return Message(RecordDict({RESULT: flower.record(arrays)}), reply_to=message)
+
+    return fault
+
+
 def boom(message: Message, context: Context) -> Message:
     raise OSError("the disk is full\nand more")
 
@@ -150,6 +162,7 @@ FAULTS: dict[str, tuple[Callable[[Message, Context], Message | None], str]] = {
     "sends a wrong shape": (altered("weights", lambda w: w[:, :-1]), "sent weights of shape"),
     "sends no examples": (altered("num_examples", lambda n: n * 0), "no whole numbers above 0"),
     "sends other clients": (altered("partition_ids", lambda ids: ids + 1), "answered for other clients"),
+    "sends more": (added("up.more", np.zeros), "sent other arrays than the rest"),
     "sends nothing": (lambda m, c: Message(RecordDict(), reply_to=m), "sent partition_ids of shape None"),
 }
 

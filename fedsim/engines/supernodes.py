@@ -11,6 +11,7 @@ What a client keeps between rounds stays on its SuperNode, in the context that F
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ class SuperNodeGrid(InProcessGrid):
         self._hosts: dict[int, int] = {}  # partition of a SuperNode -> its node id
         self._of = 0  # partitions that SuperNodes are
         self._asked: set[int] = set()
+        self._begun = False
 
     def __enter__(self) -> SuperNodeGrid:
         super().__enter__()
@@ -80,19 +82,24 @@ class SuperNodeGrid(InProcessGrid):
             self._find_hosts()
         if not self._hosts:
             raise FedsimError(f"no SuperNode has answered within {self._wait:g} seconds")
+        self._begun = True
         return self
 
     def _find_hosts(self) -> set[int]:
         """Ask SuperNodes that are new which partition they are; return the ids of all that are there."""
         there = set(self._grid.get_node_ids())
         new = sorted(there - self._asked)
+        beginning = not self._begun
         self._asked |= there
         content = RecordDict({ORDER: ConfigRecord()})
         messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in new]
         for reply in self._grid.send_and_receive(messages, timeout=self._wait) if messages else ():
             node = reply.metadata.src_node_id
             if not reply.has_content():
-                raise FedsimError(f"SuperNode {node} cannot start: {_first_line(reply.error.reason)}")
+                if beginning:
+                    raise FedsimError(f"SuperNode {node} cannot start: {_first_line(reply.error.reason)}")
+                self._asked.discard(node)  # of one that comes later, the round says that its clients are missing
+                continue
             said = reply.content.metric_records[RESULT]
             self._hosts[int(said["partition-id"])] = node  # type: ignore[arg-type]
             self._of = int(said["num-partitions"])  # type: ignore[arg-type]
@@ -153,6 +160,7 @@ class SuperNodeGrid(InProcessGrid):
                 break
             failed = self._ask_once(kind, task, waiting, rows)
             waiting = np.array([c for c in waiting if int(c) in failed], dtype=np.intp)
+        failed |= _odd_ones(rows)
         for client, reason in failed.items():
             self._lost(task, client, reason)
         return rows
@@ -188,7 +196,8 @@ class SuperNodeGrid(InProcessGrid):
                 failed |= {int(c): f"SuperNode {node} failed: {_first_line(reply.error.reason)}" for c in own}
         for node, own in sent.items():
             if node not in answered:
-                failed |= {int(c): f"SuperNode {node} did not answer within {self._timeout:g} s" for c in own}
+                within = f" within {self._timeout:g} s" if self._timeout else ""
+                failed |= {int(c): f"SuperNode {node} did not answer{within}" for c in own}
         return failed
 
     def _message(self, task: Task, clients: NDArray[np.intp]) -> RecordDict:
@@ -257,6 +266,18 @@ class SuperNodeGrid(InProcessGrid):
         self.traffic.failed[client] = reason
         if self.on_failure == "raise":
             raise FedsimError(f"client {client} failed in round {task.round}: {reason}")
+
+
+def _odd_ones(rows: dict[int, dict[str, Any]]) -> dict[int, str]:
+    """Take out the rows that hold other arrays than most do; return why."""
+    kinds = {c: tuple((name, np.shape(v), np.asarray(v).dtype.str) for name, v in r.items()) for c, r in rows.items()}
+    if len(set(kinds.values())) < 2:
+        return {}
+    usual = Counter(kinds.values()).most_common(1)[0][0]
+    odd = [client for client, kind in kinds.items() if kind != usual]
+    for client in odd:
+        del rows[client]
+    return dict.fromkeys(odd, "its SuperNode sent other arrays than the rest")
 
 
 def _first_line(text: str | None) -> str:
