@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +161,7 @@ class Deployment:
         **settings: Any,
     ) -> None:
         """Run an experiment on the SuperNodes, and write its results into `out`; see `submit`."""
+        experiment = replace(experiment, data_dir=self._data_dir)  # wherever the server works
         place: dict[str, Any] = {"out": os.path.abspath(out), "nodes": self.nodes}
         submit(experiment, "here", self.environment, say, supervised=True, **place, **settings)
 
@@ -206,9 +210,7 @@ def submit(
                 say(line)
             finished = any(line.startswith("fedsim: done") for line in lines)
             if process.wait() or not finished:
-                errors = [line for line in lines if "Error" in line] or [line for line in lines if line.strip()]
-                reason = errors[-1].strip() if errors else "no word from it"
-                raise FedsimError(f"the run on the SuperLink {connection!r} failed: {reason}")
+                raise FedsimError(f"the run on the SuperLink {connection!r} failed: {_reason(lines)}")
         finally:
             _end(process)
 
@@ -324,6 +326,14 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return what a failed ``flwr run`` says is wrong: an exception, or what stands in its box."""
+    said = [line.strip("│╭╮╰╯─ ") for line in lines]
+    raised = [line for line in said if re.search(r"\w(Error|Exception): ", line)]
+    boxed = [after for before, after in pairwise(said) if before == "Error"]
+    return next((found[-1] for found in (raised, boxed, [line for line in said if line]) if found), "it said nothing")
 
 
 def _last_line(text: str) -> str:
