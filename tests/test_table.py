@@ -105,6 +105,17 @@ def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path
     assert len(found.x_train) + len(found.x_test) == 385
 
 
+def test_dates_become_days_and_missing_ones_are_missing() -> None:
+    when = pd.to_datetime(["2024-01-01", "2024-01-03", None, "2024-01-02"] * 10)
+    frame = pd.DataFrame({"when": when, "y": [0, 1] * 20})
+    found = encode(frame, "t", "y", test=np.arange(40) >= 36)
+    assert "when: 10 of 40 values missing; the median, 1, stands in" in found.notes[0]
+    days = np.unique(found.x_train[:, 0])
+    assert len(days) == 3
+    assert days[1] == pytest.approx((days[0] + days[2]) / 2, abs=1e-6)
+    assert len(np.unique(found.x_train[:, 1])) == 2  # the marker
+
+
 def test_many_categories_are_gathered(tmp_path: Path) -> None:
     frame = pd.DataFrame({"word": [f"w{k // 3}" for k in range(300)], "y": [0, 1] * 150})
     found = table(_write(frame, tmp_path / "a.csv"), "y", max_categories=10)

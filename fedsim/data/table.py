@@ -238,7 +238,7 @@ def _features(
     if not len(frame.columns):
         raise DataError(f"{name} has no column to predict from")
     dates = [c for c in frame.columns if pd.api.types.is_datetime64_any_dtype(frame[c])]
-    frame = frame.assign(**{c: frame[c].astype("int64") / 8.64e13 for c in dates})  # days
+    frame = frame.assign(**{c: (frame[c] - frame[c].min()).dt.total_seconds() / 86_400 for c in dates})  # days
     numeric = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c]) and c not in categorical]
     named = [c for c in frame.columns if c not in numeric]
     table = pd.DataFrame(index=frame.index)

@@ -93,7 +93,7 @@ class RayGrid(InProcessGrid):
         cpus = int(ray.cluster_resources().get("CPU", 1))
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
         self._held = [ray.put(p) for p in self._site_parts]
-        self._actors = [actor.remote() for _ in range(min(self._actors_wanted or cpus, cpus))]
+        self._actors = [actor.remote() for _ in range(max(1, min(self._actors_wanted or cpus, cpus)))]
         self.workers = len(self._actors)  # blocks are cut for them
         super().__enter__()
         return self
