@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fedsim.clients import SGD, FedSGD
 from fedsim.experiment import Experiment
@@ -18,7 +19,8 @@ def centralised(experiment: Experiment) -> Experiment:
     with its step size, batch size, momentum and weight decay.
     """
     client = SGD.of(experiment.client)
-    return replace(experiment, split=Pooled(experiment.split), client=client, server=None, fraction_train=1.0)
+    alone: dict[str, Any] = {"server": None, "fraction_train": 1.0, "min_clients": 1, "compress": ()}
+    return replace(experiment, split=Pooled(experiment.split), client=client, **alone)
 
 
 def data_parallel(experiment: Experiment) -> Experiment:

@@ -210,7 +210,7 @@ class _Run:
                     "history": self.rows,
                     "clients": self.client_rows,
                     "failures": self.failures,
-                    "client_state": self.grid.state.dump(),
+                    "client_state": self.grid.kept(),
                     "half": self.half.state,
                     "centralised": self.reference.weights if self.reference else None,
                     "server": _state_of(self.strategy),

@@ -13,13 +13,15 @@ import pandas as pd
 import pytest
 
 from fedsim import Experiment, baselines, compare, mlp
+from fedsim.baselines import centralised
 from fedsim.clients import SGD, FedPer, FedProx
+from fedsim.compression import TopK
 from fedsim.errors import ConfigError
 from fedsim.experiment import Result
 from fedsim.report.files import keep_earlier, writable_directory, write_whole
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
-from fedsim.splits import IID, Dirichlet, Shards
+from fedsim.splits import IID, Dirichlet, LabelNoise, Shards
 from fedsim.study import Study, half_width, variants
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
@@ -173,6 +175,14 @@ def test_local_accuracy_has_its_column() -> None:
         ]
         assert found == pytest.approx(np.mean(means))
     assert "local accuracy" not in compare(replace(BASE, fraction_evaluate=0.0), seeds=1).table()
+
+
+def test_the_centralised_baseline_is_alone_and_on_clients_data() -> None:
+    experiment = Experiment(split=LabelNoise(IID(6), 0.9, 0.9), rounds=3, min_clients=6, compress=(TopK(0.01),))
+    clean = replace(experiment, split=IID(6))
+    noisy, plain = (centralised(e).run() for e in (experiment, clean))
+    assert noisy.history["clients"].tolist() == [0, 1, 1, 1]
+    assert noisy.final_accuracy < 0.4 < plain.final_accuracy
 
 
 def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:

@@ -301,3 +301,5 @@ def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
     else:
         with pytest.raises(FedsimError, match="what clients of SCAFFOLD kept on their SuperNodes went"):
             run()
+        with pytest.raises(FedsimError, match="what clients of SCAFFOLD kept on their SuperNodes went"):
+            experiment.run(directory=tmp_path)  # in process neither

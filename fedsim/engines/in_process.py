@@ -30,7 +30,7 @@ from fedsim.engines import flower
 from fedsim.engines.drift import Movements
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
-from fedsim.errors import DivergenceError, one_of, whole
+from fedsim.errors import DivergenceError, FedsimError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
@@ -374,9 +374,24 @@ class InProcessGrid(flower.LocalGrid):
         loss, accuracy = (sum(values) / examples for values in zip(*parts, strict=True))
         return loss, float(self.site.score(loss, accuracy))
 
-    def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up what clients kept when a run was interrupted, as `ClientState.dump` gave it."""
-        self.state.restore(state)
+    def kept(self) -> dict[str, NDArray[Any]] | None:
+        """Return what clients have kept so far, for a checkpoint; None if it is out of reach."""
+        return self.state.dump()
+
+    def resume(self, kept: Mapping[str, NDArray[Any]] | None) -> None:
+        """Take up what clients kept when a run was interrupted, as `kept` gave it.
+
+        Raises
+        ------
+        FedsimError
+            It was out of reach.
+        """
+        if kept is None:
+            raise FedsimError(
+                f"what clients of {type(self.client).__name__} kept on their SuperNodes went with the interrupted run; "
+                "start it anew in another directory"
+            )
+        self.state.restore(kept)
 
     def limit_loss(self, untrained_loss: float) -> None:
         """Say what the untrained model's test loss is, from which divergence is judged."""

@@ -105,19 +105,14 @@ class SuperNodeGrid(InProcessGrid):
             self._of = int(said["num-partitions"])  # type: ignore[arg-type]
         return there
 
-    def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on with an interrupted run, whose SuperNodes' contexts are gone.
+    def kept(self) -> dict[str, NDArray[Any]] | None:
+        """Return what clients have kept, for a checkpoint: nothing, or what is on their SuperNodes, out of reach."""
+        task = self.site.task(np.zeros(self.net.num_parameters, self.net.dtype), 1)
+        return None if self.site.keeps_state(task) else super().kept()
 
-        Raises
-        ------
-        FedsimError
-            Clients kept something there.
-        """
-        if self.site.keeps_state(self.site.task(np.zeros(self.net.num_parameters, self.net.dtype), 1)):
-            raise FedsimError(
-                f"what clients of {type(self.client).__name__} kept on their SuperNodes went with the interrupted run; "
-                "start it anew in another directory"
-            )
+    def resume(self, kept: Mapping[str, NDArray[Any]] | None) -> None:
+        """Take up an interrupted run, of whatever engine; FedsimError if clients kept something."""
+        super().resume(kept if self.kept() is not None else None)
 
     def run_blocks(
         self, task: Task, blocks: Sequence[NDArray[np.intp]]
