@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedsim.errors import ConfigError
 
 #: Of the file; raised when older files can no longer be read.
-VERSION = 1
+VERSION = 2
 
 
 def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
