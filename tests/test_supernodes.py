@@ -15,7 +15,7 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from helpers import same
 
@@ -210,6 +210,26 @@ def test_a_client_that_hangs_is_not_waited_for_beyond_the_timeout() -> None:
     assert result.failures["partition_id"].tolist() == [2, 6, 10]
     assert result.failures["reason"].str.contains("did not answer within 2 s").all()
     assert result.history["seconds"].iloc[-1] < time.monotonic() - started
+
+
+def test_a_word_of_the_superlink_for_a_supernode_that_is_gone() -> None:
+    """Flower's SuperLink answers for it, in its own name."""
+
+    class Answering(AppGrid):
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for k, reply in enumerate(replies):
+                if reply.metadata.message_type == "train" and reply.metadata.src_node_id == 3:
+                    metadata = flower.reply_metadata(1, "x", "train", "", 0.0)
+                    replies[k] = flower.make_message(metadata, error=Error(5, "Node unavailable"))
+            return replies
+
+    experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=1)
+    settings = {"experiment": config.to_toml(experiment)}
+    with flower.quiet(), Answering(app.client_app, 4, run_config=settings) as grid:
+        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    assert result.failures["partition_id"].tolist() == [1, 5, 9]
+    assert result.failures["reason"].iloc[0] == "SuperNode 3 did not answer: Node unavailable"
 
 
 def test_a_retry_makes_a_passing_fault_good() -> None:

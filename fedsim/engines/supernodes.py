@@ -89,17 +89,15 @@ class SuperNodeGrid(InProcessGrid):
         """Ask SuperNodes that are new which partition they are; return the ids of all that are there."""
         there = set(self._grid.get_node_ids())
         new = sorted(there - self._asked)
-        beginning = not self._begun
-        self._asked |= there
         content = RecordDict({ORDER: ConfigRecord()})
         messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in new]
         for reply in self._grid.send_and_receive(messages, timeout=self._wait) if messages else ():
             node = reply.metadata.src_node_id
             if not reply.has_content():
-                if beginning:
+                if not self._begun:
                     raise FedsimError(f"SuperNode {node} cannot start: {_first_line(reply.error.reason)}")
-                self._asked.discard(node)  # of one that comes later, the round says that its clients are missing
-                continue
+                continue  # of one that comes later, the round says that its clients are missing
+            self._asked.add(node)
             said = reply.content.metric_records[RESULT]
             self._hosts[int(said["partition-id"])] = node  # type: ignore[arg-type]
             self._of = int(said["num-partitions"])  # type: ignore[arg-type]
@@ -180,9 +178,12 @@ class SuperNodeGrid(InProcessGrid):
             sent[node] = own
             content = self._message(task, own)
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=str(task.round)))
-        answered = set()
+        answered, unsigned = set(), ""
         for reply in self._grid.send_and_receive(messages, timeout=self._timeout) if messages else ():
             node = reply.metadata.src_node_id
+            if node not in sent:  # the SuperLink's own word, on behalf of a SuperNode that is gone
+                unsigned = _first_line(reply.error.reason) if reply.has_error() else ""
+                continue
             answered.add(node)
             own = sent[node]
             if reply.has_content():
@@ -192,7 +193,8 @@ class SuperNodeGrid(InProcessGrid):
         for node, own in sent.items():
             if node not in answered:
                 within = f" within {self._timeout:g} s" if self._timeout else ""
-                failed |= {int(c): f"SuperNode {node} did not answer{within}" for c in own}
+                why = f": {unsigned}" if unsigned else within
+                failed |= {int(c): f"SuperNode {node} did not answer{why}" for c in own}
         return failed
 
     def _message(self, task: Task, clients: NDArray[np.intp]) -> RecordDict:
