@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, has_server_half
+from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
 from fedsim.compression import Transform
 from fedsim.errors import ConfigError, one_of, real, whole
 from fedsim.splits import IID, FederatedDataset, Split
@@ -274,13 +274,14 @@ class Experiment:
         """Return the dataset as clients hold it."""
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
-    def trained_on(self, federated: FederatedDataset) -> float:
-        """Return how many examples, about, all clients train on in all rounds."""
+    def kernel_for(self, net: mlp.MLP, federated: FederatedDataset) -> str:
+        """Return the kernel that trains: the one asked for, or for ``"auto"`` by the size of the job."""
         client, held = self.client, federated.partition
         per_round = len(held.indices) * client.epochs
         if client.steps and client.batch_size:
             per_round = client.steps * client.batch_size * len(held)
-        return per_round * self.fraction_train * self.rounds
+        trained_on = per_round * self.fraction_train * self.rounds
+        return kernels.choose(self.kernel, numpy_hooks(client), net, trained_on)
 
     def network(self, dataset: data.Dataset) -> mlp.MLP:
         """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.

@@ -17,9 +17,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim import checkpoint, engines, kernels, mlp
+from fedsim import checkpoint, engines, mlp
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, numpy_hooks
+from fedsim.clients.base import ServerHalf
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import mean_evaluation
@@ -76,8 +76,7 @@ class _Run:
         federated = experiment.federate(dataset)
         self.net = experiment.network(dataset)
         client = experiment.client
-        trained_on = experiment.trained_on(federated)
-        self.kernel = kernels.choose(experiment.kernel, numpy_hooks(client), self.net, trained_on)
+        self.kernel = experiment.kernel_for(self.net, federated)
         self.half = ServerHalf(client, self.net, len(federated.partition.indices), experiment.seed)
         self.grid = engine(
             self.net,

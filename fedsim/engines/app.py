@@ -21,8 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from threadpoolctl import threadpool_limits
 
-from fedsim import config, kernels
-from fedsim.clients.base import numpy_hooks
+from fedsim import config
 from fedsim.engines.site import Site
 from fedsim.engines.supernodes import SuperNodeGrid, answer, hello
 from fedsim.experiment import Experiment
@@ -106,7 +105,7 @@ def _made(text: str, data_dir: str | None) -> Site:
     dataset = experiment.load_data()
     federated = experiment.federate(dataset)
     net = experiment.network(dataset)
-    kernel = kernels.choose(experiment.kernel, numpy_hooks(experiment.client), net, experiment.trained_on(federated))
+    kernel = experiment.kernel_for(net, federated)
     site = Site(net, federated, experiment.client, experiment.seed, kernel, experiment.compress)
     site.prepare()
     return site
