@@ -355,7 +355,7 @@ class InProcessGrid(flower.LocalGrid):
         """Evaluate blocks wherever this engine does, in their order."""
 
         def work(block: NDArray[np.intp]) -> Evaluation:
-            state = self.site.load_state(task, block, self.state) if self.site.personalises(task) else {}
+            state = self.site.load_state(task, block, self.state) if self.site.personalises(task.strategy) else {}
             return self.site.evaluate(task, block, state)
 
         yield from self.in_order(work, blocks)

@@ -129,7 +129,7 @@ class RayGrid(InProcessGrid):
 
     def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
         """Evaluate blocks in the actors."""
-        yield from self._spread("evaluate", task, blocks, self.site.personalises(task), len(blocks))
+        yield from self._spread("evaluate", task, blocks, self.site.personalises(task.strategy), len(blocks))
 
     def _spread(
         self, method: str, task: Task, blocks: Sequence[NDArray[np.intp]], keeps: bool, ahead: int

@@ -125,21 +125,21 @@ class Site:
 
     def load_state(self, task: Task, block: NDArray[np.intp], state: ClientState) -> dict[str, NDArray[Any]]:
         """Return a copy of what clients kept, new for those that are here for the first time."""
-        if not self.keeps_state(task):
+        if not self.keeps_state(task.strategy):
             return {}
 
         def make(new: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
-            made = new_state(task, new) if keeps_state(task.strategy, self.net) else {}
+            made = new_state(task, new)
             if self.compression and self.compression.feeds_back:
                 made[RESIDUAL] = np.zeros((len(new), self.net.num_parameters), self.net.dtype)
             return made
 
         return state.load(block, make)
 
-    def keeps_state(self, task: Task) -> bool:
+    def keeps_state(self, strategy: SGD) -> bool:
         """Whether clients keep anything between rounds."""
         feeds_back = self.compression is not None and self.compression.feeds_back
-        return feeds_back or keeps_state(task.strategy, self.net)
+        return feeds_back or keeps_state(strategy, self.net)
 
     def train(
         self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]
@@ -168,14 +168,14 @@ class Site:
         """Evaluate what a block of clients would use, on their own examples."""
         weights, held = task.global_weights[None], self.partition_test
         with np.errstate(all="ignore"):
-            if self.personalises(task):
+            if self.personalises(task.strategy):
                 weights = personalise(task, block, state)
             loss, accuracy = evaluate_shards(task, held, block, weights)
         return Evaluation(block, held.sizes[block], loss, self.score(loss, accuracy))
 
-    def personalises(self, task: Task) -> bool:
+    def personalises(self, strategy: SGD) -> bool:
         """Whether clients use anything but the global weights."""
-        return overrides(task.strategy, "personalise") or bool(task.strategy.private_layers(self.net))
+        return overrides(strategy, "personalise") or bool(strategy.private_layers(self.net))
 
     def score(self, loss: Any, accuracy: Any) -> Any:
         """Return the accuracy, or for regression R squared: what of the test targets' variance the errors leave."""

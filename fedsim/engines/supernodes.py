@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
 from fedsim.compression import Compression
+from fedsim.config import build, client_text
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import Evaluation, Site
@@ -33,8 +34,10 @@ from fedsim.streams import Purpose
 WEIGHTS, ORDER, RESULT = "fedsim.weights", "fedsim.order", "fedsim.result"
 #: What a SuperNode is asked at the start.
 HELLO = "query"
-#: Prefixes of what a reply holds besides weights, and of the records in which a SuperNode keeps clients' state.
-UP, ENCODED, STATE = "up.", "encoded.", "fedsim.state."
+#: Prefixes of what a reply holds besides weights.
+UP, ENCODED = "up.", "encoded."
+#: Name of the record in which a SuperNode keeps clients' state.
+STATE = "fedsim.state."
 
 
 class SuperNodeGrid(InProcessGrid):
@@ -105,8 +108,7 @@ class SuperNodeGrid(InProcessGrid):
 
     def kept(self) -> dict[str, NDArray[Any]] | None:
         """Return what clients have kept, for a checkpoint: nothing, or what is on their SuperNodes, out of reach."""
-        task = self.site.task(np.zeros(self.net.num_parameters, self.net.dtype), 1)
-        return None if self.site.keeps_state(task) else super().kept()
+        return None if self.site.keeps_state(self.site.client) else super().kept()
 
     def resume(self, kept: Mapping[str, NDArray[Any]] | None) -> None:
         """Take up an interrupted run, of whatever engine; FedsimError if clients kept something."""
@@ -198,8 +200,6 @@ class SuperNodeGrid(InProcessGrid):
         return failed
 
     def _message(self, task: Task, clients: NDArray[np.intp]) -> RecordDict:
-        from fedsim.config import client_text
-
         order = ConfigRecord(
             {
                 "round": task.round,
@@ -300,12 +300,10 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
     order = content.config_records[ORDER]
     weights = content.array_records[WEIGHTS]["weights"].numpy()
     down = {name: array.numpy() for name, array in content.array_records.get(flower.DOWN, {}).items()}
-    from fedsim import config
-
-    client = config.build("client", str(order["client"]))
+    client = build("client", str(order["client"]))
     clients = np.array(order["clients"], dtype=np.intp)
     task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
-    state = _load(context, len(task.partition)) if site.keeps_state(task) else None
+    state = _load(context, len(task.partition)) if site.keeps_state(client) else None
     rows = site.load_state(task, clients, state) if state is not None else {}
     if kind == "evaluate":
         found = site.evaluate(task, clients, rows)
