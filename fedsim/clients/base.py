@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim import kernels, mlp
 from fedsim.errors import ConfigError
-from fedsim.kernels.numpy import Fit, evaluate
+from fedsim.kernels.numpy import Fit, alone, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
 
@@ -75,6 +75,8 @@ class Task:
     kernel : {"numpy", "compiled"}
     purpose : Purpose
         Of the shuffling: a fit for evaluation draws other numbers than one for training.
+    spread : callable
+        How a kernel gets more threads for a fit; see `fedsim.kernels.numpy.Fit`.
     """
 
     net: mlp.MLP
@@ -88,6 +90,7 @@ class Task:
     down: Mapping[str, Array] = field(default_factory=dict)
     kernel: str = "numpy"
     purpose: Purpose = Purpose.SHUFFLE
+    spread: Callable[[Callable[[], None]], None] = alone
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,7 @@ class Context:
             else self._rows_of("affine's center", added.center),
             correction=None if added.correction is None else self._rows_of("affine's correction", added.correction),
             trained=trained,
+            spread=task.spread,
             gradient=hooks.gradient if hooks and overrides(strategy, "gradient") else None,
             direction=hooks.direction if hooks and overrides(strategy, "direction") else None,
         )

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -179,8 +179,8 @@ class InProcessGrid(flower.LocalGrid):
 
         self.site.prepare()
         self._blas = threadpool_limits(1, "blas")
-        if self.workers > 1:
-            self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
+        # One worker has a thread too: this one then listens to Ctrl-C.
+        self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -282,9 +282,29 @@ class InProcessGrid(flower.LocalGrid):
             start = stop
         return blocks
 
+    def training_blocks(self, task: Task, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """Cut a cohort into blocks that each are one worker's."""
+        return self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
+
+    def large_blocks(self, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """Cut a cohort into blocks that all workers share, as large as may be, and of as many clients for each."""
+        most = max(1, WAITING_BYTES // (self.workers * self._row_bytes)) * self.workers
+        size = self.block_size or most
+        return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+    def ahead(self, blocks: Sequence[NDArray[np.intp]]) -> int:
+        """Return how many blocks may be finished and wait for their turn."""
+        return WAITING_BYTES // (max(map(len, blocks)) * self._row_bytes)
+
+    def spread(self, work: Callable[[], None]) -> None:
+        """Do some work on every worker at once."""
+        assert self._pool, "use the grid as a context manager"
+        for future in [self._pool.submit(work) for _ in range(self.workers)]:
+            future.result()
+
     def in_order(self, work: Callable[[J], T], jobs: Sequence[J], ahead: int | None = None) -> Iterator[T]:
         """Run jobs on the workers and hand their results over in the order of the jobs, at most `ahead` in advance."""
-        if self._pool is None or len(jobs) == 1:
+        if self._pool is None or self.workers == 1 or len(jobs) == 1:
             yield from map(work, jobs)
             return
         running: deque[Future[T]] = deque()
@@ -309,8 +329,7 @@ class InProcessGrid(flower.LocalGrid):
         ids = ids[~empty]
         if not len(ids):
             return
-        blocks = self.blocks(ids, 6 * self.net.num_parameters * task.strategy.epochs)
-        for update, lengths in self.run_blocks(task, blocks):
+        for update, lengths in self.run_blocks(task, ids):
             sound = np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
@@ -324,16 +343,18 @@ class InProcessGrid(flower.LocalGrid):
                 self.traffic.bytes_up += len(update.partition_ids) * ((encoded or self._payload) + besides)
             yield update
 
-    def run_blocks(
-        self, task: Task, blocks: Sequence[NDArray[np.intp]]
-    ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
-        """Train blocks wherever this engine does, and yield, in their order, updates and how far each client moved."""
-        largest = max(len(block) for block in blocks)
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+        """Train wherever this engine does; yield, by blocks in cohort order, updates and how far each client moved."""
 
         def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.float64]]:
             return self.site.train(task, block, self.site.load_state(task, block, self.state))
 
-        yield from self.in_order(work, blocks, WAITING_BYTES // (largest * self._row_bytes))
+        if self.site.only_fits(task.strategy):
+            task = replace(task, spread=self.spread)
+            yield from map(work, self.large_blocks(ids))
+        else:
+            blocks = self.training_blocks(task, ids)
+            yield from self.in_order(work, blocks, self.ahead(blocks))
 
     def _failed(self, task: Task, client: int, loss: float) -> None:
         size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"

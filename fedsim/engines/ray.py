@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.engines.in_process import WAITING_BYTES, InProcessGrid
+from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import Evaluation, Site
 from fedsim.errors import ConfigError, FedsimError, missing_extra
 
@@ -120,18 +120,16 @@ class RayGrid(InProcessGrid):
         if self._started:
             ray.shutdown()
 
-    def run_blocks(
-        self, task: Task, blocks: Sequence[NDArray[np.intp]]
-    ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
-        """Train blocks in the actors."""
-        largest = max(len(block) for block in blocks)
-        yield from self._spread("train", task, blocks, True, WAITING_BYTES // (largest * self._row_bytes))
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+        """Train in the actors."""
+        blocks = self.training_blocks(task, ids)
+        yield from self._in_actors("train", task, blocks, True, self.ahead(blocks))
 
     def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
         """Evaluate blocks in the actors."""
-        yield from self._spread("evaluate", task, blocks, self.site.personalises(task.strategy), len(blocks))
+        yield from self._in_actors("evaluate", task, blocks, self.site.personalises(task.strategy), len(blocks))
 
-    def _spread(
+    def _in_actors(
         self, method: str, task: Task, blocks: Sequence[NDArray[np.intp]], keeps: bool, ahead: int
     ) -> Iterator[Any]:
         """Call a method of the actors for every block; yield the results in order, a few blocks in advance."""

@@ -141,6 +141,11 @@ class Site:
         feeds_back = self.compression is not None and self.compression.feeds_back
         return feeds_back or keeps_state(strategy, self.net)
 
+    def only_fits(self, strategy: SGD) -> bool:
+        """Whether a round is nothing but one fit of the compiled kernel, which threads can share."""
+        plain = not overrides(strategy, "train", "gradient", "direction")
+        return plain and self.kernel_name == "compiled" and self.compression is None
+
     def train(
         self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]
     ) -> tuple[Update, NDArray[np.float64]]:

@@ -114,12 +114,10 @@ class SuperNodeGrid(InProcessGrid):
         """Take up an interrupted run, of whatever engine; FedsimError if clients kept something."""
         super().resume(kept if self.kept() is not None else None)
 
-    def run_blocks(
-        self, task: Task, blocks: Sequence[NDArray[np.intp]]
-    ) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
         """Train the cohort on its SuperNodes; those that fail are left out, and recorded."""
-        rows = self._ask("train", task, np.concatenate(blocks))
-        for block in blocks:
+        rows = self._ask("train", task, ids)
+        for block in self.training_blocks(task, ids):
             known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
             if not len(known):
                 continue

@@ -389,6 +389,17 @@ def _prefetch(context, array_, place):  # type: ignore[no-untyped-def]
     return types.void(array_, place), emit
 
 
+@_intrinsic
+def _take(context, counter_):  # type: ignore[no-untyped-def]
+    """Return a counter's number and add one to it, undivided: no two threads are given the same number."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, _I64(1), "monotonic")
+
+    return types.int64(counter_), emit
+
+
 @_helper
 def _gather(target, source, following):  # type: ignore[no-untyped-def]
     """Copy one example, and ask for one that will be copied soon: examples lie anywhere in memory."""
@@ -487,12 +498,14 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, l
 
 def _train(  # type: ignore[no-untyped-def]
     out, losses, start, x, y, indices, offsets, sizes, steps, keys, batch, table, s, lanes, padded,
-    activation, loss, rates, momentum, decay, pull, centers, corrections, trained,
+    activation, loss, rates, momentum, decay, pull, centers, corrections, trained, counter,
 ):  # fmt: skip
     """Train clients, one after another: `fit` in loops, with every array of a client inside the scratch `s`.
 
-    Its last three parts, `padded` long each and laid out alike, are W; V, a step's direction where it cannot be added
-    to W in place; and C, what a step adds that does not change within a fit: ``correction - pull * center``.
+    The next client is the counter's, which all threads that train the block take from.
+
+    The scratch's last three parts, `padded` long each and laid out alike, are W; V, a step's direction where it cannot
+    be added to W in place; and C, what a step adds that does not change within a fit: ``correction - pull * center``.
     """
     layers = len(table) - 1
     clients = len(sizes)
@@ -507,7 +520,10 @@ def _train(  # type: ignore[no-untyped-def]
     lowest = 0
     while not trained[lowest]:
         lowest += 1
-    for client in range(clients):
+    while True:
+        client = _take(counter)
+        if client >= clients:
+            break
         n, lr = sizes[client], rates[client]
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
@@ -694,7 +710,7 @@ def prepare(dtype: str, targets: bool = False) -> None:
         array(real if targets else whole, 1, True), array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1),
         array(types.uint64, 2), whole, array(whole, 2), array(real, 1), whole, whole,
         whole, whole, array(real, 1), real, real, real, array(real, 2, True), array(real, 2, True),
-        array(types.boolean, 1),
+        array(types.boolean, 1), array(types.int64, 1),
     )  # fmt: skip
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
     squares = types.void(array(types.float64, 1), array(real, 2), array(real, 1, True))
@@ -726,12 +742,19 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
     out = np.empty((len(sizes), net.num_parameters), net.dtype)
     losses = np.empty(len(sizes))
     correction = np.empty((0, 0), net.dtype) if job.correction is None else job.correction
-    _train_compiled(
-        out, losses, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
+    counter = np.zeros(1, np.int64)
+    arguments = (
+        _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
-        job.shuffles, job.batch_size, table, _scratch(net, length), VECTOR // out.itemsize, padded,
-        _ACTIVATIONS[net.activation], _LOSSES[net.loss],
-        np.asarray(job.lr, net.dtype), real(job.momentum), real(job.weight_decay), real(job.mu),
-        _readonly(job.center, net), _readonly(correction, net), np.array(job.trained),
+        job.shuffles, job.batch_size, table,
     )  # fmt: skip
+    more = (
+        VECTOR // out.itemsize, padded, _ACTIVATIONS[net.activation], _LOSSES[net.loss],
+        np.asarray(job.lr, net.dtype), real(job.momentum), real(job.weight_decay), real(job.mu),
+        _readonly(job.center, net), _readonly(correction, net), np.array(job.trained), counter,
+    )  # fmt: skip
+    try:
+        job.spread(lambda: _train_compiled(out, losses, *arguments, _scratch(net, length), *more))
+    finally:
+        counter[0] = len(sizes)  # who is interrupted leaves no thread that goes on
     return out, losses

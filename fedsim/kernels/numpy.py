@@ -26,6 +26,11 @@ Array = NDArray[Any]
 Indices = NDArray[np.intp]
 
 
+def alone(work: Callable[[], None]) -> None:
+    """Do some work on this thread only."""
+    work()
+
+
 @dataclass
 class Fit:
     """What a kernel is to do for a block of clients.
@@ -53,6 +58,8 @@ class Fit:
     correction : ndarray, shape (clients, parameters) or (1, parameters), optional
     trained : tuple of bool
         Which layers change.
+    spread : callable
+        ``spread(work)`` calls ``work()`` on every thread that may share this block, and returns when all are done.
     gradient, direction : callable, optional
         A strategy's own: ``gradient(rows, weights, x, y)`` in place of backpropagation, and
         ``direction(rows, grad, weights)``. Only this module's kernel calls them.
@@ -74,6 +81,7 @@ class Fit:
     center: Array
     correction: Array | None
     trained: tuple[bool, ...]
+    spread: Callable[[Callable[[], None]], None] = alone
     gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
     direction: Callable[[slice | Indices, Array, Array], Array] | None = None
 
