@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_every_term_of_a_step(strategy: SGD, batch: int | None, dtype: str) -> N
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(1, 70), max_size=3),
-    st.integers(1, 40),
+    st.integers(1, 40) | st.integers(150, 170),
     st.integers(1, 20),
     st.one_of(st.none(), st.integers(1, 320)),
     st.sampled_from(["float32", "float64"]),
@@ -207,22 +208,79 @@ def test_a_cache_that_cannot_be_written_costs_time_not_the_run(tmp_path: Path) -
     assert done.stdout.strip() == "done", done.stderr
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
+def called(function: Any, values: NDArray[Any]) -> NDArray[Any]:
+    """Return what a function of the kernel that writes over its argument makes of values."""
     import numba
 
     @numba.njit  # type: ignore[untyped-decorator]
     def call(values: Any) -> None:
-        compiled._tanh(values)
+        function(values)
 
-    x = np.concatenate([np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
-    found = x.copy()
+    found = values.copy()
     call(found)
-    np.testing.assert_allclose(found, np.tanh(x), rtol=5 * np.finfo(dtype).eps)
-    special = np.array([np.nan, np.inf, -np.inf, 0.0], dtype)
-    call(special)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
+    np.testing.assert_allclose(called(compiled._tanh, x), np.tanh(x), rtol=5 * np.finfo(dtype).eps)
+    special = called(compiled._tanh, np.array([np.nan, np.inf, -np.inf, 0.0], dtype))
     assert np.isnan(special[0])
     np.testing.assert_allclose(special[1:], [1, -1, 0], rtol=5 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_is_numpys_to_rounding(dtype: Any) -> None:
+    x = -np.concatenate([np.linspace(0, 87, 300_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
+    np.testing.assert_allclose(called(compiled._exp, x), np.exp(x), rtol=2 * np.finfo(dtype).eps)
+    nan, least, one = called(compiled._exp, np.array([np.nan, -np.inf, 0.0], dtype))
+    assert np.isnan(nan)
+    assert 0 <= least < 1e-37
+    assert one == 1
+
+
+def test_threads_that_share_a_block_give_the_bits_of_one() -> None:
+    job = task(mlp.MLP((20, 33, 10)), Corrected(lr=0.02, epochs=20, momentum=0.5))
+    alone = base.run(job, np.arange(10), {})
+
+    def spread(work: Any) -> None:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    for _ in range(10):
+        shared = base.run(replace(job, spread=spread), np.arange(10), {})
+        assert np.array_equal(shared.weights, alone.weights)
+        assert np.array_equal(shared.train_loss, alone.train_loss)
+
+
+def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end the client at hand, and take no other."""
+    threads: list[threading.Thread] = []
+    seen: list[NDArray[np.float64]] = []
+    train = compiled._train_compiled
+
+    def watched(out: Any, losses: NDArray[np.float64], *more: Any) -> None:
+        losses[:] = -1
+        seen.append(losses)
+        train(out, losses, *more)
+
+    def spread(work: Any) -> None:
+        threads.append(threading.Thread(target=work))
+        threads[0].start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiled, "_train_compiled", watched)
+    sizes = np.full(100, 10)
+    long = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
+    job = replace(task(mlp.MLP((20, 33, 10)), SGD(epochs=20_000)), partition=long, spread=spread)
+    with pytest.raises(KeyboardInterrupt):
+        base.run(job, np.arange(100), {})
+    threads[0].join()
+    assert (seen[0] == -1).sum() > 90
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])

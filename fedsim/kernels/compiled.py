@@ -42,8 +42,12 @@ WIDE = 4 if VECTOR == 64 else 2
 CHUNK = 640
 #: Examples of a chunk that go forward and back together, so that their activations stay in cache.
 PART = 120
-#: How many examples ahead of its use one is asked for.
+#: How many examples ahead of its use one is asked for; those of the next batch while weights are updated.
 AHEAD = 10
+#: Rows of weights that are updated between two askings.
+SLAB = 80
+#: Layers with so many times more inputs than outputs are kept as ``[W; b].T``: their rows then fill whole vectors.
+TURN = 4
 
 _ACTIVATIONS = {name: code for code, name in enumerate(ACTIVATIONS)}
 _RELU, _TANH = _ACTIVATIONS["relu"], _ACTIVATIONS["tanh"]
@@ -54,19 +58,21 @@ _I64 = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-_helper: Callable[[Any], Any] = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)
+_HELPER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True}
+_helper: Callable[[Any], Any] = numba.njit(**_HELPER)
+_sum_helper: Callable[[Any], Any] = numba.njit(**_HELPER, fastmath={"reassoc"})  # sums in several lanes
 _intrinsic: Callable[[Any], Any] = intrinsic
 
 
 class _Emitter:
     """Vector instructions over flat arrays."""
 
-    def __init__(self, context: Any, builder: Any, array_types: Any, arrays: Any) -> None:
+    def __init__(self, context: Any, builder: Any, array_types: Any, arrays: Any, parts: int = 1) -> None:
         self.builder = builder
         self.bases = [context.make_array(t)(context, builder, a).data for t, a in zip(array_types, arrays, strict=True)]
         self.scalar = context.get_value_type(array_types[0].dtype)
         self.itemsize = 4 if isinstance(self.scalar, ir.FloatType) else 8
-        self.lanes = VECTOR // self.itemsize
+        self.lanes = VECTOR // self.itemsize // parts
         self.vector = ir.VectorType(self.scalar, self.lanes)
         name = f"llvm.fmuladd.v{self.lanes}f{8 * self.itemsize}"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
@@ -122,19 +128,20 @@ class _Emitter:
         return new
 
 
-def _tile(rows: int, vectors: int, transposed: bool) -> Any:
+def _tile(rows: int, vectors: int, transposed: bool, parts: int = 1) -> Any:
     """Make an intrinsic: one register tile of ``C = A @ B``, or ``C += A.T @ B`` if `transposed`, over flat arrays.
 
     ``sum_p A[a + r * a_row + p] * B[b + p * b_row + v]``, in rising p, for `rows` rows r of C and `vectors` vectors v
     of its columns; transposed, A's element is ``A[a + p * a_row + r]``. The step along A's rows is a constant either
     way, so that few registers hold addresses. C is added to when the sum is whole: a weight would swallow small terms.
+    Vectors are one of so many `parts` of a register.
     """
 
     @_intrinsic
     def tile(ctx, c_, c, c_row, a_, a, a_row, b_, b, b_row, depth):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
             c, c_row, a, a_row, b, b_row, depth = (args[k] for k in (1, 2, 4, 5, 7, 8, 9))
-            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 6)], [args[k] for k in (0, 3, 6)])
+            e = _Emitter(context, builder, [signature.args[k] for k in (0, 3, 6)], [args[k] for k in (0, 3, 6)], parts)
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
             places = [e.place(c, (c_row, _I64(r)), _I64(v * e.lanes)) for r, v in cells]
             sums = [ir.Constant(e.vector, None)] * len(cells)
@@ -205,23 +212,29 @@ def _dots(rows: int, columns: int) -> Any:
 def _product(transposed: bool) -> Any:
     """Make a function: ``C = A @ B``, or ``C += A.T @ B``, within the flat array `s`, tile by tile.
 
-    A group of B's vector columns is read by all rows before the next.
+    A group of B's vector columns is read by all rows before the next. Of a last vector that is at most half full, only
+    half is computed where there are rows enough to fill a tile of it.
     """
     tile_5_wide, tile_5_1 = _tile(5, WIDE, transposed), _tile(5, 1, transposed)
     tile_2_wide, tile_2_1 = _tile(2, WIDE, transposed), _tile(2, 1, transposed)
     tile_1_wide, tile_1_1 = _tile(1, WIDE, transposed), _tile(1, 1, transposed)
+    tile_10_half = _tile(10, 1, transposed, parts=2)
 
     @_helper
-    def product(s, c, c_row, rows, a, a_row, b, b_row, vectors, lanes, depth):  # type: ignore[no-untyped-def]
+    def product(s, c, c_row, rows, a, a_row, b, b_row, columns, lanes, depth):  # type: ignore[no-untyped-def]
         v = 0
-        while v < vectors:
-            wide = v + WIDE <= vectors
-            right = b + v * lanes
+        while v < columns:
+            wide = v + WIDE * lanes - lanes // 2 < columns
+            half = columns - v <= lanes // 2
+            right = b + v
             r = 0
             while r < rows:
-                to = c + r * c_row + v * lanes
+                to = c + r * c_row + v
                 left = a + r * (1 if transposed else a_row)
-                if r + 5 <= rows:
+                if half and r + 10 <= rows:
+                    tile_10_half(s, to, c_row, s, left, a_row, s, right, b_row, depth)
+                    r += 10
+                elif r + 5 <= rows:
                     if wide:
                         tile_5_wide(s, to, c_row, s, left, a_row, s, right, b_row, depth)
                     else:
@@ -239,7 +252,7 @@ def _product(transposed: bool) -> Any:
                     else:
                         tile_1_1(s, to, c_row, s, left, a_row, s, right, b_row, depth)
                     r += 1
-            v += WIDE if wide else 1
+            v += WIDE * lanes if wide else lanes
 
     return product
 
@@ -275,37 +288,95 @@ def _multiply_transposed(s, c, c_row, rows, a, a_row, b, b_row, columns, vectors
         r += 5 if five else 1
 
 
+@_intrinsic
+def _power_of_two(context, n_):  # type: ignore[no-untyped-def]
+    """Return 2 to a whole number from -126 to 127, given and returned in single precision."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        exponent = builder.add(builder.fptosi(args[0], _LANE), _LANE(127))
+        return builder.bitcast(builder.shl(exponent, _LANE(23)), ir.FloatType())
+
+    return types.float32(n_), emit
+
+
+#: log 2 in two parts, the first of few bits: a whole number times it is exact. e^r = 1 + r + r^2 Q(r) for |r| at most
+#: half of it; Q, highest power first, is the minimax of the relative error (3e-9), by Lawson's iteration.
+_LN_2 = 0.693359375, math.log(2) - 0.693359375
+_EXP_Q = 1.38146132e-03, 8.36870982e-03, 4.16683874e-02, 1.66665207e-01, 4.99999935e-01
+
+
+@_helper
+def _exp(h):  # type: ignore[no-untyped-def]
+    """Write e^x over x, none of it positive: in single precision vectorised, to two units in the last place."""
+    kind = h.dtype.type
+    if h.itemsize == 8:
+        for j in range(len(h)):
+            h[j] = math.exp(h[j])
+    else:
+        bottom, round_ = kind(-87), kind(1.5 * 2**23)  # next to which a float is a whole number
+        for j in range(len(h)):
+            x = bottom if h[j] < bottom else h[j]  # NaN stays NaN
+            n = ((x if x >= bottom else bottom) * kind(1 / math.log(2)) + round_) - round_
+            r = (x - n * kind(_LN_2[0])) - n * kind(_LN_2[1])
+            q = kind(_EXP_Q[0])
+            for c in numba.literal_unroll(_EXP_Q[1:]):
+                q = q * r + kind(c)
+            h[j] = (q * r * r + r + kind(1)) * _power_of_two(n)
+
+
 # An index may count from the end; checking that keeps LLVM from vectorising s[h + j], so rows are passed as slices.
 @_helper
-def _loss_and_delta(kind, z, d, label, scale):  # type: ignore[no-untyped-def]
-    """Write one example's derivative by its scores, times `scale`; return its loss (mlp.LOSSES in loops)."""
+def _softmax(s, z, z_row, d, d_row, outputs, y, examples, scale):  # type: ignore[no-untyped-def]
+    """Write examples' derivatives of the cross-entropy by their scores, times `scale`; return the summed loss.
+
+    Step by step for all examples, not one after another: short loops that a processor can work on side by side.
+    """
+    total = 0.0
+    for r in range(len(examples)):
+        scores, delta = s[z + r * z_row :][:outputs], s[d + r * d_row :][:outputs]
+        top = scores[0]
+        for j in range(1, outputs):
+            top = scores[j] if scores[j] > top else top
+        for j in range(outputs):
+            delta[j] = scores[j] - top
+        total -= delta[int(y[examples[r]])]
+    _exp(s[d : d + len(examples) * d_row])
+    for r in range(len(examples)):
+        delta = s[d + r * d_row : d + (r + 1) * d_row]
+        mass = delta[0]
+        for j in range(1, outputs):
+            mass += delta[j]
+        total += math.log(mass)
+        share = scale / mass
+        for j in range(outputs):
+            delta[j] *= share
+        delta[outputs:] = 0
+        delta[int(y[examples[r]])] -= scale
+    return total
+
+
+@_helper
+def _loss_and_delta(kind, z, d, target, scale):  # type: ignore[no-untyped-def]
+    """Write one example's derivative by its scores, times `scale`; return its loss (mlp.LOSSES but softmax, in loops).
+
+    The target is a label, whose output should be 1 and all others 0, or for one output its value.
+    """
     zero, one = z.dtype.type(0), z.dtype.type(1)
     outputs = len(z)
-    loss = zero
-    if kind == _CROSS:
-        top = z[0]
-        for j in range(1, outputs):
-            top = z[j] if z[j] > top else top
+    loss, share = zero, scale / z.dtype.type(outputs)
+    if kind != _MSE:
         for j in range(outputs):
-            d[j] = math.exp(z[j] - top)
-            loss += d[j]
-        share = scale / loss
-        for j in range(outputs):
-            d[j] *= share
-        d[int(label)] -= scale
-        return math.log(loss) - (z[int(label)] - top)
-    share = scale / z.dtype.type(outputs)
+            d[j] = -z[j] if z[j] > zero else z[j]
+        _exp(d)
     for j in range(outputs):
-        target = (one if j == label else zero) if outputs > 1 else z.dtype.type(label)
+        wanted = (one if j == target else zero) if outputs > 1 else z.dtype.type(target)
         if kind == _MSE:
-            error = z[j] - target
+            error = z[j] - wanted
             loss += error * error
             d[j] = (error + error) * share
         else:
-            positive = z[j] if z[j] > zero else -z[j]
-            small = math.exp(-positive)
-            loss += (z[j] - z[j] * target if z[j] > zero else -z[j] * target) + math.log1p(small)
-            d[j] = ((small if z[j] < zero else one) / (one + small) - target) * share
+            loss += (z[j] - z[j] * wanted if z[j] > zero else -z[j] * wanted) + math.log1p(d[j])
+            d[j] = ((d[j] if z[j] < zero else one) / (one + d[j]) - wanted) * share
     return loss / z.dtype.type(outputs)
 
 
@@ -368,10 +439,17 @@ def _chain(kind, d, h):  # type: ignore[no-untyped-def]
             d[j] *= h[j] * (one - h[j])
 
 
-@_helper
-def _copy(target, source):  # type: ignore[no-untyped-def]
-    for j in range(len(source)):
-        target[j] = source[j]
+@_intrinsic
+def _copy(context, target_, to, source_, start, count):  # type: ignore[no-untyped-def]
+    """Copy ``source[start : start + count]`` to ``target[to:]``."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        target, source = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 2))
+        to, start = builder.gep(target, [args[1]]), builder.gep(source, [args[3]])
+        cgutils.raw_memcpy(builder, to, start, args[4], signature.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(target_, to, source_, start, count), emit
 
 
 @_intrinsic
@@ -401,11 +479,19 @@ def _take(context, counter_):  # type: ignore[no-untyped-def]
 
 
 @_helper
-def _gather(target, source, following):  # type: ignore[no-untyped-def]
-    """Copy one example, and ask for one that will be copied soon: examples lie anywhere in memory."""
-    for j in range(0, len(following), 64 // following.itemsize):
-        _prefetch(following, j)
-    _copy(target, source)
+def _ask(example):  # type: ignore[no-untyped-def]
+    """Ask for an example that will be copied soon: examples lie anywhere in memory."""
+    for j in range(0, len(example), 64 // example.itemsize):
+        _prefetch(example, j)
+
+
+@_sum_helper
+def _finite(values):  # type: ignore[no-untyped-def]
+    """Whether no value is infinite or not a number: those less themselves are not 0."""
+    total = values.dtype.type(0)
+    for j in range(len(values)):
+        total += values[j] - values[j]
+    return total == 0
 
 
 @_helper
@@ -446,12 +532,50 @@ def _affine(w, shrink, lr, s, at, added):  # type: ignore[no-untyped-def]
             w[i] *= keep
 
 
-# Columns of the layer table: inputs, outputs, place in the flat weights; then places and row lengths in the scratch.
-_K, _N, _FLAT, _W, _ROW, _H, _H_ROW, _D = range(8)
+# Columns of the layer table: inputs, outputs, place in the flat weights; whether the working copy is turned; places and
+# row lengths in the scratch. A layer has its weights, the activations that enter it and the deltas that leave it.
+_K, _N, _FLAT, _TURNED, _W, _ROW, _H, _H_ROW, _D, _D_ROW = range(10)
 
 
 @_helper
-def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, loss, scale, lowest):  # type: ignore[no-untyped-def]
+def _length(layer):  # type: ignore[no-untyped-def]
+    """Return how much of the scratch a layer's weights fill."""
+    return layer[_ROW] * (layer[_N] if layer[_TURNED] else layer[_K] + 1)
+
+
+@_helper
+def _unpack(s, place, layer, flat):  # type: ignore[no-untyped-def]
+    """Write a layer's ``[W; b]`` from flat weights into the scratch, rows padded with zeros."""
+    inputs, outputs, row = layer[_K] + 1, layer[_N], layer[_ROW]
+    flat = flat[layer[_FLAT] : layer[_FLAT] + inputs * outputs]
+    if layer[_TURNED]:
+        for j in range(outputs):
+            turned = s[place + j * row : place + (j + 1) * row]
+            for k in range(inputs):
+                turned[k] = flat[k * outputs + j]
+            turned[inputs:] = 0
+    else:
+        for k in range(inputs):
+            _copy(s, place + k * row, flat, k * outputs, outputs)
+            s[place + k * row + outputs : place + (k + 1) * row] = 0
+
+
+@_helper
+def _pack(flat, s, place, layer):  # type: ignore[no-untyped-def]
+    """Write a layer's ``[W; b]`` from the scratch into flat weights."""
+    inputs, outputs, row = layer[_K] + 1, layer[_N], layer[_ROW]
+    flat = flat[layer[_FLAT] : layer[_FLAT] + inputs * outputs]
+    if layer[_TURNED]:
+        for k in range(inputs):
+            for j in range(outputs):
+                flat[k * outputs + j] = s[place + j * row + k]
+    else:
+        for k in range(inputs):
+            _copy(flat, k * outputs, s, place + k * row, outputs)
+
+
+@_helper
+def _pass(s, table, lanes, x, y, order, begin, first, last, stop, activation, loss, scale, lowest):  # type: ignore[no-untyped-def]
     """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `order`.
 
     Leaves every layer's inputs and, from layer `lowest` up, deltas (times `scale`) in the scratch, for the update;
@@ -461,39 +585,76 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, ahead, activation, l
     inputs, x_row = table[0, _K], table[0, _H_ROW]
     for r in range(first, last):
         h = table[0, _H] + r * x_row
-        _gather(s[h : h + inputs], x[order[begin + r]], x[order[min(begin + r + ahead, len(order) - 1)]])
+        if begin + r + AHEAD < stop:
+            _ask(x[order[begin + r + AHEAD]])
+        _copy(s, h, x[order[begin + r]], 0, inputs)
         s[h + inputs] = 1  # the bias is a weight of an input that is always one
     for layer in range(layers):
-        h_row, z_row, w_row, outputs = (
+        h_row, z_row, w, w_row, outputs = (
             table[layer, _H_ROW],
             table[layer + 1, _H_ROW],
+            table[layer, _W],
             table[layer, _ROW],
             table[layer, _N],
         )
         h, z = table[layer, _H] + first * h_row, table[layer + 1, _H] + first * z_row
-        depth = table[layer, _K] + 1
-        _multiply(s, z, z_row, rows, h, h_row, table[layer, _W], w_row, w_row // lanes, lanes, depth)
+        if table[layer, _TURNED]:
+            _multiply_transposed(s, z, z_row, rows, h, h_row, w, w_row, outputs, w_row // lanes)
+        else:
+            _multiply(s, z, z_row, rows, h, h_row, w, w_row, outputs, lanes, table[layer, _K] + 1)
         if layer + 1 < layers:
             for r in range(rows):
                 place = z + r * z_row
                 _activate(activation, s[place : place + outputs])
                 s[place + outputs] = 1
         else:
-            d = table[layer, _D] + first * w_row
-            for r in range(rows):
-                scores, delta = s[z + r * z_row : z + r * z_row + outputs], s[d + r * w_row : d + r * w_row + outputs]
-                total += _loss_and_delta(loss, scores, delta, y[order[begin + first + r]], scale)
+            d_row = table[layer, _D_ROW]
+            d = table[layer, _D] + first * d_row
+            if loss == _CROSS:
+                examples = order[begin + first : begin + last]
+                total += _softmax(s, z, z_row, d, d_row, outputs, y, examples, scale)
+            else:
+                for r in range(rows):
+                    scores, delta = s[z + r * z_row :][:outputs], s[d + r * d_row :][:outputs]
+                    total += _loss_and_delta(loss, scores, delta, y[order[begin + first + r]], scale)
     for layer in range(layers - 1, lowest, -1):
-        h_row, d_row, w_row, width = table[layer, _H_ROW], table[layer - 1, _ROW], table[layer, _ROW], table[layer, _K]
+        h_row, d_row, width = table[layer, _H_ROW], table[layer - 1, _D_ROW], table[layer, _K]
+        above_row, w, w_row = table[layer, _D_ROW], table[layer, _W], table[layer, _ROW]
         h, d, above = (
             table[layer, _H] + first * h_row,
             table[layer - 1, _D] + first * d_row,
-            table[layer, _D] + first * w_row,
+            table[layer, _D] + first * above_row,
         )
-        _multiply_transposed(s, d, d_row, rows, above, w_row, table[layer, _W], w_row, width, w_row // lanes)
+        if table[layer, _TURNED]:
+            _multiply(s, d, d_row, rows, above, above_row, w, w_row, width, lanes, table[layer, _N])
+        else:
+            _multiply_transposed(s, d, d_row, rows, above, above_row, w, w_row, width, w_row // lanes)
         for r in range(rows):
-            _chain(activation, s[d + r * d_row : d + r * d_row + width], s[h + r * h_row : h + r * h_row + width])
+            place = d + r * d_row
+            _chain(activation, s[place : place + width], s[h + r * h_row : h + r * h_row + width])
+            s[place + width : place + d_row] = 0  # turned, a column is the bias's
     return total
+
+
+@_helper
+def _update(s, part, target, lanes, first, last, x, following):  # type: ignore[no-untyped-def]
+    """Add the gradient of a chunk's examples to a layer's weights, or whatever lies at `target` in the same layout.
+
+    Examples that follow are asked for a few at a time: memory answers while numbers are crunched.
+    """
+    h, d, row = part[_H] + first * part[_H_ROW], part[_D] + first * part[_D_ROW], part[_ROW]
+    a, a_row, b, b_row, rows, columns = h, part[_H_ROW], d, part[_D_ROW], part[_K] + 1, part[_N]
+    if part[_TURNED]:
+        a, a_row, b, b_row, rows, columns = d, part[_D_ROW], h, part[_H_ROW], part[_N], part[_K] + 1
+    asked, slabs = 0, -(-rows // SLAB)
+    for slab in range(slabs):
+        while asked * slabs < len(following) * (slab + 1):
+            _ask(x[following[asked]])
+            asked += 1
+        k = slab * SLAB
+        _add_transposed(
+            s, target + k * row, row, min(SLAB, rows - k), a + k, a_row, b, b_row, columns, lanes, last - first
+        )  # fmt: skip
 
 
 def _train(  # type: ignore[no-untyped-def]
@@ -509,13 +670,16 @@ def _train(  # type: ignore[no-untyped-def]
     """
     layers = len(table) - 1
     clients = len(sizes)
-    largest = sizes.max()
+    largest = 0
+    for n in sizes:
+        largest = max(n, largest)
     order, counts = np.empty(largest, np.int64), np.empty(257, np.int64)
     words, spare = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
     weights = s[table[0, _W] : table[0, _W] + padded]
     velocity = s[table[0, _W] + padded : table[0, _W] + 2 * padded]
     constant = s[table[0, _W] + 2 * padded : table[0, _W] + 3 * padded]
     held = pull != 0 or len(corrections) > 0
+    added = np.empty(out.shape[1] if held else 0, s.dtype)
     shrink = decay + pull
     lowest = 0
     while not trained[lowest]:
@@ -527,31 +691,28 @@ def _train(  # type: ignore[no-untyped-def]
         n, lr = sizes[client], rates[client]
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
-        first_row, center = start[min(client, len(start) - 1)], centers[min(client, len(centers) - 1)]
+        if held:
+            center = centers[min(client, len(centers) - 1)]
+            for j in range(len(added)):
+                added[j] = -pull * center[j]
+            if len(corrections):
+                correction = corrections[min(client, len(corrections) - 1)]
+                for j in range(len(added)):
+                    added[j] += correction[j]
         for layer in range(layers):
-            outputs, row = table[layer, _N], table[layer, _ROW]
-            for k in range(table[layer, _K] + 1):
-                w, flat = table[layer, _W] + k * row, table[layer, _FLAT] + k * outputs
-                _copy(s[w : w + outputs], first_row[flat : flat + outputs])
-                s[w + outputs : w + row] = 0
-                if held:
-                    c = w + 2 * padded
-                    s[c : c + row] = 0
-                    if len(corrections):
-                        correction = corrections[min(client, len(corrections) - 1)]
-                        _copy(s[c : c + outputs], correction[flat : flat + outputs])
-                    if pull != 0:
-                        for j in range(outputs):
-                            s[c + j] -= pull * center[flat + j]
+            _unpack(s, table[layer, _W], table[layer], start[min(client, len(start) - 1)])
+            if held:
+                _unpack(s, table[layer, _W] + 2 * padded, table[layer], added)
         if not direct:
             velocity[:] = 0
         total, left, epoch = 0.0, steps[client], 0
         while left > 0:
             shard = indices[offsets[client] : offsets[client] + n]
             _shuffle(order[:n], shard, keys[epoch, client], words, spare, counts)
-            begin = 0
-            while begin < n and left > 0:
-                taken = size if begin + size < n else n - begin
+            for begin in range(0, n, size):
+                if left == 0:
+                    break
+                taken = min(size, n - begin)
                 scale = s.dtype.type((-lr if direct else 1.0) / taken)
                 if not direct:
                     for i in range(padded):
@@ -560,44 +721,37 @@ def _train(  # type: ignore[no-untyped-def]
                         for i in range(padded):
                             velocity[i] += constant[i]
                 stop = begin + taken
-                while begin < stop:
-                    rows = CHUNK if begin + CHUNK < stop else stop - begin
+                for chunk in range(begin, stop, CHUNK):
+                    rows = min(CHUNK, stop - chunk)
                     for first in range(0, rows, PART):
                         total += _pass(
-                            s, table, lanes, x, y, order[:n], begin, first, min(first + PART, rows),
-                            min(rows, AHEAD), activation, loss, scale, lowest,
+                            s, table, lanes, x, y, order, chunk, first, min(first + PART, rows), stop,
+                            activation, loss, scale, lowest,
                         )  # fmt: skip
                     for layer in range(lowest, layers):
                         if trained[layer]:
-                            h_row, w_row = table[layer, _H_ROW], table[layer, _ROW]
-                            place, inputs = table[layer, _W], table[layer, _K] + 1
+                            place, length = table[layer, _W], _length(table[layer])
                             if direct and (held or shrink != 0):
-                                length = inputs * w_row
                                 _affine(s[place : place + length], lr * shrink, lr, s, place + 2 * padded, held)
                             target = place if direct else place + padded
+                            following = order[stop : min(stop + AHEAD, n)] if layer == lowest else order[:0]
                             for first in range(0, rows, PART):
-                                _add_transposed(
-                                    s, target, w_row, inputs, table[layer, _H] + first * h_row, h_row,
-                                    table[layer, _D] + first * w_row, w_row, w_row // lanes, lanes,
-                                    min(PART, rows - first),
+                                _update(
+                                    s, table[layer], target, lanes, first, min(first + PART, rows), x,
+                                    following if chunk + rows == stop and first == 0 else order[:0],
                                 )  # fmt: skip
-                    begin += rows
                 if not direct:
                     for layer in range(lowest, layers):
                         if trained[layer]:
-                            place, length = table[layer, _W], (table[layer, _K] + 1) * table[layer, _ROW]
-                            _affine(s[place : place + length], s.dtype.type(0), lr, s, place + padded, True)
+                            at = table[layer, _W] - table[0, _W]
+                            w, v = weights[at:][: _length(table[layer])], velocity[at:]
+                            for i in range(len(w)):
+                                w[i] -= lr * v[i]
                 left -= 1
             epoch += 1
         for layer in range(layers):
-            outputs = table[layer, _N]
-            for k in range(table[layer, _K] + 1):
-                w, flat = table[layer, _W] + k * table[layer, _ROW], table[layer, _FLAT] + k * outputs
-                _copy(out[client, flat : flat + outputs], s[w : w + outputs])
-        final, finite = out[client], 0
-        for j in range(len(final)):
-            finite += final[j] - final[j] == 0
-        losses[client] = total if finite == len(final) else np.nan
+            _pack(out[client], s, table[layer, _W], table[layer])
+        losses[client] = total if _finite(out[client]) else np.nan
 
 
 @functools.lru_cache(maxsize=16)
@@ -609,20 +763,22 @@ def _layout(net: MLP) -> tuple[NDArray[np.int64], int, int]:
         return -(-length // lanes) * lanes
 
     layers = len(net.sizes) - 1
-    table = np.zeros((layers + 1, 8), dtype=np.int64)
+    table = np.zeros((layers + 1, 10), dtype=np.int64)
     place = 0
     for layer, width in enumerate(net.sizes):
         table[layer, [_H, _H_ROW]] = place, padded(width + 1)
         place += CHUNK * padded(width + 1)
     for layer in range(layers):
-        outputs = net.sizes[layer + 1]
-        table[layer, [_K, _N, _ROW, _D]] = net.sizes[layer], outputs, padded(outputs), place
+        inputs, outputs = net.sizes[layer] + 1, net.sizes[layer + 1]
+        turned = TURN * outputs <= inputs
+        table[layer, [_K, _N, _TURNED]] = inputs - 1, outputs, turned
+        table[layer, [_ROW, _D, _D_ROW]] = padded(inputs if turned else outputs), place, padded(outputs)
         table[layer, _FLAT] = net.layout[f"W{layer + 1}"][0].start
         place += CHUNK * padded(outputs)
     weights = place
     for layer in range(layers):
         table[layer, _W] = place
-        place += (net.sizes[layer] + 1) * int(table[layer, _ROW])
+        place += int(table[layer, _ROW]) * (net.sizes[layer + 1] if table[layer, _TURNED] else net.sizes[layer] + 1)
     parameters = place - weights
     return table, parameters, place + 2 * parameters
 
