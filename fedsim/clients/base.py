@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim import kernels, mlp
 from fedsim.errors import ConfigError
-from fedsim.kernels.numpy import Fit, alone, evaluate
+from fedsim.kernels.numpy import Fit, Spread, alone, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
 
@@ -75,8 +75,8 @@ class Task:
     kernel : {"numpy", "compiled"}
     purpose : Purpose
         Of the shuffling: a fit for evaluation draws other numbers than one for training.
-    spread : callable
-        How a kernel gets more threads for a fit; see `fedsim.kernels.numpy.Fit`.
+    spread : Spread
+        The threads that may share a block of clients.
     """
 
     net: mlp.MLP
@@ -90,7 +90,7 @@ class Task:
     down: Mapping[str, Array] = field(default_factory=dict)
     kernel: str = "numpy"
     purpose: Purpose = Purpose.SHUFFLE
-    spread: Callable[[Callable[[], None]], None] = alone
+    spread: Spread = alone
 
 
 @dataclass(frozen=True)

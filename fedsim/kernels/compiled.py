@@ -900,7 +900,7 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
     correction = np.empty((0, 0), net.dtype) if job.correction is None else job.correction
     counter = np.zeros(1, np.int64)
     arguments = (
-        _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
+        out, losses, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
         job.shuffles, job.batch_size, table,
     )  # fmt: skip
@@ -910,7 +910,7 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
         _readonly(job.center, net), _readonly(correction, net), np.array(job.trained), counter,
     )  # fmt: skip
     try:
-        job.spread(lambda: _train_compiled(out, losses, *arguments, _scratch(net, length), *more))
+        job.spread(lambda: _train_compiled(*arguments, _scratch(net, length), *more))
     finally:
         counter[0] = len(sizes)  # who is interrupted leaves no thread that goes on
     return out, losses

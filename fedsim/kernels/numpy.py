@@ -24,6 +24,8 @@ from fedsim.splits import Partition
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
+#: ``spread(work)`` calls ``work()`` on every thread there is for a task, and returns when all are done.
+Spread = Callable[[Callable[[], None]], None]
 
 
 def alone(work: Callable[[], None]) -> None:
@@ -58,8 +60,8 @@ class Fit:
     correction : ndarray, shape (clients, parameters) or (1, parameters), optional
     trained : tuple of bool
         Which layers change.
-    spread : callable
-        ``spread(work)`` calls ``work()`` on every thread that may share this block, and returns when all are done.
+    spread : Spread
+        The threads that may share this block.
     gradient, direction : callable, optional
         A strategy's own: ``gradient(rows, weights, x, y)`` in place of backpropagation, and
         ``direction(rows, grad, weights)``. Only this module's kernel calls them.
@@ -81,7 +83,7 @@ class Fit:
     center: Array
     correction: Array | None
     trained: tuple[bool, ...]
-    spread: Callable[[Callable[[], None]], None] = alone
+    spread: Spread = alone
     gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
     direction: Callable[[slice | Indices, Array, Array], Array] | None = None
 
