@@ -242,10 +242,11 @@ class InProcessGrid(flower.LocalGrid):
         ids = (nodes - 2).astype(np.intp)
         if ids.min() < 0 or ids.max() >= len(self.site.partition):
             raise ValueError(f"message for an unknown node; nodes are 2..{len(self.site.partition) + 1}")
-        config: ConfigRecord = next(iter(record.config_records.values()), ConfigRecord())
-        records = record.array_records
-        down = {k: a.numpy() for k, a in records[flower.DOWN].items()} if flower.DOWN in records else {}
-        arrays = next(arrays for name, arrays in records.items() if name != flower.DOWN)
+        # Not record.array_records: what that returns refers to itself, and keeps the model until garbage is collected.
+        records: Mapping[str, Any] = record
+        arrays = next(r for name, r in records.items() if isinstance(r, ArrayRecord) and name != flower.DOWN)
+        config = next((r for r in records.values() if isinstance(r, ConfigRecord)), ConfigRecord())
+        down = {name: array.numpy() for name, array in records.get(flower.DOWN, {}).items()}
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]

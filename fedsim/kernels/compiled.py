@@ -807,8 +807,15 @@ def _jit(function: Any, **more: Any) -> Any:
 
 
 def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
-    for k in range(len(rows)):
-        row, weight = rows[k], weights[k]
+    k = 0
+    while k + 4 <= len(rows):  # rows come from afar: four at a time ask for more at once
+        p, q, r, s = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        a, b, c, d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        for j in range(len(total)):
+            two = total[j] + np.float64(p[j]) * a + np.float64(q[j]) * b
+            total[j] = two + np.float64(r[j]) * c + np.float64(s[j]) * d
+        k += 4
+    for row, weight in zip(rows[k:], weights[k:]):
         for j in range(len(total)):
             total[j] += np.float64(row[j]) * weight
 
