@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
-#: Seconds that a sample should last; what is quicker is run several times for one.
-SAMPLE = 0.2
+#: Seconds that a sample should last; what is quicker is run several times for one, so that caches that others filled
+#: in the pause cost each peer as little as they do in a run of many rounds.
+SAMPLE = 0.5
 #: Seconds of rest before a sample: threads of the peer before it (OpenBLAS's spin while idle) must have come to rest.
 PAUSE = 0.1
 

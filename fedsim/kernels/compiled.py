@@ -815,9 +815,11 @@ def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
             two = total[j] + np.float64(p[j]) * a + np.float64(q[j]) * b
             total[j] = two + np.float64(r[j]) * c + np.float64(s[j]) * d
         k += 4
-    for row, weight in zip(rows[k:], weights[k:]):
+    while k < len(rows):
+        p, a = rows[k], weights[k]
         for j in range(len(total)):
-            total[j] += np.float64(row[j]) * weight
+            total[j] += np.float64(p[j]) * a
+        k += 1
 
 
 def _squares(out, rows, center):  # type: ignore[no-untyped-def]
