@@ -284,6 +284,18 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_fit_says_how_far_it_went_to_the_bit(kernel: str, dtype: str) -> None:
+    """Histories do not tell whether the kernel measured it, or the server what it received."""
+    job = task(mlp.MLP((20, 33, 10), dtype=dtype), SGD(epochs=2), kernel)
+    update = base.run(job, np.arange(10), {})
+    assert update.moved is not None
+    assert np.array_equal(update.moved, kernels.load(kernel).movement(update.weights, job.global_weights))
+    exactly = np.linalg.norm(update.weights.astype(float) - job.global_weights.astype(float), axis=1)
+    np.testing.assert_allclose(update.moved, exactly, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 def test_weights_that_are_not_finite_show_in_the_loss(kernel: str) -> None:
     """A last step can overflow after the last loss was fine; the engine judges by the loss alone."""
     job = task(mlp.MLP((20, 33, 10)), SGD(lr=3e38, batch_size=None), kernel)

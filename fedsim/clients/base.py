@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,6 +107,8 @@ class Update:
         Sent besides the weights; kept until the client's next round.
     encoded : dict of str to ndarray, shape (clients, ...)
         What is sent in the place of the weights, where it is compressed; the weights are what the server decodes.
+    moved : ndarray of float64, shape (clients,), optional
+        How far the weights are from the global ones, once somebody has looked.
     """
 
     partition_ids: Indices
@@ -116,12 +118,17 @@ class Update:
     up: Mapping[str, Array] = field(default_factory=dict)
     state: Mapping[str, Array] = field(default_factory=dict)
     encoded: Mapping[str, Array] = field(default_factory=dict)
+    moved: NDArray[np.float64] | None = None
 
     def rows(self, select: NDArray[np.bool_]) -> Update:
         """Return some of the rows."""
-        plain = (getattr(self, name)[select] for name in ("partition_ids", "num_examples", "weights", "train_loss"))
-        named = ({name: a[select] for name, a in part.items()} for part in (self.up, self.state, self.encoded))
-        return Update(*plain, *named)
+
+        def some(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: rows[select] for name, rows in value.items()}
+            return value if value is None else value[select]
+
+        return Update(**{f.name: some(getattr(self, f.name)) for f in fields(self)})
 
 
 class Context:
@@ -152,6 +159,7 @@ class Context:
         self._whole: tuple[Context, slice | Indices] | None = None
         self.loss: NDArray[np.float64] | int = 0  # summed over the examples of all fits so far
         self.processed: Indices | int = 0
+        self.moved: NDArray[np.float64] | None = None  # how far the last fit went
         self._epochs: Indices | int = 0
 
     def rows(self, select: slice | Indices) -> Context:
@@ -271,7 +279,7 @@ class Context:
             gradient=hooks.gradient if hooks and overrides(strategy, "gradient") else None,
             direction=hooks.direction if hooks and overrides(strategy, "direction") else None,
         )
-        weights, loss = kernels.load("numpy" if hooks else task.kernel).fit(job)
+        weights, loss, self.moved = kernels.load("numpy" if hooks else task.kernel).fit(job)
         full = steps // per_epoch
         self.loss = self.loss + loss
         self.processed = self.processed + full * sizes + np.minimum((steps - full * per_epoch) * batch, sizes)
@@ -463,7 +471,9 @@ def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
         _expect(strategy, f"ctx.state[{name!r}] is", values, (rows, ...))
     for sent in [*context.up.values(), *([weights] if overrides(strategy, "train") else [])]:
         loss[~np.isfinite(sent).reshape(rows, -1).all(axis=1)] = np.nan
-    return Update(clients, context.num_examples, weights, loss, context.up, context.state)
+    nothing_but_a_fit = not overrides(strategy, "train") and PRIVATE not in state
+    moved = context.moved if nothing_but_a_fit else None
+    return Update(clients, context.num_examples, weights, loss, context.up, context.state, moved=moved)
 
 
 def _expect(strategy: SGD, what: str, values: Any, shape: tuple[Any, ...]) -> None:

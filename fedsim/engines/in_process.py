@@ -102,11 +102,12 @@ class Traffic:
         losses, examples = np.concatenate(self._losses), np.concatenate(self.movements.examples)
         return float((losses * examples).sum() / examples.sum())
 
-    def trained(self, update: Update, lengths: NDArray[np.float64]) -> None:
-        """Count a block whose clients moved so far from the global weights, shape (clients,)."""
+    def trained(self, update: Update) -> None:
+        """Count a block."""
+        assert update.moved is not None
         self.clients += len(update.partition_ids)
         self._losses.append(update.train_loss)
-        self.movements.add(lengths, update.num_examples)
+        self.movements.add(update.moved, update.num_examples)
 
 
 class InProcessGrid(flower.LocalGrid):
@@ -330,24 +331,24 @@ class InProcessGrid(flower.LocalGrid):
         ids = ids[~empty]
         if not len(ids):
             return
-        for update, lengths in self.run_blocks(task, ids):
+        for update in self.run_blocks(task, ids):
             sound = np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
             for row in np.flatnonzero(~sound):
                 self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
             if not sound.all():
-                update, lengths = update.rows(sound), lengths[sound]
+                update = update.rows(sound)
             self.state.store(update.partition_ids, update.state)
-            self.traffic.trained(update, lengths)
+            self.traffic.trained(update)
             if len(update.partition_ids):
                 encoded = sum(flower.array_bytes(rows[0]) for rows in update.encoded.values())
                 besides = sum(flower.array_bytes(rows[0]) for rows in update.up.values())
                 self.traffic.bytes_up += len(update.partition_ids) * ((encoded or self._payload) + besides)
             yield update
 
-    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
-        """Train wherever this engine does; yield, by blocks in cohort order, updates and how far each client moved."""
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
+        """Train wherever this engine does; yield updates by blocks, in cohort order."""
 
-        def work(block: NDArray[np.intp]) -> tuple[Update, NDArray[np.float64]]:
+        def work(block: NDArray[np.intp]) -> Update:
             return self.site.train(task, block, self.site.load_state(task, block, self.state))
 
         if self.site.only_fits(task.strategy):

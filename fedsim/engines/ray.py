@@ -43,7 +43,7 @@ class _Worker:
             self._site.prepare()
         return self._site
 
-    def train(self, order: Any, block: Any, state: Any) -> tuple[Update, NDArray[np.float64]]:
+    def train(self, order: Any, block: Any, state: Any) -> Update:
         held, *task = order
         site = self._place(held)
         return site.train(site.task(*task), block, _writeable(state))
@@ -120,7 +120,7 @@ class RayGrid(InProcessGrid):
         if self._started:
             ray.shutdown()
 
-    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
         """Train in the actors."""
         blocks = self.training_blocks(task, ids)
         yield from self._in_actors("train", task, blocks, True, self.ahead(blocks))

@@ -146,15 +146,19 @@ class Site:
         plain = not overrides(strategy, "train", "gradient", "direction")
         return plain and self.kernel_name == "compiled" and self.compression is None
 
-    def train(
-        self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]
-    ) -> tuple[Update, NDArray[np.float64]]:
-        """Train a block of clients; return their updates, and how far each moved."""
+    def train(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Update:
+        """Train a block of clients."""
         with np.errstate(all="ignore"):  # divergence is reported by name
             update = run(task, block, state)
             if self.compression:
                 update = self._compressed(self.compression, task, update)
-            return update, self.kernel.movement(update.weights, task.global_weights)
+            return self.measured(task, update)
+
+    def measured(self, task: Task, update: Update) -> Update:
+        """Return an update that says how far clients moved."""
+        if update.moved is not None:
+            return update
+        return replace(update, moved=self.kernel.movement(update.weights, task.global_weights))
 
     def _compressed(self, compression: Compression, task: Task, update: Update) -> Update:
         """Return what the server makes of an update that is compressed on its way."""
@@ -167,7 +171,7 @@ class Site:
         arrived = compression.decode(encoded, *who)
         if compression.feeds_back:
             kept = {**kept, RESIDUAL: change - arrived}
-        return replace(update, weights=task.global_weights + arrived, state=kept, encoded=encoded)
+        return replace(update, weights=task.global_weights + arrived, state=kept, encoded=encoded, moved=None)
 
     def evaluate(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Evaluation:
         """Evaluate what a block of clients would use, on their own examples."""

@@ -114,7 +114,7 @@ class SuperNodeGrid(InProcessGrid):
         """Take up an interrupted run, of whatever engine; FedsimError if clients kept something."""
         super().resume(kept if self.kept() is not None else None)
 
-    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[tuple[Update, NDArray[np.float64]]]:
+    def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
         """Train the cohort on its SuperNodes; those that fail are left out, and recorded."""
         rows = self._ask("train", task, ids)
         for block in self.training_blocks(task, ids):
@@ -131,7 +131,7 @@ class SuperNodeGrid(InProcessGrid):
             encoded = {name: values for name, values in columns.items() if name.startswith(ENCODED)}
             update = Update(known, columns["num_examples"].astype(np.intp), weights, loss, up, {}, encoded)
             with np.errstate(all="ignore"):
-                yield update, self.site.kernel.movement(update.weights, task.global_weights)
+                yield self.site.measured(task, update)
 
     def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
         """Evaluate on SuperNodes."""
@@ -309,7 +309,7 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
             name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
         }
     else:
-        update, _ = site.train(task, clients, rows)
+        update = site.train(task, clients, rows)
         columns = {name: getattr(update, name) for name in ("partition_ids", "num_examples", "weights", "train_loss")}
         columns |= {UP + name: values for name, values in update.up.items()}
         if update.encoded:

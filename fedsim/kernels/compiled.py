@@ -494,6 +494,16 @@ def _finite(values):  # type: ignore[no-untyped-def]
     return total == 0
 
 
+@_sum_helper
+def _square(row, center):  # type: ignore[no-untyped-def]
+    """Return the squared distance of a row from a center, a sum in several lanes: the same in every call."""
+    total = 0.0
+    for j in range(len(center)):
+        away = np.float64(row[j]) - np.float64(center[j])
+        total += away * away
+    return total
+
+
 @_helper
 def _shuffle(order, shard, key, words, spare, counts):  # type: ignore[no-untyped-def]
     """Write a shard in the order that `streams.permutations` gives for a key, by a radix sort of its words."""
@@ -658,7 +668,7 @@ def _update(s, part, target, lanes, first, last, x, following):  # type: ignore[
 
 
 def _train(  # type: ignore[no-untyped-def]
-    out, losses, start, x, y, indices, offsets, sizes, steps, keys, batch, table, s, lanes, padded,
+    out, losses, moved, start, x, y, indices, offsets, sizes, steps, keys, batch, table, s, lanes, padded,
     activation, loss, rates, momentum, decay, pull, centers, corrections, trained, counter,
 ):  # fmt: skip
     """Train clients, one after another: `fit` in loops, with every array of a client inside the scratch `s`.
@@ -688,7 +698,7 @@ def _train(  # type: ignore[no-untyped-def]
         client = _take(counter)
         if client >= clients:
             break
-        n, lr = sizes[client], rates[client]
+        n, lr, first_row = sizes[client], rates[client], start[min(client, len(start) - 1)]
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
         if held:
@@ -700,7 +710,7 @@ def _train(  # type: ignore[no-untyped-def]
                 for j in range(len(added)):
                     added[j] += correction[j]
         for layer in range(layers):
-            _unpack(s, table[layer, _W], table[layer], start[min(client, len(start) - 1)])
+            _unpack(s, table[layer, _W], table[layer], first_row)
             if held:
                 _unpack(s, table[layer, _W] + 2 * padded, table[layer], added)
         if not direct:
@@ -752,6 +762,7 @@ def _train(  # type: ignore[no-untyped-def]
         for layer in range(layers):
             _pack(out[client], s, table[layer, _W], table[layer])
         losses[client] = total if _finite(out[client]) else np.nan
+        moved[client] = _square(out[client], first_row)
 
 
 @functools.lru_cache(maxsize=16)
@@ -824,15 +835,11 @@ def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
 
 def _squares(out, rows, center):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
-        row, total = rows[k], 0.0
-        for j in range(len(center)):
-            away = np.float64(row[j]) - np.float64(center[j])
-            total += away * away
-        out[k] = total
+        out[k] = _square(rows[k], center)
 
 
 _train_compiled, add_weighted = _jit(_train), _jit(_add_weighted)
-_squares_compiled = _jit(_squares, fastmath={"reassoc"})  # a sum in several lanes: the same in every call
+_squares_compiled = _jit(_squares)
 
 
 def movement(rows: Array, center: Array) -> NDArray[np.float64]:
@@ -871,7 +878,7 @@ def prepare(dtype: str, targets: bool = False) -> None:
         return types.Array(item, ndim, "C", readonly=readonly)
 
     signature = types.void(
-        array(real, 2), array(types.float64, 1), array(real, 2, True), array(real, 2, True),
+        array(real, 2), array(types.float64, 1), array(types.float64, 1), array(real, 2, True), array(real, 2, True),
         array(real if targets else whole, 1, True), array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1),
         array(types.uint64, 2), whole, array(whole, 2), array(real, 1), whole, whole,
         whole, whole, array(real, 1), real, real, real, array(real, 2, True), array(real, 2, True),
@@ -895,7 +902,7 @@ def _readonly(array: Array, net: MLP | None = None) -> Array:
     return view
 
 
-def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
+def fit(job: Fit) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
     """Train a block of clients, as `kernels.numpy.fit` does, but for hooks, which are NumPy.
 
     The same result whoever shares the block, to the bit.
@@ -905,11 +912,11 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
     real = np.dtype(net.dtype).type
     sizes = job.partition.sizes[job.clients]
     out = np.empty((len(sizes), net.num_parameters), net.dtype)
-    losses = np.empty(len(sizes))
+    losses, squares = np.empty(len(sizes)), np.empty(len(sizes))
     correction = np.empty((0, 0), net.dtype) if job.correction is None else job.correction
     counter = np.zeros(1, np.int64)
     arguments = (
-        out, losses, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
+        out, losses, squares, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
         job.shuffles, job.batch_size, table,
     )  # fmt: skip
@@ -922,4 +929,4 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
         job.spread(lambda: _train_compiled(*arguments, _scratch(net, length), *more))
     finally:
         counter[0] = len(sizes)  # who is interrupted leaves no thread that goes on
-    return out, losses
+    return out, losses, np.sqrt(squares)

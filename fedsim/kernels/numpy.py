@@ -103,7 +103,7 @@ def schedule(job: Fit) -> Indices:
     return job.partition.indices.take(order)
 
 
-def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
+def fit(job: Fit) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
     """Train a block of clients.
 
     Returns
@@ -111,6 +111,8 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
     weights : ndarray, shape (clients, parameters)
     loss : ndarray of float64, shape (clients,)
         Summed over the examples processed, each taken before the step it led to; NaN if a weight is not finite.
+    moved : ndarray of float64, shape (clients,)
+        How far each client went: the `movement` of its weights from its start.
     """
     net, sizes = job.net, job.partition.sizes[job.clients]
     clients = len(sizes)
@@ -162,7 +164,7 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64]]:
             step(group, order[group[:, None], full[group, None] * batch + np.arange(size)])
         left -= full + (last > 0)
     loss[~np.isfinite(weights).all(axis=1)] = np.nan
-    return weights, loss
+    return weights, loss, movement(weights, job.start)
 
 
 def _as_slice(rows: Indices) -> slice | Indices:
@@ -192,7 +194,7 @@ def movement(rows: Array, center: Array) -> NDArray[np.float64]:
     Parameters
     ----------
     rows : ndarray, shape (clients, parameters)
-    center : ndarray, shape (parameters,)
+    center : ndarray, shape (parameters,), or (clients, parameters) for each row's own
     """
     away = rows - center
     np.multiply(away, away, out=away)
