@@ -656,14 +656,15 @@ def _update(s, part, target, lanes, first, last, x, following):  # type: ignore[
     a, a_row, b, b_row, rows, columns = h, part[_H_ROW], d, part[_D_ROW], part[_K] + 1, part[_N]
     if part[_TURNED]:
         a, a_row, b, b_row, rows, columns = d, part[_D_ROW], h, part[_H_ROW], part[_N], part[_K] + 1
-    asked, slabs = 0, -(-rows // SLAB)
+    asked, slabs = 0, -(-rows // SLAB) if len(following) else 1
+    size = -(-rows // slabs)
     for slab in range(slabs):
         while asked * slabs < len(following) * (slab + 1):
             _ask(x[following[asked]])
             asked += 1
-        k = slab * SLAB
+        k = slab * size
         _add_transposed(
-            s, target + k * row, row, min(SLAB, rows - k), a + k, a_row, b, b_row, columns, lanes, last - first
+            s, target + k * row, row, min(size, rows - k), a + k, a_row, b, b_row, columns, lanes, last - first
         )  # fmt: skip
 
 
@@ -699,6 +700,7 @@ def _train(  # type: ignore[no-untyped-def]
         if client >= clients:
             break
         n, lr, first_row = sizes[client], rates[client], start[min(client, len(start) - 1)]
+        _prefetch(indices, offsets[min(client + 2, clients - 1)])  # a shard lies anywhere in memory, too
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
         if held:
