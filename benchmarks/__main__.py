@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from typing import Any
 
-from benchmarks import engines, profile, servers, splits
+from benchmarks import engines, products, profile, servers, splits
 from benchmarks.bars import BARS
 from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
@@ -24,15 +24,15 @@ BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end of what it 
 def main() -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    names = [*BARS, "profile", "servers", "splits", "engines", *CURVES, MEMORY]
+    names = [*BARS, "profile", "products", "servers", "splits", "engines", *CURVES, MEMORY]
     parser.add_argument("--only", metavar="NAME", choices=names, action="append", help=", ".join(names))
-    parser.add_argument("--samples", type=int, default=9, help="of each figure; its median counts")
+    parser.add_argument("--samples", type=int, default=15, help="of each figure; its median counts")
     parser.add_argument("--json", action="store_true", help="print JSON and write nothing")
     args = parser.parse_args()
     if args.samples < 1:
         raise FedsimError(f"--samples is {args.samples}; allowed: 1 or more")
 
-    parts = ("profile", "servers", "splits", "engines", "curves")
+    parts = ("profile", "products", "servers", "splits", "engines", "curves")
     found: dict[str, Any] = {"machine": machine(), "bars": []} | {part: {} for part in parts}
     for name in args.only or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -40,6 +40,8 @@ def main() -> None:
             found["bars"] += [{"name": name, **measured.as_dict()} for measured in BARS[name](args.samples)]
         elif name == "profile":
             found[name] = {what: profile.measure(job, args.samples) for what, job in profile.JOBS.items()}
+        elif name == "products":
+            found[name] = products.measure(args.samples)
         elif name == "servers":
             found[name] = servers.measure(args.samples)
         elif name == "splits":
@@ -89,6 +91,11 @@ def table(found: dict[str, Any]) -> str:
         lines += ["", f"| ms of a round on one thread | {' | '.join(parts)} |", "| --- " * (len(parts) + 1) + "|"]
         for what, seconds in found["profile"].items():
             lines.append(f"| {what} | {' | '.join(f'{1e3 * seconds[part]:.2f}' for part in parts)} |")
+    if found["products"]:
+        lines += ["", "| a batch of 10 through the 2NN, one thread | microseconds | of one thread's sgemm |"]
+        lines.append("| --- | --- | --- |")
+        for name, taken in found["products"].items():
+            lines.append(f"| {name} | {1e6 * taken['seconds']:.1f} | {100 * taken['share']:.0f} % |")
     if found["servers"]:
         lines += ["", "| ms of a round of 100 clients, by server strategy | fedsim's | Flower's | ratio |"]
         lines.append("| --- | --- | --- | --- |")

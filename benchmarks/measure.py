@@ -62,8 +62,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float,
     return median(above) / median(below), *quartiles(np.array(above) / np.array(below))
 
 
-def sgemm(size: int = 3000) -> tuple[Callable[[], object], float]:
-    """Return a call of single-precision matrix product on all cores, and its floating-point operations."""
+def sgemm(size: int = 3000, threads: int | None = None) -> tuple[Callable[[], object], float]:
+    """Return a call of single-precision matrix product, by default on all cores, and its floating-point operations."""
     from threadpoolctl import threadpool_limits
 
     from fedsim.engines.in_process import available_cores
@@ -72,7 +72,7 @@ def sgemm(size: int = 3000) -> tuple[Callable[[], object], float]:
     out = np.empty_like(matrix)
 
     def call() -> None:
-        with threadpool_limits(available_cores(), "blas"):
+        with threadpool_limits(threads or available_cores(), "blas"):
             np.matmul(matrix, matrix, out=out)
 
     call()

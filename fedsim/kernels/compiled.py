@@ -1,15 +1,16 @@
 """Local training compiled by Numba: the fast kernel, equal to `kernels.numpy` to rounding.
 
-One call trains a block of clients, one after another, without the interpreter: a client's model stays in the core's
-cache from its first step to its last. Everything large is one operation, a product of matrices added into a third,
-and that operation is cut into register tiles: `_tile` emits their instructions as LLVM vectors, so that nothing is
-left to a vectoriser's mood and compilation takes about five seconds.
+One call on each thread trains clients of a block, one after another, without the interpreter: a client's model stays in
+the core's cache from its first step to its last. Everything large is one operation, a product of matrices added into a
+third, and that operation is cut into register tiles: `_tile` emits their instructions as LLVM vectors, so that nothing
+is left to a vectoriser's mood and compilation takes about eight seconds.
 
 Three things make a step cheap. The flat layout stores each bias after its matrix, so ``[W; b]`` is one matrix with an
 extra row and layer inputs carry a column of ones: there is no code for biases. The weights' gradient is never stored:
 ``W += X.T @ (-lr * delta)`` is the same tiled product, added in place. Layer 1 computes no gradient for its inputs.
 
-Rows of the working copy are padded with zeros to whole vectors; the padding stays zero.
+Rows of the working copy are padded with zeros to whole vectors; the padding stays zero. A layer with few outputs for
+its inputs is kept as ``[W; b].T``, whose rows waste less.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _I64 = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-_HELPER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True}
+_HELPER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _helper: Callable[[Any], Any] = numba.njit(**_HELPER)
 _sum_helper: Callable[[Any], Any] = numba.njit(**_HELPER, fastmath={"reassoc"})  # sums in several lanes
 _intrinsic: Callable[[Any], Any] = intrinsic
