@@ -59,7 +59,8 @@ _I64 = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-_HELPER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_HELPER = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _helper: Callable[[Any], Any] = numba.njit(**_HELPER)
 _sum_helper: Callable[[Any], Any] = numba.njit(**_HELPER, fastmath={"reassoc"})  # sums in several lanes
 _intrinsic: Callable[[Any], Any] = intrinsic
@@ -300,10 +301,23 @@ def _power_of_two(context, n_):  # type: ignore[no-untyped-def]
     return types.float32(n_), emit
 
 
+def _polynomial(highest: float, *rest: float) -> Any:
+    """Make a function: a polynomial in x, given its coefficients, in precision `kind`. Unlike a call, it vectorises."""
+
+    @_helper
+    def value(kind, x):  # type: ignore[no-untyped-def]
+        total = kind(highest)
+        for c in numba.literal_unroll(rest):
+            total = total * x + kind(c)
+        return total
+
+    return value
+
+
 #: log 2 in two parts, the first of few bits: a whole number times it is exact. e^r = 1 + r + r^2 Q(r) for |r| at most
 #: half of it; Q, highest power first, is the minimax of the relative error (3e-9), by Lawson's iteration.
 _LN_2 = 0.693359375, math.log(2) - 0.693359375
-_EXP_Q = 1.38146132e-03, 8.36870982e-03, 4.16683874e-02, 1.66665207e-01, 4.99999935e-01
+_exp_q = _polynomial(1.38146132e-03, 8.36870982e-03, 4.16683874e-02, 1.66665207e-01, 4.99999935e-01)
 
 
 @_helper
@@ -319,10 +333,7 @@ def _exp(h):  # type: ignore[no-untyped-def]
             x = bottom if h[j] < bottom else h[j]  # NaN stays NaN
             n = ((x if x >= bottom else bottom) * kind(1 / math.log(2)) + round_) - round_
             r = (x - n * kind(_LN_2[0])) - n * kind(_LN_2[1])
-            q = kind(_EXP_Q[0])
-            for c in numba.literal_unroll(_EXP_Q[1:]):
-                q = q * r + kind(c)
-            h[j] = (q * r * r + r + kind(1)) * _power_of_two(n)
+            h[j] = (_exp_q(kind, r) * r * r + r + kind(1)) * _power_of_two(n)
 
 
 # An index may count from the end; checking that keeps LLVM from vectorising s[h + j], so rows are passed as slices.
@@ -382,10 +393,10 @@ def _loss_and_delta(kind, z, d, target, scale):  # type: ignore[no-untyped-def]
 
 
 #: tanh x = x P(x^2) / Q(x^2) for |x| <= 9 in single precision, highest power first: the minimax coefficients of Eigen
-#: (generic_fast_tanh_float) and XLA. Unlike a call of tanh, a quotient of polynomials is vectorised.
-_TANH_P = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
-           1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
-_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+#: (generic_fast_tanh_float) and XLA.
+_tanh_p = _polynomial(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+                      1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+_tanh_q = _polynomial(1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 @_helper
@@ -400,12 +411,7 @@ def _tanh(h):  # type: ignore[no-untyped-def]
         for j in range(len(h)):
             x = -top if h[j] < -top else (top if h[j] > top else h[j])  # NaN stays NaN
             square = x * x
-            p, q = kind(_TANH_P[0]), kind(_TANH_Q[0])
-            for c in numba.literal_unroll(_TANH_P[1:]):
-                p = p * square + kind(c)
-            for c in numba.literal_unroll(_TANH_Q[1:]):
-                q = q * square + kind(c)
-            h[j] = x * p / q
+            h[j] = x * _tanh_p(kind, square) / _tanh_q(kind, square)
 
 
 @_helper
@@ -586,6 +592,34 @@ def _pack(flat, s, place, layer):  # type: ignore[no-untyped-def]
 
 
 @_helper
+def _forward(s, table, layer, first, rows, lanes):  # type: ignore[no-untyped-def]
+    """Write a layer's outputs, before its activation, for `rows` rows of a chunk from `first` on."""
+    part, h_row, z_row = table[layer], table[layer, _H_ROW], table[layer + 1, _H_ROW]
+    h, z, w, w_row, outputs = (
+        part[_H] + first * h_row,
+        table[layer + 1, _H] + first * z_row,
+        part[_W],
+        part[_ROW],
+        part[_N],
+    )
+    if part[_TURNED]:
+        _multiply_transposed(s, z, z_row, rows, h, h_row, w, w_row, outputs, w_row // lanes)
+    else:
+        _multiply(s, z, z_row, rows, h, h_row, w, w_row, outputs, lanes, part[_K] + 1)
+
+
+@_helper
+def _back(s, table, layer, first, rows, lanes):  # type: ignore[no-untyped-def]
+    """Write the derivatives by a layer's inputs, the deltas of the layer below before its activation's."""
+    part, d_row, below_row = table[layer], table[layer, _D_ROW], table[layer - 1, _D_ROW]
+    d, below, w, w_row = part[_D] + first * d_row, table[layer - 1, _D] + first * below_row, part[_W], part[_ROW]
+    if part[_TURNED]:
+        _multiply(s, below, below_row, rows, d, d_row, w, w_row, part[_K], lanes, part[_N])
+    else:
+        _multiply_transposed(s, below, below_row, rows, d, d_row, w, w_row, part[_K], w_row // lanes)
+
+
+@_helper
 def _pass(s, table, lanes, x, y, order, begin, first, last, stop, activation, loss, scale, lowest):  # type: ignore[no-untyped-def]
     """Take examples forward and back: rows `first` to `last` of a chunk that starts at `begin` of `order`.
 
@@ -601,18 +635,9 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, stop, activation, lo
         _copy(s, h, x[order[begin + r]], 0, inputs)
         s[h + inputs] = 1  # the bias is a weight of an input that is always one
     for layer in range(layers):
-        h_row, z_row, w, w_row, outputs = (
-            table[layer, _H_ROW],
-            table[layer + 1, _H_ROW],
-            table[layer, _W],
-            table[layer, _ROW],
-            table[layer, _N],
-        )
-        h, z = table[layer, _H] + first * h_row, table[layer + 1, _H] + first * z_row
-        if table[layer, _TURNED]:
-            _multiply_transposed(s, z, z_row, rows, h, h_row, w, w_row, outputs, w_row // lanes)
-        else:
-            _multiply(s, z, z_row, rows, h, h_row, w, w_row, outputs, lanes, table[layer, _K] + 1)
+        _forward(s, table, layer, first, rows, lanes)
+        outputs, z_row = table[layer, _N], table[layer + 1, _H_ROW]
+        z = table[layer + 1, _H] + first * z_row
         if layer + 1 < layers:
             for r in range(rows):
                 place = z + r * z_row
@@ -629,17 +654,9 @@ def _pass(s, table, lanes, x, y, order, begin, first, last, stop, activation, lo
                     scores, delta = s[z + r * z_row :][:outputs], s[d + r * d_row :][:outputs]
                     total += _loss_and_delta(loss, scores, delta, y[order[begin + first + r]], scale)
     for layer in range(layers - 1, lowest, -1):
+        _back(s, table, layer, first, rows, lanes)
         h_row, d_row, width = table[layer, _H_ROW], table[layer - 1, _D_ROW], table[layer, _K]
-        above_row, w, w_row = table[layer, _D_ROW], table[layer, _W], table[layer, _ROW]
-        h, d, above = (
-            table[layer, _H] + first * h_row,
-            table[layer - 1, _D] + first * d_row,
-            table[layer, _D] + first * above_row,
-        )
-        if table[layer, _TURNED]:
-            _multiply(s, d, d_row, rows, above, above_row, w, w_row, width, lanes, table[layer, _N])
-        else:
-            _multiply_transposed(s, d, d_row, rows, above, above_row, w, w_row, width, w_row // lanes)
+        h, d = table[layer, _H] + first * h_row, table[layer - 1, _D] + first * d_row
         for r in range(rows):
             place = d + r * d_row
             _chain(activation, s[place : place + width], s[h + r * h_row : h + r * h_row + width])
@@ -670,8 +687,8 @@ def _update(s, part, target, lanes, first, last, x, following):  # type: ignore[
 
 
 def _train(  # type: ignore[no-untyped-def]
-    out, losses, moved, start, x, y, indices, offsets, sizes, steps, keys, batch, table, s, lanes, padded,
-    activation, loss, rates, momentum, decay, pull, centers, corrections, trained, counter,
+    out, losses, moved, start, x, y, indices, offsets, sizes, steps, keys, batch, table, lanes, padded,
+    activation, loss, rates, momentum, decay, pull, centers, corrections, trained, counter, s,
 ):  # fmt: skip
     """Train clients, one after another: `fit` in loops, with every array of a client inside the scratch `s`.
 
@@ -756,10 +773,8 @@ def _train(  # type: ignore[no-untyped-def]
                 if not direct:
                     for layer in range(lowest, layers):
                         if trained[layer]:
-                            at = table[layer, _W] - table[0, _W]
-                            w, v = weights[at:][: _length(table[layer])], velocity[at:]
-                            for i in range(len(w)):
-                                w[i] -= lr * v[i]
+                            place, length = table[layer, _W], _length(table[layer])
+                            _affine(s[place : place + length], s.dtype.type(0), lr, s, place + padded, not direct)
                 left -= 1
             epoch += 1
         for layer in range(layers):
@@ -792,7 +807,7 @@ def _layout(net: MLP) -> tuple[NDArray[np.int64], int, int]:
     weights = place
     for layer in range(layers):
         table[layer, _W] = place
-        place += int(table[layer, _ROW]) * (net.sizes[layer + 1] if table[layer, _TURNED] else net.sizes[layer] + 1)
+        place += int(_length.py_func(table[layer]))
     parameters = place - weights
     return table, parameters, place + 2 * parameters
 
@@ -811,13 +826,12 @@ def _scratch(net: MLP, length: int) -> Array:
     return scratch
 
 
-def _jit(function: Any, **more: Any) -> Any:
+def _jit(function: Any) -> Any:
     """Compile on demand, to machine code that is kept on disk where Numba finds a place to write."""
-    options = {"nogil": True, "error_model": "numpy"} | more
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no such place
-        return numba.njit(**options)(function)
+        return numba.njit(**_OPTIONS)(function)
 
 
 def _add_weighted(total, rows, weights):  # type: ignore[no-untyped-def]
@@ -883,9 +897,9 @@ def prepare(dtype: str, targets: bool = False) -> None:
     signature = types.void(
         array(real, 2), array(types.float64, 1), array(types.float64, 1), array(real, 2, True), array(real, 2, True),
         array(real if targets else whole, 1, True), array(whole, 1), array(whole, 1), array(whole, 1), array(whole, 1),
-        array(types.uint64, 2), whole, array(whole, 2), array(real, 1), whole, whole,
+        array(types.uint64, 2), whole, array(whole, 2), whole, whole,
         whole, whole, array(real, 1), real, real, real, array(real, 2, True), array(real, 2, True),
-        array(types.boolean, 1), array(types.int64, 1),
+        array(types.boolean, 1), array(whole, 1), array(real, 1),
     )  # fmt: skip
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
     squares = types.void(array(types.float64, 1), array(real, 2), array(real, 1, True))
@@ -921,15 +935,13 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
     arguments = (
         out, losses, squares, _readonly(job.start, net), _readonly(job.x, net), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
-        job.shuffles, job.batch_size, table,
-    )  # fmt: skip
-    more = (
-        VECTOR // out.itemsize, padded, _ACTIVATIONS[net.activation], _LOSSES[net.loss],
+        job.shuffles, job.batch_size, table, VECTOR // out.itemsize, padded,
+        _ACTIVATIONS[net.activation], _LOSSES[net.loss],
         np.asarray(job.lr, net.dtype), real(job.momentum), real(job.weight_decay), real(job.mu),
         _readonly(job.center, net), _readonly(correction, net), np.array(job.trained), counter,
     )  # fmt: skip
     try:
-        job.spread(lambda: _train_compiled(*arguments, _scratch(net, length), *more))
+        job.spread(lambda: _train_compiled(*arguments, _scratch(net, length)))
     finally:
         counter[0] = len(sizes)  # who is interrupted leaves no thread that goes on
     return out, losses, np.sqrt(squares)
