@@ -45,3 +45,12 @@ def test_streams_differ_by_seed_purpose_and_ids() -> None:
         for b in (0, 1)
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_number_and_an_array_of_it_have_one_stream() -> None:
+    """Plain numbers are folded by another way."""
+    for seed in (0, 1, 2**63, 2**64 + 1):
+        for k in (0, 1, 10**6):
+            plain = streams.keys(seed, Purpose.SHUFFLE, 7, k)
+            assert np.array_equal(plain, streams.keys(seed, Purpose.SHUFFLE, 7, np.array([k])))
+            assert np.array_equal(plain, streams.keys(seed, Purpose.SHUFFLE, np.array([7]), k))

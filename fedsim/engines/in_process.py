@@ -71,6 +71,11 @@ def _one_core_each(workers: int) -> Callable[[], None] | None:
     return lambda: os.sched_setaffinity(0, {next(cores)})  # of the calling thread
 
 
+def _every(size: int, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Cut ids into blocks of a size, the last one smaller."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
 @dataclass
 class Traffic:
     """What one round did, counted where it happened.
@@ -270,7 +275,7 @@ class InProcessGrid(flower.LocalGrid):
             Floating-point operations per example.
         """
         if self.block_size:
-            return [ids[start : start + self.block_size] for start in range(0, len(ids), self.block_size)]
+            return _every(self.block_size, ids)
         done = np.cumsum(self.site.partition.sizes[ids]) * work
         per_worker = np.clip(done[-1] / (self.workers * BLOCK_WORK), *BLOCKS_PER_WORKER)
         share = float(done[-1]) / (self.workers * int(per_worker)) * (1 + 1e-9)
@@ -291,8 +296,11 @@ class InProcessGrid(flower.LocalGrid):
     def large_blocks(self, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
         """Cut a cohort into blocks that all workers share, as large as may be, and of as many clients for each."""
         most = max(1, WAITING_BYTES // (self.workers * self._row_bytes)) * self.workers
-        size = self.block_size or most
-        return [ids[start : start + size] for start in range(0, len(ids), size)]
+        return _every(self.block_size or most, ids)
+
+    def evaluation_blocks(self, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """Cut a cohort that evaluates into blocks that each are one worker's."""
+        return self.blocks(ids, 2 * self.net.num_parameters)
 
     def ahead(self, blocks: Sequence[NDArray[np.intp]]) -> int:
         """Return how many blocks may be finished and wait for their turn."""
@@ -370,18 +378,18 @@ class InProcessGrid(flower.LocalGrid):
         ids = ids[self.site.partition_test.sizes[ids] > 0]
         if not len(ids):
             return
-        for evaluation in self.evaluate_blocks(task, self.blocks(ids, 2 * self.net.num_parameters)):
+        for evaluation in self.evaluate_blocks(task, ids):
             self.evaluations.append(evaluation)
             yield evaluation
 
-    def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
-        """Evaluate blocks wherever this engine does, in their order."""
+    def evaluate_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
+        """Evaluate wherever this engine does, by blocks, in cohort order."""
 
         def work(block: NDArray[np.intp]) -> Evaluation:
             state = self.site.load_state(task, block, self.state) if self.site.personalises(task.strategy) else {}
             return self.site.evaluate(task, block, state)
 
-        yield from self.in_order(work, blocks)
+        yield from self.in_order(work, self.evaluation_blocks(ids))
 
     def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
         """Return the loss and accuracy (for regression R squared) of flat weights on the test set."""

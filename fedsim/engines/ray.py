@@ -125,8 +125,9 @@ class RayGrid(InProcessGrid):
         blocks = self.training_blocks(task, ids)
         yield from self._in_actors("train", task, blocks, True, self.ahead(blocks))
 
-    def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
-        """Evaluate blocks in the actors."""
+    def evaluate_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
+        """Evaluate in the actors."""
+        blocks = self.evaluation_blocks(ids)
         yield from self._in_actors("evaluate", task, blocks, self.site.personalises(task.strategy), len(blocks))
 
     def _in_actors(

@@ -17,6 +17,7 @@ from fedsim.clients.base import (
     evaluate_shards,
     keeps_state,
     new_state,
+    numpy_hooks,
     overrides,
     personalise,
     private_mask,
@@ -143,7 +144,7 @@ class Site:
 
     def only_fits(self, strategy: SGD) -> bool:
         """Whether a round is nothing but one fit of the compiled kernel, which threads can share."""
-        plain = not overrides(strategy, "train", "gradient", "direction")
+        plain = not overrides(strategy, "train") and not numpy_hooks(strategy)
         return plain and self.kernel_name == "compiled" and self.compression is None
 
     def train(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Update:

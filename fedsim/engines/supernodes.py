@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -133,10 +133,10 @@ class SuperNodeGrid(InProcessGrid):
             with np.errstate(all="ignore"):
                 yield self.site.measured(task, update)
 
-    def evaluate_blocks(self, task: Task, blocks: Sequence[NDArray[np.intp]]) -> Iterator[Evaluation]:
+    def evaluate_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate on SuperNodes."""
-        rows = self._ask("evaluate", task, np.concatenate(blocks))
-        for block in blocks:
+        rows = self._ask("evaluate", task, ids)
+        for block in self.evaluation_blocks(ids):
             known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
             if len(known):
                 found = [rows[int(client)] for client in known]
