@@ -21,7 +21,7 @@ from fedsim import checkpoint, engines, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf
 from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid
+from fedsim.engines.in_process import InProcessGrid, Traffic
 from fedsim.engines.site import mean_evaluation
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.experiment import Result, history_columns
@@ -101,6 +101,7 @@ class _Run:
         self.strategy: Strategy
         self.started = self.saved = time.perf_counter()
         self.saving = 0.0
+        self.rejected = 0
         self.stop = threading.Event()
 
     def execute(self, verbose: bool) -> Result:
@@ -115,6 +116,9 @@ class _Run:
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
             self.strategy = experiment.strategy(self.half)
+            if isinstance(self.strategy, FedAvg):
+                self.strategy.check_clients(len(self.grid.get_node_ids()))
+                self.strategy.streams = True  # nobody else sees its replies
             done = self._restore() if self.folder else 0
             self.started = self.saved = time.perf_counter()
             if done < experiment.rounds:
@@ -127,6 +131,8 @@ class _Run:
                     )
                 except flower.AppExitException as error:
                     raise FedsimError(f"Flower's {type(self.strategy).__name__} gave up: {error}") from error
+        if self.rejected > 1:
+            notice(f"{self.rejected} of {experiment.rounds} rounds had too few updates and changed nothing")
         history = pd.DataFrame(self.rows, columns=list(history_columns(self.score)))
         parts, columns = self.client_rows, (*CLIENTS, self.score)
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
@@ -140,14 +146,16 @@ class _Run:
             return None  # the last round before an interruption
         self.arrays, self.weights = arrays, flower.to_flat(self.net, arrays)
         loss, accuracy = self.grid.evaluate_test(self.weights)
+        traffic, evaluations = self.grid.take_round()
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}; a smaller lr usually helps"
+                f"with {self.experiment.client}{_largest(traffic)}; a smaller lr usually helps"
             )
         if server_round == 0:
             self.grid.limit_loss(loss)
-        traffic, evaluations = self.grid.take_round()
+        if traffic.rejected is not None:
+            self._say_rejected(server_round, traffic.rejected)
         now = time.perf_counter()
         values = (
             server_round,
@@ -176,6 +184,16 @@ class _Run:
         if self.folder:
             self._checkpoint(self.folder)
         return MetricRecord({"test_loss": loss, f"test_{self.score}": accuracy})
+
+    def _say_rejected(self, server_round: int, updates: int) -> None:
+        """Say, the first time, that a round has changed nothing."""
+        least = max(1, self.experiment.min_clients)
+        if not self.rejected:
+            notice(
+                f"round {server_round} had {updates} updates, fewer than min_clients = {least}: "
+                "the model stays as it was; Result.failures has the reasons"
+            )
+        self.rejected += 1
 
     # Interruption.
 
@@ -242,6 +260,14 @@ class _Run:
         for row in self.rows:
             self.on_round(row)
         return len(self.rows) - 1
+
+
+def _largest(traffic: Traffic) -> str:
+    """Name the client whose update was the largest of a round."""
+    if not traffic.clients:
+        return ""
+    client, length = traffic.largest_update
+    return f"; the largest update was client {client}'s, of length {length:.3g}"
 
 
 class _Centralised:

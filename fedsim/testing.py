@@ -455,6 +455,7 @@ def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
     found = []
     for as_messages in (False, True):
         server = FedAvg(seed=3, half=ServerHalf(strategy, net, sum(SIZES), 3))
+        server.streams = not as_messages
         with InProcessGrid(net, _Ragged(len(SIZES)).federate(data), strategy) as grid, flower.quiet():
             arrays: Any = start
             for number in (1, 2):

@@ -104,6 +104,7 @@ def test_what_is_not_sent_is_sent_later() -> None:
         for held, total in ((grid, sent), (plain, changed)):
             for update in held.train(held.site.task(start, number), ids):
                 total[update.partition_ids] += update.weights - start
+                held.state.store(update.partition_ids, update.state)
     kept = grid.state.load(np.arange(12), lambda new: {})[RESIDUAL]
     np.testing.assert_allclose(sent + kept, changed, atol=1e-5)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
 from fedsim.compression import Int8, TopK
-from fedsim.errors import ConfigError, DivergenceError
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -92,7 +92,9 @@ class Broken(SGD):
 
 
 def test_errors_are_raised_as_in_process() -> None:
-    with pytest.raises(ZeroDivisionError, match=r"^on purpose$"):
+    with pytest.raises(
+        FedsimError, match=r"^client \d+ failed in round 1: ZeroDivisionError: on purpose \(.*line \d+\)$"
+    ):
         replace(BASE, client=Broken()).run(engine="ray")
     with pytest.raises(DivergenceError, match="training diverged in round 1 at client"):
         replace(BASE, client=SGD(lr=100.0)).run(engine="ray")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels, mlp
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.kernels.numpy import Fit, Spread, alone, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
@@ -109,6 +109,8 @@ class Update:
         What is sent in the place of the weights, where it is compressed; the weights are what the server decodes.
     moved : ndarray of float64, shape (clients,), optional
         How far the weights are from the global ones, once somebody has looked.
+    failed : dict of int to FedsimError
+        Partition id -> why a client is not among the rows.
     """
 
     partition_ids: Indices
@@ -119,6 +121,7 @@ class Update:
     state: Mapping[str, Array] = field(default_factory=dict)
     encoded: Mapping[str, Array] = field(default_factory=dict)
     moved: NDArray[np.float64] | None = None
+    failed: Mapping[int, FedsimError] = field(default_factory=dict)
 
     def rows(self, select: NDArray[np.bool_]) -> Update:
         """Return some of the rows."""
@@ -128,7 +131,7 @@ class Update:
                 return {name: rows[select] for name, rows in value.items()}
             return value if value is None else value[select]
 
-        return Update(**{f.name: some(getattr(self, f.name)) for f in fields(self)})
+        return Update(**{f.name: some(getattr(self, f.name)) for f in fields(self) if f.name != "failed"})
 
 
 class Context:

@@ -275,14 +275,22 @@ class Instructions(Sequence[Message]):
     node_ids : sequence or ndarray of int
     message_type : str
         Flower's ``MessageType.TRAIN`` or ``EVALUATE``.
+    aggregator : Aggregator, optional
+        What takes the updates as they finish, on a grid that can do so; default: every update is a reply.
+    min_clients : int
+        Fewest updates with which a round is accepted.
     """
 
     def __init__(
-        self, record: RecordDict, node_ids: Sequence[int] | NDArray[np.integer[Any]], message_type: str
+        self,
+        record: RecordDict,
+        node_ids: Sequence[int] | NDArray[np.integer[Any]],
+        message_type: str,
+        aggregator: Any = None,
+        min_clients: int = 0,
     ) -> None:
-        self.record = record
-        self.node_ids = node_ids
-        self.message_type = message_type
+        self.record, self.node_ids, self.message_type = record, node_ids, message_type
+        self.aggregator, self.min_clients = aggregator, min_clients
 
     def __len__(self) -> int:
         return len(self.node_ids)

@@ -12,7 +12,6 @@ neither workers nor block sizes can change a sum.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.clients import SGD
@@ -28,6 +27,7 @@ from fedsim.clients.base import Task, Update
 from fedsim.compression import Transform
 from fedsim.engines import flower
 from fedsim.engines.drift import Movements
+from fedsim.engines.replies import Order, Replies
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
 from fedsim.errors import DivergenceError, FedsimError, one_of, whole
@@ -90,6 +90,8 @@ class Traffic:
         Serialised arrays sent to and received from clients.
     movements : Movements
         How far clients went.
+    rejected : int, optional
+        How many updates a round had that was not accepted.
     """
 
     clients: int = 0
@@ -97,6 +99,8 @@ class Traffic:
     bytes_down: int = 0
     bytes_up: int = 0
     movements: Movements = field(default_factory=Movements)
+    rejected: int | None = None
+    _ids: list[NDArray[np.intp]] = field(default_factory=list)
     _losses: list[NDArray[np.float64]] = field(default_factory=list)
 
     @property
@@ -107,10 +111,17 @@ class Traffic:
         losses, examples = np.concatenate(self._losses), np.concatenate(self.movements.examples)
         return float((losses * examples).sum() / examples.sum())
 
+    @property
+    def largest_update(self) -> tuple[int, float]:
+        """Return which client's update was the longest, and its length; at least one client was aggregated."""
+        ids, lengths = np.concatenate(self._ids), np.concatenate(self.movements.lengths)
+        return int(ids[lengths.argmax()]), float(lengths.max())
+
     def trained(self, update: Update) -> None:
         """Count a block."""
         assert update.moved is not None
         self.clients += len(update.partition_ids)
+        self._ids.append(update.partition_ids)
         self._losses.append(update.train_loss)
         self.movements.add(update.moved, update.num_examples)
 
@@ -175,6 +186,7 @@ class InProcessGrid(flower.LocalGrid):
         shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
         self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
+        self._movement_limit = float(np.sqrt(np.finfo(net.dtype).max))
         self._train_calls = 0
         self._waiting: dict[str, Message] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -216,15 +228,56 @@ class InProcessGrid(flower.LocalGrid):
         return list(self.send_and_receive(messages))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
-        """Run messages and return their replies, which are computed as they are read.
+        """Run a round, or an evaluation, and return its outcome.
 
-        `timeout` has no meaning here: no client is away, and every reply is waited for.
+        Client state and statistics are kept only if the round is accepted: at least as many clients have sent an
+        update as the instructions ask for. `timeout` has no meaning here: every reply is waited for.
         """
-        return Replies(self, list(self._orders(messages)))
+        told = messages if isinstance(messages, flower.Instructions) else None
+        replies = Replies(self.net, list(self._orders(messages)), told.aggregator if told else None)
+        for order in replies.orders:
+            if order.kind == MessageType.TRAIN:
+                for update in self.train(order.task, order.ids):
+                    replies.add(update)
+            else:
+                for evaluation in self.evaluate_clients(order.task, order.ids):
+                    replies.evaluations.append(evaluation)
+                without = order.ids[self.site.partition_test.sizes[order.ids] == 0]
+                replies.failed |= {int(k): f"client {k} has no examples to evaluate on" for k in without}
+        replies.failed |= self.traffic.failed
+        sent = sum(len(update.partition_ids) for update in replies.updates)
+        if told and sent < told.min_clients:
+            replies.accepted, self.traffic.rejected = False, sent
+        else:
+            self._commit(replies)
+        self.evaluations += replies.evaluations
+        return replies
+
+    def _commit(self, replies: Replies) -> None:
+        """Keep what an accepted round changes: clients' state and the round's statistics."""
+        for update in replies.updates:
+            self.state.store(update.partition_ids, update.state)
+            self.traffic.trained(update)
+        if any(len(update.partition_ids) for update in replies.updates) and len(replies.orders) == 1:
+            if replies.aggregator is not None:
+                mean = replies.aggregator.mean()
+            else:
+                running = RunningMean(self.add_weighted)
+                for update in replies.updates:
+                    running.add(update.weights, update.num_examples)
+                mean = running.value()
+            start = replies.orders[0].task.global_weights
+            self.traffic.movements.mean_length = float(self.site.kernel.movement(mean[None], start)[0])
+
+    @property
+    def add_weighted(self) -> Callable[..., None]:
+        """How the kernel that trains adds up weights."""
+        add: Callable[..., None] = self.site.kernel.add_weighted
+        return add
 
     # What the engine does.
 
-    def _orders(self, messages: Iterable[Message]) -> Iterator[_Order]:
+    def _orders(self, messages: Iterable[Message]) -> Iterator[Order]:
         """Gather messages that share a content, so that each model is decoded once."""
         if isinstance(messages, flower.Instructions):
             if len(messages):
@@ -242,7 +295,7 @@ class InProcessGrid(flower.LocalGrid):
 
     def _order(
         self, record: RecordDict, message_type: str, nodes: NDArray[np.int64], messages: list[Message] | None
-    ) -> _Order:
+    ) -> Order:
         kind = message_type.partition(".")[0]
         one_of("message_type", kind, (MessageType.TRAIN, MessageType.EVALUATE))
         ids = (nodes - 2).astype(np.intp)
@@ -263,7 +316,7 @@ class InProcessGrid(flower.LocalGrid):
         order = np.lexsort((ids, -task.partition.sizes[ids]))
         self.traffic.bytes_down += len(ids) * (self._payload + sum(flower.array_bytes(a) for a in down.values()))
         ordered = [messages[k] for k in order] if messages else None
-        return _Order(kind, task, ids[order], ordered)
+        return Order(kind, task, ids[order], ordered)
 
     def blocks(self, ids: NDArray[np.intp], work: float) -> list[NDArray[np.intp]]:
         """Cut ordered partition ids into blocks of like work, small enough to keep every worker busy to the end.
@@ -330,9 +383,10 @@ class InProcessGrid(flower.LocalGrid):
                 future.cancel()
 
     def train(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
-        """Train clients, given in cohort order; yield each block's sound updates and record the rest.
+        """Train clients, given in cohort order; yield each block's sound updates and record why others are left out.
 
-        Clients without examples are left out, and recorded too.
+        A client is left out that has no examples, that raised an error, whose training diverged, or whose update is so
+        long that its square is not finite in the network's precision.
         """
         empty = task.partition.sizes[ids] == 0
         self.traffic.failed |= {int(client): f"client {client} has no examples to train on" for client in ids[empty]}
@@ -340,13 +394,15 @@ class InProcessGrid(flower.LocalGrid):
         if not len(ids):
             return
         for update in self.run_blocks(task, ids):
+            for client, error in update.failed.items():
+                self._failed(client, error)
+            assert update.moved is not None
             sound = np.isfinite(update.train_loss) & (update.train_loss <= self._loss_limit)
+            sound &= update.moved <= self._movement_limit
             for row in np.flatnonzero(~sound):
-                self._failed(task, int(update.partition_ids[row]), float(update.train_loss[row]))
+                self._failed(int(update.partition_ids[row]), self._diverged(task, update, int(row)))
             if not sound.all():
                 update = update.rows(sound)
-            self.state.store(update.partition_ids, update.state)
-            self.traffic.trained(update)
             if len(update.partition_ids):
                 encoded = sum(flower.array_bytes(rows[0]) for rows in update.encoded.values())
                 besides = sum(flower.array_bytes(rows[0]) for rows in update.up.values())
@@ -357,7 +413,7 @@ class InProcessGrid(flower.LocalGrid):
         """Train wherever this engine does; yield updates by blocks, in cohort order."""
 
         def work(block: NDArray[np.intp]) -> Update:
-            return self.site.train(task, block, self.site.load_state(task, block, self.state))
+            return self.site.train(task, block, lambda ids: self.site.load_state(task, ids, self.state))
 
         if self.site.only_fits(task.strategy):
             task = replace(task, spread=self.spread)
@@ -366,12 +422,24 @@ class InProcessGrid(flower.LocalGrid):
             blocks = self.training_blocks(task, ids)
             yield from self.in_order(work, blocks, self.ahead(blocks))
 
-    def _failed(self, task: Task, client: int, loss: float) -> None:
-        size = f"training loss {loss:.3g}" if np.isfinite(loss) else "weights or loss not finite"
-        reason = f"training diverged in round {task.round} at client {client} ({size}) with {task.strategy}"
+    def _diverged(self, task: Task, update: Update, row: int) -> DivergenceError:
+        loss, moved = float(update.train_loss[row]), float(update.moved[row])  # type: ignore[index]
+        if not np.isfinite(loss):
+            what = "weights or loss not finite"
+        elif moved <= self._movement_limit:
+            what = f"training loss {loss:.3g}"
+        else:
+            what = f"its update is too large: length {moved:.3g}"
+        return DivergenceError(
+            f"training diverged in round {task.round} at client {update.partition_ids[row]} ({what}) "
+            f"with {task.strategy}; a smaller lr usually helps"
+        )
+
+    def _failed(self, client: int, error: FedsimError) -> None:
+        """Leave a client out of the round, or end the run."""
         if self.on_failure == "raise":
-            raise DivergenceError(f"{reason}; a smaller lr usually helps")
-        self.traffic.failed[client] = reason
+            raise error
+        self.traffic.failed[client] = str(error)
 
     def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate on clients' own examples, block by block; a client that has none is left out."""
@@ -379,15 +447,15 @@ class InProcessGrid(flower.LocalGrid):
         if not len(ids):
             return
         for evaluation in self.evaluate_blocks(task, ids):
-            self.evaluations.append(evaluation)
+            for client, error in evaluation.failed.items():
+                self._failed(client, error)
             yield evaluation
 
     def evaluate_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate wherever this engine does, by blocks, in cohort order."""
 
         def work(block: NDArray[np.intp]) -> Evaluation:
-            state = self.site.load_state(task, block, self.state) if self.site.personalises(task.strategy) else {}
-            return self.site.evaluate(task, block, state)
+            return self.site.evaluate(task, block, lambda ids: self.site.load_state(task, ids, self.state))
 
         yield from self.in_order(work, self.evaluation_blocks(ids))
 
@@ -433,108 +501,3 @@ class InProcessGrid(flower.LocalGrid):
         taken = self.traffic, self.evaluations
         self.traffic, self.evaluations = Traffic(), []
         return taken
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What some clients are told: one task for all, clients in cohort order."""
-
-    kind: str
-    task: Task
-    ids: NDArray[np.intp]
-    messages: list[Message] | None
-
-
-class Replies(Sequence[Message]):
-    """A round's replies, not yet computed.
-
-    fedsim's strategies call `blocks`, once, and never hold more than a few blocks. Anything else reads them as the
-    messages they are for Flower; these are computed at the first look and kept.
-    """
-
-    def __init__(self, grid: InProcessGrid, orders: list[_Order]) -> None:
-        self._grid = grid
-        self._orders = orders
-        self._length = sum(len(order.ids) for order in orders)
-        self._messages: list[Message] | None = None
-
-    def __len__(self) -> int:
-        return self._length if self._messages is None else len(self._messages)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._all()[index]
-
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self._all())
-
-    def blocks(self) -> Iterator[Update]:
-        """Train the cohort and yield its updates block by block, in cohort order."""
-        for order in self._orders:
-            yield from self._grid.train(order.task, order.ids)
-
-    @property
-    def add_weighted(self) -> Callable[..., None]:
-        """How the kernel that trains them adds up weights."""
-        add: Callable[..., None] = self._grid.site.kernel.add_weighted
-        return add
-
-    @property
-    def train_loss(self) -> float:
-        """The mean training loss of the blocks so far."""
-        return self._grid.traffic.train_loss
-
-    def to_record(self, flat: NDArray[Any]) -> ArrayRecord:
-        """Return flat weights as Flower's record."""
-        return flower.to_record(self._grid.net, flat)
-
-    def took_mean(self, mean: NDArray[Any]) -> None:
-        """Take note of the cohort's mean weights, weighted by examples, shape (parameters,)."""
-        grid, start = self._grid, self._orders[0].task.global_weights
-        grid.traffic.movements.mean_length = float(grid.site.kernel.movement(mean[None], start)[0])
-
-    def evaluations(self) -> Iterator[Evaluation]:
-        """Evaluate on the cohort and yield the results block by block, in cohort order."""
-        for order in self._orders:
-            yield from self._grid.evaluate_clients(order.task, order.ids)
-
-    def _all(self) -> list[Message]:
-        if self._messages is None:
-            self._messages = [message for order in self._orders for message in self._reply(order)]
-        return self._messages
-
-    def _reply(self, order: _Order) -> Iterator[Message]:
-        grid, created = self._grid, time.time()
-        contents: dict[int, RecordDict] = {}
-        if order.kind == MessageType.TRAIN:
-            mean = RunningMean(grid.site.kernel.add_weighted)
-            for update in grid.train(order.task, order.ids):
-                mean.add(update.weights, update.num_examples)
-                columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
-                for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
-                    metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
-                    record = flower.to_record(grid.net, weights)
-                    record.update(flower.record({flower.UP + name: sent[row] for name, sent in update.up.items()}))
-                    contents[int(client)] = RecordDict({"arrays": record, "metrics": metrics})
-            if contents and len(self._orders) == 1:
-                self.took_mean(mean.value())
-        else:
-            for result in grid.evaluate_clients(order.task, order.ids):
-                rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)
-                for client, examples, loss, accuracy in rows:
-                    metrics = MetricRecord(
-                        {"num-examples": int(examples), "eval_loss": float(loss), "eval_accuracy": float(accuracy)}
-                    )
-                    contents[int(client)] = RecordDict({"metrics": metrics})
-        for place, client in enumerate(order.ids):
-            sent = order.messages[place].metadata if order.messages else None
-            metadata = flower.reply_metadata(
-                int(client) + 2,
-                sent.message_id if sent else grid.next_id(),
-                sent.message_type if sent else order.kind,
-                sent.group_id if sent else "",
-                created,
-            )
-            if int(client) in contents:
-                yield flower.make_message(metadata, contents[int(client)])
-            else:
-                yield flower.make_message(metadata, error=Error(0, grid.traffic.failed[int(client)]))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.site import Evaluation, Site
+from fedsim.engines.site import Evaluation, Load, Site
 from fedsim.errors import ConfigError, FedsimError, missing_extra
 
 #: How often a block is tried again after the loss of its worker.
@@ -46,17 +46,17 @@ class _Worker:
     def train(self, order: Any, block: Any, state: Any) -> Update:
         held, *task = order
         site = self._place(held)
-        return site.train(site.task(*task), block, _writeable(state))
+        return site.train(site.task(*task), block, _load(block, state))
 
     def evaluate(self, order: Any, block: Any, state: Any) -> Evaluation:
         held, *task = order
         site = self._place(held)
-        return site.evaluate(site.task(*task), block, _writeable(state))
+        return site.evaluate(site.task(*task), block, _load(block, state))
 
 
-def _writeable(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return arrays as a strategy may change them: Ray shares what it sends."""
-    return {name: np.array(rows) for name, rows in state.items()}
+def _load(block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Load:
+    """Return what copies the state of some clients of a block, for a strategy to change: Ray shares what it sends."""
+    return lambda clients: {name: rows[np.isin(block, clients)] for name, rows in state.items()}
 
 
 class RayGrid(InProcessGrid):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +28,13 @@ from fedsim.clients.base import (
 )
 from fedsim.compression import RESIDUAL, Compression, Transform
 from fedsim.engines.state import ClientState
+from fedsim.errors import FedsimError
 from fedsim.mlp import MLP
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
+
+#: Partition ids -> a copy of their state.
+Load = Callable[[NDArray[np.intp]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,19 @@ class Evaluation:
     ----------
     partition_ids, num_examples : ndarray of int, shape (clients,)
     loss, accuracy : ndarray of float64, shape (clients,)
+    failed : dict of int to FedsimError
+        Partition id -> why a client is not among the rows.
     """
 
     partition_ids: NDArray[np.intp]
     num_examples: NDArray[np.intp]
     loss: NDArray[np.float64]
     accuracy: NDArray[np.float64]
+    failed: Mapping[int, FedsimError] = field(default_factory=dict)
+
+
+T = TypeVar("T")
+D = TypeVar("D", Update, Evaluation)
 
 
 def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
@@ -54,6 +68,75 @@ def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
         np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
     )
     return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
+
+
+def isolate_failures(
+    call: Callable[[NDArray[np.intp]], T], block: NDArray[np.intp], round_number: int
+) -> tuple[list[T], dict[int, FedsimError]]:
+    """Call a function of a block of clients; where it raises, of each client alone, which gives the same rows.
+
+    Parameters
+    ----------
+    call : callable
+        Partition ids, shape (clients,) -> the result for them.
+    block : ndarray of int, shape (clients,)
+    round_number : int
+
+    Returns
+    -------
+    results : list
+        In the order of the clients.
+    failed : dict of int to FedsimError
+        Partition id -> what went wrong.
+
+    Raises
+    ------
+    FedsimError, MemoryError
+        Raised by the call: not the fault of one client.
+    """
+    try:
+        return [call(block)], {}
+    except (FedsimError, MemoryError):
+        raise
+    except Exception as error:
+        if len(block) == 1:
+            client = int(block[0])
+            failure = FedsimError(f"client {client} failed in round {round_number}: {describe(error)}")
+            failure.__cause__ = error
+            return [], {client: failure}
+    results, failed = list[T](), dict[int, FedsimError]()
+    for k in range(len(block)):
+        found, lost = isolate_failures(call, block[k : k + 1], round_number)
+        results += found
+        failed |= lost
+    return results, failed
+
+
+def describe(error: Exception) -> str:
+    """Return an error's type, the first line of its message, and the line that raised it outside of libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    place = (outside or frames)[-1]
+    first = (str(error).strip() or "no message").splitlines()[0][:200]
+    return f"{type(error).__name__}: {first} ({place.filename}, line {place.lineno})"
+
+
+#: Folders of code that is not the user's.
+_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
+
+
+def _concatenate(parts: Sequence[D]) -> D:
+    """Return some clients' updates, or evaluations, as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return {name: np.concatenate([rows[name] for rows in values]) for name in values[0]}
+        return None if values[0] is None else np.concatenate(values)
+
+    names = [f.name for f in fields(parts[0]) if f.name != "failed"]
+    return type(parts[0])(**{name: joined([getattr(part, name) for part in parts]) for name in names})
 
 
 class Site:
@@ -147,13 +230,30 @@ class Site:
         plain = not overrides(strategy, "train") and not numpy_hooks(strategy)
         return plain and self.kernel_name == "compiled" and self.compression is None
 
-    def train(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Update:
-        """Train a block of clients."""
-        with np.errstate(all="ignore"):  # divergence is reported by name
-            update = run(task, block, state)
-            if self.compression:
-                update = self._compressed(self.compression, task, update)
-            return self.measured(task, update)
+    def train(self, task: Task, block: NDArray[np.intp], load: Load) -> Update:
+        """Train a block of clients; those that raise an error are left out, with the reason.
+
+        Parameters
+        ----------
+        task : Task
+        block : ndarray of int, shape (clients,)
+            Partition ids, none of an empty client.
+        load : callable
+            Partition ids -> a copy of their state, which training may change.
+        """
+
+        def run_some(clients: NDArray[np.intp]) -> Update:
+            with np.errstate(all="ignore"):  # divergence is reported by name
+                update = run(task, clients, load(clients))
+                if self.compression:
+                    update = self._compressed(self.compression, task, update)
+                return self.measured(task, update)
+
+        updates, failed = isolate_failures(run_some, block, task.round)
+        if not updates:
+            weights = np.empty((0, self.net.num_parameters), self.net.dtype)
+            return Update(block[:0], block[:0], weights, np.empty(0), moved=np.empty(0), failed=failed)
+        return replace(_concatenate(updates), failed=failed)
 
     def measured(self, task: Task, update: Update) -> Update:
         """Return an update that says how far clients moved."""
@@ -174,14 +274,22 @@ class Site:
             kept = {**kept, RESIDUAL: change - arrived}
         return replace(update, weights=task.global_weights + arrived, state=kept, encoded=encoded, moved=None)
 
-    def evaluate(self, task: Task, block: NDArray[np.intp], state: dict[str, NDArray[Any]]) -> Evaluation:
-        """Evaluate what a block of clients would use, on their own examples."""
-        weights, held = task.global_weights[None], self.partition_test
-        with np.errstate(all="ignore"):
-            if self.personalises(task.strategy):
-                weights = personalise(task, block, state)
-            loss, accuracy = evaluate_shards(task, held, block, weights)
-        return Evaluation(block, held.sizes[block], loss, self.score(loss, accuracy))
+    def evaluate(self, task: Task, block: NDArray[np.intp], load: Load) -> Evaluation:
+        """Evaluate what a block of clients would use, on their own examples; parameters as for `train`."""
+        held = self.partition_test
+
+        def evaluate_some(clients: NDArray[np.intp]) -> Evaluation:
+            weights = task.global_weights[None]
+            with np.errstate(all="ignore"):
+                if self.personalises(task.strategy):
+                    weights = personalise(task, clients, load(clients))
+                loss, accuracy = evaluate_shards(task, held, clients, weights)
+            return Evaluation(clients, held.sizes[clients], loss, self.score(loss, accuracy))
+
+        results, failed = isolate_failures(evaluate_some, block, task.round)
+        if not results:
+            return Evaluation(block[:0], block[:0], np.empty(0), np.empty(0), failed)
+        return replace(_concatenate(results), failed=failed)
 
     def personalises(self, strategy: SGD) -> bool:
         """Whether clients use anything but the global weights."""

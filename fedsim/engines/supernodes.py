@@ -140,8 +140,10 @@ class SuperNodeGrid(InProcessGrid):
             known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
             if len(known):
                 found = [rows[int(client)] for client in known]
-                values = [np.array([row[name] for row in found]) for name in ("num_examples", "loss", "accuracy")]
-                yield Evaluation(known, *values)
+                examples, loss, accuracy = (
+                    np.array([row[name] for row in found]) for name in ("num_examples", "loss", "accuracy")
+                )
+                yield Evaluation(known, examples, loss, accuracy)
 
     def _ask(self, kind: str, task: Task, clients: NDArray[np.intp]) -> dict[int, dict[str, Any]]:
         """Return what each client answered, by partition id; record those that did not."""
@@ -302,14 +304,19 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
     clients = np.array(order["clients"], dtype=np.intp)
     task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
     state = _load(context, len(task.partition)) if site.keeps_state(client) else None
-    rows = site.load_state(task, clients, state) if state is not None else {}
+
+    def load(some: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        return site.load_state(task, some, state) if state is not None else {}
+
     if kind == "evaluate":
-        found = site.evaluate(task, clients, rows)
+        found = site.evaluate(task, clients, load)
+        _raise_first(found.failed)
         columns: dict[str, NDArray[Any]] = {
             name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
         }
     else:
-        update = site.train(task, clients, rows)
+        update = site.train(task, clients, load)
+        _raise_first(update.failed)
         columns = {name: getattr(update, name) for name in ("partition_ids", "num_examples", "weights", "train_loss")}
         columns |= {UP + name: values for name, values in update.up.items()}
         if update.encoded:
@@ -321,6 +328,12 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
             state.store(kept.partition_ids, kept.state)
             _keep(context, state)
     return Message(RecordDict({RESULT: flower.record(columns)}), reply_to=message)
+
+
+def _raise_first(failed: Mapping[int, FedsimError]) -> None:
+    """Raise the first client's error: a message is answered for all of its clients or none."""
+    for error in failed.values():
+        raise error
 
 
 def _load(context: Context, clients: int) -> ClientState:

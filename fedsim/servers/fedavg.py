@@ -12,6 +12,7 @@ control variates); and `step` goes from the old global weights to the new.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
 from fedsim.engines import flower
-from fedsim.engines.in_process import Replies
+from fedsim.engines.replies import Replies
 from fedsim.engines.site import mean_evaluation
+from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
@@ -70,6 +72,8 @@ class FedAvg(FlowerFedAvg):
         self.half = half
         self.min_clients = min_clients
         self.state: dict[str, Array] = {}
+        #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
+        self.streams = False
         self._add_weighted = add_weighted
         self._sent: ArrayRecord | None = None
         self._sent_flat: Array | None = None
@@ -93,12 +97,26 @@ class FedAvg(FlowerFedAvg):
         nodes: Any = grid.get_node_ids()
         numbered = isinstance(nodes, range)  # as in process, where a million of them must cost nothing
         nodes = nodes if numbered else sorted(nodes)
-        size = min(len(nodes), max(int(len(nodes) * fraction), least))
+        size = _cohort_size(len(nodes), fraction, least)
         if size < len(nodes):
             chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
             nodes = chosen + nodes[0] if numbered else [nodes[k] for k in chosen]
-        kind = MessageType.TRAIN if purpose is Purpose.SAMPLE_TRAIN else MessageType.EVALUATE
-        return flower.Instructions(record, nodes, kind)
+        if purpose is Purpose.SAMPLE_EVALUATE:
+            return flower.Instructions(record, nodes, MessageType.EVALUATE)
+        # A subclass that looks at replies gets them.
+        streams = self.streams and type(self).aggregate_train is FedAvg.aggregate_train
+        self._add_weighted = getattr(grid, "add_weighted", add_weighted)
+        aggregator = self._aggregation() if streams else None
+        return flower.Instructions(record, nodes, MessageType.TRAIN, aggregator, self.min_clients)
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raise ConfigError if no round of so many registered clients can have `min_clients` updates."""
+        size = _cohort_size(num_clients, self.fraction_train, self.min_train_nodes)
+        if self.min_clients > size:
+            raise ConfigError(
+                f"min_clients is {self.min_clients}; allowed: 1 to {size}, the clients sampled in a round "
+                f"(fraction_train is {self.fraction_train} of {num_clients})"
+            )
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         config["server-round"] = server_round
@@ -143,52 +161,41 @@ class FedAvg(FlowerFedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the cohort's weights into the new global model."""
         if isinstance(replies, Replies):
-            self._add_weighted = replies.add_weighted
-            flat = self._aggregate(server_round, replies.blocks(), replies.took_mean)
+            sums = replies.aggregator
+            if not isinstance(sums, Aggregation):
+                sums = self._aggregation(replies.updates)
+            flat = self._stepped(server_round, sums)
             if flat is None:
                 return None, None
-            return replies.to_record(flat), MetricRecord({"train_loss": replies.train_loss})
+            return replies.to_record(flat), MetricRecord({"train_loss": sums.train_loss})
         ordered = sorted(replies, key=self._cohort_order)
         valid, _ = self._check_and_log_replies(ordered, is_train=True)
-        flat = self._aggregate(server_round, map(self._update, valid))
+        flat = self._stepped(server_round, self._aggregation(map(self._update, valid)))
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         like, _ = flower.parts(next(iter(valid[0].content.array_records.values())))
         return flower.unflatten(like, flat), metrics
 
-    def _aggregate(
-        self, server_round: int, updates: Iterable[Update], took_mean: Callable[[Array], None] | None = None
-    ) -> Array | None:
-        """Return the new flat weights, or None where nothing came back; report the mean weighted by examples."""
-        rule, means, examples, clients = self.rule(), dict[str, RunningMean](), 0, 0
-        half = self.half if self.half and has_server_half(self.half.strategy) else None
-        plain = isinstance(rule, Mean) and not (half and overrides(half.strategy, "weigh"))
-        mean = None if plain or not took_mean else RunningMean(self._add_weighted)
+    def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
+        """Return the sums of a round's updates; more can be added."""
+        sums = Aggregation(self.rule(), self.half, self._add_weighted)
         for update in updates:
-            if not len(update.partition_ids):
-                continue
-            examples += int(update.num_examples.sum())
-            clients += len(update.partition_ids)
-            weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
-            factors = np.asarray(weights, dtype=np.float64)
-            rule.add(update, factors)
-            if mean:
-                mean.add(update.weights, update.num_examples)
-            for name, rows in update.up.items():
-                add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
-                means.setdefault(name, RunningMean(add)).add(rows, factors)
-        if not examples or clients < self.min_clients:
+            sums.add(update)
+        return sums
+
+    def _stepped(self, server_round: int, sums: Aggregation) -> Array | None:
+        """Return the new flat weights, or None where the round is rejected."""
+        if sums.clients < max(self.min_clients, 1):
             return None
-        combined = rule.value()
-        if took_mean:
-            took_mean(mean.value() if mean else combined)
+        combined = sums.combined
+        half = self.half if self.half and has_server_half(self.half.strategy) else None
         if half or type(self).step is not FedAvg.step:
             old = self.global_weights
-            if half:
-                sent = {"weights": combined} | {name: sums.value() for name, sums in means.items()}
-                combined = half.step(server_round, old, sent, examples)
-            combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
+            with np.errstate(all="ignore"):  # a model that diverges is reported by name
+                if half:
+                    combined = half.step(server_round, old, sums.means(), sums.examples)
+                combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
         return combined
 
     def _update(self, reply: Message) -> Update:
@@ -212,11 +219,71 @@ class FedAvg(FlowerFedAvg):
         """Average clients' loss and accuracy, each by its number of examples."""
         if not isinstance(replies, Replies):
             return super().aggregate_evaluate(server_round, replies)
-        parts = list(replies.evaluations())
-        if not parts:
+        if not replies.evaluations:
             return None
-        loss, accuracy = mean_evaluation(parts)
+        loss, accuracy = mean_evaluation(replies.evaluations)
         return MetricRecord({"eval_loss": loss, "eval_accuracy": accuracy})
+
+
+def _cohort_size(num_clients: int, fraction: float, least: int) -> int:
+    return min(num_clients, max(int(num_clients * fraction), least))
+
+
+class Aggregation:
+    """A round's running sums: the weights as a rule combines them, and the means of what else clients sent.
+
+    Parameters
+    ----------
+    rule : Rule
+    half : ServerHalf, optional
+    add_weighted : callable
+        How to add up weights; see `fedsim.kernels`.
+    """
+
+    def __init__(self, rule: Rule, half: ServerHalf | None, add_weighted: Callable[..., None]) -> None:
+        self._rule, self._add_weighted = rule, add_weighted
+        self._strategy = half.strategy if half and has_server_half(half.strategy) else None
+        own_weights = self._strategy is not None and overrides(self._strategy, "weigh")
+        #: The mean by examples, where the rule gives another combination.
+        self._mean = None if isinstance(rule, Mean) and not own_weights else RunningMean(add_weighted)
+        self._besides: dict[str, RunningMean] = {}
+        self.clients = self.examples = 0
+        self._losses: list[NDArray[np.float64]] = []
+
+    def add(self, update: Update) -> None:
+        """Add a block of updates; blocks come in cohort order."""
+        if not len(update.partition_ids):
+            return
+        self.clients += len(update.partition_ids)
+        self.examples += int(update.num_examples.sum())
+        self._losses.append(update.train_loss * update.num_examples)
+        strategy = self._strategy
+        weights = strategy.weigh(update.num_examples, update.up) if strategy else update.num_examples
+        factors = np.asarray(weights, dtype=np.float64)
+        self._rule.add(update, factors)
+        if self._mean:
+            self._mean.add(update.weights, update.num_examples)
+        for name, rows in update.up.items():
+            add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
+            self._besides.setdefault(name, RunningMean(add)).add(rows, factors)
+
+    @property
+    def train_loss(self) -> float:
+        """The mean training loss over the clients' examples."""
+        return float(np.concatenate(self._losses).sum() / self.examples)
+
+    @cached_property
+    def combined(self) -> Array:
+        """The weights as the rule combines them; at least one update has been added."""
+        return self._rule.value()
+
+    def mean(self) -> Array:
+        """Return the mean of the weights by examples, shape (parameters,)."""
+        return self._mean.value() if self._mean else self.combined
+
+    def means(self) -> dict[str, Array]:
+        """Return the combined weights and the means of what else clients sent."""
+        return {"weights": self.combined} | {name: mean.value() for name, mean in self._besides.items()}
 
 
 class Mean:

@@ -1,0 +1,170 @@
+"""A round trains its cohort once; a rejected round changes nothing; a failure concerns one client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flwr.serverapp.strategy as stock
+import numpy as np
+import pytest
+from flwr.app import Message
+from helpers import same
+
+from fedsim import Experiment, clients, servers
+from fedsim.clients import Context
+from fedsim.clients.base import Array
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.splits import IID, Dirichlet, Natural
+
+BASE = Experiment(split=Dirichlet(12, alpha=0.5), hidden=(8,), rounds=4, fraction_train=0.5, fraction_evaluate=0.5)
+
+
+class Looking(servers.FedAvg):
+    """Reads its replies twice before it aggregates them."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        first = [reply.content.metric_records["metrics"]["num-examples"] for reply in replies]
+        again = [reply.content.metric_records["metrics"]["num-examples"] for reply in replies]
+        assert first == again
+        assert len(first) == 6
+        return super().aggregate_train(server_round, replies)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> Any:
+        assert len(list(replies)) == 6
+        return super().aggregate_evaluate(server_round, replies)
+
+
+class Sorting(servers.FedAvg):
+    """Hands on a list of its own, as a strategy that leaves some replies out does."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        return super().aggregate_train(server_round, list(replies)[::-1])
+
+
+@pytest.mark.parametrize("client", [clients.SGD(), clients.SCAFFOLD(), clients.IFCA()])
+@pytest.mark.parametrize("server", [Looking, Sorting])
+def test_a_strategy_may_look_at_its_replies(server: Any, client: clients.SGD) -> None:
+    """The bits, the counts of clients and bytes, and clients' state are those of a strategy that does not look."""
+    experiment = replace(BASE, client=client)
+    assert same(replace(experiment, server=server).run(), experiment.run())
+
+
+class Sometimes(clients.SCAFFOLD):
+    """Fails on most clients in round 2."""
+
+    def train(self, ctx: Context) -> Array:
+        weights = super().train(ctx)
+        if ctx.round == 2:
+            weights[ctx.partition_ids > 1] = np.nan
+        return weights
+
+
+def test_a_rejected_round_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the model, the server's state nor any client's: the next round starts where the rejected one did."""
+    seen: dict[int, Array] = {}
+
+    class Watching(Sometimes):
+        def train(self, ctx: Context) -> Array:
+            for client, control in zip(ctx.partition_ids, ctx.state["control"], strict=True):
+                seen[100 * ctx.round + int(client)] = control.copy()
+            seen[100 * ctx.round + 99] = np.array(ctx.down["control"])
+            return super().train(ctx)
+
+    experiment = replace(BASE, split=IID(6), client=Watching(), fraction_train=1.0, on_failure="exclude", min_clients=3)
+    result = experiment.run(block_size=2)
+    row = result.history.iloc[2]
+    assert row["clients"] == 0
+    assert row["failures"] == 4
+    assert row["test_loss"] == result.history["test_loss"][1]
+    assert np.isnan(row["train_loss"])
+    assert row["bytes_up"] > 0
+    for client in (*range(6), 99):
+        np.testing.assert_array_equal(seen[300 + client], seen[200 + client])
+        assert seen[300 + client].any()
+    assert "round 2 had 2 updates, fewer than min_clients = 3: the model stays as it was" in capsys.readouterr().err
+
+
+def test_more_clients_than_a_round_has_are_refused() -> None:
+    """12 clients, half of them sampled: 7 updates can never come."""
+    with pytest.raises(ConfigError, match=r"min_clients is 7; allowed: 1 to 6, the clients sampled in a round"):
+        replace(BASE, min_clients=7).run()
+    assert replace(BASE, min_clients=6, rounds=1).run().history["clients"][1] == 6
+
+
+class Fragile(clients.SGD):
+    """Raises on two clients."""
+
+    def train(self, ctx: Context) -> Array:
+        if np.isin(ctx.partition_ids, (3, 7)).any():
+            raise ValueError("no such thing\nas a third line")
+        return ctx.fit()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_a_client_that_raises_is_left_out(workers: int, block: int) -> None:
+    """By name, with the reason and the line; the others have the bits they have without it."""
+    experiment = replace(BASE, client=Fragile(), fraction_train=1.0, on_failure="exclude", fraction_evaluate=0.0)
+    result = experiment.run(workers=workers, block_size=block)
+    assert (result.history["clients"][1:] == 10).all()
+    assert result.failures["partition_id"].tolist() == [3, 7] * 4
+    reason = result.failures["reason"][0]
+    assert reason.startswith("client 3 failed in round 1: ValueError: no such thing (")
+    assert reason.endswith(")")
+    assert "test_round.py, line" in reason
+    assert same(result, experiment.run())
+
+
+def test_a_client_that_raises_ends_a_run_in_one_sentence() -> None:
+    with pytest.raises(
+        FedsimError, match=r"^client \d+ failed in round 1: ValueError: no such thing \(.*, line \d+\)$"
+    ):
+        replace(BASE, client=Fragile(), fraction_train=1.0).run()
+
+
+class Huge(clients.SGD):
+    """Client 2 sends finite nonsense."""
+
+    value: float = 1e38
+
+    def train(self, ctx: Context) -> Array:
+        weights = ctx.fit()
+        weights[ctx.partition_ids == 2] = self.value
+        return weights
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e38), ("float32", 3e37), ("float64", 1e300)])
+def test_an_update_too_large_to_measure_is_left_out(kernel: str, dtype: str, value: float) -> None:
+    """Its squared length is infinite in the model's precision; it would take the mean with it."""
+    experiment = replace(BASE, client=Huge(value=value), kernel=kernel, dtype=dtype, fraction_train=1.0)
+    with pytest.raises(DivergenceError, match=r"round 1 at client 2 \(its update is too large"):
+        experiment.run()
+    result = replace(experiment, on_failure="exclude").run()
+    assert set(result.failures["partition_id"]) == {2}
+    assert np.isfinite(result.history["test_loss"]).all()
+
+
+def test_a_diverged_global_model_names_the_largest_update() -> None:
+    server = partial(servers.FedAvgM, server_learning_rate=1e25)
+    with pytest.raises(DivergenceError, match=r"global model's test loss is \w+.*the largest update was client 2's"):
+        replace(BASE, client=Huge(value=1e17), fraction_train=1.0, on_failure="exclude", server=server).run()
+
+
+@pytest.mark.parametrize("server", [servers.FedAvg, stock.FedAvg])
+def test_a_client_without_test_examples_does_not_evaluate(server: Any) -> None:
+    """One of five sites has a single example, which it trains on."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((81, 3))
+    y = (x[:, 0] > 0).astype(int)
+    site = np.append(np.arange(80) % 4, 4)
+    dataset = Dataset("sites", x, y, x, y, groups={"site": site})
+    settings: dict[str, Any] = {"split": Natural("site"), "server": server, "test_fraction": 0.3}
+    result = replace(BASE, dataset=dataset, fraction_train=1.0, fraction_evaluate=1.0, **settings).run()
+    assert (result.history["clients"][1:] == 5).all()
+    assert set(result.clients["partition_id"]) == {0, 1, 2, 3}
+    assert not len(result.failures)
