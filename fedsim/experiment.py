@@ -149,8 +149,8 @@ class Experiment:
     seed : int
         Of weights, split, sampling and shuffling.
     on_failure : {"raise", "exclude"}
-        What a client whose training diverges does: ends the run with DivergenceError, or is left out of the round
-        and counted in ``history.failures``.
+        How a client is handled whose training diverges or raises an error: the run ends with an error that names it,
+        or it is left out of the round and recorded in `Result.failures`.
     kernel : {"auto", "numpy", "compiled"}
         What trains the clients; the two agree to rounding. auto is compiled where the configuration makes a large
         job; see `fedsim.kernels.choose`.
@@ -159,8 +159,8 @@ class Experiment:
         weights are from those: ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section 3.2).
         It takes as long again.
     min_clients : int
-        Fewest clients whose updates make a new global model; in a round with fewer it stays as it was. More than 1
-        needs a server of fedsim.
+        Fewest clients whose updates make a new global model, at most the clients sampled in a round; a round with
+        fewer changes nothing. More than 1 needs a server of fedsim.
     compress : sequence of Transform
         What clients do to what they send, one after another; see `fedsim.compression`.
 
