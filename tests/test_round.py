@@ -35,7 +35,10 @@ class Looking(servers.FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> Any:
         assert len(list(replies)) == 6
-        return super().aggregate_evaluate(server_round, replies)
+        found = super().aggregate_evaluate(server_round, replies)
+        from_messages = super().aggregate_evaluate(server_round, list(replies))
+        assert dict(found) == pytest.approx(dict(from_messages), rel=1e-12)
+        return found
 
 
 class Sorting(servers.FedAvg):
@@ -95,13 +98,13 @@ def test_more_clients_than_a_round_has_are_refused() -> None:
     assert replace(BASE, min_clients=6, rounds=1).run().history["clients"][1] == 6
 
 
-class Fragile(clients.SGD):
+class Fragile(clients.SCAFFOLD):
     """Raises on two clients."""
 
     def train(self, ctx: Context) -> Array:
         if np.isin(ctx.partition_ids, (3, 7)).any():
             raise ValueError("no such thing\nas a third line")
-        return ctx.fit()
+        return super().train(ctx)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
