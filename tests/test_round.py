@@ -37,6 +37,8 @@ class Looking(servers.FedAvg):
         assert len(list(replies)) == 6
         found = super().aggregate_evaluate(server_round, replies)
         from_messages = super().aggregate_evaluate(server_round, list(replies))
+        assert found is not None
+        assert from_messages is not None
         assert dict(found) == pytest.approx(dict(from_messages), rel=1e-12)
         return found
 
