@@ -24,7 +24,7 @@ from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.kernels import compiled
 from fedsim.kernels.numpy import Fit
-from fedsim.splits import Dirichlet, Natural, Partition
+from fedsim.splits import IID, Dirichlet, Natural, Partition, TimeOrdered
 
 RNG = np.random.default_rng(0)
 SHARDS = [RNG.integers(0, 500, n) for n in (300, 160, 160, 41, 40, 13, 9, 8, 2, 1)]
@@ -286,19 +286,50 @@ class Own(SGD):
         return np.sign(grad)
 
 
+ARTICLE, TWO_NN = mlp.MLP((100, 50, 10)), mlp.MLP((784, 200, 200, 10))
+
+
 @pytest.mark.parametrize(
-    ("kernel", "strategy", "examples", "chosen"),
+    ("kernel", "strategy", "net", "examples", "chosen"),
     [
-        ("auto", SGD(), 1e9, "compiled"),
-        ("auto", FedProx(), 1e9, "compiled"),
-        ("auto", SGD(), 10, "numpy"),
-        ("auto", Own(), 1e9, "numpy"),
-        ("numpy", SGD(), 1e9, "numpy"),
-        ("compiled", SGD(), 10, "compiled"),
+        ("auto", SGD(), ARTICLE, 10_000, "compiled"),
+        ("auto", FedProx(), TWO_NN, 6_000, "compiled"),
+        ("auto", SGD(), ARTICLE, 1_000, "numpy"),
+        ("auto", SGD(), mlp.MLP((64, 32, 10)), 5 * 1437, "numpy"),  # the digits: a first result compiles nothing
+        ("auto", Own(), TWO_NN, 6_000, "numpy"),
+        ("numpy", SGD(), TWO_NN, 6_000, "numpy"),
+        ("compiled", SGD(), ARTICLE, 10, "compiled"),
     ],
 )
-def test_the_configuration_chooses_the_kernel(kernel: str, strategy: SGD, examples: float, chosen: str) -> None:
-    assert kernels.choose(kernel, base.numpy_hooks(strategy), mlp.MLP((64, 32, 10)), examples) == chosen
+def test_the_cost_of_a_round_chooses_the_kernel(
+    kernel: str, strategy: SGD, net: mlp.MLP, examples: float, chosen: str
+) -> None:
+    assert kernels.choose(kernel, base.numpy_hooks(strategy), net, examples) == chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({"rounds": 2}, "numpy"),
+        ({"rounds": 10_000}, "numpy"),
+        ({"rounds": 2, "client": SGD(epochs=2)}, "compiled"),
+        ({"client": SGD(epochs=2), "fraction_train": 0.5}, "numpy"),
+        ({"client": SGD(epochs=2), "split": TimeOrdered(IID(40), windows=2)}, "numpy"),
+        ({"client": SGD(steps=14, batch_size=10)}, "numpy"),
+        ({"client": SGD(steps=25, batch_size=10)}, "compiled"),
+        ({"client": SGD(steps=2, batch_size=None)}, "compiled"),
+        ({"client": SGD(steps=2, batch_size=1000)}, "compiled"),
+    ],
+)
+def test_an_experiments_round_chooses_the_kernel_and_not_its_number_of_rounds(
+    changes: dict[str, Any], chosen: str
+) -> None:
+    """One epoch on these 4,000 examples costs 1.33e8 operations."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4100, 100)), rng.integers(0, 10, 4100)
+    data = Dataset("made up", x[:4000], y[:4000], x[4000:], y[4000:])
+    experiment = replace(Experiment(dataset=data, hidden=(50,), split=IID(40)), **changes)
+    assert experiment.kernel_for(ARTICLE, experiment.federate(data)) == chosen
 
 
 def test_a_direction_of_ones_own_cannot_be_compiled() -> None:
