@@ -43,6 +43,28 @@ class Corrected(SGD):
         return Affine(self.mu, (0.02 * added).astype(ctx.global_weights.dtype))
 
 
+class OwnCenters(SGD):
+    """Pulls each client to a center of its own, as Ditto and pFedMe do."""
+
+    def affine(self, ctx: Context) -> Affine:
+        drawn = [streams.generator(2, streams.Purpose.DATA, int(k)) for k in ctx.partition_ids]
+        away = np.array([rng.normal(size=ctx.global_weights.size) for rng in drawn])
+        return Affine(0.5, center=ctx.global_weights + (0.2 * away).astype(ctx.global_weights.dtype))
+
+
+class SomeLayers(SGD):
+    """Trains some of the layers, as FedRep does."""
+
+    layers: tuple[int, ...] = ()
+    mu: float = 0.0
+
+    def affine(self, ctx: Context) -> Affine:
+        return Affine(self.mu, center=0.9 * ctx.global_weights)
+
+    def train(self, ctx: Context) -> NDArray[Any]:
+        return ctx.fit(layers=self.layers)
+
+
 def task(net: mlp.MLP, strategy: SGD, kernel: str = "compiled") -> base.Task:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(500, net.sizes[0])).astype(net.dtype)
@@ -52,9 +74,9 @@ def task(net: mlp.MLP, strategy: SGD, kernel: str = "compiled") -> base.Task:
     return base.Task(net, strategy, x, y, HELD, start, 3, 5, kernel=kernel)
 
 
-def compare(net: mlp.MLP, strategy: SGD, clients: NDArray[np.intp] | None = None) -> None:
-    job = task(net, strategy)
-    ids = np.arange(len(HELD)) if clients is None else clients
+def compare(net: mlp.MLP, strategy: SGD, held: Partition = HELD) -> None:
+    job = replace(task(net, strategy), partition=held)
+    ids = np.arange(len(held))
     fast, slow = (base.run(replace(job, kernel=kernel), ids, {}) for kernel in ("compiled", "numpy"))
     moved, rounding = np.abs(slow.weights - job.global_weights).max(), 50 * np.finfo(net.dtype).eps
     allowed = TOLERANCE[net.dtype] * moved + rounding * np.abs(slow.weights).max()
@@ -83,6 +105,8 @@ STRATEGIES = [
     Corrected(lr=0.02, epochs=2),
     Corrected(lr=0.02, epochs=2, mu=0.5, weight_decay=0.1),
     Corrected(lr=0.02, epochs=2, mu=0.5, momentum=0.9, weight_decay=0.1),
+    OwnCenters(lr=0.02, epochs=2),
+    OwnCenters(lr=0.02, epochs=2, momentum=0.9),
 ]
 
 
@@ -92,6 +116,30 @@ STRATEGIES = [
 def test_every_term_of_a_step(strategy: SGD, batch: int | None, dtype: str) -> None:
     """Momentum, weight decay, proximal term, correction; batches of one, partial, past a chunk, and whole shards."""
     compare(mlp.MLP((20, 33, 10), "tanh", dtype=dtype), replace(strategy, batch_size=batch))
+
+
+@pytest.mark.parametrize("batch", [None, 641, 1000])
+@pytest.mark.parametrize("strategy", [SGD(lr=0.2, epochs=2), Corrected(lr=0.2, epochs=2, mu=0.5)], ids=str)
+def test_batches_of_more_than_one_chunk_are_one_step(strategy: SGD, batch: int | None) -> None:
+    """All examples of a batch see the same weights, though activations are kept of 640 at a time."""
+    shards = [RNG.integers(0, 500, n) for n in (1500, 700)]
+    held = Partition(np.concatenate(shards), np.array([0, 1500, 2200]))
+    compare(mlp.MLP((20, 33, 10), "tanh", dtype="float64"), replace(strategy, batch_size=batch), held)
+
+
+@pytest.mark.parametrize("layers", [(1,), (2,), (3,), (1, 3), (2, 3)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_frozen_layers_keep_their_bits(layers: tuple[int, ...], momentum: float) -> None:
+    """Whatever else a step has; the other layers change, and as the NumPy kernel has them."""
+    net = mlp.MLP((6, 9, 7, 3), "tanh", dtype="float64")
+    strategy = SomeLayers(lr=0.02, epochs=2, layers=layers, momentum=momentum, weight_decay=0.1, mu=0.5)
+    for kernel in kernels.KERNELS[1:]:
+        job = task(net, strategy, kernel)
+        weights = base.run(job, np.arange(10), {}).weights
+        for name, (place, _) in net.layout.items():
+            same_bits = weights[:, place] == job.global_weights[place]
+            assert not same_bits.any() if int(name[1:]) in layers else same_bits.all()
+    compare(net, strategy)
 
 
 @settings(deadline=None, max_examples=60)
