@@ -152,8 +152,8 @@ class Experiment:
         How a client is handled whose training diverges or raises an error: the run ends with an error that names it,
         or it is left out of the round and recorded in `Result.failures`.
     kernel : {"auto", "numpy", "compiled"}
-        What trains the clients; the two agree to rounding. auto is compiled where the configuration makes a large
-        job; see `fedsim.kernels.choose`.
+        What trains the clients; the two agree to rounding. auto is compiled where the configuration makes large
+        rounds; see `fedsim.kernels.choose`.
     weight_divergence : bool
         Also train on all examples in one place, as long in each round as a client does, and record how far the global
         weights are from those: ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section 3.2).
@@ -275,13 +275,12 @@ class Experiment:
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
     def kernel_for(self, net: mlp.MLP, federated: FederatedDataset) -> str:
-        """Return the kernel that trains: the one asked for, or for ``"auto"`` by the size of the job."""
-        client, held = self.client, federated.partition
-        per_round = len(held.indices) * client.epochs
-        if client.steps and client.batch_size:
-            per_round = client.steps * client.batch_size * len(held)
-        trained_on = per_round * self.fraction_train * self.rounds
-        return kernels.choose(self.kernel, numpy_hooks(client), net, trained_on)
+        """Return the kernel that trains: the one asked for, or for ``"auto"`` by the size of a round."""
+        client, sizes = self.client, federated.partition.sizes / federated.windows
+        examples = client.epochs * sizes.sum()
+        if client.steps:
+            examples = client.steps * np.minimum(sizes, client.batch_size or np.inf).sum()
+        return kernels.choose(self.kernel, numpy_hooks(client), net, self.fraction_train * float(examples))
 
     def network(self, dataset: data.Dataset) -> mlp.MLP:
         """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.

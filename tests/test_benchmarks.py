@@ -7,14 +7,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmarks import peers
 from benchmarks.bars import Measured
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
 from fedsim import mlp
 from fedsim.clients import base
+from fedsim.engines.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Job((12, 8, 5, 3), registered=6, cohort=4, examples=20, batch=None, epochs=2)
@@ -38,10 +41,31 @@ def test_the_numpy_peer_trains_as_fedsim_does() -> None:
         np.testing.assert_allclose(loss, update.train_loss[0], rtol=1e-5)
 
 
-def test_rounds_run_for_every_peer_that_needs_no_extra() -> None:
+def test_a_round_of_each_peer_trains_one_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many different clients, with as many examples each."""
+    train, train_block = peers.train, Site.train
+    by_loop: list[int] = []
+    by_fedsim: list[int] = []
+
+    def counted(job: Job, layers: Any, x: Any, *more: Any) -> float:
+        by_loop.append(len(x))
+        return train(job, layers, x, *more)
+
+    def counted_block(site: Site, task: base.Task, block: Any, state: Any) -> base.Update:
+        by_fedsim.extend(block.tolist())
+        update = train_block(site, task, block, state)
+        assert update.num_examples.tolist() == [SMALL.examples] * len(block)
+        return update
+
+    monkeypatch.setattr(peers, "train", counted)
+    monkeypatch.setattr(Site, "train", counted_block)
     with fedsim_rounds(SMALL) as ours, peers.loop_rounds(SMALL) as loop:
+        by_loop.clear()
+        by_fedsim.clear()
         ours()
         loop()
+    assert len(set(by_fedsim)) == len(by_fedsim) == SMALL.cohort
+    assert by_loop == [SMALL.examples] * SMALL.cohort
 
 
 def test_flops_are_counted_from_the_networks_shape() -> None:

@@ -233,16 +233,41 @@ def test_running_mean_is_exact_where_float32_is_not() -> None:
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 @pytest.mark.parametrize("shape", [(1,), (3, 4), (5000,)])
 def test_running_mean_has_the_bits_of_adding_one_after_another(shape: tuple[int, ...], kernel: str) -> None:
+    """In float64, terms of many sizes; another order, or sums of blocks that are then added, would be other bits."""
     rng = np.random.default_rng(0)
-    values, weights = rng.normal(size=(40, *shape)).astype(np.float32), rng.integers(1, 999, 40)
-    expected = np.zeros(shape)
-    for row, weight in zip(values, weights, strict=True):
-        expected = expected + row.astype(np.float64) * float(weight)
+    weights = rng.integers(1, 999, 40)
+    values = rng.normal(size=(40, *shape)) * 10.0 ** rng.integers(-6, 6, (40, *shape))
+
+    def total(order: Any) -> Any:
+        added = np.zeros(shape)
+        for row, weight in zip(values[order], weights[order], strict=True):
+            added = added + row * float(weight)
+        return added
+
+    expected = total(np.arange(40)) / weights.sum()
+    assert shape == (1,) or not np.array_equal(total(np.arange(40)[::-1]) / weights.sum(), expected)
     for block in (1, 7, 40):
         mean = RunningMean(kernels.load(kernel).add_weighted)
         for start in range(0, 40, block):
             mean.add(values[start : start + block], weights[start : start + block])
-        assert np.array_equal(mean.value(), (expected / weights.sum()).astype(np.float32))
+        assert np.array_equal(mean.value(), expected)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("examples", [7, 1000, 2300])
+def test_every_test_example_counts_once(examples: int, workers: int) -> None:
+    """The test set is evaluated in blocks, the last of which may be smaller."""
+    rng = np.random.default_rng(0)
+    net = mlp.MLP((5, 4, 3), dtype="float64")
+    x, y = rng.normal(size=(10 + examples, 5)), rng.integers(0, 3, 10 + examples)
+    held = IID(2).federate(data.Dataset("made up", x[:10], y[:10], x[10:], y[10:], 3))
+    weights = mlp.initialise(net, rng)
+    with InProcessGrid(net, held, SGD(), workers=workers) as grid:
+        loss, accuracy = grid.evaluate_test(weights)
+    z = mlp.scores(net, weights[None], x[None, 10:])[0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert loss == pytest.approx(-np.log(p[np.arange(examples), y[10:]]).mean(), rel=1e-12)
+    assert accuracy == (z.argmax(axis=1) == y[10:]).mean()
 
 
 @pytest.mark.parametrize("skew", [0.0, 1.0, 3.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import mlp, streams
-from fedsim.clients import SGD, FedProx, base
+from fedsim.clients import SGD, Context, FedProx, base
 from fedsim.kernels.numpy import evaluate
 from fedsim.splits import Partition
 
@@ -85,21 +87,30 @@ def test_a_clients_bits_do_not_depend_on_its_block(dtype: str, hidden: tuple[int
 
 
 def test_every_epoch_is_reshuffled() -> None:
-    seen: list[tuple[int, ...]] = []
+    """Each epoch of each client, round and seed has all of the shard's examples, in an order of its own."""
+    seen: list[float] = []
 
     class Spy(SGD):
-        def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: object) -> mlp.Array:
-            seen.append(tuple(weights.shape))
-            return grad
+        def gradient(self, weights: mlp.Array, x: mlp.Array, y: mlp.Array, ctx: Context) -> tuple[mlp.Array, mlp.Array]:
+            seen.extend(x[0, :, 0])
+            return super().gradient(weights, x, y, ctx)
 
     shard = np.arange(20)
-    one = base.run(task(SGD(epochs=1, batch_size=5), [shard]), np.array([0]), {}).weights
-    two = base.run(task(Spy(epochs=2, batch_size=5), [shard]), np.array([0]), {}).weights
-    keys = [streams.keys(0, streams.Purpose.SHUFFLE, 4, 0, epoch) for epoch in (0, 1)]
-    orders = [streams.permutations(key, np.array([20]))[0].tolist() for key in keys]
-    assert orders[0] != orders[1]
-    assert len(seen) == 8
-    assert not np.array_equal(one, two)
+    job = task(Spy(epochs=3, batch_size=6), [shard, shard])
+    for changed, client in ((job, 0), (job, 1), (replace(job, round=5), 0), (replace(job, seed=1), 0)):
+        base.run(changed, np.array([client]), {})
+    orders = np.array(seen).reshape(4 * 3, 20)
+    assert np.array_equal(np.sort(orders), np.tile(np.sort(X[shard, 0]), (12, 1)))
+    assert len(np.unique(orders, axis=0)) == 12
+
+
+def test_a_personal_fit_of_the_same_round_has_an_order_of_its_own() -> None:
+    job = task(SGD(batch_size=5), [np.arange(20)])
+    trained, personal = (
+        base.run(replace(job, purpose=purpose), np.array([0]), {}).weights
+        for purpose in (streams.Purpose.SHUFFLE, streams.Purpose.SHUFFLE_PERSONAL)
+    )
+    assert not np.array_equal(trained, personal)
 
 
 def test_the_global_weights_are_not_touched() -> None:

@@ -9,7 +9,8 @@ Three things make a step cheap. The flat layout stores each bias after its matri
 extra row and layer inputs carry a column of ones: there is no code for biases. The weights' gradient is never stored:
 ``W += X.T @ (-lr * delta)`` is the same tiled product, added in place. Layer 1 computes no gradient for its inputs.
 
-Rows of the working copy are padded with zeros to whole vectors; the padding stays zero. A layer with few outputs for
+Rows of the working copy are padded with zeros to whole vectors. The padding stays zero as long as the numbers beside it
+are finite; a diverged client may leave NaN there, so it is cleared when a client starts. A layer with few outputs for
 its inputs is kept as ``[W; b].T``, whose rows waste less.
 """
 
@@ -592,6 +593,20 @@ def _pack(flat, s, place, layer):  # type: ignore[no-untyped-def]
 
 
 @_helper
+def _clear_padding(s, table, rows):  # type: ignore[no-untyped-def]
+    """Write zeros behind the hidden activations of the first `rows` rows of a chunk, whatever an earlier client left.
+
+    A product writes the sums of zero weights there: NaN if an activation was not finite. Products skip unused lanes, so
+    later rows would keep it, and turned layers multiply it by zero weights, which is NaN again. The inputs' padding is
+    never written, and that of deltas is written anew with every row.
+    """
+    for layer in range(1, len(table) - 1):
+        start, row, width = table[layer, _H], table[layer, _H_ROW], table[layer, _K] + 1
+        for r in range(rows):
+            s[start + r * row + width : start + (r + 1) * row] = 0
+
+
+@_helper
 def _forward(s, table, layer, first, rows, lanes):  # type: ignore[no-untyped-def]
     """Write a layer's outputs, before its activation, for `rows` rows of a chunk from `first` on."""
     part, h_row, z_row = table[layer], table[layer, _H_ROW], table[layer + 1, _H_ROW]
@@ -721,6 +736,7 @@ def _train(  # type: ignore[no-untyped-def]
         _prefetch(indices, offsets[min(client + 2, clients - 1)])  # a shard lies anywhere in memory, too
         size = batch if 0 < batch < n else n
         direct = momentum == 0 and size <= CHUNK
+        _clear_padding(s, table, min(size, CHUNK))
         if held:
             center = centers[min(client, len(centers) - 1)]
             for j in range(len(added)):
