@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from dataclasses import replace
 from functools import partial
@@ -169,6 +170,7 @@ def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: 
         "from fedsim.compression import Float16\n\nclass Mine(Float16):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)
     experiment = Experiment(compress=(config.build("compress", "fedsim_app:Mine"),))
     with pytest.raises(ConfigError, match="put it into a file of its own beside you"):
         export(experiment, tmp_path / "app")
