@@ -87,12 +87,14 @@ def parser() -> Parser:
         sub.add_argument(
             "--split", action="append", default=[], help=f"split, such as 'Dirichlet(50, alpha=0.1)'{several}"
         )
+        _about_modules(sub)
         _about_table(sub)
         sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         _about_engine(sub)
     resume = command("resume", _resume, "go on with an interrupted run")
     resume.add_argument("out", metavar="DIR", help="where fedsim run --out was writing")
+    _about_modules(resume)
     _about_engine(resume)
     compare.add_argument("--seeds", metavar="N", type=int, help="how many (default: the file's; 3 for a table)")
     compare.add_argument("--target", metavar="ACCURACY", type=float, help="count the rounds to this test accuracy")
@@ -124,6 +126,7 @@ def parser() -> Parser:
     export.add_argument("folder", metavar="DIR", help="new, or empty")
     for sub in (deploy, export):
         sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
+        _about_modules(sub)
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         sub.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: 4 locally, else all there are)")
         sub.add_argument("--timeout", metavar="S", type=float, help="seconds to wait for a SuperNode (default: any)")
@@ -167,6 +170,22 @@ def _about_engine(sub: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=int, help="threads (default: one per core for large jobs), actors or SuperNodes"
     )
     sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+
+
+def _about_modules(sub: argparse.ArgumentParser) -> None:
+    """Add what says which classes a configuration file may name."""
+    about = (
+        "allow the configuration file to name classes of this module, besides those in the current folder; repeatable"
+    )
+    sub.add_argument("--module", metavar="MODULE", action="append", default=[], help=about)
+
+
+def _read(args: argparse.Namespace, file: str | Path) -> Experiment:
+    """Return the experiment in a configuration file."""
+    from fedsim import config
+    from fedsim.modules import Modules
+
+    return config.experiment(config.read(file), Modules.here(args.module))
 
 
 def _engine(args: argparse.Namespace) -> Any:
@@ -223,16 +242,16 @@ def _version() -> str:
 
 
 def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
-    import json
+    import tomli_w
 
-    return assignments + ([f"data_dir={json.dumps(data_dir)}"] if data_dir else [])
+    return assignments + ([tomli_w.dumps({"data_dir": data_dir})] if data_dir else [])
 
 
 def _run(args: argparse.Namespace) -> None:
     from fedsim import config
 
     table = _table(args, args.file)
-    experiment = config.table_plan(table, args.data_dir).base if table else config.experiment(config.read(args.file))
+    experiment = config.table_plan(table, args.data_dir).base if table else _read(args, args.file)
     chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
     experiment = config.apply(experiment, chosen + _with_data_dir(args.set, args.data_dir))
     _say_notes(experiment)
@@ -260,7 +279,6 @@ def _say_notes(experiment: Experiment) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from fedsim import config
     from fedsim.rundir import CHECKPOINT, CONFIGURATION, RESULTS
 
     folder = Path(args.out)
@@ -268,7 +286,7 @@ def _resume(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.out!r} has no {CONFIGURATION}; allowed: a directory that fedsim run --out wrote")
     if (folder / RESULTS[0]).exists() and not (folder / CHECKPOINT).exists():
         raise ConfigError(f"the run in {args.out!r} is complete; there is nothing to resume")
-    _execute(config.experiment(config.read(folder / CONFIGURATION)), args)
+    _execute(_read(args, folder / CONFIGURATION), args)
 
 
 def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
@@ -311,6 +329,7 @@ def _progress(experiment: Experiment) -> Callable[[Any], None]:
 
 def _compare(args: argparse.Namespace) -> None:
     from fedsim import config
+    from fedsim.modules import Modules
     from fedsim.report.files import keep_earlier, writable_directory
     from fedsim.study import compare
 
@@ -320,10 +339,7 @@ def _compare(args: argparse.Namespace) -> None:
     if table := _table(args, args.file):
         plan = config.table_plan(table, args.data_dir, assignments, chosen)
     else:
-        settings = config.read(args.file)
-        if chosen:
-            settings["compare"] = settings.get("compare", {}) | chosen
-        plan = config.plan(settings, assignments)
+        plan = config.plan(config.read(args.file), assignments, chosen, Modules.here(args.module))
     _say_notes(plan.base)
     out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
@@ -403,8 +419,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _deploy(args: argparse.Namespace) -> None:
     from fedsim import config
 
-    experiment = config.experiment(config.read(args.file))
-    experiment = config.apply(experiment, _with_data_dir(args.set, args.data_dir))
+    experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     _deployed(experiment, args.superlink, _settings(args), args)
 
 
@@ -445,8 +460,7 @@ def _export(args: argparse.Namespace) -> None:
     from fedsim import config
     from fedsim.export import export
 
-    experiment = config.experiment(config.read(args.file))
-    experiment = config.apply(experiment, _with_data_dir(args.set, args.data_dir))
+    experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     folder = export(experiment, args.folder, **_settings(args))
     print(f"wrote a Flower app to {folder}; flwr run {folder} runs it")
 

@@ -7,27 +7,26 @@ A TOML file holds `Experiment`'s own arguments. Objects are written as they are 
     client = "SGD(lr=0.1, epochs=5)"
     server = "FedAdam(eta=0.1)"
 
-A class of your own is ``"package.module:Class(...)"``. A study adds a ``[compare]`` table: axes of values, and seeds.
+A class of your own is ``"package.module:Class(...)"``; `fedsim.modules` says which modules a text may name. A study
+adds a ``[compare]`` table: axes of values, and seeds.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fedsim import clients, compression, splits
 from fedsim.clients import SGD
-from fedsim.errors import ConfigError, near
+from fedsim.errors import ConfigError, near, real, whole
 from fedsim.experiment import Experiment
-from fedsim.text import call, make, parse
+from fedsim.modules import EVERY, Modules, load_class
+from fedsim.text import call, make, making, parse, plain, read_toml, shorten, toml_value
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,10 @@ class Plan:
     baselines: Sequence[str] = ()
 
 
+#: Options of servers that no text can set: objects that fedsim makes, and names of records.
+INTERNAL = ("half", "strategy", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
+
+
 def _servers() -> dict[str, Any]:
     import flwr.serverapp.strategy as stock
 
@@ -50,35 +53,29 @@ def _servers() -> dict[str, Any]:
     return usable | {name: getattr(servers, name) for name in servers.__all__}
 
 
+def _kinds(field: str) -> tuple[type, ...]:
+    """Return what a field's class must be a subclass of."""
+    if field == "server":
+        from flwr.serverapp.strategy import Strategy
+
+        return (Strategy,)
+    return {"split": (splits.Split,), "client": (clients.SGD,), "compress": (compression.Transform,)}[field]
+
+
 def _namespace(field: str) -> dict[str, Any]:
-    """Return the classes that a field's text may name without a module; for a split also those it may be made of."""
+    """Return the classes that a field's text may name without a module."""
     if field == "server":
         return _servers()
-    module, bases = {
-        "split": (splits, (splits.Split, splits.Sizes)),
-        "client": (clients, (clients.SGD,)),
-        "compress": (compression, (compression.Transform,)),
-    }[field]
+    return _classes({"split": splits, "client": clients, "compress": compression}[field], _kinds(field))
+
+
+def _classes(module: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
     found = {name: getattr(module, name) for name in module.__all__}
     classes = {name: cls for name, cls in found.items() if inspect.isclass(cls) and not inspect.isabstract(cls)}
-    return {name: cls for name, cls in classes.items() if issubclass(cls, bases)}
+    return {name: cls for name, cls in classes.items() if issubclass(cls, kinds)}
 
 
-def _import(field: str, path: str) -> Any:
-    module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: a strategy beside the user
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{field} names the module {module_name!r}, which cannot be imported: {error}") from None
-    if not hasattr(module, name):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{field} names {name!r}, which {module_name!r} does not have{near(name, names)}")
-    return getattr(module, name)
-
-
-def build(field: str, text: str) -> Any:
+def build(field: str, text: str, modules: Modules = EVERY) -> Any:
     """Make the object that a text such as ``"Dirichlet(50, alpha=0.1)"`` describes.
 
     Parameters
@@ -86,54 +83,133 @@ def build(field: str, text: str) -> Any:
     field : {"split", "client", "server", "compress"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
+    modules : Modules
+        What ``module:Name`` may import; default any module, for a text that the person at this machine wrote.
 
     Raises
     ------
     ConfigError
-        Not of that form, an unknown name, or arguments that the class does not take.
+        Not of that form, an unknown name, a class of another kind, a module that the text may not import, or arguments
+        that the class does not take.
     """
-    head = text.strip().partition("(")[0]
-    if ":" in head:
-        target = _import(field, head)
-    else:
-        names = _namespace(field)
-        if head not in names:
-            raise ConfigError(f"{field} is {text!r}; allowed: {', '.join(names)} or module:Class{near(head, names)}")
+    return _build(field, text, _namespace(field), modules)
+
+
+def received_client(text: str, own: type[SGD]) -> SGD:
+    """Make the client strategy of a message: of fedsim's or of the class `own`; nothing is imported.
+
+    Raises
+    ------
+    ConfigError
+        As for `build`.
+    """
+    known = _namespace("client")
+    made: SGD = _build("client", text, known | {_name(own, known): own}, None)
+    return made
+
+
+def _build(field: str, text: str, names: Mapping[str, Any], modules: Modules | None) -> Any:
+    head = text.strip().partition("(")[0].strip()
+    nested = _classes(splits, (splits.Split, splits.Sizes)) if field == "split" else {}
+    if head in names:
         target = names[head]
-    _, args, keywords = parse(field, text, _namespace(field) if field == "split" else {})
+    elif ":" in head and modules is not None:
+        target = load_class(field, head, _kinds(field), modules)
+    else:
+        own = " or module:Class" if modules is not None else ""
+        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{near(head[:100], names)}")
+    _, args, keywords = parse(field, text, nested)
     if field == "server":
         if args:
-            raise ConfigError(f"{field} is {text!r}; its options must be named, as in FedAdam(eta=0.1)")
+            raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
+        _check_options(target, keywords)
         return partial(target, **keywords) if keywords else target
-    return make(field, target, head, args, keywords)
+    with making(field, head):
+        return make(field, target, head, args, keywords)
 
 
-def value_of(field: str, raw: Any) -> Any:
+def _check_options(server: type, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that a server does not take from text, or of another type than it declares."""
+    options = _options(server)
+    name = server.__name__
+    for option, value in given.items():
+        if option not in options:
+            allowed = ", ".join(options) or "none"
+            raise ConfigError(
+                f"server {name} has no option {option!r} in text; allowed: {allowed}{near(option, options)}"
+            )
+        declared = options[option].removesuffix(" | None")
+        if value is None and declared != options[option]:
+            continue
+        if declared == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{name}'s {option} is {value!r}; allowed: True or False")
+        if declared == "int":
+            whole(f"{name}'s {option}", value)
+        if declared == "float":
+            share = option.startswith("fraction_")
+            real(f"{name}'s {option}", value, *((0, 1) if share else ()))
+
+
+def _options(server: type) -> dict[str, str]:
+    """Return the options of a server that text can set: name -> declared type, or "" if any literal may do.
+
+    Classes of fedsim and Flower take numbers and truth values; those of the user's own what they take. Options that a
+    class hands on by ``**options`` are its bases'.
+    """
+    found: dict[str, str] = {}
+    for cls in server.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+        stock = cls.__module__.partition(".")[0] in ("fedsim", "flwr")
+        for parameter in parameters:
+            kind = parameter.annotation if isinstance(parameter.annotation, str) else ""
+            if isinstance(parameter.annotation, type):
+                kind = parameter.annotation.__name__
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in INTERNAL:
+                continue
+            if not stock or kind.removesuffix(" | None") in ("int", "float", "bool"):
+                found.setdefault(parameter.name, kind)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return a TOML value as the Python argument it stands for."""
     if field in ("split", "client", "server") and isinstance(raw, str):
-        return build(field, raw)
+        return build(field, raw, modules)
     if field == "compress" and isinstance(raw, list | tuple):
-        return tuple(build(field, text) if isinstance(text, str) else text for text in raw)
+        return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
     if field == "hidden" and isinstance(raw, list):
         return tuple(raw)
+    if field == "data_dir" and not isinstance(raw, str):
+        raise ConfigError(f"data_dir is {raw!r}; allowed: a folder's name")
     return raw
 
 
-def experiment(settings: Mapping[str, Any]) -> Experiment:
+def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> Experiment:
     """Make an experiment of TOML settings.
+
+    Parameters
+    ----------
+    settings : mapping
+    modules : Modules, optional
+        What ``module:Class`` may import; default modules in the current folder.
 
     Raises
     ------
     ConfigError
         An unknown setting or a value that is not allowed.
     """
+    modules = modules or Modules.here()
     known = [f.name for f in fields(Experiment)]
     if "compare" in settings:
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}; allowed: {', '.join(known)}{near(name, known)}")
-    return Experiment(**{name: value_of(name, raw) for name, raw in settings.items()})
+            raise ConfigError(f"unknown setting {shorten(name)}; allowed: {', '.join(known)}{near(name[:100], known)}")
+    return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -145,11 +221,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not UTF-8, or a NUL in the name
         raise ConfigError(f"{str(path)!r} is not TOML: {error}") from None
+    return read_toml(repr(str(path)), text)
 
 
 def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
@@ -160,43 +237,62 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set is {assignment!r}; allowed: key=value")
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: key=value")
         outer, dot, inner = key.strip().partition(".")
-        try:
-            raw = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            raw = text.strip()
+        raw = toml_value(f"--set {shorten(key)}", text)
         if not dot:
-            experiment({outer: raw})  # checks the name and the value by themselves
+            experiment({outer: raw}, EVERY)  # checks the name and the value by themselves
             base = replace(base, **{outer: value_of(outer, raw)})
             continue
         part = getattr(base, outer, None)
         names = [f.name for f in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {assignment!r}; allowed: {allowed}{near(inner, names)}")
-        changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{near(inner[:100], names)}")
+        with making("--set", shorten(assignment)):
+            changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})
     return base
 
 
-def plan(settings: Mapping[str, Any], assignments: Sequence[str] = ()) -> Plan:
+def plan(
+    settings: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    chosen: Mapping[str, Any] | None = None,
+    modules: Modules | None = None,
+) -> Plan:
     """Make a study's plan of TOML settings: an experiment's, and a ``[compare]`` table.
+
+    Parameters
+    ----------
+    settings : mapping
+    assignments : sequence of str
+        As for `apply`.
+    chosen : mapping, optional
+        What the command line puts in the place of entries of the ``[compare]`` table.
+    modules : Modules, optional
+        As for `experiment`.
 
     Raises
     ------
     ConfigError
         No ``[compare]`` table, or anything `experiment` refuses.
     """
+    modules = modules or Modules.here()
     rest = dict(settings)
-    axes = rest.pop("compare", None)
-    if not isinstance(axes, dict):
+    compared = rest.pop("compare", {} if chosen else None)
+    if not isinstance(compared, dict):
         raise ConfigError(
             "a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']"
         )
+    texts = {axis: (raw, modules) for axis, raw in compared.items()}
+    texts |= {axis: (raw, EVERY) for axis, raw in (chosen or {}).items()}
+    axes = {
+        axis: [value_of(axis, value, allowed) for value in raw] if isinstance(raw, list) else raw
+        for axis, (raw, allowed) in texts.items()
+    }
     seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
-    values = {axis: [value_of(axis, v) for v in raw] if isinstance(raw, list) else raw for axis, raw in axes.items()}
-    return Plan(apply(experiment(rest), assignments), values, seeds, baselines)
+    return Plan(apply(experiment(rest, modules), assignments), axes, seeds, baselines)
 
 
 #: How many clients share a table in which no column says whose a row is.
@@ -238,7 +334,7 @@ def table_plan(
         "test_fraction": 0.2,
     }
     compared = {"split": [*natural, f"IID({clients})", f"Dirichlet({clients}, alpha=0.1)"], "seeds": 3}
-    return plan(settings | {"compare": compared | dict(chosen or {})}, assignments)
+    return plan(settings | {"compare": compared}, assignments, chosen)
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -268,7 +364,7 @@ def to_toml(experiment: Experiment) -> str:
             value = list(value)
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
-        settings[setting.name] = value
+        settings[setting.name] = plain(value)
     return tomli_w.dumps(settings)
 
 

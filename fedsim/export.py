@@ -12,8 +12,17 @@ from typing import Any
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 
-#: Stands for the experiment's text until the rest is written.
-TEXT = "the experiment"
+#: The app's module.
+MODULE = "fedsim_app"
+APP = '''\
+"""fedsim's Flower app; experiments may name classes of the modules beside this file."""
+
+from fedsim.engines.app import apps
+
+server_app, client_app = apps(__file__)
+
+__all__ = ["client_app", "server_app"]
+'''
 README = """\
 A Flower app that fedsim wrote of an experiment. Every machine needs fedsim; each reads its data itself, from `data-dir`
 of its node config or `FEDSIM_DATA`.
@@ -58,7 +67,8 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
-    files = [file for part in (experiment.client, experiment.split, experiment.server) if (file := _source(part))]
+    parts = (experiment.client, experiment.split, experiment.server, *experiment.compress)
+    files = [file for part in parts if (file := _source(part))]
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}
     app = {
@@ -67,19 +77,17 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
             "flwr": {
                 "app": {
                     "publisher": "fedsim",
-                    "components": {"serverapp": "fedsim_app:server_app", "clientapp": "fedsim_app:client_app"},
-                    "config": {"experiment": TEXT} | defaults | settings,
+                    "components": {"serverapp": f"{MODULE}:server_app", "clientapp": f"{MODULE}:client_app"},
+                    "config": defaults | settings,
                 }
             }
         },
     }
-    written = tomli_w.dumps(app).replace(f'"{TEXT}"', f"'''\n{text}'''")  # legible, as no escapes are
-    (place / "pyproject.toml").write_text(written, encoding="utf-8")
-    (place / "fedsim_app.py").write_text(
-        '"""fedsim\'s Flower app."""\n\nfrom fedsim.engines.app import client_app, server_app\n\n'
-        '__all__ = ["client_app", "server_app"]\n',
-        encoding="utf-8",
-    )
+    # A literal string is legible, but cannot hold everything; the last table is the run configuration's.
+    literal = "'''" not in text
+    line = f"experiment = '''\n{text}'''\n" if literal else tomli_w.dumps({"experiment": text})
+    (place / "pyproject.toml").write_text(tomli_w.dumps(app) + line, encoding="utf-8")
+    (place / f"{MODULE}.py").write_text(APP, encoding="utf-8")
     (place / "README.md").write_text(README, encoding="utf-8")
     for file in files:
         shutil.copy(file, place / file.name)
@@ -92,7 +100,7 @@ def _source(part: Any) -> Path | None:
     package = cls.__module__.partition(".")[0]
     if part is None or package in ("fedsim", "flwr"):
         return None
-    if "." in cls.__module__ or cls.__module__ == "__main__":
+    if "." in cls.__module__ or cls.__module__ in ("__main__", MODULE):
         raise ConfigError(
             f"{cls.__name__} is of the module {cls.__module__!r}; "
             "to export it, put it into a file of its own beside you"

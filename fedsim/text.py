@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+import tomllib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from fedsim.errors import ConfigError, near
+import numpy as np
+
+from fedsim.errors import ConfigError, FedsimError, near
+
+#: The most bits of an integer in text; Python cannot even print one of 5,000 digits.
+MOST_BITS = 128
 
 
 def parse(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
@@ -35,15 +45,18 @@ def parse(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[An
         Not of that form.
     """
     head, bracket, rest = text.strip().partition("(")
+    form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
     try:
-        node = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about its own grammar, such as "\d"
+            node = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError("not one call")
+            raise ConfigError(form)
         return head, *_arguments(field, node, names)
-    except (SyntaxError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{field} is {text!r}; allowed: a call with plain values, as in Name(1, key=0.5)") from None
+    except FedsimError:
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise ConfigError(form) from None
 
 
 def _arguments(field: str, node: ast.Call, names: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -57,14 +70,18 @@ def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Name):  # a call without arguments needs no brackets
         node = ast.Call(node, [], [])
     if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
+        check_plain(field, value)
+        return value
     if not isinstance(node.func, ast.Name):
         raise ValueError("not a name")
     name = node.func.id
     if name not in names:
         allowed = f"allowed: {', '.join(names)}{near(name, names)}" if names else "it takes plain values only"
         raise ConfigError(f"{field} names {name!r}; {allowed}")
-    return make(field, names[name], name, *_arguments(field, node, names))
+    args, keywords = _arguments(field, node, names)
+    with making(field, name):
+        return make(field, names[name], name, args, keywords)
 
 
 def make(field: str, target: Callable[..., Any], name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
@@ -84,6 +101,94 @@ def make(field: str, target: Callable[..., Any], name: str, args: list[Any], key
     return target(*args, **keywords)
 
 
+@contextmanager
+def making(field: str, name: str) -> Iterator[None]:
+    """Turn whatever a constructor raises into one sentence."""
+    try:
+        yield
+    except FedsimError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
+        raise ConfigError(f"{field}: {name} refuses its arguments: {reason}") from error
+
+
+def check_plain(field: str, value: Any) -> None:
+    """Raise ConfigError unless a value read from text is None, a truth value, a number, text, or a collection of them.
+
+    Integers have at most `MOST_BITS` bits, and text must be valid Unicode.
+    """
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ConfigError(f"{field} has an integer of {value.bit_length():,} bits; allowed: at most {MOST_BITS}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{field} has the text {shorten(value)}; allowed: valid Unicode") from None
+    elif isinstance(value, dict):
+        for part in (*value, *value.values()):
+            check_plain(field, part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            check_plain(field, part)
+    elif not isinstance(value, int | float | None):
+        raise ConfigError(f"{field} has the value {value!r}; allowed: numbers, text, truth values, and lists of them")
+
+
+def read_toml(what: str, text: str) -> dict[str, Any]:
+    """Return the settings in a TOML text.
+
+    Raises
+    ------
+    ConfigError
+        It is not TOML, or holds values that are not plain; `what` says which text it is.
+    """
+    try:
+        settings = tomllib.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError | MemoryError) else one_line(error)
+        raise ConfigError(f"{what} is not TOML: {reason}") from None
+    for name, value in settings.items():
+        check_plain(name, value)
+    return settings
+
+
+def toml_value(what: str, text: str) -> Any:
+    """Return the value of a ``KEY=VALUE`` option: TOML, or else the text itself.
+
+    Raises
+    ------
+    ConfigError
+        It is nested too deeply, or not plain; `what` says which option it is.
+    """
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        found = {}
+    except (ValueError, RecursionError, MemoryError):
+        raise ConfigError(f"{what} is {shorten(text)}; allowed: a value in TOML") from None
+    value = found["value"] if list(found) == ["value"] else text.strip()  # more than one line is no value
+    check_plain(what, value)
+    return value
+
+
+def shorten(text: str, most: int = 100) -> str:
+    """Return a text's repr for an error, cut if it is long."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    return " ".join(str(error).split())
+
+
+def raised_at(error: BaseException) -> str:
+    """Return where an exception was raised, in brackets, unless it was in this package or in Python's import system."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(frame.filename).is_relative_to(Path(__file__).parent) or "importlib" in frame.filename
+    return "" if ours else f" ({Path(frame.filename).name}, line {frame.lineno})"
+
+
 def short(value: Any) -> str:
     """Write an object as the call that makes it, without what is as by default."""
     if not is_dataclass(value) or isinstance(value, type):
@@ -94,4 +199,22 @@ def short(value: Any) -> str:
 
 def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
     """Write a call."""
-    return f"{name}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k, v in keywords.items())])})"
+    shown = [*map(_literal, args), *(f"{k}={_literal(v)}" for k, v in keywords.items())]
+    return f"{name}({', '.join(shown)})"
+
+
+def plain(value: Any) -> Any:
+    """Return a value with Python's numbers in the place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {plain(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return tuple(map(plain, value)) if type(value) is tuple else value
+
+
+def _literal(value: Any) -> str:
+    if is_dataclass(value) and not isinstance(value, type):
+        return call(type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr})
+    return repr(plain(value))

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as stock
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim import Experiment, config
 from fedsim.clients import SGD, FedProx
+from fedsim.compression import TopK
+from fedsim.engines import app
+from fedsim.engines.flower_app import load_app, run_flower
 from fedsim.errors import ConfigError
+from fedsim.export import export
 from fedsim.servers import FedAvg
-from fedsim.splits import IID, Dirichlet, Shards
+from fedsim.splits import IID, Dirichlet, Natural, Shards
 
 EXPERIMENTS = [
     Experiment(),
@@ -116,6 +125,61 @@ def test_bad_studies_are_refused(settings: dict[str, Any], sentence: str) -> Non
 
 
 def test_a_server_option_that_does_not_exist_is_refused() -> None:
-    server = config.build("server", "FedAdam(etta=1)")
-    with pytest.raises(ConfigError, match="etta"):
-        Experiment(server=server, rounds=1).run()
+    with pytest.raises(ConfigError, match=r"no option 'etta' in text; allowed: eta, .*did you mean 'eta'"):
+        config.build("server", "FedAdam(etta=1)")
+
+
+def test_numpys_numbers_are_written_as_pythons() -> None:
+    """So that what a script has computed can be resumed, and sent to SuperNodes."""
+    experiment = Experiment(
+        split=Dirichlet(5, alpha=np.float64(0.25)),
+        client=SGD(lr=np.float32(0.5)),  # type: ignore[arg-type]
+        server=partial(stock.FedAdam, eta=np.float64(0.125)),
+        fraction_train=np.float64(0.5),
+        hidden=(np.int64(4),),  # type: ignore[arg-type]
+        compress=(TopK(np.float64(0.5)),),
+    )
+    again = config.experiment(tomllib.loads(config.to_toml(experiment)))
+    assert again.split == Dirichlet(5, alpha=0.25)
+    assert again.client == SGD(lr=0.5)
+    assert again.server.keywords == {"eta": 0.125}  # type: ignore[union-attr]
+    assert (again.fraction_train, again.hidden, again.compress) == (0.5, (4,), (TopK(0.5),))
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_toml_round_trip_of_any_text(text: str) -> None:
+    experiment = Experiment(data_dir=text, dataset=f"table({text!r}, label={text!r})", split=Natural(text or "x"))
+    again = config.experiment(tomllib.loads(config.to_toml(experiment)))
+    assert (again.data_dir, again.dataset, again.split) == (text, experiment.dataset, experiment.split)
+
+
+@pytest.mark.parametrize("name", ["plain.csv", "a'''b.csv", 'a"""b.csv', "'''", "a\\", "\x00\x1f\x7f\r\n\t", "é😀"])
+def test_an_exported_app_holds_any_text(name: str, tmp_path: Path) -> None:
+    experiment = Experiment(dataset=f"table({name!r}, label='y')", data_dir=name, rounds=7)
+    folder = export(experiment, tmp_path / "app", out="the experiment")
+    settings = tomllib.loads((folder / "pyproject.toml").read_bytes().decode())
+    run_config = settings["tool"]["flwr"]["app"]["config"]
+    assert app.experiment_of(run_config) == experiment
+    assert run_config["out"] == "the experiment"
+    assert run_config["wait"] == 120.0
+    assert load_app(folder)[2] == run_config
+
+
+def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fedsim_app.py").write_text(
+        "from fedsim.compression import Float16\n\nclass Mine(Float16):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)
+    experiment = Experiment(compress=(config.build("compress", "fedsim_app:Mine"),))
+    with pytest.raises(ConfigError, match="put it into a file of its own beside you"):
+        export(experiment, tmp_path / "app")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("nodes", -1), ("nodes", 1.5), ("retries", "x"), ("wait", "long"), ("timeout", -1.0), ("wait", float("nan"))],
+)
+def test_bad_run_configuration_is_one_sentence(setting: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is .*; allowed: "):
+        run_flower(app.server_app, app.client_app, 1, run_config={"experiment": "rounds = 1", setting: value})

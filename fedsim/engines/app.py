@@ -2,7 +2,8 @@
 
 ``experiment`` is the experiment's TOML, as `fedsim.config.to_toml` writes it; the rest says how to run it (see
 docs/scale.md). Every part reads its data itself, from ``data-dir`` of a SuperNode's own node config, ``$FEDSIM_DATA``,
-or the experiment's ``data_dir``.
+or the experiment's ``data_dir``. Its text may name fedsim's and Flower's strategies and, in an app that
+`fedsim.export` has written, classes in modules that lie beside the app's file; nothing else is imported.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
@@ -24,33 +25,56 @@ from threadpoolctl import threadpool_limits
 from fedsim import config
 from fedsim.engines.site import Site
 from fedsim.engines.supernodes import SuperNodeGrid, answer, hello
+from fedsim.errors import real, whole
 from fedsim.experiment import Experiment
+from fedsim.modules import Modules
+from fedsim.text import read_toml
 
-server_app = ServerApp()
-client_app = ClientApp()
 
-
-def experiment_of(settings: Mapping[str, Any], data_dir: str | None = None) -> Experiment:
-    """Return the experiment that run configuration describes."""
-    made = config.experiment(tomllib.loads(str(settings["experiment"])))
+def experiment_of(settings: Mapping[str, Any], data_dir: str | None = None, folder: Path | None = None) -> Experiment:
+    """Return the experiment that run configuration describes, with classes of the modules in an app's folder."""
+    text = read_toml("the run configuration's experiment", str(settings.get("experiment", "")))
+    made = config.experiment(text, Modules(folder=folder))
     return replace(made, data_dir=data_dir) if data_dir else made
 
 
-@server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, ClientApp]:
+    """Return a ServerApp and a ClientApp.
+
+    Parameters
+    ----------
+    file : path, optional
+        The app's own ``__file__``: experiments may name classes of the modules beside it. Default: fedsim's and
+        Flower's only.
+    """
+    folder = Path(file).resolve().parent if file else None
+    server, client = ServerApp(), ClientApp()
+    server.main()(partial(main, folder=folder))
+    client.query()(partial(_hello, folder=folder))
+    client.train()(partial(_train, folder=folder))
+    client.evaluate()(partial(_evaluate, folder=folder))
+    return server, client
+
+
+def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
     """Run the experiment on the SuperNodes there are."""
-    settings = context.run_config
+    settings: Mapping[str, Any] = context.run_config
     if settings.get("supervised"):
         _end_with_parent()
-    experiment = experiment_of(settings)
-    timeout = float(settings.get("timeout", 0)) or None
+    experiment = experiment_of(settings, folder=folder)
+    nodes, retries = settings.get("nodes", 0), settings.get("retries", 0)
+    whole("nodes", nodes)
+    whole("retries", retries)
+    wait, timeout = settings.get("wait", 120.0), settings.get("timeout", 0.0)
+    real("wait", wait, 0)
+    real("timeout", timeout, 0)
     engine = partial(
         SuperNodeGrid,
         grid=grid,
-        nodes=int(settings.get("nodes", 0)) or len(list(grid.get_node_ids())) or 1,
-        wait=float(settings.get("wait", 120.0)),
-        timeout=timeout,
-        retries=int(settings.get("retries", 0)),
+        nodes=nodes or len(list(grid.get_node_ids())) or 1,
+        wait=wait,
+        timeout=timeout or None,
+        retries=retries,
     )
     out = str(settings.get("out", "")) or None
     result = experiment.run(engine=engine, directory=out, on_round=_say)
@@ -76,32 +100,29 @@ def _say(row: Mapping[str, float]) -> None:
     print(f"fedsim: round {row['round']:.0f} {words}", flush=True)
 
 
-@client_app.query()
-def _hello(message: Message, context: Context) -> Message:
-    _site(context)  # what is wrong here is said now
+def _hello(message: Message, context: Context, folder: Path | None) -> Message:
+    _site(context, folder)  # what is wrong here is said now
     return hello(message, context)
 
 
-@client_app.train()
-def _train(message: Message, context: Context) -> Message:
-    return answer(message, context, _site(context), "train")
+def _train(message: Message, context: Context, folder: Path | None) -> Message:
+    return answer(message, context, _site(context, folder), "train")
 
 
-@client_app.evaluate()
-def _evaluate(message: Message, context: Context) -> Message:
-    return answer(message, context, _site(context), "evaluate")
+def _evaluate(message: Message, context: Context, folder: Path | None) -> Message:
+    return answer(message, context, _site(context, folder), "evaluate")
 
 
-def _site(context: Context) -> Site:
+def _site(context: Context, folder: Path | None) -> Site:
     data_dir = str(context.node_config.get("data-dir", "") or os.environ.get("FEDSIM_DATA", "")) or None
-    return _made(str(context.run_config["experiment"]), data_dir)
+    return _made(str(context.run_config["experiment"]), data_dir, folder)
 
 
 @lru_cache(maxsize=1)
-def _made(text: str, data_dir: str | None) -> Site:
+def _made(text: str, data_dir: str | None, folder: Path | None) -> Site:
     """Return the site of an experiment; a process answers many messages with it."""
     threadpool_limits(1, "blas")  # for good: more threads would sum in another order
-    experiment = experiment_of({"experiment": text}, data_dir)
+    experiment = experiment_of({"experiment": text}, data_dir, folder)
     dataset = experiment.load_data()
     federated = experiment.federate(dataset)
     net = experiment.network(dataset)
@@ -109,3 +130,6 @@ def _made(text: str, data_dir: str | None) -> Site:
     site = Site(net, federated, experiment.client, experiment.seed, kernel, experiment.compress)
     site.prepare()
     return site
+
+
+server_app, client_app = apps()

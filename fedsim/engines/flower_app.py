@@ -25,6 +25,7 @@ from flwr.serverapp import ServerApp
 from fedsim.engines import flower
 from fedsim.engines.in_process import available_cores
 from fedsim.errors import ConfigError, near, whole
+from fedsim.text import toml_value
 
 #: Node id of the first SuperNode; Flower keeps 1 for the server.
 FIRST = 2
@@ -234,7 +235,7 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
         paths = components["serverapp"], components["clientapp"]
     except OSError as error:
         raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{str(file)!r} is not TOML: {error}") from None
     except (KeyError, TypeError):
         raise ConfigError(f"{str(file)!r} has no serverapp and clientapp in [tool.flwr.app.components]") from None
@@ -278,10 +279,7 @@ def overridden(config: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         if not equals or key not in config:
             known = ", ".join(config) or "nothing"
             raise ConfigError(f"--run-config is {assignment!r}; the app takes {known}{near(key, config)}")
-        try:
-            changed[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            changed[key] = text
+        changed[key] = toml_value(f"--run-config {key}", text)
     return changed
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
 from fedsim.compression import Compression
-from fedsim.config import build, client_text
+from fedsim.config import client_text, received_client
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import Evaluation, Site
@@ -300,7 +300,7 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
     order = content.config_records[ORDER]
     weights = content.array_records[WEIGHTS]["weights"].numpy()
     down = {name: array.numpy() for name, array in content.array_records.get(flower.DOWN, {}).items()}
-    client = build("client", str(order["client"]))
+    client = received_client(str(order["client"]), type(site.client))
     clients = np.array(order["clients"], dtype=np.intp)
     task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
     state = _load(context, len(task.partition)) if site.keeps_state(client) else None
