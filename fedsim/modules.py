@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fedsim.errors import ConfigError, near
-from fedsim.text import one_line, raised_at, shorten
+from fedsim.text import describe, shorten
 
 #: What ``module:Class`` looks like.
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -102,8 +102,7 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         module = import_module(name)
         found = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
-        raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {reason}") from None
+        raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {describe(error)}") from None
     if found is None:
         names = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{near(attribute, names)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sysconfig
 import tomllib
 import traceback
 import warnings
@@ -109,8 +110,7 @@ def making(field: str, name: str) -> Iterator[None]:
     except FedsimError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error)}{raised_at(error)}"
-        raise ConfigError(f"{field}: {name} refuses its arguments: {reason}") from error
+        raise ConfigError(f"{field}: {name} refuses its arguments: {describe(error)}") from error
 
 
 def check_plain(field: str, value: Any) -> None:
@@ -182,11 +182,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def raised_at(error: BaseException) -> str:
-    """Return where an exception was raised, in brackets, unless it was in this package or in Python's import system."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(frame.filename).is_relative_to(Path(__file__).parent) or "importlib" in frame.filename
-    return "" if ours else f" ({Path(frame.filename).name}, line {frame.lineno})"
+#: Folders of code that is not the user's: this package, installed packages, Python itself.
+_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen")
+
+
+def describe(error: BaseException, most: int = 200) -> str:
+    """Return an exception's type, what it says in one line, and the line of the user's code that raised it, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    said = one_line(error) or "no message"
+    return f"{type(error).__name__}: {said if len(said) <= most else said[:most] + '...'}{place}"
 
 
 def short(value: Any) -> str:

@@ -105,7 +105,7 @@ class Fragile(clients.SCAFFOLD):
 
     def train(self, ctx: Context) -> Array:
         if np.isin(ctx.partition_ids, (3, 7)).any():
-            raise ValueError("no such thing\nas a third line")
+            raise ValueError("no such thing\nas this")
         return super().train(ctx)
 
 
@@ -118,15 +118,15 @@ def test_a_client_that_raises_is_left_out(workers: int, block: int) -> None:
     assert (result.history["clients"][1:] == 10).all()
     assert result.failures["partition_id"].tolist() == [3, 7] * 4
     reason = result.failures["reason"][0]
-    assert reason.startswith("client 3 failed in round 1: ValueError: no such thing (")
+    assert reason.startswith("client 3 failed in round 1: ValueError: no such thing as this (test_round.py, line ")
     assert reason.endswith(")")
-    assert "test_round.py, line" in reason
     assert same(result, experiment.run())
 
 
 def test_a_client_that_raises_ends_a_run_in_one_sentence() -> None:
     with pytest.raises(
-        FedsimError, match=r"^client \d+ failed in round 1: ValueError: no such thing \(.*, line \d+\)$"
+        FedsimError,
+        match=r"^client \d+ failed in round 1: ValueError: no such thing as this \(test_round.py, line \d+\)$",
     ):
         replace(BASE, client=Fragile(), fraction_train=1.0).run()
 

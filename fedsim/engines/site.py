@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +29,7 @@ from fedsim.errors import FedsimError
 from fedsim.mlp import MLP
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
+from fedsim.text import describe
 
 #: Partition ids -> a copy of their state.
 Load = Callable[[NDArray[np.intp]], dict[str, NDArray[Any]]]
@@ -110,19 +108,6 @@ def isolate_failures(
         results += found
         failed |= lost
     return results, failed
-
-
-def describe(error: Exception) -> str:
-    """Return an error's type, the first line of its message, and the line that raised it outside of libraries."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-    place = (outside or frames)[-1]
-    first = (str(error).strip() or "no message").splitlines()[0][:200]
-    return f"{type(error).__name__}: {first} ({place.filename}, line {place.lineno})"
-
-
-#: Folders of code that is not the user's.
-_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
 
 
 def _concatenate(parts: Sequence[D]) -> D:
