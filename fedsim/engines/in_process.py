@@ -249,11 +249,11 @@ class InProcessGrid(flower.LocalGrid):
         if told and sent < told.min_clients:
             replies.accepted, self.traffic.rejected = False, sent
         else:
-            self._commit(replies)
+            self.commit(replies)
         self.evaluations += replies.evaluations
         return replies
 
-    def _commit(self, replies: Replies) -> None:
+    def commit(self, replies: Replies) -> None:
         """Keep what an accepted round changes: clients' state and the round's statistics."""
         for update in replies.updates:
             self.state.store(update.partition_ids, update.state)

@@ -24,6 +24,7 @@ from fedsim.clients.base import (
     run,
 )
 from fedsim.compression import RESIDUAL, Compression, Transform
+from fedsim.engines.node_state import NodeState
 from fedsim.engines.state import ClientState
 from fedsim.errors import FedsimError
 from fedsim.mlp import MLP
@@ -192,7 +193,9 @@ class Site:
             round_number, self.seed, down or {}, self.kernel_name, purpose,
         )  # fmt: skip
 
-    def load_state(self, task: Task, block: NDArray[np.intp], state: ClientState) -> dict[str, NDArray[Any]]:
+    def load_state(
+        self, task: Task, block: NDArray[np.intp], state: ClientState | NodeState
+    ) -> dict[str, NDArray[Any]]:
         """Return a copy of what clients kept, new for those that are here for the first time."""
         if not self.keeps_state(task.strategy):
             return {}

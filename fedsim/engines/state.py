@@ -38,18 +38,26 @@ class ClientState:
         make : callable
             Partition ids -> named arrays with a row each.
         """
-        slots = np.full(len(clients), -1) if self._slots is None else self._slots[clients]
-        known = slots >= 0
+        known = self.known(clients)
+        held = self.rows(clients[known])
         if known.all():
-            return {name: rows[slots] for name, rows in self._arrays.items()}
-        made = make(clients[~known])
+            return held
         state = {}
-        for name, rows in made.items():
+        for name, rows in make(clients[~known]).items():
             state[name] = np.empty((len(clients), *rows.shape[1:]), rows.dtype)
             state[name][~known] = rows
             if known.any():
-                state[name][known] = self._arrays[name][slots[known]]
+                state[name][known] = held[name]
         return state
+
+    def known(self, clients: Indices) -> NDArray[np.bool_]:
+        """Return which clients have rows, shape (clients,)."""
+        known: NDArray[np.bool_] = np.zeros(len(clients), bool) if self._slots is None else self._slots[clients] >= 0
+        return known
+
+    def rows(self, clients: Indices) -> dict[str, Array]:
+        """Return a copy of the rows of clients that have some; empty if no client has any."""
+        return {} if self._slots is None else {name: rows[self._slots[clients]] for name, rows in self._arrays.items()}
 
     def store(self, clients: Indices, state: Mapping[str, Array]) -> None:
         """Keep clients' rows."""

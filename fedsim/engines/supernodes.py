@@ -25,8 +25,9 @@ from fedsim.compression import Compression
 from fedsim.config import client_text, received_client
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.engines.node_state import NodeState
+from fedsim.engines.replies import Replies
 from fedsim.engines.site import Evaluation, Site
-from fedsim.engines.state import ClientState
 from fedsim.errors import FedsimError
 from fedsim.streams import Purpose
 
@@ -75,6 +76,8 @@ class SuperNodeGrid(InProcessGrid):
         self._of = 0  # partitions that SuperNodes are
         self._asked: set[int] = set()
         self._begun = False
+        # Of the last update of each client that counted; its SuperNode goes on from the state after it.
+        self._accepted_rounds = np.zeros(len(self.site.partition), np.int64)
 
     def __enter__(self) -> SuperNodeGrid:
         super().__enter__()
@@ -113,6 +116,12 @@ class SuperNodeGrid(InProcessGrid):
     def resume(self, kept: Mapping[str, NDArray[Any]] | None) -> None:
         """Take up an interrupted run, of whatever engine; FedsimError if clients kept something."""
         super().resume(kept if self.kept() is not None else None)
+
+    def commit(self, replies: Replies) -> None:
+        """Keep what an accepted round changes, and of which clients it had updates."""
+        super().commit(replies)
+        for update in replies.updates:
+            self._accepted_rounds[update.partition_ids] = replies.orders[0].task.round
 
     def run_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
         """Train the cohort on its SuperNodes; those that fail are left out, and recorded."""
@@ -205,7 +214,7 @@ class SuperNodeGrid(InProcessGrid):
                 "round": task.round,
                 "client": client_text(task.strategy),
                 "clients": [int(c) for c in clients],
-                "loss-limit": float(self._loss_limit),
+                "accepted": [int(number) for number in self._accepted_rounds[clients]],
                 "purpose": int(task.purpose),
             }
         )
@@ -303,7 +312,11 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
     client = received_client(str(order["client"]), type(site.client))
     clients = np.array(order["clients"], dtype=np.intp)
     task = site.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
-    state = _load(context, len(task.partition)) if site.keeps_state(client) else None
+    state = None
+    if site.keeps_state(client):
+        record: Mapping[str, Any] = context.state.array_records.get(STATE, ArrayRecord())
+        state = NodeState(len(task.partition), {name: array.numpy() for name, array in record.items()})
+        state.accept(clients, np.array(order["accepted"], dtype=np.intp))
 
     def load(some: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         return site.load_state(task, some, state) if state is not None else {}
@@ -322,11 +335,9 @@ def answer(message: Message, context: Context, site: Site, kind: str) -> Message
         if update.encoded:
             del columns["weights"]
             columns |= {ENCODED + name: values for name, values in update.encoded.items()}
-        sound = np.isfinite(update.train_loss) & (update.train_loss <= float(order["loss-limit"]))  # type: ignore[arg-type]
         if state is not None:
-            kept = update if sound.all() else update.rows(sound)
-            state.store(kept.partition_ids, kept.state)
-            _keep(context, state)
+            state.store(update.partition_ids, update.state, task.round)
+            context.state[STATE] = flower.record(state.dump())
     return Message(RecordDict({RESULT: flower.record(columns)}), reply_to=message)
 
 
@@ -334,17 +345,3 @@ def _raise_first(failed: Mapping[int, FedsimError]) -> None:
     """Raise the first client's error: a message is answered for all of its clients or none."""
     for error in failed.values():
         raise error
-
-
-def _load(context: Context, clients: int) -> ClientState:
-    """Return the state of this SuperNode's clients."""
-    state = ClientState(clients)
-    record: Mapping[str, Any] = context.state.array_records.get(STATE, ArrayRecord())
-    if record:
-        state.restore({name: array.numpy() for name, array in record.items()})
-    return state
-
-
-def _keep(context: Context, state: ClientState) -> None:
-    """Keep it in Flower's context."""
-    context.state[STATE] = flower.record(state.dump())

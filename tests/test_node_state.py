@@ -1,0 +1,42 @@
+"""State on a SuperNode follows what the server accepts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedsim.engines.node_state import NodeState
+from fedsim.errors import FedsimError
+
+CLIENTS = np.array([4, 2, 7])
+
+
+def new(clients: np.ndarray) -> dict[str, np.ndarray]:
+    return {"x": np.zeros((len(clients), 2))}
+
+
+def again(state: NodeState) -> NodeState:
+    """As Flower's context gives it back."""
+    return NodeState(9, state.dump())
+
+
+def test_what_was_not_accepted_is_not_used() -> None:
+    state = NodeState(9)
+    state.accept(CLIENTS, np.zeros(3, np.intp))
+    assert not state.load(CLIENTS, new)["x"].any()
+    state.store(CLIENTS, {"x": np.ones((3, 2))}, 1)
+    state = again(state)
+    assert not state.load(CLIENTS, new)["x"].any()  # sent, but nothing has been said of it
+    state.accept(CLIENTS, np.array([1, 0, 1]))  # client 2 was left out
+    np.testing.assert_array_equal(state.load(CLIENTS, new)["x"][:, 0], [1, 0, 1])
+    state.store(CLIENTS, {"x": np.full((3, 2), 2.0)}, 2)
+    state = again(state)
+    state.accept(CLIENTS, np.array([1, 2, 2]))  # client 4's second update came too late
+    np.testing.assert_array_equal(state.load(CLIENTS, new)["x"][:, 0], [1, 2, 2])
+    state.accept(CLIENTS[:1], np.array([1]))  # asked again in the same round
+    np.testing.assert_array_equal(state.load(CLIENTS[:1], new)["x"], [[1, 1]])
+
+
+def test_state_that_is_lost_is_missed() -> None:
+    with pytest.raises(FedsimError, match="client 2 has no state after round 3 on this SuperNode"):
+        NodeState(9).accept(CLIENTS, np.array([0, 3, 0]))
