@@ -267,6 +267,28 @@ def test_too_few_survivors_change_nothing() -> None:
         replace(BASE, min_clients=2, server=stock.FedAvg).run()
 
 
+class Losing(clients.SCAFFOLD):
+    """The updates of three clients are lost in round 2."""
+
+    def train(self, ctx: clients.Context) -> Any:
+        weights = super().train(ctx)
+        if ctx.round == 2:
+            weights[np.isin(ctx.partition_ids, (1, 5, 9))] = np.nan
+        return weights
+
+
+@pytest.mark.parametrize("min_clients", [1, 10])
+def test_state_is_that_after_the_last_update_that_counted(min_clients: int) -> None:
+    """A client that is left out, or whose round is rejected, goes on from where it was, as in process."""
+    settings: dict[str, Any] = {"on_failure": "exclude", "min_clients": min_clients, "rounds": 4}
+    experiment = replace(BASE, client=clients.SCAFFOLD(), fraction_train=1.0, fraction_evaluate=0.0, **settings)
+    with faulty(1, altered("weights", lambda w: w * np.nan), (2,)) as client_app:
+        there = on_supernodes(experiment, 4, client_app)
+    here = replace(experiment, client=Losing()).run()
+    assert here.history["clients"].tolist() == [0, 12, 9 if min_clients == 1 else 0, 12, 12]
+    assert all(np.array_equal(here.weights[k], there.weights[k]) for k in here.weights)
+
+
 def test_supernodes_that_are_missing_are_said() -> None:
     experiment = replace(BASE, on_failure="exclude", fraction_train=1.0, fraction_evaluate=0.0, rounds=1)
 
