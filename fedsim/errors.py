@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 LARGEST = 2**31 - 1
 #: The largest seed: streams of random numbers have keys of 64 bits, so a larger one would repeat a smaller one's.
 LARGEST_SEED = 2**64 - 1
+LARGEST_FLOAT = int(sys.float_info.max)
 
 
 class FedsimError(Exception):
@@ -69,7 +71,8 @@ def plain(value: Any) -> Any:
         parts = [plain(part) for part in value]
         return value if all(new is old for new, old in zip(parts, value, strict=True)) else type(value)(parts)
     if type(value) is dict:
-        return {plain(key): plain(part) for key, part in value.items()}
+        made = {plain(key): plain(part) for key, part in value.items()}
+        return value if all(made[key] is part for key, part in value.items()) else made
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a NumPy scalar, or an array of one number
         value = value.item()
     if type(value) in (bool, int, float) or not isinstance(value, numbers.Real):
@@ -82,10 +85,27 @@ def plain(value: Any) -> Any:
         return value
 
 
+def plain_sequence(value: Any) -> Any:
+    """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `plain` does."""
+    if not isinstance(value, str) and getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
+        return _tuples(value.tolist())
+    return plain(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else plain(value)
+
+
 def plain_fields(instance: Any) -> None:
-    """Store the numbers in a frozen dataclass's fields as Python's own; see `plain`."""
+    """Store the numbers in a frozen dataclass's fields as Python's own; see `plain`.
+
+    In a field of type float, a whole number of more than 64 bits becomes a float, as NumPy cannot calculate with it.
+    """
     for field in fields(instance):
-        object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
+        value = plain(getattr(instance, field.name))
+        if field.type in (float, "float") and type(value) is int and 2**63 <= abs(value) <= LARGEST_FLOAT:
+            value = float(value)
+        object.__setattr__(instance, field.name, value)
 
 
 def whole(field: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
