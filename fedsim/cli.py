@@ -329,10 +329,13 @@ def _progress(experiment: Experiment) -> Callable[[Any], None]:
 
 def _compare(args: argparse.Namespace) -> None:
     from fedsim import config
+    from fedsim.errors import real
     from fedsim.modules import Modules
     from fedsim.report.files import keep_earlier, writable_directory
     from fedsim.study import compare
 
+    if args.target is not None:
+        real("--target", args.target)
     assignments = _with_data_dir(args.set, args.data_dir)
     chosen: dict[str, Any] = {"client": args.client, "split": args.split, "seeds": args.seeds}
     chosen = {name: value for name, value in chosen.items() if value not in ([], None)}
@@ -371,16 +374,20 @@ def report_kept(folder: Path | None) -> None:
 
 def _splits(args: argparse.Namespace) -> None:
     from fedsim import config, data
-    from fedsim.errors import one_of, whole
+    from fedsim.errors import one_of, seed_number, whole
     from fedsim.report.split_plots import KINDS, plot_splits
     from fedsim.report.tables import shards_table, splits_table
+    from fedsim.splits import Split
 
     whole("--most", args.most, 1)
-    whole("--seed", args.seed, 0)
+    seed_number("--seed", args.seed)
     one_of("--kind", args.kind, KINDS)
     if args.out and Path(args.out).exists():
         raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
     chosen = [config.build("split", text) for text in args.split]
+    for text, split in zip(args.split, chosen, strict=True):
+        if not isinstance(split, Split):
+            raise ConfigError(f"split is {text!r}; allowed: a split, such as IID(50)")
     labels = [str(split) for split in chosen]
     if len(set(labels)) < len(labels):
         labels = args.split

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real
+from fedsim.errors import flag, plain_fields, real
 from fedsim.streams import Purpose, generator
 
 __all__ = ["Compression", "Float16", "Int8", "RandomMask", "TopK", "Transform"]
@@ -54,6 +54,9 @@ class Draws:
 @dataclass(frozen=True)
 class Transform(ABC):
     """One step of a compression, on rows of numbers, one per client."""
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     @abstractmethod
     def encode(self, values: Array, draws: Draws) -> tuple[Array, dict[str, Array]]:
@@ -122,9 +125,9 @@ class TopK(Transform):
     error_feedback: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         real("TopK's fraction", self.fraction, 0, 1, open_low=True)
-        if not isinstance(self.error_feedback, bool):
-            raise ConfigError(f"TopK's error_feedback is {self.error_feedback!r}; allowed: True or False")
+        flag("TopK's error_feedback", self.error_feedback)
 
     @property
     def feeds_back(self) -> bool:
@@ -161,6 +164,7 @@ class RandomMask(Transform):
     fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         real("RandomMask's fraction", self.fraction, 0, 1, open_low=True)
 
     def _mask(self, length: int, draws: Draws) -> Indices:

@@ -16,7 +16,20 @@ from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
 from fedsim.compression import Transform
-from fedsim.errors import ConfigError, one_of, real, whole
+from fedsim.errors import (
+    LARGEST,
+    ConfigError,
+    check_path,
+    flag,
+    one_of,
+    plain,
+    plain_fields,
+    plain_sequence,
+    real,
+    seed_number,
+    shown,
+    whole,
+)
 from fedsim.splits import IID, FederatedDataset, Split
 
 if TYPE_CHECKING:
@@ -24,10 +37,6 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engines.in_process import InProcessGrid
-
-
-#: What Flower's strategies call the least numbers of clients, all 1 here: fractions decide.
-MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 
 def history_columns(score: str) -> tuple[str, ...]:
@@ -191,37 +200,43 @@ class Experiment:
     compress: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if isinstance(self.dataset, str):
             data.check(self.dataset)
         elif not isinstance(self.dataset, data.Dataset):
-            raise ConfigError(f"dataset is {self.dataset!r}; allowed: a name or a fedsim.data.Dataset")
+            raise ConfigError(f"dataset is {shown(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
+        if self.data_dir is not None:
+            check_path("data_dir", self.data_dir)
         for name, kind in (("split", Split), ("client", SGD)):
             if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: a fedsim {kind.__name__} object")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
+        object.__setattr__(self, "hidden", plain_sequence(self.hidden))
         if not isinstance(self.hidden, tuple | list):
-            raise ConfigError(f"hidden is {self.hidden!r}; allowed: a list of layer widths")
+            raise ConfigError(f"hidden is {shown(self.hidden)}; allowed: a list of layer widths")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             whole("hidden", width, 1)
         mlp.MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
         if self.server is not None and not callable(self.server):
-            raise ConfigError(f"server is {self.server!r}; allowed: a Flower Strategy class or a partial of one")
+            raise ConfigError(f"server is {shown(self.server)}; allowed: a Flower Strategy class or a partial of one")
+        if isinstance(self.server, partial) and plain(self.server.keywords) is not self.server.keywords:
+            plain_server = partial(self.server.func, *self.server.args, **plain(self.server.keywords))
+            object.__setattr__(self, "server", plain_server)
         real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         real("fraction_evaluate", self.fraction_evaluate, 0, 1)
         real("test_fraction", self.test_fraction, 0, 1, open_high=True)
         whole("rounds", self.rounds, 1)
-        whole("seed", self.seed, 0)
+        seed_number("seed", self.seed)
         one_of("on_failure", self.on_failure, ("raise", "exclude"))
         one_of("kernel", self.kernel, kernels.KERNELS)
         whole("min_clients", self.min_clients, 1)
         if isinstance(self.compress, Transform) or not isinstance(self.compress, tuple | list):
-            raise ConfigError(f"compress is {self.compress!r}; allowed: a list of transforms, such as [TopK(0.1)]")
+            raise ConfigError(f"compress is {shown(self.compress)}; allowed: a list of transforms, such as [TopK(0.1)]")
         object.__setattr__(self, "compress", tuple(self.compress))
         for transform in self.compress:
             if not isinstance(transform, Transform):
-                raise ConfigError(f"compress has {transform!r}; allowed: transforms, such as TopK(0.1)")
-        if not isinstance(self.weight_divergence, bool):
-            raise ConfigError(f"weight_divergence is {self.weight_divergence!r}; allowed: true or false")
+                raise ConfigError(f"compress has {shown(transform)}; allowed: transforms, such as TopK(0.1)")
+        flag("weight_divergence", self.weight_divergence)
 
     def run(
         self,
@@ -288,13 +303,19 @@ class Experiment:
         Raises
         ------
         ConfigError
-            A loss for labels, and targets that are real numbers.
+            A loss for labels, and targets that are real numbers; or too many parameters.
         """
         if dataset.regression and self.loss != "mse":
             raise ConfigError(f"loss is {self.loss!r}, and {dataset.name} has real-valued targets; allowed: mse")
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
-        return mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
+        net = mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
+        if net.num_parameters > LARGEST:
+            raise ConfigError(
+                f"hidden is {shown(self.hidden)}, which makes {net.num_parameters:,} parameters; "
+                f"allowed: at most {LARGEST:,}"
+            )
+        return net
 
     def strategy(self, half: ServerHalf | None = None) -> Strategy:
         """Return a fresh server strategy, which carries the client strategy's server half if it can.
@@ -304,7 +325,7 @@ class Experiment:
         ConfigError
             It cannot be made, or cannot carry a server half that the client strategy needs.
         """
-        from fedsim.servers import FedAvg
+        from fedsim.servers.fedavg import MINIMUM, FedAvg
 
         make: Callable[..., Strategy] = self.server or FedAvg
         cls = make.func if isinstance(make, partial) else make
@@ -326,6 +347,7 @@ class Experiment:
             )
         own = make.keywords if isinstance(make, partial) else {}
         accepted = _parameters(cls)
+        _check_options(cls, name, own)
         settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
         try:
             return make(**settings)
@@ -333,8 +355,31 @@ class Experiment:
             raise ConfigError(f"server {name} cannot be made: {error}") from None
 
 
+def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Check a server's options: those that fedsim knows, and of Flower's own classes all numbers, flags and names."""
+    from fedsim.servers.fedavg import check_flower_options
+
+    check_flower_options(name, options)
+    if not getattr(cls, "__module__", "").startswith("flwr."):
+        return  # fedsim's classes, and the user's, check their own
+    for option, parameter in inspect.signature(cls).parameters.items():
+        field, kind = f"{name}'s {option}", parameter.annotation
+        if option not in options:
+            continue
+        if kind in (float, "float"):
+            real(field, options[option])
+        elif kind in (int, "int"):
+            whole(field, options[option])
+        elif kind in (str, "str") and not isinstance(options[option], str):
+            raise ConfigError(f"{field} is {shown(options[option])}; allowed: text")
+        elif option.endswith(("_fn", "_rule")) and not (options[option] is None or callable(options[option])):
+            raise ConfigError(f"{field} is {shown(options[option])}; allowed: a function")
+
+
 def _parameters(make: Callable[..., Any]) -> set[str]:
     """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
+    from fedsim.servers.fedavg import MINIMUM
+
     found: set[str] = set()
     for part in make.__mro__ if isinstance(make, type) else [make]:
         if isinstance(part, type) and "__init__" not in vars(part):

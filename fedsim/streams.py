@@ -67,7 +67,7 @@ def keys(seed: int, purpose: Purpose, *ids: int | NDArray[np.integer[Any]]) -> N
         One key per element of the broadcast ids, at least one-dimensional.
     """
     plain = list(takewhile(lambda part: isinstance(part, int), ids))
-    return _fold(_start(seed, purpose, *plain), ids[len(plain) :])  # type: ignore[arg-type]
+    return _fold(_start(int(seed), purpose, *plain), ids[len(plain) :])  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import data, text
-from fedsim.errors import ConfigError, near, one_of, whole
+from fedsim.errors import ConfigError, near, one_of, plain_sequence, seed_number, shown, whole
 from fedsim.experiment import Experiment, Result
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: `Study.table`'s default target: this share of the best variant's mean final accuracy.
 TARGET_SHARE = 0.95
+#: The most seeds of a study, where their number is given.
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -247,14 +249,15 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
         An axis that is no setting of an experiment, has no values, or has a value that is not allowed.
     """
     known = [f.name for f in fields(Experiment)]
+    axes = {axis: plain_sequence(values) for axis, values in axes.items()}
     labels: dict[str, list[str]] = {}
     for axis, values in axes.items():
         if axis not in known or axis == "seed":
             raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{near(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ConfigError(f"{axis} is {values!r}; compare wants a list of values, at least one")
-        shown = [_short(v) for v in values]
-        labels[axis] = shown if len(set(shown)) == len(shown) else [text.short(v) for v in values]
+            raise ConfigError(f"{axis} is {shown(values)}; compare wants a list of values, at least one")
+        shorts = [_short(v) for v in values]
+        labels[axis] = shorts if len(set(shorts)) == len(shorts) else [text.short(v) for v in values]
     combinations = []
     for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
         pairs = list(zip(axes, chosen, strict=True))
@@ -270,13 +273,32 @@ def _short(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
-def _baselines(base: Experiment, names: Sequence[str], axes: Sequence[str]) -> list[tuple[dict[str, str], Experiment]]:
+def _seeds(seeds: Any, first: int) -> Sequence[int]:
+    """Return a study's seeds: those given, or so many from the experiment's own on."""
+    seeds = plain_sequence(seeds)
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+        return range(first, first + whole("seeds", seeds, 1, MOST_SEEDS))
+    if not seeds:
+        raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
+    for seed in seeds:
+        seed_number("seeds", seed)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds is {shown(seeds)}; allowed: each seed once")
+    return seeds
+
+
+def _check_baselines(names: Any) -> None:
     from fedsim.baselines import BASELINES
 
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ConfigError(f"baselines is {names!r}; allowed: a list of {', '.join(BASELINES)}")
+        raise ConfigError(f"baselines is {shown(names)}; allowed: a list of {', '.join(BASELINES)}")
     for name in names:
         one_of("baselines", name, BASELINES)
+
+
+def _baselines(base: Experiment, names: Sequence[str], axes: Sequence[str]) -> list[tuple[dict[str, str], Experiment]]:
+    from fedsim.baselines import BASELINES
+
     first, *others = axes
     return [({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](base)) for name in names]
 
@@ -329,11 +351,8 @@ def compare(
     """
     from tqdm import tqdm
 
-    if isinstance(seeds, int):
-        whole("seeds", seeds, 1)
-        seeds = range(base.seed, base.seed + seeds)
-    elif not seeds:
-        raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
+    seeds = _seeds(seeds, base.seed)
+    _check_baselines(baselines)
     chosen = variants(base, **axes)
     if baselines:
         if not axes:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from fedsim import mlp
 from fedsim.clients.sgd import SGD, count_layers
+from fedsim.errors import whole
 
 
 class FedPer(SGD):
@@ -24,6 +25,10 @@ class FedPer(SGD):
     """
 
     personal_layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
 
     def private_layers(self, net: mlp.MLP) -> Sequence[int]:
         """Keep the last layers."""

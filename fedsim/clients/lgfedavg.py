@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from fedsim import mlp
 from fedsim.clients.sgd import SGD, count_layers
+from fedsim.errors import whole
 
 
 class LGFedAvg(SGD):
@@ -24,6 +25,10 @@ class LGFedAvg(SGD):
     """
 
     global_layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("LGFedAvg's global_layers", self.global_layers, 1)
 
     def private_layers(self, net: mlp.MLP) -> Sequence[int]:
         """Keep the first layers."""

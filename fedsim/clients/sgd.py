@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim import mlp
 from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
-from fedsim.errors import ConfigError, real, whole
+from fedsim.errors import ConfigError, flag, plain_fields, real, whole
 
 Array = NDArray[Any]
 
@@ -77,7 +77,11 @@ class SGD(ClientStrategy):
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         name = type(self).__name__
+        for field in fields(self):
+            if field.type in (bool, "bool"):
+                flag(f"{name}'s {field.name}", getattr(self, field.name))
         real(f"{name}'s lr", self.lr, 0, open_low=True)
         whole(f"{name}'s epochs", self.epochs, 1)
         if self.batch_size is not None:

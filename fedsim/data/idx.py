@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import DataError
+from fedsim.errors import DataError, check_path
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Source:
         DataError
             The folder lacks a file, a file is damaged, or the download failed.
         """
+        if data_dir is not None:
+            check_path(f"{self.name}'s data_dir", data_dir)
         found = (read_idx(self.find(name, data_dir) or self.download(name)) for name in self.files)
         x_train, y_train, x_test, y_test = found
         return Dataset(self.name, _pixels(x_train), y_train, _pixels(x_test), y_test, 10, label_names=self.label_names)

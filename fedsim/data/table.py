@@ -7,8 +7,17 @@ alone. A column that names clients is no feature; it becomes a group, by which `
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import io
+import lzma
 import os
-from collections.abc import Sequence
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, DataError, missing_extra, near, real, whole
+from fedsim.errors import ConfigError, DataError, check_path, flag, missing_extra, near, real, shown, whole
 from fedsim.streams import Purpose, generator
 
 if TYPE_CHECKING:
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zip")
 #: Whole numbers with more different values than this are a target to regress on, not labels.
 MOST_LABELS = 50
+#: The largest number that can be standardised: the sum of a column's squares must be finite.
+LARGEST_VALUE = 1e150
 
 
 def table(
@@ -76,6 +87,9 @@ def table(
     DataError
         The file cannot be read, or holds nothing to train on.
     """
+    check_path("table's path", path)
+    if data_dir is not None:
+        check_path("table's data_dir", data_dir)
     real("table's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     file = Path(path)
     if data_dir and not file.exists():
@@ -94,8 +108,6 @@ def table(
 
 
 def _read(file: Path) -> pd.DataFrame:
-    import pandas as pd
-
     name = file.name.lower()
     if not name.endswith(SUFFIXES):
         raise ConfigError(f"the table {str(file)!r} ends in {file.suffix!r}; allowed: {', '.join(SUFFIXES)}")
@@ -103,12 +115,126 @@ def _read(file: Path) -> pd.DataFrame:
         raise DataError(f"the table {str(file)!r} does not exist")
     try:
         if name.endswith(".parquet"):
+            import pandas as pd
+
             return pd.read_parquet(file)
-        return pd.read_csv(file, sep="\t" if ".tsv" in name else ",", low_memory=False)
+        return _parse(_decompress(file), "\t" if ".tsv" in name else ",")
     except ImportError:
         raise missing_extra("reading Parquet", "parquet") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the table {str(file)!r} cannot be read: {str(error).splitlines()[0]}") from None
+    except (*_UNREADABLE, DataError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"the table {str(file)!r} cannot be read: {reason}") from None
+
+
+#: What the readers of CSV, of Parquet and of the compressed formats raise for a damaged file.
+_UNREADABLE = (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+
+
+def _decompress(file: Path) -> bytes:
+    """Return a file's content, decompressed by what its name ends in."""
+    raw = file.read_bytes()
+    expand = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}.get(file.suffix.lower())
+    if expand:
+        return expand(raw)
+    if file.suffix.lower() != ".zip":
+        return raw
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) != 1:
+                raise DataError(f"it holds {len(members)} files; allowed: one")
+            return archive.read(members[0])
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by an unknown method
+        raise DataError(str(error)) from None
+
+
+def _parse(raw: bytes, separator: str) -> pd.DataFrame:
+    """Return the table in CSV text, whose rows must have as many fields as its header.
+
+    A row may end in further empty fields (spreadsheets write them), and need not have those of columns that have no
+    name at the end of the header. Empty lines are skipped, and so is white space around names and before values.
+    """
+    import pandas as pd
+
+    if b"\0" in raw:
+        raise DataError(f"it has a NUL byte at position {raw.index(0):,}; allowed: text in UTF-8")
+    lines = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline="")
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    rows = _rows(reader)
+    skipped, count, widest = 0, 0, 0
+    header: list[str] = []
+    for row in rows:
+        skipped += 1
+        if not _is_blank(row):
+            header = [name.strip() for name in row]
+            break
+    if not any(header):
+        raise DataError("it has no header; allowed: a first line with the columns' names")
+    _check_names(header, separator)
+    width = widest = len(header)
+    for row in rows:
+        if _is_blank(row):
+            continue
+        if len(row) != width and (any(row[width:]) or any(header[len(row) :])):
+            raise DataError(
+                f"line {reader.line_num:,} has {len(row)} fields, and the header has {width}; allowed: as many in all"
+            )
+        count, widest = count + 1, max(widest, len(row))
+    frame = pd.read_csv(
+        io.BytesIO(raw),
+        sep=separator,
+        header=None,
+        names=range(widest),
+        skiprows=skipped,
+        index_col=False,
+        skipinitialspace=True,
+        low_memory=False,
+        encoding="utf-8",
+    )
+    if len(frame) != count:
+        raise DataError(f"its quotation marks are ambiguous: it has {count} or {len(frame)} rows")
+    for column in frame.columns[[pd.api.types.is_string_dtype(kind) for kind in frame.dtypes]]:
+        if all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in frame[column].dropna()):
+            frame[column] = frame[column].astype(object).map(_number, na_action="ignore")
+    return frame.iloc[:, :width].set_axis(header, axis=1)
+
+
+#: A number in text. Columns of them are text to pandas where some have more than 64 bits.
+_NUMBER = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:  # a fraction, or more digits than Python reads
+        return float(text)
+
+
+def _rows(reader: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield a CSV reader's rows; name the line if one cannot be read."""
+    number = 1
+    try:
+        for row in reader:
+            yield row
+            number = reader.line_num + 1  # type: ignore[attr-defined]
+    except csv.Error as error:
+        raise DataError(f"the row that starts in line {number:,} is not CSV: {error}") from None
+
+
+def _is_blank(row: list[str]) -> bool:
+    return not row or row == [""]
+
+
+def _check_names(names: Sequence[str], separator: str = ",") -> None:
+    """Refuse columns that have the same name, and a header that another character separates."""
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"it has several columns named {', '.join(map(repr, twice))}; allowed: a name of its own for each"
+        )
+    other = [mark for mark in ";\t|," if mark != separator and mark in names[0]]
+    if len(names) == 1 and other:
+        raise DataError(f"its header is one column, {names[0]!r}; allowed: columns separated by {separator!r}")
 
 
 def encode(
@@ -128,10 +254,16 @@ def encode(
 
     `test` says which rows, shape (rows,), are the test set; default chosen at random.
     """
-    whole("table's max_categories", max_categories, 2)
+    max_categories = whole("table's max_categories", max_categories, 2)
+    regression = None if regression is None else flag("table's regression", regression)
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
-    clients, drop, categorical = (_names(v) for v in (client_column, drop, categorical))
+    try:
+        _check_names(columns)
+    except DataError as error:
+        raise DataError(f"{name} cannot be read: {error}") from None
+    clients = column_names("table's client_column", client_column)
+    drop, categorical = column_names("table's drop", drop), column_names("table's categorical", categorical)
     for what, chosen in (
         ("label", [label]),
         ("client_column", clients),
@@ -139,10 +271,9 @@ def encode(
         ("categorical", categorical),
     ):
         for column in chosen:
-            if column not in columns:
-                raise ConfigError(
-                    f"{name}'s {what} is {column!r}; allowed: {', '.join(columns[:30])}{near(str(column), columns)}"
-                )
+            if not isinstance(column, str) or column not in columns:
+                allowed = " ".join(", ".join(columns[:30]).split())  # a name may have a line end
+                raise ConfigError(f"{name}'s {what} is {shown(column)}; allowed: {allowed}{near(column, columns)}")
     notes: list[str] = []
     known = frame[[label, *clients]].notna().all(axis=1)
     if not known.all():
@@ -152,9 +283,10 @@ def encode(
         raise DataError(f"{name} has {len(frame)} rows with a label; allowed: at least 2")
     y, label_names = _target(frame[label], regression, f"{name}'s label {label!r}")
     test = _choose_test(y, test_fraction) if test is None else test
-    unnamed = [c for c in columns if c.startswith("Unnamed: ")]
+    unnamed = [c for c in columns if (not c or c.startswith("Unnamed: ")) and c not in (label, *clients, *drop)]
     if unnamed:
-        notes.append(f"{', '.join(unnamed)} left out: a column without a name numbers the rows")
+        numbers = [str(k) for k, c in enumerate(columns, 1) if c in unnamed]
+        notes.append(f"column {', '.join(numbers)} left out: it has no name; such columns number the rows")
     features = frame.drop(columns=[label, *clients, *drop, *unnamed])
     x = _features(features, ~test, categorical, max_categories, name, notes)
     if label_names is None:
@@ -175,8 +307,12 @@ def encode(
     )
 
 
-def _names(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def column_names(field: str, value: str | Sequence[str]) -> list[str]:
+    """Return a column's name, or a list of them, as a list; raise ConfigError for anything else."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{field} is {shown(value)}; allowed: a column's name, or a list of names")
+    return list(names)
 
 
 def _group(column: pd.Series) -> NDArray[Any]:
@@ -190,18 +326,28 @@ def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDAr
     import pandas as pd
 
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if numeric and not np.isfinite(column.to_numpy(dtype=float)).all():
-        raise DataError(f"{what} has infinite values")
-    if regression is None:
-        regression = numeric and (bool((column % 1 != 0).any()) or column.nunique() > MOST_LABELS)
-    if regression:
-        if not numeric:
-            raise ConfigError(f"{what} is {column.dtype}, not numbers; regression needs numbers")
-        return column.to_numpy(dtype=float), None
+    if numeric:
+        _check_range(what, column.to_numpy(dtype=float))
+    if regression and not numeric:
+        raise ConfigError(f"{what} is {column.dtype}, not numbers; regression needs numbers")
     names, y = np.unique(column.to_numpy() if numeric else column.astype(str).to_numpy(dtype=str), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"{what} has one value, {names[0]}; there is nothing to predict")
-    return y, tuple(f"{n:g}" if numeric else str(n) for n in names)
+    if regression is None:
+        regression = numeric and (bool((names % 1 != 0).any()) or len(names) > MOST_LABELS)
+    if regression:
+        return column.to_numpy(dtype=float), None
+    return y, tuple(str(int(n) if numeric and n == np.floor(n) else n) for n in names)
+
+
+def _check_range(what: str, values: NDArray[np.float64]) -> None:
+    """Refuse infinite numbers, and those whose squares no float holds; NaN stands for a missing value."""
+    infinite = int(np.isinf(values).sum())
+    if infinite:
+        raise DataError(f"{what} has {infinite} infinite values; allowed: finite numbers, and none for a missing value")
+    largest = float(np.abs(values[~np.isnan(values)]).max(initial=0))
+    if largest > LARGEST_VALUE:
+        raise DataError(f"{what} has the value {largest:g} or its negative; allowed: at most {LARGEST_VALUE:g}")
 
 
 def _choose_test(y: NDArray[Any], fraction: float) -> NDArray[np.bool_]:
@@ -231,34 +377,49 @@ def _features(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    constant = [c for c in frame.columns if frame.loc[train, c].nunique() < 1 or frame[c].nunique(dropna=False) < 2]
+    for column in frame.columns:
+        if frame[column].map(pd.api.types.is_list_like).any():
+            raise DataError(f"{name}'s column {column!r} holds lists; leave it out by drop")
+    empty = [c for c in frame.columns if frame.loc[train, c].nunique() < 1]
+    if empty:
+        notes.append(f"{', '.join(empty)} left out: no values")
+    constant = [c for c in frame.columns if c not in empty and frame[c].nunique(dropna=False) < 2]
     if constant:
         notes.append(f"{', '.join(constant)} left out: the same value everywhere")
-        frame = frame.drop(columns=constant)
+    frame = frame.drop(columns=[*empty, *constant])
     if not len(frame.columns):
         raise DataError(f"{name} has no column to predict from")
     dates = [c for c in frame.columns if pd.api.types.is_datetime64_any_dtype(frame[c])]
     frame = frame.assign(**{c: (frame[c] - frame[c].min()).dt.total_seconds() / 86_400 for c in dates})  # days
-    numeric = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c]) and c not in categorical]
+    numeric = [c for c in frame.columns if c not in categorical and _is_numeric(frame[c])]
     named = [c for c in frame.columns if c not in numeric]
-    table = pd.DataFrame(index=frame.index)
+    made: dict[str, Any] = {}
     for column in numeric:
-        values = frame[column].to_numpy(dtype=float, na_value=np.nan)
-        table[column] = np.where(np.isfinite(values), values, np.nan)
-        missing = int(table[column].isna().sum())
+        values = made[column] = _floats(frame[column])
+        _check_range(f"{name}'s column {column!r}", values)
+        missing = int(np.isnan(values).sum())
         if missing:
-            middle = table.loc[train, column].median()
+            middle = np.nanmedian(values[train])
             notes.append(
                 f"{column}: {missing} of {len(frame)} values missing; the median, {middle:.6g}, stands in, and a "
                 "column of its own marks them"
             )
     for column in named:
-        table[column] = frame[column].astype(object).where(frame[column].notna(), "(missing)").astype(str)
-        missing, kinds = int(frame[column].isna().sum()), frame.loc[train, column].nunique()
+        present = frame[column].notna()
+        made[column] = frame[column].astype(object).where(present, "(missing)").astype(str)
+        missing, kinds = int((~present).sum()), frame.loc[train, column].nunique()
         if missing:
             notes.append(f"{column}: {missing} of {len(frame)} values missing, a category of their own")
         if kinds > max_categories:
             notes.append(f"{column}: {kinds} categories, of which the {max_categories - 1} commonest are kept apart")
+        text = made[column][present]
+        odd = text[pd.to_numeric(text, errors="coerce").isna()]
+        if column not in categorical and 0 < len(odd) <= len(text) / 2:
+            notes.append(
+                f"{column}: {len(odd)} of {len(frame)} values are not numbers, such as {odd.iloc[0]!r}; "
+                "all are taken as categories"
+            )
+    table = pd.DataFrame(made, index=frame.index)
     encoder = ColumnTransformer(
         [
             ("numeric", make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), numeric),
@@ -275,5 +436,27 @@ def _features(
         ]
     )
     encoder.fit(table[train])
-    x: NDArray[np.float32] = np.ascontiguousarray(encoder.transform(table), dtype=np.float32)
+    with warnings.catch_warnings():
+        # That it has not seen a category of the test rows is what handle_unknown is for.
+        warnings.filterwarnings("ignore", "Found unknown categories", UserWarning)
+        x: NDArray[np.float32] = np.ascontiguousarray(encoder.transform(table), dtype=np.float32)
     return x
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    import pandas as pd
+
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    return pd.api.types.is_numeric_dtype(column) or kind in ("integer", "mixed-integer-float", "decimal")
+
+
+def _floats(column: pd.Series) -> NDArray[np.float64]:
+    """Return a numeric column as float64: NaN where a value is missing, infinite where a whole number is too large."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column):
+        numbers: NDArray[np.float64] = column.to_numpy(dtype=float, na_value=np.nan)
+    else:
+        text = column.astype(str).where(column.notna())
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    return numbers

@@ -11,7 +11,7 @@ control variates); and `step` goes from the old global weights to the new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
 from fedsim.engines import flower
 from fedsim.engines.replies import Replies
 from fedsim.engines.site import mean_evaluation
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, plain, real, seed_number, shown, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
@@ -41,6 +41,32 @@ class Rule(Protocol):
 
     def value(self) -> Array:
         """Return the combination, shape (parameters,); at least one update has been added."""
+
+
+#: What Flower's strategies call the least numbers of clients, all 1 by default here: fractions decide.
+MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+
+
+def check_flower_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a server strategy's options with plain numbers; ConfigError for a fraction or count that is none.
+
+    Parameters
+    ----------
+    name : str
+        Of the strategy.
+    options : mapping
+        Option -> value; only those of Flower's FedAvg, and ``seed``, are checked.
+    """
+    checked = {option: plain(value) for option, value in options.items()}
+    for option, value in checked.items():
+        field = f"{name}'s {option}"
+        if option in ("fraction_train", "fraction_evaluate"):
+            real(field, value, 0, 1)
+        elif option in MINIMUM:
+            whole(field, value)
+        elif option == "seed":
+            seed_number(field, value)
+    return checked
 
 
 class FedAvg(FlowerFedAvg):
@@ -66,11 +92,14 @@ class FedAvg(FlowerFedAvg):
     def __init__(
         self, *, seed: int = 0, half: ServerHalf | None = None, min_clients: int = 1, **flower_options: Any
     ) -> None:
-        minimum = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
-        super().__init__(**(minimum | flower_options))
-        self.seed = seed
+        name = type(self).__name__
+        minimum = dict.fromkeys(MINIMUM, 1)
+        super().__init__(**(minimum | check_flower_options(name, flower_options)))
+        self.seed = seed_number(f"{name}'s seed", seed)
+        if half is not None and not isinstance(half, ServerHalf):
+            raise ConfigError(f"{name}'s half is {shown(half)}; allowed: a ServerHalf")
         self.half = half
-        self.min_clients = min_clients
+        self.min_clients = whole(f"{name}'s min_clients", min_clients, 1)
         self.state: dict[str, Array] = {}
         #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
         self.streams = False

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, whole
+from fedsim.errors import ConfigError, plain_fields, seed_number, whole
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Indices, Partition
 from fedsim.streams import Purpose, generator
@@ -32,8 +32,9 @@ class Split(ABC):
     seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.seed is not None:
-            whole(f"{type(self).__name__}'s seed", self.seed, 0)
+            seed_number(f"{type(self).__name__}'s seed", self.seed)
 
     def __str__(self) -> str:
         """Return a short label: the family and what shapes it, without the number of clients."""

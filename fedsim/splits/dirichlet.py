@@ -41,7 +41,7 @@ class Dirichlet(CountedSplit):
     def __post_init__(self) -> None:
         super().__post_init__()
         real("Dirichlet's alpha", self.alpha, 0, open_low=True)
-        check_sizes("Dirichlet's sizes", self.sizes, self.num_clients)
+        object.__setattr__(self, "sizes", check_sizes("Dirichlet's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, real
+from fedsim.errors import ConfigError, plain_sequence, real, shown
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.wrapped import Graded, Wrapped
 from fedsim.streams import Purpose
@@ -103,8 +103,9 @@ class Rotation(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "degrees", plain_sequence(self.degrees))
         if isinstance(self.degrees, str) or not isinstance(self.degrees, Sequence) or not self.degrees:
-            raise ConfigError(f"Rotation's degrees is {self.degrees!r}; allowed: a list of angles")
+            raise ConfigError(f"Rotation's degrees is {shown(self.degrees)}; allowed: a list of angles")
         for angle in self.degrees:
             real("Rotation's degrees", angle)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, missing_extra, near
+from fedsim.errors import ConfigError, missing_extra, near, shown
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Partition
 from fedsim.streams import Purpose
@@ -43,9 +43,11 @@ class FlowerDatasets(Split):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.partitioner, str):
-            raise ConfigError(f"FlowerDatasets's partitioner is {self.partitioner!r}; allowed: a class's name")
+            raise ConfigError(f"FlowerDatasets's partitioner is {shown(self.partitioner)}; allowed: a class's name")
         if not isinstance(self.options, Mapping):
-            raise ConfigError(f"FlowerDatasets's options is {self.options!r}; allowed: a dict of the class's arguments")
+            raise ConfigError(
+                f"FlowerDatasets's options is {shown(self.options)}; allowed: a dict of the class's arguments"
+            )
 
     def __str__(self) -> str:
         return self.partitioner

@@ -35,7 +35,7 @@ class IID(CountedSplit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes("IID's sizes", self.sizes, self.num_clients)
+        object.__setattr__(self, "sizes", check_sizes("IID's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real, whole
+from fedsim.errors import ConfigError, flag, real, whole
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Indices, Partition
 
@@ -46,8 +46,7 @@ class LabelDirichlet(CountedSplit):
         super().__post_init__()
         real("LabelDirichlet's alpha", self.alpha, 0, open_low=True)
         whole("LabelDirichlet's min_size", self.min_size, 1)
-        if not isinstance(self.balance, bool):
-            raise ConfigError(f"LabelDirichlet's balance is {self.balance!r}; allowed: True or False")
+        flag("LabelDirichlet's balance", self.balance)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

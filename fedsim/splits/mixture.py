@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, real
+from fedsim.errors import ConfigError, real, shown
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Indices, Partition
@@ -40,7 +40,7 @@ class Mixture(Wrapped):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.other, Split):
-            raise ConfigError(f"Mixture's other is {self.other!r}; allowed: a split, such as IID(50)")
+            raise ConfigError(f"Mixture's other is {shown(self.other)}; allowed: a split, such as IID(50)")
         real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
 
     def partition(

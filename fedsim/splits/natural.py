@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, near, whole
+from fedsim.errors import ConfigError, near, shown, whole
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -34,7 +34,7 @@ class Natural(Split):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.column is not None and not isinstance(self.column, str):
-            raise ConfigError(f"Natural's column is {self.column!r}; allowed: the name of a column")
+            raise ConfigError(f"Natural's column is {shown(self.column)}; allowed: the name of a column")
         if self.num_clients is not None:
             whole("Natural's num_clients", self.num_clients, 1)
 

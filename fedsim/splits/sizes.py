@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real, whole
+from fedsim.errors import ConfigError, plain_fields, plain_sequence, real, shown, whole
 from fedsim.splits.partition import Indices
 
 
 @dataclass(frozen=True)
 class Sizes(ABC):
     """A law of client sizes; clients come in random order of size."""
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({next(iter(vars(self).values()))})"
@@ -49,6 +52,7 @@ class LogNormal(Sizes):
     least: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         real("LogNormal's sigma", self.sigma, 0, 50)
         whole("LogNormal's least", self.least, 1)
 
@@ -73,6 +77,7 @@ class PowerLaw(Sizes):
     least: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         real("PowerLaw's exponent", self.exponent, 0, 50)
         whole("PowerLaw's least", self.least, 1)
 
@@ -102,6 +107,7 @@ class DirichletSizes(Sizes):
     least: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
         whole("DirichletSizes's least", self.least, 1)
 
@@ -110,15 +116,17 @@ class DirichletSizes(Sizes):
         return rng.dirichlet(np.full(num_clients, self.alpha))
 
 
-def check_sizes(field: str, sizes: Any, num_clients: int) -> None:
-    """Raise ConfigError unless `sizes` is None, a law, or a number of examples for each client."""
+def check_sizes(field: str, sizes: Any, num_clients: int) -> Any:
+    """Return `sizes`, an array as a tuple; ConfigError unless it is None, a law, or a number for each client."""
     if sizes is None or isinstance(sizes, Sizes):
-        return
+        return sizes
+    sizes = plain_sequence(sizes)
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != num_clients:
         laws = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
-        raise ConfigError(f"{field} is {sizes!r}; allowed: {laws}, or {num_clients} numbers of examples")
+        raise ConfigError(f"{field} is {shown(sizes)}; allowed: {laws}, or {num_clients} numbers of examples")
     for size in sizes:
         whole(field, size, 1)
+    return sizes
 
 
 def client_sizes(

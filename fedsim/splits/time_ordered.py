@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, near, whole
+from fedsim.errors import ConfigError, near, shown, whole
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.wrapped import Wrapped
 
@@ -39,6 +39,8 @@ class TimeOrdered(Wrapped):
         super().__post_init__()
         whole("TimeOrdered's windows", self.windows, 1)
         whole("TimeOrdered's rounds_per_window", self.rounds_per_window, 1)
+        if self.by is not None and not isinstance(self.by, str):
+            raise ConfigError(f"TimeOrdered's by is {shown(self.by)}; allowed: the name of a column, or 'label'")
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide, and order.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real
+from fedsim.errors import ConfigError, real, shown
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Partition
@@ -32,7 +32,9 @@ class Wrapped(Split):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.split, Split):
-            raise ConfigError(f"{type(self).__name__}'s split is {self.split!r}; allowed: a split, such as IID(50)")
+            raise ConfigError(
+                f"{type(self).__name__}'s split is {shown(self.split)}; allowed: a split, such as IID(50)"
+            )
 
     @property
     def num_clients(self) -> int | None:
