@@ -24,6 +24,7 @@ from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
 from fedsim.engines import flower
 from fedsim.engines.in_process import Replies
 from fedsim.engines.site import mean_evaluation
+from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.streams import Purpose, generator
@@ -86,6 +87,17 @@ class FedAvg(FlowerFedAvg):
         What it keeps between rounds belongs into ``self.state``, a dict of arrays: checkpoints hold that.
         """
         return combined
+
+    @classmethod
+    def check_groups(cls, client: str) -> None:
+        """Raise ConfigError unless this class can average a client strategy's updates in groups, as IFCA needs.
+
+        A rule or step of a class's own combines or moves one model, and there is one for each group.
+        """
+        if cls.rule is not FedAvg.rule or cls.step is not FedAvg.step:
+            raise ConfigError(
+                f"client {client} averages in groups, which the server {cls.__name__} does not; allowed: FedAvg"
+            )
 
     def _instructions(
         self, purpose: Purpose, fraction: float, least: int, record: RecordDict, server_round: int, grid: Grid
@@ -172,6 +184,8 @@ class FedAvg(FlowerFedAvg):
             clients += len(update.partition_ids)
             weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
             factors = np.asarray(weights, dtype=np.float64)
+            if half and factors.ndim > 1:
+                self.check_groups(type(half.strategy).__name__)
             rule.add(update, factors)
             if mean:
                 mean.add(update.weights, update.num_examples)
