@@ -323,7 +323,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            It cannot be made, or cannot carry a server half that the client strategy needs.
+            It cannot be made, or cannot carry a server half or groups that the client strategy needs.
         """
         from fedsim.servers.fedavg import MINIMUM, FedAvg
 
@@ -338,6 +338,8 @@ class Experiment:
         }
         if isinstance(cls, type) and issubclass(cls, FedAvg):
             settings |= {"half": half, "min_clients": self.min_clients}
+            if self.client.grouped:
+                cls.check_groups(type(self.client).__name__)
         elif self.min_clients > 1:
             raise ConfigError(f"min_clients is {self.min_clients}, which the server {name} does not heed; allowed: 1")
         elif half and has_server_half(self.client):

@@ -1,7 +1,9 @@
-"""Server strategies against Flower's, against their formulas, and under attack."""
+"""Server strategies against Flower's, against their formulas written down independently, and under attack."""
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,17 +11,25 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 from helpers import same
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
 from fedsim.clients.base import Update
 from fedsim.engines import flower
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.kernels.mean import RunningMean
+from fedsim.servers import krum
 from fedsim.servers.fedavg import Rule
-from fedsim.splits import Dirichlet, Shards
+from fedsim.splits import IID, Dirichlet, LogNormal, Shards
+
+Array = NDArray[Any]
 
 BASE = Experiment(split=Shards(13, per_client=2), hidden=(8,), rounds=4, dtype="float64")
 #: Every strategy that Flower has too, with options that show.
@@ -33,7 +43,6 @@ TWINS: dict[str, dict[str, Any]] = {
     "FedTrimmedAvg": {"beta": 0.3},
     "Krum": {"num_malicious_nodes": 2},
     "MultiKrum": {"num_malicious_nodes": 2, "num_nodes_to_select": 4},
-    "Bulyan": {"num_malicious_nodes": 2},
     "QFedAvg": {"q": 0.5, "client_learning_rate": 0.1},
 }
 OURS = [name for name in servers.__all__ if name not in TWINS]
@@ -41,7 +50,8 @@ RNG = np.random.default_rng(0)
 
 
 def test_every_strategy_is_in_this_file() -> None:
-    assert set(OURS) == {"RFA", "CenteredClipping", "FedExP"}
+    assert set(OURS) == {"RFA", "CenteredClipping", "FedExP", "Bulyan"}
+    assert {class_of(name) for name in FORMULAS} == set(servers.__all__)
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -57,8 +67,309 @@ def test_ours_agrees_with_flowers(name: str, split: Any) -> None:
 
 @pytest.mark.parametrize("name", servers.__all__)
 def test_same_bits_on_any_workers_and_blocks(name: str) -> None:
-    experiment = replace(BASE, dtype="float32", server=partial(getattr(servers, name), **TWINS.get(name, {})))
+    options = {"num_malicious_nodes": 2} if name == "Bulyan" else TWINS.get(name, {})
+    experiment = replace(BASE, dtype="float32", server=partial(getattr(servers, name), **options))
     assert same(experiment.run(workers=1), experiment.run(workers=3, block_size=2))
+
+
+# Each strategy against its formula, over the rounds of a run.
+
+
+class Recorded(clients.SGD):
+    """SGD that notes what goes into and comes out of each client's training; some clients send nonsense."""
+
+    malicious: tuple[int, ...] = ()
+
+    def train(self, ctx: clients.Context) -> Array:
+        weights = ctx.fit()
+        weights[np.isin(ctx.partition_ids, self.malicious)] *= -3
+        columns = ctx.partition_ids, ctx.num_examples, weights.copy(), np.asarray(ctx.loss / ctx.processed)
+        NOTES.append((ctx.round, ctx.global_weights, *columns))
+        return weights
+
+
+#: Round, global weights, and a row per client: partition ids, numbers of examples, weights, losses.
+Note = tuple[int, Array, Array, Array, Array, Array]
+NOTES: list[Note] = []
+#: From the round, the old weights, the clients' weights, numbers of examples and losses to the new weights.
+Formula = Callable[[int, Array, Array, Array, Array], Any]
+
+
+def fedavg() -> Formula:
+    return lambda t, w, x, n, loss: n @ x / n.sum()
+
+
+def fedavgm(lr: float, beta: float) -> Formula:
+    v: Any = 0.0
+
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        nonlocal v
+        v = beta * v + (w - n @ x / n.sum())
+        return w - lr * v
+
+    return step
+
+
+def fedopt(second: Callable[[Any, Array], Array], eta: float, beta_1: float, tau: float, beta_2: float = 0) -> Formula:
+    m: Any = 0.0
+    v: Any = 0.0
+
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        nonlocal m, v
+        delta = n @ x / n.sum() - w
+        m = beta_1 * m + (1 - beta_1) * delta
+        v = second(v, delta**2)
+        # Only FedAdam corrects the bias; Flower counts rounds from 2 in it.
+        lr = eta * (1 - beta_2 ** (t + 1)) ** 0.5 / (1 - beta_1 ** (t + 1)) if beta_2 else eta
+        return w + lr * m / (v**0.5 + tau)
+
+    return step
+
+
+def fedexp(epsilon: float, seen: set[bool]) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        p, d = n / n.sum(), x - w
+        eta = p @ (d**2).sum(axis=1) / (2 * (((p @ d) ** 2).sum() + epsilon))
+        seen.add(bool(eta > 1))
+        return w + max(1, eta) * (p @ d)
+
+    return step
+
+
+def qfedavg(q: float, lr: float) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        gradients = [(w - row) / lr for row in x]
+        deltas = [f**q * g for f, g in zip(loss, gradients, strict=True)]
+        h = [q * f ** (q - 1) * g @ g + f**q / lr for f, g in zip(loss, gradients, strict=True)]
+        return w - np.sum(deltas, axis=0) / np.sum(h)
+
+    return step
+
+
+def scores(x: Array, f: int) -> list[float]:
+    """Krum's: the sum of the squared distances to the n - f - 2 nearest others."""
+    distances = [sorted(float(((a - b) ** 2).sum()) for j, b in enumerate(x) if j != i) for i, a in enumerate(x)]
+    return [sum(row[: max(1, len(x) - f - 2)]) for row in distances]
+
+
+def multikrum(f: int, m: int) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        best = np.argsort(scores(x, f))[:m]
+        return n[best] @ x[best] / n[best].sum()
+
+    return step
+
+
+def bulyan_selection(x: Array, f: int) -> list[int]:
+    """Bulyan's: Krum, repeated without what it has chosen so far."""
+    left = list(range(len(x)))
+    chosen: list[int] = []
+    while len(chosen) < len(x) - 2 * f:
+        chosen.append(left.pop(int(np.argmin(scores(x[left], f)))))
+    return chosen
+
+
+def bulyan(f: int) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        new = []
+        for values in x[bulyan_selection(x, f)].T:
+            closest = sorted(values, key=lambda v: abs(v - np.median(values)))
+            new.append(np.mean(closest[: len(x) - 4 * f]))
+        return np.array(new)
+
+    return step
+
+
+def rfa(iterations: int, smoothing: float) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        z = w
+        for _ in range(iterations):
+            beta = n / n.sum() / np.maximum(smoothing, ((x - z) ** 2).sum(axis=1) ** 0.5)
+            z = beta @ x / beta.sum()
+        return z
+
+    return step
+
+
+def centered_clipping(tau: float | None, iterations: int) -> Formula:
+    v: Any = 0.0
+
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        nonlocal v
+        for _ in range(iterations):
+            off = x - w - v
+            lengths = (off**2).sum(axis=1, keepdims=True) ** 0.5
+            v = v + (off * np.minimum(1, (tau or np.median(lengths)) / lengths)).mean(axis=0)
+        return w + v
+
+    return step
+
+
+EXTRAPOLATED: dict[str, set[bool]] = {"FedExP": set(), "FedExP at its floor": set()}
+#: Options and formula of each strategy.
+FORMULAS: dict[str, tuple[dict[str, Any], Callable[[], Formula]]] = {
+    "FedAvg": ({}, fedavg),
+    "FedAvgM": ({"server_learning_rate": 0.7, "server_momentum": 0.6}, lambda: fedavgm(0.7, 0.6)),
+    "FedAvgM by default": ({}, fedavg),
+    "FedAdagrad": ({"eta": 0.05, "tau": 1e-2}, lambda: fedopt(lambda v, d: v + d, 0.05, 0, 1e-2)),
+    "FedAdam": (
+        {"eta": 0.05, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-2},
+        lambda: fedopt(lambda v, d: 0.95 * v + 0.05 * d, 0.05, 0.8, 1e-2, 0.95),
+    ),
+    "FedYogi": (
+        {"eta": 0.05, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-2},
+        lambda: fedopt(lambda v, d: v - 0.05 * d * np.sign(v - d), 0.05, 0.8, 1e-2),
+    ),
+    "FedExP": ({"epsilon": 1e-2}, lambda: fedexp(1e-2, EXTRAPOLATED["FedExP"])),
+    "FedExP at its floor": ({"epsilon": 50.0}, lambda: fedexp(50, EXTRAPOLATED["FedExP at its floor"])),
+    "QFedAvg": ({"q": 0.7}, lambda: qfedavg(0.7, 0.1)),
+    "FedMedian": ({}, lambda: lambda t, w, x, n, loss: np.median(x, axis=0)),
+    "FedTrimmedAvg": ({"beta": 0.3}, lambda: lambda t, w, x, n, loss: trim_mean(x, 0.3)),
+    "Krum": ({"num_malicious_nodes": 2}, lambda: multikrum(2, 1)),
+    "MultiKrum": ({"num_malicious_nodes": 2, "num_nodes_to_select": 4}, lambda: multikrum(2, 4)),
+    "Bulyan": ({"num_malicious_nodes": 1}, lambda: bulyan(1)),
+    "Bulyan, two malicious": ({"num_malicious_nodes": 2}, lambda: bulyan(2)),
+    "RFA": ({"iterations": 3, "smoothing": 1e-3}, lambda: rfa(3, 1e-3)),
+    "RFA, wide smoothing": ({"iterations": 2, "smoothing": 1.0}, lambda: rfa(2, 1.0)),
+    "CenteredClipping": ({"tau": 0.4, "iterations": 3}, lambda: centered_clipping(0.4, 3)),
+    "CenteredClipping by default": ({}, lambda: centered_clipping(None, 1)),
+}
+
+
+def class_of(name: str) -> str:
+    """Return the class that a name of FORMULAS is about."""
+    return name.partition(" ")[0].rstrip(",")
+
+
+def played(experiment: Experiment) -> tuple[list[Note], Array]:
+    """Run an experiment with a client that records; return a note per round, and the final weights."""
+    NOTES.clear()
+    result = experiment.run(workers=1)
+    notes = []
+    for t in range(1, experiment.rounds + 1):
+        blocks = [note for note in NOTES if note[0] == t]
+        columns = [np.concatenate(column) for column in list(zip(*blocks, strict=True))[2:]]
+        notes.append((t, blocks[0][1], *columns))
+    return notes, np.concatenate([values.ravel() for values in result.weights.values()])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("malicious", [(), (1, 4)], ids=["honest", "two malicious"])
+def test_every_strategy_follows_its_formula(name: str, malicious: tuple[int, ...]) -> None:
+    """Partial cohorts of ragged clients over five rounds; the new weights of each from what its clients sent."""
+    options, formula = FORMULAS[name]
+    server = partial(getattr(servers, class_of(name)), **options)
+    split = Dirichlet(17, alpha=0.5, sizes=LogNormal(0.7))
+    client = Recorded(malicious=malicious)
+    notes, last = played(replace(BASE, split=split, fraction_train=0.7, rounds=5, client=client, server=server))
+    step = formula()
+    assert len({tuple(sorted(note[2])) for note in notes}) > 1  # cohorts differ
+    for (t, w, ids, n, x, loss), new in zip(notes, [note[1] for note in notes[1:]] + [last], strict=True):
+        assert len(set(ids)) == 11
+        assert len(set(n)) > 5
+        expected = step(t, w, x, n, loss)
+        assert np.abs(expected - w).max() > 1e-4
+        np.testing.assert_allclose(new, expected, rtol=1e-8, atol=1e-10)
+    if name == "FedExP":
+        assert True in EXTRAPOLATED[name]
+    if name == "FedExP at its floor":
+        assert EXTRAPOLATED[name] == {False}
+
+
+def test_bulyans_second_step_agrees_with_flowers() -> None:
+    """Flower's takes a rule that selects; given Bulyan's of the paper, the results are the same."""
+
+    def select(contents: list[RecordDict], f: int, count: int) -> list[RecordDict]:
+        rows = [flower.flatten(next(iter(content.array_records.values()))) for content in contents]
+        chosen = bulyan_selection(np.array(rows), f)
+        assert len(chosen) == count
+        return [contents[k] for k in chosen]
+
+    ours = replace(BASE, server=partial(servers.Bulyan, num_malicious_nodes=2)).run()
+    theirs = replace(BASE, server=partial(stock.Bulyan, num_malicious_nodes=2, selection_rule=select)).run()
+    for key, weights in theirs.weights.items():
+        np.testing.assert_allclose(ours.weights[key], weights, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", servers.__all__)
+def test_all_that_a_strategy_keeps_is_in_its_state(name: str) -> None:
+    """A fresh strategy that is given the state of another goes on as the other does; checkpoints rely on it."""
+    lr = {"client_learning_rate": 0.1} if name == "QFedAvg" else {}
+    make = partial(getattr(servers, name), **lr, **FORMULAS[name][0])
+    one, other = make(), make()
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=6)
+    for t in range(1, 5):
+        rows, examples = rng.normal(size=(11, 6)), rng.integers(1, 9, 11)
+        new = []
+        for server in (one, other):
+            sent(server, weights)
+            new.append(server.step(t, weights, combined(server.rule(), rows, examples)))
+        np.testing.assert_array_equal(*new)
+        weights = new[0]
+        other = make()
+        other.state = {key: values.copy() for key, values in one.state.items()}
+
+
+# Sampling.
+
+
+class Nodes:
+    """As much of a Grid as sampling needs."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+
+    def get_node_ids(self) -> Sequence[int]:
+        return self.ids
+
+
+def cohort(server: servers.FedAvg, t: int, ids: Sequence[int], evaluate: bool = False) -> list[int]:
+    configure = server.configure_evaluate if evaluate else server.configure_train
+    instructions = configure(t, flower.record({"W1": np.zeros(2)}), ConfigRecord(), Nodes(ids))  # type: ignore[arg-type]
+    return [int(node) for node in getattr(instructions, "node_ids", ())]
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+@pytest.mark.parametrize("ids", [range(2, 22), [7, 901, 5, *range(30, 47)]], ids=["in process", "elsewhere"])
+def test_cohorts_are_uniform_draws_without_replacement(ids: Sequence[int], evaluate: bool) -> None:
+    """Every client and every pair of clients is as frequent as the hypergeometric distribution says."""
+    server = servers.FedAvg(seed=3, fraction_train=0.31, fraction_evaluate=0.31)
+    rounds = 3000
+    drawn = np.zeros((rounds, 20), dtype=int)
+    order = sorted(ids)
+    for t in range(rounds):
+        chosen = cohort(server, t, ids, evaluate)
+        assert len(set(chosen)) == len(chosen) == 6  # max(1, int(0.31 * 20))
+        drawn[t, [order.index(node) for node in chosen]] = 1
+    pairs = drawn.T @ drawn
+    single, both = 6 / 20, 6 * 5 / (20 * 19)
+    assert np.abs(np.diag(pairs) / rounds - single).max() < 5 * (single * (1 - single) / rounds) ** 0.5
+    assert np.abs(pairs[~np.eye(20, dtype=bool)] / rounds - both).max() < 5 * (both * (1 - both) / rounds) ** 0.5
+    successive = (drawn[1:] * drawn[:-1]).sum(axis=1).mean()  # 6 of 20, then 6 of 20: 1.8 in both on average
+    assert successive == pytest.approx(1.8, abs=0.1)
+
+
+def test_a_cohort_follows_from_seed_round_and_purpose() -> None:
+    server = servers.FedAvg(seed=3, fraction_train=0.3, fraction_evaluate=0.3)
+    again = servers.FedAdam(seed=3, fraction_train=0.3, fraction_evaluate=0.3)
+    other = servers.FedAvg(seed=4, fraction_train=0.3, fraction_evaluate=0.3)
+    ids = [int(k) for k in RNG.permutation(50) * 7]
+    cohorts = [cohort(server, t, ids) for t in range(20)]
+    assert cohorts == [cohort(again, t, sorted(ids)) for t in range(20)]
+    assert sum(a == cohort(other, t, ids) for t, a in enumerate(cohorts)) == 0
+    assert sum(a == cohort(server, t, ids, evaluate=True) for t, a in enumerate(cohorts)) == 0
+    assert cohort(server, 5, ids) == cohorts[5]  # whatever was asked before
+
+
+@pytest.mark.parametrize(
+    ("fraction", "least", "size"), [(1.0, 1, 7), (0.5, 1, 3), (0.01, 1, 1), (0.3, 4, 4), (0.9, 20, 7), (0.0, 1, 0)]
+)
+def test_sizes_of_cohorts(fraction: float, least: int, size: int) -> None:
+    """``max(int(C * K), least)`` of K clients, and never more than there are; nobody if the fraction is 0."""
+    for purpose in ("train", "evaluate"):
+        options: dict[str, Any] = {f"fraction_{purpose}": fraction, f"min_{purpose}_nodes": least}
+        assert len(cohort(servers.FedAvg(**options), 1, range(2, 9), purpose == "evaluate")) == size
 
 
 def combined(rule: Rule, rows: NDArray[Any], examples: NDArray[np.intp]) -> NDArray[Any]:
@@ -73,7 +384,7 @@ def combined(rule: Rule, rows: NDArray[Any], examples: NDArray[np.intp]) -> NDAr
 
 
 def sent(server: servers.FedAvg, weights: NDArray[Any]) -> None:
-    server._sent = flower.record({"W1": weights})
+    server._sent, server._sent_flat = flower.record({"W1": weights}), None
 
 
 def test_the_geometric_median_minimises_the_sum_of_distances() -> None:
@@ -113,24 +424,183 @@ def test_fedexp_extrapolates_as_its_formula_says() -> None:
     np.testing.assert_allclose(server.step(1, old, mean), old + eta * moved)
 
 
-@pytest.mark.parametrize(
-    "name", ["FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "RFA", "CenteredClipping"]
-)
+#: Robust strategies, with options for two malicious of twelve clients.
+ROBUST: dict[str, dict[str, Any]] = {
+    "FedMedian": {},
+    "FedTrimmedAvg": {},
+    "Krum": {"num_malicious_nodes": 2},
+    "MultiKrum": {"num_malicious_nodes": 2, "num_nodes_to_select": 6},
+    "Bulyan": {"num_malicious_nodes": 2},
+    "RFA": {},
+    "CenteredClipping": {},
+}
+
+
+class Attack(clients.SGD):
+    """The first clients send constants, or a multiple of their weights or of their update."""
+
+    constants: tuple[float, ...] = ()
+    attackers: int = 0
+    factor: float = 1.0
+    update_factor: float = 1.0
+
+    def train(self, ctx: clients.Context) -> Array:
+        weights = ctx.fit()
+        for client, constant in enumerate(self.constants):
+            weights[ctx.partition_ids == client] = constant
+        bad = ctx.partition_ids < self.attackers
+        weights[bad] *= self.factor
+        weights[bad] += (self.update_factor - 1) * (weights[bad] - ctx.global_weights)
+        return weights
+
+
+TWELVE = Experiment(split=IID(12), rounds=10)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("size", [1e-3, 1e-1, 1.0, 1e2, 1e4, 1e6, 1e10, 1e20, 1e30])
+def test_robust_strategies_withstand_vectors_of_every_magnitude(name: str, size: float) -> None:
+    """In float32, where squares overflow from 1e19 on and small distances vanish beside large ones."""
+    server = partial(getattr(servers, name), **ROBUST[name])
+    attacked = replace(TWELVE, client=Attack(constants=(size, -size / 2)), server=server)
+    assert attacked.run().final_accuracy > 0.85
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+def test_robust_strategies_withstand_one_vector_on_either_kernel(kernel: str, size: float) -> None:
+    for name in ("Krum", "RFA", "CenteredClipping"):
+        server = partial(getattr(servers, name), **ROBUST[name])
+        attacked = replace(TWELVE, kernel=kernel, client=Attack(constants=(size,)), server=server)
+        assert attacked.run().final_accuracy > 0.85
+
+
+@pytest.mark.parametrize("name", ROBUST)
 def test_robust_strategies_withstand_what_breaks_the_mean(name: str) -> None:
     """Two of twelve clients send weights a thousand times off."""
+    base = replace(BASE, split=Dirichlet(12, alpha=100.0), rounds=15, client=Attack(attackers=2, factor=-1000))
+    assert replace(base, server=partial(getattr(servers, name), **ROBUST[name])).run().final_accuracy > 0.6
+    with pytest.raises(DivergenceError):
+        replace(base, server=servers.FedAvg).run()
 
-    class Attack(clients.SGD):
-        def train(self, ctx: clients.Context) -> NDArray[Any]:
+
+def test_centred_clipping_defends_by_default() -> None:
+    """Three of twelve clients send -10 times their update; a radius wider than all updates does nothing."""
+    base = replace(TWELVE, client=Attack(attackers=3, update_factor=-10))
+    accuracy = {
+        tau: replace(base, server=partial(servers.CenteredClipping, tau=tau)).run().final_accuracy for tau in (10, None)
+    }
+    assert accuracy[10] < 0.5
+    assert accuracy[None] > 0.85
+    nobody = replace(TWELVE, client=clients.SGD())
+    plain = nobody.run().final_accuracy
+    assert replace(nobody, server=servers.CenteredClipping).run().final_accuracy > plain - 0.02
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e4, 1e10, 1e30])
+def test_distances_are_exact_beside_an_outlier(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among float32 rows that differ by a thousandth, whoever else is there, in one block of columns or in many."""
+    rng = np.random.default_rng(0)
+    rows = (1 + 1e-3 * rng.normal(size=(6, 50))).astype(np.float32)
+    rows[2] = size
+    exact = [[sum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+    np.testing.assert_allclose(krum.squared_distances(rows), exact, rtol=1e-12)
+    monkeypatch.setattr(krum, "COLUMN_BYTES", 7 * 6 * 8)
+    np.testing.assert_allclose(krum.squared_distances(rows), exact, rtol=1e-12)
+
+
+def test_distances_take_little_memory() -> None:
+    rows = RNG.normal(size=(20, 200_000)).astype(np.float32)  # 16 MB; in float64 it would be 32 MB
+    krum.squared_distances(rows[:, :10])
+    tracemalloc.start()
+    krum.squared_distances(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+@given(arrays(np.float64, st.tuples(st.integers(7, 12), st.integers(1, 4)), elements=st.floats(-9, 9, width=16)))
+def test_bulyan_selects_as_the_paper_does(rows: Array) -> None:
+    """Whatever is selected has the smallest score among what was left, ties aside."""
+    chosen = list(krum.select_by_krum(krum.squared_distances(rows), 1, len(rows) - 2))
+    assert len(set(chosen)) == len(rows) - 2
+    left = list(range(len(rows)))
+    for k in chosen:
+        values = scores(rows[left], 1)
+        assert values[left.index(int(k))] == pytest.approx(min(values), rel=1e-9, abs=1e-9)
+        left.remove(int(k))
+
+
+# Too few clients for the rule.
+
+
+class Untrained(clients.SGD):
+    """Must not be trained."""
+
+    def train(self, ctx: clients.Context) -> Array:
+        raise AssertionError("trained")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "clients_", "said"),
+    [
+        ("Krum", {"num_malicious_nodes": 5}, 12, "Krum's num_malicious_nodes is 5, .* needs 13 clients; it has 12"),
+        ("Krum", {}, 2, "Krum's num_malicious_nodes is 0, .* needs 3 clients; it has 2"),
+        ("MultiKrum", {"num_malicious_nodes": 2}, 6, "MultiKrum's num_malicious_nodes is 2, .* 7 clients; it has 6"),
+        ("Bulyan", {"num_malicious_nodes": 4}, 18, "Bulyan's num_malicious_nodes is 4, .* 19 clients; it has 18"),
+        (
+            "MultiKrum",
+            {"num_malicious_nodes": 2, "num_nodes_to_select": 11},
+            12,
+            "MultiKrum's num_nodes_to_select is 11; allowed: 1 to 10",
+        ),
+    ],
+)
+def test_too_small_cohorts_are_refused_before_anything_trains(
+    name: str, options: dict[str, Any], clients_: int, said: str
+) -> None:
+    server = partial(getattr(servers, name), **options)
+    with pytest.raises(ConfigError, match=said) as caught:
+        replace(BASE, split=IID(clients_), client=Untrained(), server=server).run()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=said):
+        replace(BASE, split=IID(2 * clients_), fraction_train=0.5, client=Untrained(), server=server).run()
+
+
+@pytest.mark.parametrize(
+    ("name", "clients_", "options"),
+    [
+        ("Krum", 7, {"num_malicious_nodes": 2}),
+        ("MultiKrum", 7, {"num_malicious_nodes": 2, "num_nodes_to_select": 5}),
+        ("Bulyan", 11, {"num_malicious_nodes": 2}),
+    ],
+)
+def test_a_round_left_with_too_few_clients_does_not_change_the_model(
+    name: str, clients_: int, options: dict[str, Any]
+) -> None:
+    """The cohort is just large enough; in round 2 a client fails and is excluded."""
+
+    class Fails(clients.SGD):
+        def train(self, ctx: clients.Context) -> Array:
             weights = ctx.fit()
-            weights[ctx.partition_ids < 2] *= -1000
+            if ctx.round == 2:
+                weights[ctx.partition_ids == 3] = np.nan
             return weights
 
-    options = {"tau": 1.0} if name == "CenteredClipping" else TWINS.get(name, {})
-    base = replace(BASE, split=Dirichlet(12, alpha=100.0), rounds=15, client=Attack())
-    robust = replace(base, server=partial(getattr(servers, name), **options)).run()
-    assert robust.final_accuracy > 0.6
-    with pytest.raises(Exception, match="diverged"):
-        replace(base, server=servers.FedAvg).run()
+    server = partial(getattr(servers, name), **options)
+    experiment = replace(BASE, split=IID(clients_), client=Fails(), server=server, rounds=3, on_failure="exclude")
+    loss = experiment.run().history["test_loss"]
+    assert loss[1] < loss[0]
+    assert loss[2] == loss[1]
+    assert loss[3] < loss[2]
+
+
+def test_multi_krum_never_averages_malicious_updates_for_lack_of_others() -> None:
+    """Where a round lost clients, fewer are selected."""
+    rows = np.concatenate([RNG.normal(size=(5, 3)), np.full((2, 3), 1e6)])
+    server = servers.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=6)
+    sent(server, np.zeros(3))
+    np.testing.assert_allclose(combined(server.rule(), rows, np.ones(7, np.intp)), rows[:5].mean(axis=0))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -169,17 +639,101 @@ def test_bad_options_are_one_sentence(name: str, options: dict[str, Any], said: 
     assert "\n" not in str(caught.value)
 
 
-def test_bulyan_says_how_many_clients_it_needs() -> None:
-    with pytest.raises(ConfigError, match="for which a round needs 19 clients; it has 13"):
-        replace(BASE, server=partial(servers.Bulyan, num_malicious_nodes=4)).run()
-
-
 def test_a_server_half_needs_a_server_that_carries_it() -> None:
     with pytest.raises(ConfigError, match="SCAFFOLD has a server half, which the server FedAdam does not carry"):
         replace(BASE, client=clients.SCAFFOLD(), server=stock.FedAdam).run()
-    with pytest.raises(ConfigError, match="averages in groups needs a server that averages"):
-        replace(BASE, client=clients.IFCA(), server=servers.FedMedian).run()
     assert replace(BASE, client=clients.SCAFFOLD(), server=servers.FedAdam).run().final_accuracy > 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in servers.__all__ if name != "FedAvg"])
+def test_groups_need_a_server_that_averages(name: str) -> None:
+    """Others combine or move one model; they are refused when the strategy is made, before the run."""
+    server = partial(getattr(servers, name), **TWINS.get(name, {}))
+    experiment = replace(BASE, client=clients.IFCA(), server=server)
+    with pytest.raises(ConfigError, match=f"client IFCA averages in groups, which the server {name} does not"):
+        experiment.strategy()
+
+
+def test_groups_under_a_server_of_ones_own() -> None:
+    class Counting(servers.FedAvg):
+        def configure_train(self, server_round: int, *rest: Any) -> Any:
+            return super().configure_train(server_round, *rest)
+
+    class Halfway(servers.FedAvg):
+        def step(self, server_round: int, weights: Array, combined: Array) -> Array:
+            return (weights + combined) / 2
+
+    class Undeclared(clients.SGD):
+        def weigh(self, num_examples: Array, up: Any) -> Array:
+            return np.stack([num_examples, num_examples], axis=1)
+
+    base = replace(BASE, client=clients.IFCA(), rounds=2)
+    assert same(replace(base, server=Counting).run(), base.run())
+    with pytest.raises(ConfigError, match="client IFCA averages in groups, which the server Halfway does not"):
+        replace(base, server=Halfway).strategy()
+    with pytest.raises(ConfigError, match="client Undeclared averages in groups, which the server FedExP does not"):
+        replace(base, client=Undeclared(), server=servers.FedExP).run()
+
+
+def test_ifcas_models_are_the_means_of_their_clusters() -> None:
+    """Each model of round 2 is the mean, by examples, of the clients that chose it in round 1."""
+
+    class Noted(clients.IFCA):
+        def train(self, ctx: clients.Context) -> Array:
+            weights = super().train(ctx)
+            models = np.concatenate([ctx.global_weights[None], ctx.down["others"]])
+            NOTES.append((ctx.round, models, ctx.partition_ids, ctx.num_examples, weights, ctx.up["cluster"]))
+            return weights
+
+    notes, _ = played(replace(BASE, split=Dirichlet(13, alpha=0.1), client=Noted(clusters=3), rounds=2))
+    (_, old, _, n, x, clusters), (_, new, *_) = notes
+    assert clusters.sum(axis=0).astype(bool).sum() > 1
+    for k in range(3):
+        rows = clusters[:, k].astype(bool)
+        expected = n[rows] @ x[rows] / n[rows].sum() if rows.any() else old[k]
+        np.testing.assert_allclose(new[k], expected, rtol=1e-10, atol=1e-12)
+
+
+# The mean.
+
+
+@given(
+    arrays(
+        np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=st.floats(-(2.0**99), 2.0**99, width=32)
+    ),
+    st.integers(1, 8),
+)
+def test_a_mean_is_the_same_however_its_terms_are_gathered(rows: Array, cut: int) -> None:
+    weights = np.arange(1, len(rows) + 1) ** 3
+    whole, parts = RunningMean(), RunningMean()
+    whole.add(rows, weights)
+    for block in (slice(0, cut), slice(cut, None)):
+        parts.add(rows[block], weights[block])
+    np.testing.assert_array_equal(parts.value(), whole.value())
+    assert parts.totals == whole.totals == weights.sum()
+    assert whole.value().dtype == np.float32
+    expected = (weights @ rows.astype(np.float64)) / weights.sum()
+    bound = np.abs(rows.astype(np.float64)).max() * 1e-12
+    np.testing.assert_allclose(whole.value(), expected, rtol=1e-7, atol=max(bound, 1e-40))
+
+
+def test_a_mean_is_summed_in_float64() -> None:
+    """A million and a hundred thousandth, many times: in float32 the small terms would vanish."""
+    mean = RunningMean()
+    mean.add(np.array([[1e6], *[[1e-5]] * 999], dtype=np.float32), np.ones(1000))
+    mean.add(np.array([[-1e6]], dtype=np.float32), np.ones(1))
+    assert mean.value()[0] == pytest.approx(999e-5 / 1001, rel=1e-5)
+
+
+def test_means_keep_the_shape_of_their_terms() -> None:
+    mean = RunningMean()
+    mean.add(np.zeros((0, 2, 3), np.int8), np.zeros(0))
+    mean.add(np.arange(12, dtype=np.int8).reshape(2, 2, 3), np.array([1.0, 3.0]))
+    np.testing.assert_allclose(mean.value(), np.arange(6).reshape(2, 3) + 4.5)
+    assert mean.value().dtype == np.float64
+    one_group = RunningMean()
+    one_group.add(np.ones((2, 3)), np.ones((2, 1)))
+    assert one_group.value().shape == (1, 3)
 
 
 def test_grouped_means_are_means_of_the_groups() -> None:

@@ -32,6 +32,7 @@ class IFCA(SGD):
 
     clusters: int = 2
     broadcast = ("others",)
+    grouped = True
     neutral = {"clusters": 1}
 
     def __post_init__(self) -> None:

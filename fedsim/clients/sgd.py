@@ -73,6 +73,8 @@ class SGD(ClientStrategy):
 
     #: Names of the server half's state that are sent down with the weights.
     broadcast: ClassVar[tuple[str, ...]] = ()
+    #: Whether `weigh` returns a column per group, so that each group of clients has a mean of its own.
+    grouped: ClassVar[bool] = False
     #: Hyperparameters with which the global model is SGD's; None where there are none. `fedsim.testing` checks it.
     neutral: ClassVar[Mapping[str, Any] | None] = None
 

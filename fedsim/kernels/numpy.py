@@ -196,9 +196,8 @@ def movement(rows: Array, center: Array) -> NDArray[np.float64]:
     rows : ndarray, shape (clients, parameters)
     center : ndarray, shape (parameters,), or (clients, parameters) for each row's own
     """
-    away = rows - center
-    np.multiply(away, away, out=away)
-    squares: NDArray[np.float64] = away.sum(axis=1).astype(np.float64)
+    away = np.subtract(rows, center, dtype=np.float64)  # in float32 squares overflow from 1e19 on
+    squares: NDArray[np.float64] = np.einsum("kj,kj->k", away, away)
     return np.sqrt(squares)
 
 

@@ -13,27 +13,33 @@ from numpy.typing import NDArray
 
 from fedsim.errors import real, whole
 from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows
+from fedsim.servers.rows import Rows, distances_to
 
 
 class CenteredClipping(FedAvg):
-    """``v <- v + mean of (x_i - v) min(1, tau / ||x_i - v||)`` over the clients' movements x_i, v from the last round.
+    """``v <- v + mean of (x_i - v) min(1, tau / ||x_i - v||)`` over the clients' updates x_i, v kept between rounds.
 
-    Every client counts alike, as in the paper.
+    Every client has the same weight, as in the paper. What differs from the paper: its workers send momentum, an
+    average over their past gradients, which reduces the variance that an attacker can hide in; here x_i is the update
+    of one round of local training. Attacks that stay within the variance of the honest updates and point the same way
+    in every round are therefore not defended against as the paper's theorem says.
 
     Parameters
     ----------
-    tau : float
-        Radius of clipping, greater than 0; the paper's experiments take 10 for gradients.
+    tau : float, optional
+        Clipping radius, greater than 0. The right one depends on the length of the updates, and thus on the model,
+        the learning rate and the round. Default: the median of the distances ``||x_i - v||``, recomputed in each
+        iteration, which is of the size of the honest ones as long as most clients are honest.
     iterations : int
         At least 1; the paper finds 1 enough.
     **options
         As for FedAvg.
     """
 
-    def __init__(self, *, tau: float = 10.0, iterations: int = 1, **options: Any) -> None:
+    def __init__(self, *, tau: float | None = None, iterations: int = 1, **options: Any) -> None:
         super().__init__(**options)
-        real("CenteredClipping's tau", tau, 0, open_low=True)
+        if tau is not None:
+            real("CenteredClipping's tau", tau, 0, open_low=True)
         whole("CenteredClipping's iterations", iterations, 1)
         self.tau, self.iterations = tau, iterations
 
@@ -41,14 +47,15 @@ class CenteredClipping(FedAvg):
         """Clip around the center and average."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            start = self.global_weights
-            center = self.state.get("center", np.zeros(rows.shape[1])).astype(np.float64)
+            start = self.global_weights.astype(np.float64)
+            center = self.state.get("center", np.zeros_like(start))
             for _ in range(self.iterations):
-                total = np.zeros_like(center)
-                for row in rows:
-                    off = (row - start) - center
-                    total += off * min(1.0, self.tau / max(float(np.linalg.norm(off)), 1e-300))
-                center = center + total / len(rows)
+                lengths = distances_to(start + center, rows)
+                tau = float(np.median(lengths)) if self.tau is None else self.tau
+                shares = np.minimum(1.0, tau / np.maximum(lengths, 1e-300)) / len(rows)
+                mean = np.zeros_like(start)
+                self._add_weighted(mean, rows, shares)
+                center = center + mean - shares.sum() * (start + center)
             self.state["center"] = center
             return start + center
 

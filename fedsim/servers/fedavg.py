@@ -120,6 +120,17 @@ class FedAvg(FlowerFedAvg):
         """
         return combined
 
+    @classmethod
+    def check_groups(cls, client: str) -> None:
+        """Raise ConfigError unless this class can average a client strategy's updates in groups, as IFCA needs.
+
+        A rule or step of a class's own combines or moves one model, and there is one for each group.
+        """
+        if cls.rule is not FedAvg.rule or cls.step is not FedAvg.step:
+            raise ConfigError(
+                f"client {client} averages in groups, which the server {cls.__name__} does not; allowed: FedAvg"
+            )
+
     def _instructions(
         self, purpose: Purpose, fraction: float, least: int, record: RecordDict, server_round: int, grid: Grid
     ) -> Iterable[Message]:
@@ -208,7 +219,7 @@ class FedAvg(FlowerFedAvg):
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
         """Return the sums of a round's updates; more can be added."""
-        sums = Aggregation(self.rule(), self.half, self._add_weighted)
+        sums = Aggregation(self.rule(), self.half, self._add_weighted, self.check_groups)
         for update in updates:
             sums.add(update)
         return sums
@@ -267,10 +278,18 @@ class Aggregation:
     half : ServerHalf, optional
     add_weighted : callable
         How to add up weights; see `fedsim.kernels`.
+    check_groups : callable
+        Called with a client strategy's name if it weighs in groups; raises if the server cannot.
     """
 
-    def __init__(self, rule: Rule, half: ServerHalf | None, add_weighted: Callable[..., None]) -> None:
-        self._rule, self._add_weighted = rule, add_weighted
+    def __init__(
+        self,
+        rule: Rule,
+        half: ServerHalf | None,
+        add_weighted: Callable[..., None],
+        check_groups: Callable[[str], None],
+    ) -> None:
+        self._rule, self._add_weighted, self._check_groups = rule, add_weighted, check_groups
         self._strategy = half.strategy if half and has_server_half(half.strategy) else None
         own_weights = self._strategy is not None and overrides(self._strategy, "weigh")
         #: The mean by examples, where the rule gives another combination.
@@ -289,6 +308,8 @@ class Aggregation:
         strategy = self._strategy
         weights = strategy.weigh(update.num_examples, update.up) if strategy else update.num_examples
         factors = np.asarray(weights, dtype=np.float64)
+        if factors.ndim > 1:
+            self._check_groups(type(strategy).__name__)
         self._rule.add(update, factors)
         if self._mean:
             self._mean.add(update.weights, update.num_examples)

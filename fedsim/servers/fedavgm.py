@@ -20,7 +20,8 @@ class FedAvgM(FedAvg):
     server_learning_rate : float
         Greater than 0.
     server_momentum : float
-        At least 0 and less than 1; 0 is FedAvg with a step size, which SCAFFOLD's paper calls eta_g.
+        At least 0 and less than 1. The default of 0 is Flower's and is FedAvg with a learning rate, which SCAFFOLD's
+        paper calls eta_g; the paper's momentum is 0.9.
     **options
         As for FedAvg.
     """

@@ -18,7 +18,8 @@ from fedsim.servers.fedavg import Array, FedAvg
 class FedOpt(FedAvg):
     """What the three share: ``m <- beta_1 m + (1 - beta_1) Delta`` and ``w <- w + eta m / (sqrt(v) + tau)``.
 
-    Each agrees with Flower's strategy of its name to rounding.
+    Each agrees with Flower's strategy of its name to rounding. As there v starts at 0, where the paper starts it at
+    ``tau^2`` or more; the first steps are therefore longer than the paper's.
 
     Parameters
     ----------
@@ -82,7 +83,10 @@ class FedAdagrad(FedOpt):
 
 
 class FedAdam(FedOpt):
-    """FedOpt with ``v <- beta_2 v + (1 - beta_2) Delta^2``, and Adam's bias correction as Flower applies it.
+    """FedOpt with ``v <- beta_2 v + (1 - beta_2) Delta^2`` and Adam's bias correction.
+
+    The paper has no bias correction. This is Flower's, which multiplies eta in round t by
+    ``sqrt(1 - beta_2^(t + 1)) / (1 - beta_1^(t + 1))``: Adam's own exponent is t, so the correction is one round ahead.
 
     Parameters
     ----------
@@ -97,8 +101,8 @@ class FedAdam(FedOpt):
         return self.beta_2 * v + (1 - self.beta_2) * square
 
     def step_size(self, server_round: int) -> float:
-        """Correct for averages that began with zero (Kingma and Ba, arXiv:1412.6980, section 2)."""
-        power = server_round + 1.0
+        """Correct for averages that began with zero (Kingma and Ba, arXiv:1412.6980, section 2), as Flower does."""
+        power = server_round + 1.0  # Adam's is server_round
         return float(self.eta * np.sqrt(1 - self.beta_2**power) / (1 - self.beta_1**power))
 
 

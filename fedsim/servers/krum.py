@@ -7,65 +7,137 @@ learning in Byzantium", ICML 2018 (arXiv:1802.07927), section 4.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sized
+from typing import Any, ClassVar
 
 import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows, columns
+from fedsim.servers.rows import COLUMN_BYTES, Rows, columns
 
 
-def krum_scores(rows: Array, num_malicious: int) -> NDArray[np.float64]:
-    """Return the sum of each row's squared distances to its ``clients - num_malicious - 2`` nearest.
+def squared_distances(rows: Array) -> NDArray[np.float64]:
+    """Return the squared Euclidean distance between every two rows.
+
+    Coordinates are subtracted in float64, a block of columns at a time. Inner products would be faster, but then one
+    row far from the others cancels the digits of the distances among the others.
 
     Parameters
     ----------
     rows : ndarray, shape (clients, parameters)
+
+    Returns
+    -------
+    ndarray of float64, shape (clients, clients)
+    """
+    from scipy.spatial.distance import pdist, squareform
+
+    pairs = np.zeros(len(rows) * (len(rows) - 1) // 2)
+    width = max(1, COLUMN_BYTES // (8 * len(rows)))
+    for first in range(0, rows.shape[1], width):
+        pairs += pdist(rows[:, first : first + width].astype(np.float64), "sqeuclidean")
+    distances: NDArray[np.float64] = squareform(pairs)
+    return distances
+
+
+def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[np.float64]:
+    """Return the sum of each client's distances to its ``clients - num_malicious - 2`` nearest others, at least one.
+
+    Parameters
+    ----------
+    distances : ndarray of float64, shape (clients, clients)
+        Squared, with zeros on the diagonal.
     num_malicious : int
 
     Returns
     -------
     ndarray of float64, shape (clients,)
     """
-    centred = rows - rows.mean(axis=0)  # distances stay, cancellation goes
-    gram = (centred @ centred.T).astype(np.float64)
-    norms = np.diag(gram)
-    distances = np.maximum(norms[:, None] + norms - 2 * gram, 0)
-    np.fill_diagonal(distances, -1)  # each row's own comes first
-    nearest = max(1, len(rows) - num_malicious - 2)
-    distances.sort(axis=1)
-    scores: NDArray[np.float64] = distances[:, 1 : nearest + 1].sum(axis=1)
+    nearest = min(max(1, len(distances) - num_malicious - 2), len(distances) - 1)
+    # A client's distance of 0 to itself is among its nearest + 1 smallest, and adds nothing.
+    scores: NDArray[np.float64] = np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
     return scores
 
 
-class MultiKrum(FedAvg):
-    """The mean, weighted by examples, of the updates with the least Krum scores; agrees with Flower's MultiKrum.
+class _Selecting(FedAvg):
+    """What Krum, Multi-Krum and Bulyan share: `num_malicious_nodes`, and how many clients a round needs for it."""
+
+    #: Clients that a round needs for each malicious one, besides three more.
+    clients_per_malicious: ClassVar[int] = 2
+
+    def __init__(self, *, num_malicious_nodes: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        whole(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
+        self.num_malicious_nodes = num_malicious_nodes
+        self.min_clients = max(self.min_clients, self.needed)
+
+    @property
+    def needed(self) -> int:
+        """Fewest clients for which the rule is defined."""
+        return self.clients_per_malicious * self.num_malicious_nodes + 3
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the round's cohort; refuse before anything trains if cohorts are too small for the rule.
+
+        Later rounds may lose clients: one that is left with fewer than the rule needs does not change the model.
+        """
+        cohort = super().configure_train(server_round, arrays, config, grid)
+        if server_round == 1 and isinstance(cohort, Sized) and len(cohort):
+            self.check_cohort(len(cohort))
+        return cohort
+
+    def check_cohort(self, clients: int) -> None:
+        """Raise ConfigError unless the rule is defined for cohorts of so many clients."""
+        if clients < self.needed:
+            raise ConfigError(
+                f"{type(self).__name__}'s num_malicious_nodes is {self.num_malicious_nodes}, for which a round needs "
+                f"{self.needed} clients; it has {clients}"
+            )
+
+
+class MultiKrum(_Selecting):
+    """The mean, weighted by examples, of the updates with the smallest Krum scores; agrees with Flower's MultiKrum.
 
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be bad, at least 0.
+        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``2 f + 3`` clients: a
+        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
     num_nodes_to_select : int
-        At least 1.
+        How many updates are averaged (the paper's m), at least 1 and at most the cohort without
+        `num_malicious_nodes`. The default of 1 is Flower's and makes the rule Krum; larger values converge faster.
     **options
         As for FedAvg.
     """
 
     def __init__(self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 1, **options: Any) -> None:
-        super().__init__(**options)
-        whole(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
+        super().__init__(num_malicious_nodes=num_malicious_nodes, **options)
         whole(f"{type(self).__name__}'s num_nodes_to_select", num_nodes_to_select, 1)
-        self.num_malicious_nodes, self.num_nodes_to_select = num_malicious_nodes, num_nodes_to_select
+        self.num_nodes_to_select = num_nodes_to_select
+
+    def check_cohort(self, clients: int) -> None:
+        """Raise ConfigError, too, where selecting so many must select malicious updates."""
+        super().check_cohort(clients)
+        most = clients - self.num_malicious_nodes
+        if self.num_nodes_to_select > most:
+            raise ConfigError(
+                f"{type(self).__name__}'s num_nodes_to_select is {self.num_nodes_to_select}; allowed: 1 to {most}, the "
+                f"{clients} clients of a round without the {self.num_malicious_nodes} that may be malicious"
+            )
 
     def rule(self) -> Rule:
         """Choose and average."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            chosen = np.argsort(krum_scores(rows, self.num_malicious_nodes), kind="stable")
-            chosen = np.sort(chosen[: self.num_nodes_to_select])
+            order = np.argsort(krum_scores(squared_distances(rows), self.num_malicious_nodes), kind="stable")
+            chosen = np.sort(order[: min(self.num_nodes_to_select, len(rows) - self.num_malicious_nodes)])
             mean = RunningMean()
             mean.add(rows[chosen], weights[chosen])
             return mean.value()
@@ -74,12 +146,13 @@ class MultiKrum(FedAvg):
 
 
 class Krum(MultiKrum):
-    """The one update with the least Krum score; agrees with Flower's Krum.
+    """The one update with the smallest Krum score; agrees with Flower's Krum.
 
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be bad, at least 0.
+        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``2 f + 3`` clients: a
+        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
     **options
         As for FedAvg.
     """
@@ -88,35 +161,52 @@ class Krum(MultiKrum):
         super().__init__(num_malicious_nodes=num_malicious_nodes, **options)
 
 
-class Bulyan(FedAvg):
-    """Of updates chosen by Krum score, each coordinate's mean of the values closest to the median; as Flower's.
+def select_by_krum(distances: NDArray[np.float64], num_malicious: int, count: int) -> NDArray[np.intp]:
+    """Select clients one after another, each by the smallest Krum score among those that are left.
+
+    Parameters
+    ----------
+    distances : ndarray of float64, shape (clients, clients)
+        Squared, with zeros on the diagonal.
+    num_malicious, count : int
+
+    Returns
+    -------
+    ndarray of int, shape (count,)
+    """
+    left, chosen = np.arange(len(distances)), np.empty(count, np.intp)
+    for k in range(count):
+        best = krum_scores(distances[np.ix_(left, left)], num_malicious).argmin()
+        chosen[k] = left[best]
+        left = np.delete(left, best)
+    return chosen
+
+
+class Bulyan(_Selecting):
+    """Each coordinate's mean of the values closest to the median, over updates selected one by one with Krum.
+
+    Krum scores are computed anew after each selection, as in the paper. Flower's Bulyan computes them once and takes
+    the best; its selection, and so its result, usually differs.
 
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be bad, at least 0; a round needs ``4 * num_malicious_nodes + 3`` clients.
+        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``4 f + 3`` clients: a
+        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
     **options
         As for FedAvg.
     """
 
-    def __init__(self, *, num_malicious_nodes: int = 0, **options: Any) -> None:
-        super().__init__(**options)
-        whole("Bulyan's num_malicious_nodes", num_malicious_nodes)
-        self.num_malicious_nodes = num_malicious_nodes
+    clients_per_malicious = 4
 
     def rule(self) -> Rule:
-        """Choose by Krum, then coordinate by coordinate."""
+        """Select with Krum, then average coordinate by coordinate."""
         bad = self.num_malicious_nodes
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            if len(rows) < 4 * bad + 3:
-                raise ConfigError(
-                    f"Bulyan's num_malicious_nodes is {bad}, for which a round needs {4 * bad + 3} clients; "
-                    f"it has {len(rows)}"
-                )
             theta = len(rows) - 2 * bad
             beta = theta - 2 * bad
-            chosen = rows[np.argsort(krum_scores(rows, bad), kind="stable")[:theta]]
+            chosen = rows[select_by_krum(squared_distances(rows), bad, theta)]
             mean = np.empty(rows.shape[1], rows.dtype)
             for place, values in columns(chosen):
                 values.sort(axis=1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import real, whole
 from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows
+from fedsim.servers.rows import Rows, distances_to
 
 
 class RFA(FedAvg):
@@ -41,11 +41,12 @@ class RFA(FedAvg):
         """Start from the old global weights and reweigh."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            shares = weights / weights.sum()
             point: Array = self.global_weights
             for _ in range(self.iterations):
-                pulls = shares / np.maximum([np.linalg.norm(row - point) for row in rows], self.smoothing)
-                point = (pulls / pulls.sum()) @ rows
+                pulls = weights / np.maximum(distances_to(point, rows), self.smoothing)
+                mean = np.zeros(rows.shape[1])
+                self._add_weighted(mean, rows, pulls / pulls.sum())
+                point = mean
             return point
 
         return Rows(combine)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Update
-from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import Array
 
 #: Bytes of a round's weights worked on at a time, column by column: about a core's cache.
@@ -31,8 +30,6 @@ class Rows:
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         """Collect a block."""
-        if weights.ndim > 1:
-            raise ConfigError("a client strategy that averages in groups needs a server that averages, as FedAvg does")
         self._rows.append(update.weights)
         self._weights.append(weights)
 
@@ -47,3 +44,22 @@ def columns(rows: Array) -> Iterator[tuple[slice, Array]]:
     for first in range(0, rows.shape[1], width):
         place = slice(first, first + width)
         yield place, np.ascontiguousarray(rows[:, place].T)
+
+
+def distances_to(point: Array, rows: Array) -> NDArray[np.float64]:
+    """Return the Euclidean distance of each row from a point, computed in float64, where float32 would overflow.
+
+    Parameters
+    ----------
+    point : ndarray, shape (parameters,)
+    rows : ndarray, shape (clients, parameters)
+
+    Returns
+    -------
+    ndarray of float64, shape (clients,)
+    """
+    squares = np.empty(len(rows))
+    for k, row in enumerate(rows):
+        away = np.subtract(row, point, dtype=np.float64)
+        squares[k] = np.einsum("i,i->", away, away)
+    return np.sqrt(squares)
