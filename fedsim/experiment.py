@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
-from fedsim.compression import Transform
+from fedsim.compression import Transform, check_chain
 from fedsim.errors import ConfigError, one_of, real, whole
 from fedsim.splits import IID, FederatedDataset, Split
 
@@ -220,6 +220,7 @@ class Experiment:
         for transform in self.compress:
             if not isinstance(transform, Transform):
                 raise ConfigError(f"compress has {transform!r}; allowed: transforms, such as TopK(0.1)")
+        check_chain(self.compress)
         if not isinstance(self.weight_divergence, bool):
             raise ConfigError(f"weight_divergence is {self.weight_divergence!r}; allowed: true or false")
 
