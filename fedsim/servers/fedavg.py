@@ -170,7 +170,7 @@ class FedAvg(FlowerFedAvg):
                 continue
             examples += int(update.num_examples.sum())
             clients += len(update.partition_ids)
-            weights = half.strategy.weigh(update.num_examples, update.up) if half else update.num_examples
+            weights = half.weigh(update.num_examples, update.up) if half else update.num_examples
             factors = np.asarray(weights, dtype=np.float64)
             rule.add(update, factors)
             if mean:
