@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsim import Experiment, clients
+from fedsim import Experiment, clients, mlp
 from fedsim.clients import SGD
+from fedsim.clients.base import Task
 from fedsim.data import Dataset
 from fedsim.splits import CountedSplit, Partition, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
@@ -631,3 +632,23 @@ def test_every_strategy_has_a_formula_here() -> None:
 )
 def test_full_batches_make_one_step_per_epoch(strategy: SGD, reference: type[Reference]) -> None:
     compare(replace(strategy, batch_size=None), reference, "numpy")
+
+
+def test_passes_over_all_examples_lose_none() -> None:
+    """Gradient, loss and accuracy of shards that take several passes, and end in the middle of one."""
+    rng = np.random.default_rng(2)
+    sizes = (1203, 1203, 1000, 700, 500, 499, 1)
+    x, y = rng.normal(size=(sum(sizes), IN)), rng.integers(0, OUT, sum(sizes))
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    rows = rng.normal(size=(len(sizes), CUTS[-1]))
+    net = mlp.MLP((IN, HIDDEN, OUT), "tanh", dtype="float64")
+    task = Task(net, SGD(), x, y, Partition(np.arange(len(y)), offsets), rows[0], 1, 0)
+    context = clients.Context(task, np.arange(len(sizes)), {})
+    for weights in (rows, rows[0]):
+        (loss, grad), (evaluated, accuracy) = context.gradient(weights), context.evaluate(weights)
+        for k, (a, b) in enumerate(itertools.pairwise(offsets)):
+            w = weights[k] if weights.ndim == 2 else weights
+            expected, slope = loss_and_gradient(w, x[a:b], y[a:b])
+            np.testing.assert_allclose(grad[k], slope, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose([loss[k], evaluated[k]], expected, rtol=1e-12)
+            assert accuracy[k] == np.mean(network(w, x[a:b])[1].argmax(axis=1) == y[a:b])
