@@ -71,6 +71,29 @@ class Transform(ABC):
         """Whether clients add what this transform loses to their next change."""
         return False
 
+    @property
+    def contracts(self) -> bool:
+        """Whether it loses less than it is given, as error feedback needs."""
+        return True
+
+
+def check_chain(transforms: Sequence[Transform]) -> None:
+    """Raise ConfigError where error feedback would diverge.
+
+    Feedback adds to a client's next change what the whole chain has lost of this one. That stays bounded if every
+    transform contracts: `TopK` drops the smallest coordinates, `Float16` errs by a share of each number, `Int8` by at
+    most 1/127 of the largest. An unbiased choice of coordinates scaled by ``1 / fraction`` loses up to
+    ``1 / fraction - 1`` times what was there, so the residual grows without bound.
+    """
+    back = next((t for t in transforms if t.feeds_back), None)
+    grows = next((t for t in transforms if not t.contracts), None)
+    if back and grows:
+        raise ConfigError(
+            f"compress has {back} with error feedback beside {grows}, which scales up what it sends, so that the error "
+            f"fed back would grow from round to round; allowed: {type(back).__name__} with error_feedback=False, or no "
+            f"{type(grows).__name__}"
+        )
+
 
 @dataclass(frozen=True)
 class Float16(Transform):
@@ -153,7 +176,8 @@ class RandomMask(Transform):
     """Send coordinates chosen at random, which both sides draw alike, so that only their values travel.
 
     Konečný et al., "Federated learning: strategies for improving communication efficiency", 2016 (arXiv:1610.05492),
-    section 2. Values are scaled by ``1 / fraction``, so that the change is right on average.
+    section 2. Values are scaled by ``1 / fraction``, so that the change is right on average. It cannot be combined with
+    error feedback, which needs a transform that loses less than it is given.
 
     Parameters
     ----------
@@ -166,6 +190,11 @@ class RandomMask(Transform):
     def __post_init__(self) -> None:
         super().__post_init__()
         real("RandomMask's fraction", self.fraction, 0, 1, open_low=True)
+
+    @property
+    def contracts(self) -> bool:
+        """Whether it does: only if everything is sent."""
+        return self.fraction == 1
 
     def _mask(self, length: int, draws: Draws) -> Indices:
         kept = _kept(self.fraction, length)
@@ -200,6 +229,7 @@ class Compression:
     """
 
     def __init__(self, transforms: Sequence[Transform], shared: NDArray[np.bool_], dtype: str) -> None:
+        check_chain(transforms)
         self._transforms, self._shared, self._dtype = tuple(transforms), shared, dtype
         self.feeds_back = any(transform.feeds_back for transform in transforms)
         self._lengths = [int(shared.sum())]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
-from fedsim.compression import Transform
+from fedsim.compression import Transform, check_chain
 from fedsim.errors import (
     LARGEST,
     ConfigError,
@@ -236,6 +236,7 @@ class Experiment:
         for transform in self.compress:
             if not isinstance(transform, Transform):
                 raise ConfigError(f"compress has {shown(transform)}; allowed: transforms, such as TopK(0.1)")
+        check_chain(self.compress)
         flag("weight_divergence", self.weight_divergence)
 
     def run(

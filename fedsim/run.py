@@ -77,7 +77,7 @@ class _Run:
         self.net = experiment.network(dataset)
         client = experiment.client
         self.kernel = experiment.kernel_for(self.net, federated)
-        self.half = ServerHalf(client, self.net, len(federated.partition.indices), experiment.seed)
+        self.half = ServerHalf(client, self.net, lambda number: len(federated.at(number).indices), experiment.seed)
         self.grid = engine(
             self.net,
             federated,

@@ -26,7 +26,6 @@ from fedsim.clients.base import (
     ServerHalf,
     Task,
     Update,
-    has_server_half,
     new_state,
     numpy_hooks,
     personalise,
@@ -415,30 +414,6 @@ def the_server_half_knows_what_is_sent(strategy: SGD) -> None:
     need(not missing, f"broadcast names {', '.join(missing)}, which server_state() does not return")
     result = _experiment(strategy, rounds=2).run()
     need(all(np.isfinite(v).all() for v in result.weights.values()), "the new global weights are not finite")
-
-
-@check
-def the_global_weights_keep_their_shape(strategy: SGD) -> None:
-    """server_step returns a flat array."""
-    if not has_server_half(strategy):
-        return
-    task = _task(strategy)
-    half = ServerHalf(strategy, task.net, sum(SIZES), 0)
-    half.down(task.global_weights)
-    update = _rounds(task, rounds=1)
-    from fedsim.kernels.mean import RunningMean
-
-    mean = {}
-    factors = strategy.weigh(update.num_examples, update.up)
-    for name, rows in {"weights": update.weights, **update.up}.items():
-        total = RunningMean()
-        total.add(rows, factors)
-        mean[name] = total.value()
-    new = half.step(1, task.global_weights, mean, float(sum(SIZES)))
-    need(
-        isinstance(new, np.ndarray) and new.shape == task.global_weights.shape,
-        f"server_step() returns {getattr(new, 'shape', type(new).__name__)}; it must be (parameters,)",
-    )
 
 
 @check

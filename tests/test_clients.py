@@ -380,9 +380,10 @@ def test_apfl_steps_the_local_model_through_the_mixture() -> None:
     task = Task(NET, strategy, X, Y, HELD, START, 1, 0)
     state = {"local": local[None].copy(), "alpha": np.array([[0.3]])}
     update = run(task, np.array([0]), state)
-    g = grad(0.3 * local + 0.7 * START)
-    np.testing.assert_allclose(update.state["local"][0], local - 0.3 * g, atol=1e-12)
-    assert update.state["alpha"][0, 0] == pytest.approx(np.clip(0.3 - (local - START) @ g, 0, 1))
+    alpha = np.clip(0.3 - (local - START) @ grad(0.3 * local + 0.7 * START), 0, 1)
+    assert update.state["alpha"][0, 0] == pytest.approx(alpha)
+    g = grad(alpha * local + (1 - alpha) * START)
+    np.testing.assert_allclose(update.state["local"][0], local - alpha * g, atol=1e-12)
     np.testing.assert_allclose(update.weights[0], START - grad(START), atol=1e-12)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ ALL: list[tuple[Transform, ...]] = [
     (TopK(0.1, error_feedback=False), Int8()),
     (TopK(0.2), Float16()),
     (RandomMask(0.25),),
-    (RandomMask(0.5), TopK(0.5), Int8()),
+    (RandomMask(0.5), TopK(0.5, error_feedback=False), Int8()),
 ]
 NAMES = ["-".join(type(t).__name__ for t in transforms) for transforms in ALL]
 
@@ -109,22 +108,78 @@ def test_what_is_not_sent_is_sent_later() -> None:
     np.testing.assert_allclose(sent + kept, changed, atol=1e-5)
 
 
-@pytest.mark.parametrize("transforms", ALL, ids=NAMES)
-def test_bytes_are_those_of_the_arrays_that_travel(transforms: tuple[Transform, ...]) -> None:
+#: What one client sends of a model with 2,410 parameters, as (dtype, length) of each array: counted by hand.
+SENT: list[list[tuple[str, tuple[int, ...]]]] = [
+    [("float16", (2410,))],
+    [("int8", (2410,)), ("float32", ())],
+    [("float32", (241,)), ("uint16", (241,))],
+    [("int8", (241,)), ("uint16", (241,)), ("float32", ())],
+    [("float16", (482,)), ("uint16", (482,))],
+    [("float32", (602,))],
+    [("int8", (602,)), ("uint16", (602,)), ("float32", ())],
+]
+
+
+@pytest.mark.parametrize(("transforms", "sent"), list(zip(ALL, SENT, strict=True)), ids=NAMES)
+def test_bytes_are_those_of_the_arrays_that_travel(
+    transforms: tuple[Transform, ...], sent: list[tuple[str, tuple[int, ...]]]
+) -> None:
+    """An array's bytes are its numbers and NumPy's header of 128 bytes."""
     experiment = replace(BASE, compress=transforms, rounds=1, fraction_train=1.0)
-    net = experiment.network(experiment.load_data())
-    compression = Compression(transforms, np.ones(net.num_parameters, dtype=bool), "float32")
-    sent = compression.encode(change(1, net.num_parameters), 0, 1, np.array([0]))
+    assert experiment.network(experiment.load_data()).num_parameters == 2410
+    each = sum(128 + np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in sent)
+    assert experiment.run().history["bytes_up"].iloc[1] == 12 * each
 
-    def size(row: NDArray[Any]) -> int:
-        buffer = BytesIO()
-        np.save(buffer, row)
-        return buffer.tell()
 
-    expected = 12 * sum(size(rows[0]) for rows in sent.values())
-    row = experiment.run().history.iloc[1]
-    assert row["bytes_up"] == expected
-    assert expected < replace(experiment, compress=()).run().history["bytes_up"].iloc[1]
+@pytest.mark.parametrize(("length", "dtype"), [(256, "uint8"), (257, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
+def test_indices_are_as_narrow_as_the_model_allows(length: int, dtype: str) -> None:
+    values = np.zeros((1, length))
+    values[0, -1] = 1  # the last coordinate has the largest index
+    sent, side = TopK(1 / length).encode(values, Draws(0, 1, np.array([0])))
+    assert side["index"].dtype == dtype
+    assert side["index"].tolist() == [[length - 1]]
+    assert sent.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    "chain", [(TopK(0.5), RandomMask(0.1)), (RandomMask(0.5), TopK(0.5), Int8()), (Int8(), TopK(0.2), RandomMask(0.9))]
+)
+def test_error_feedback_refuses_what_is_no_contraction(chain: tuple[Transform, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"TopK.*with error feedback beside RandomMask.*error_feedback=False"):
+        replace(BASE, compress=chain)
+    with pytest.raises(ConfigError, match="with error feedback beside RandomMask"):
+        Compression(chain, np.ones(5, dtype=bool), "float32")
+    without = tuple(replace(t, error_feedback=False) if isinstance(t, TopK) else t for t in chain)
+    assert replace(BASE, compress=without).compress == without
+    assert replace(BASE, compress=(TopK(0.5), RandomMask(1.0))).compress
+
+
+@pytest.mark.parametrize(
+    "chain", [(TopK(0.1),), (TopK(0.1), Int8()), (Int8(), TopK(0.1)), (TopK(0.1), Float16()), (Float16(), TopK(0.1))]
+)
+def test_the_residual_of_a_contraction_stays_bounded(chain: tuple[Transform, ...]) -> None:
+    """With changes of norm g and k of d coordinates sent it stays below g (1 - delta) / delta, delta = k / d / 2."""
+    rng = np.random.default_rng(4)
+    compression = Compression(chain, np.ones(300, dtype=bool), "float64")
+    residual, g, worst = np.zeros((1, 300)), 1.0, 0.0
+    for number in range(1, 400):
+        step = rng.standard_t(2, size=(1, 300)) + 0.5
+        given = residual + g * step / np.linalg.norm(step)
+        who = (0, number, np.array([0]))
+        residual = given - compression.decode(compression.encode(given, *who), *who)
+        worst = max(worst, float(np.linalg.norm(residual)))
+    assert worst < g * (1 - 0.05) / 0.05
+
+
+def test_every_transform_that_contracts_does_and_the_other_does_not() -> None:
+    """`contracts` against the largest ratio of what is lost to what was there, over many vectors."""
+    rng = np.random.default_rng(8)
+    for transform in (Float16(), Int8(), TopK(0.1), RandomMask(0.3)):
+        values = rng.standard_t(3, size=(200, 120))
+        back = Compression((transform,), np.ones(120, dtype=bool), "float64")
+        who = (0, 1, np.arange(200))
+        lost = np.linalg.norm(values - back.decode(back.encode(values, *who), *who), axis=1)
+        assert (lost.mean() < np.linalg.norm(values, axis=1).mean()) == transform.contracts
 
 
 def on_supernodes(experiment: Experiment, client_app: ClientApp = app.client_app) -> Any:

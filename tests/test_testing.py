@@ -136,7 +136,7 @@ class Unmade(SGD):
         (FlatWeights, "trains", "train() returned of shape (53,); it must be (clients, parameters), here (8, 53)"),
         (NoArray, "trains", "ctx.up['norms'] is a list; it must be an array of shape (clients, ...)"),
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
-        (Undeclared, "state has the same names every round", "return it from client_state()"),
+        (Undeclared, "trains", "return it from client_state()"),
         (Unsent, "trains", "broadcast names control, which server_state() does not return"),
         (ShortCorrection, "trains", "affine's correction has shape (8, 1); allowed: (53,), or with a row per client"),
         (Unannotated, "is a frozen dataclass", "write mu: float = ..."),

@@ -25,7 +25,8 @@ class APFL(SGD):
     alpha : float
         Share of the local model in the mixture, 0 to 1, at first; 0 is SGD.
     adaptive : bool
-        Whether each client learns its own alpha, by gradient descent.
+        Whether each client learns its own alpha: one step of gradient descent per round, before it trains, on the
+        loss of its mixture with the new global model over all its examples.
     """
 
     alpha: float = 0.5
@@ -43,15 +44,21 @@ class APFL(SGD):
         return {"local": np.repeat(ctx.global_weights[None], clients, axis=0), "alpha": alpha}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
-        """Step the local model (line 7), then alpha; return the global model's loss and gradient."""
+        """Step the local model (line 7); return the global model's loss and gradient."""
         local, alpha = ctx.state["local"], ctx.state["alpha"]
         lr = ctx.lr[:, None].astype(weights.dtype)
         _, grad = mlp.gradient(ctx.net, alpha * local + (1 - alpha) * weights, x, y)
-        if self.adaptive:
-            slope = np.sum((local - weights) * grad, axis=1, keepdims=True)
-            ctx.state["alpha"] = np.clip(alpha - lr * slope, 0, 1)
         ctx.state["local"] = local - lr * alpha * grad
         return mlp.gradient(ctx.net, weights, x, y)
+
+    def train(self, ctx: Context) -> Array:
+        """Step alpha (eq. 5), then train both models."""
+        if self.adaptive:
+            alpha, away = ctx.state["alpha"], ctx.state["local"] - ctx.global_weights
+            _, grad = ctx.gradient(self.personalise(ctx))
+            slope = np.sum(away * grad, axis=1, keepdims=True)
+            ctx.state["alpha"] = np.clip(alpha - ctx.lr[:, None].astype(alpha.dtype) * slope, 0, 1)
+        return ctx.fit()
 
     def personalise(self, ctx: Context) -> Array:
         """Mix."""

@@ -17,7 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels, mlp
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.clients.check_hooks import (
+    check_array,
+    check_kept,
+    check_layers,
+    check_per_client,
+    check_personal,
+    check_server_state,
+    check_state,
+    check_weights,
+    refusal,
+)
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.kernels.numpy import Fit, Spread, alone, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
@@ -197,20 +208,19 @@ class Context:
     @cached_property
     def lr(self) -> NDArray[np.float64]:
         """Each client's step size in this round, shape (clients,)."""
-        lr: NDArray[np.float64] = self._once("lr", lambda: self._of("learning_rate", np.float64))
+        lr: NDArray[np.float64] = self._once("lr", lambda: self._of("learning_rate"))
         return lr
 
     @cached_property
     def steps(self) -> Indices:
         """How many steps each client takes in a fit of this strategy, shape (clients,)."""
-        steps: Indices = self._once("steps", lambda: self._of("local_steps", np.intp))
+        steps: Indices = self._once("steps", lambda: self._of("local_steps"))
         return steps
 
-    def _of(self, hook: str, dtype: Any, strategy: SGD | None = None) -> Any:
-        values = np.asarray(getattr(strategy or self._task.strategy, hook)(self), dtype=dtype)
-        if values.shape != self.partition_ids.shape:
-            values = np.full(self.partition_ids.shape, values)
-        return values
+    def _of(self, hook: str, strategy: SGD | None = None) -> Any:
+        strategy = strategy or self._task.strategy
+        values = getattr(strategy, hook)(self)
+        return check_per_client(strategy, hook, values, len(self.partition_ids), whole=hook == "local_steps")
 
     @cached_property
     def label_counts(self) -> Indices:
@@ -250,14 +260,16 @@ class Context:
             raise ValueError(f"layers is {layers!r}; allowed: some of 1 to {len(trained)}")
         sizes = self.num_examples
         own = strategy is task.strategy
-        lr = self.lr if own else self._of("learning_rate", np.float64, strategy)
-        steps = self.steps if own else self._of("local_steps", np.intp, strategy)
+        lr = self.lr if own else self._of("learning_rate", strategy)
+        steps = self.steps if own else self._of("local_steps", strategy)
         batch = strategy.batch_size or 0
         per_epoch = -(-sizes // batch) if batch else np.ones_like(sizes)
         epochs = -(-steps // per_epoch)
         numbers = np.arange(int(epochs.max(initial=0)))[:, None]
         shuffles = keys(task.seed, task.purpose, task.round, self.partition_ids, numbers + self._epochs)
         added = strategy.affine(self)
+        if not isinstance(added, Affine):
+            raise refusal(strategy, "affine", f"affine() returned a {type(added).__name__}; it must be an Affine")
         hooks = _Hooks(strategy, self) if numpy_hooks(strategy) else None
         job = Fit(
             net=task.net,
@@ -338,19 +350,30 @@ class _Hooks:
 
     def gradient(self, rows: slice | Indices, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """Return each client's loss on its batch and the gradient."""
-        with self._part(rows) as part:
-            return self._strategy.gradient(weights, x, y, part)
+        with self._part(rows, "gradient") as part:
+            made = self._strategy.gradient(weights, x, y, part)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise refusal(
+                self._strategy, "gradient", "gradient() must return a tuple of the losses, shape (clients,), and the "
+                "gradients, shape (clients, parameters)",
+            )  # fmt: skip
+        loss, grad = made
+        check_array(self._strategy, "gradient", "gradient() returned losses", loss, weights.shape[:1])
+        check_array(self._strategy, "gradient", "gradient() returned gradients", grad, weights.shape)
+        return loss, grad
 
     def direction(self, rows: slice | Indices, grad: Array, weights: Array) -> Array:
         """Return what each client's step subtracts."""
-        with self._part(rows) as part:
-            return self._strategy.direction(grad, weights, part)
+        with self._part(rows, "direction") as part:
+            made = self._strategy.direction(grad, weights, part)
+        return check_array(self._strategy, "direction", "direction() returned", made, weights.shape)
 
     @contextmanager
-    def _part(self, rows: slice | Indices) -> Iterator[Context]:
+    def _part(self, rows: slice | Indices, hook: str) -> Iterator[Context]:
         part = self._context.rows(rows)
         before = dict(part.state)
         yield part
+        check_kept(self._strategy, hook, part.state, before)
         for name, values in part.state.items():
             if values is not before[name] or not isinstance(rows, slice):
                 self._context.state[name][rows] = values
@@ -427,7 +450,7 @@ def evaluate_shards(
 def private_mask(strategy: SGD, net: mlp.MLP) -> NDArray[np.bool_]:
     """Return which parameters a strategy's clients keep to themselves, shape (parameters,)."""
     mask = np.zeros(net.num_parameters, dtype=bool)
-    for layer in strategy.private_layers(net):
+    for layer in check_layers(strategy, strategy.private_layers(net), len(net.sizes) - 1):
         for name in (f"W{layer}", f"b{layer}"):
             mask[net.layout[name][0]] = True
     return mask
@@ -441,7 +464,7 @@ def keeps_state(strategy: SGD, net: mlp.MLP) -> bool:
 def new_state(task: Task, clients: Indices) -> dict[str, Array]:
     """Return the state with which clients enter their first round, a row each."""
     context = Context(task, clients, {})
-    state = dict(task.strategy.client_state(context))
+    state = check_state(task.strategy, task.strategy.client_state(context), len(clients))
     mask = private_mask(task.strategy, task.net)
     if mask.any():
         state[PRIVATE] = np.repeat(task.global_weights[None, mask], len(clients), axis=0)
@@ -459,45 +482,49 @@ def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
         The clients' own; may be changed.
     """
     context = Context(task, clients, state)
-    strategy, rows = task.strategy, len(clients)
-    weights = task.strategy.train(context)
-    _expect(strategy, "train() returned", weights, (rows, task.net.num_parameters))
-    weights = weights.astype(task.net.dtype, copy=False)
-    loss = context.loss / np.maximum(context.processed, 1)
+    strategy, rows, declared = task.strategy, len(clients), dict(state)
+    weights = check_array(
+        strategy, "train", "train() returned", strategy.train(context), (rows, task.net.num_parameters)
+    ).astype(task.net.dtype, copy=False)
+    if np.ndim(context.loss):
+        loss = context.loss / np.maximum(context.processed, 1)
+    else:  # no fit: the loss of what the round started from
+        loss = context.evaluate(context.start)[0]
+    check_kept(strategy, "train", context.state, declared)
+    for name, values in context.up.items():
+        check_array(strategy, "train", f"ctx.up[{name!r}] is", values, (rows, ...))
     if PRIVATE in state:
         mask = private_mask(strategy, task.net)
         context.state[PRIVATE] = weights[:, mask]
-        weights[:, mask] = task.global_weights[mask]
-    for name, values in context.up.items():
-        _expect(strategy, f"ctx.up[{name!r}] is", values, (rows, ...))
-    for name, values in context.state.items():
-        _expect(strategy, f"ctx.state[{name!r}] is", values, (rows, ...))
+        weights = np.where(mask, task.global_weights, weights)  # a new array: state may refer to what train() returned
     for sent in [*context.up.values(), *([weights] if overrides(strategy, "train") else [])]:
         loss[~np.isfinite(sent).reshape(rows, -1).all(axis=1)] = np.nan
+    for values in (v for v in context.state.values() if v.dtype.kind == "f"):
+        loss[np.isnan(values).reshape(rows, -1).any(axis=1)] = np.nan
     nothing_but_a_fit = not overrides(strategy, "train") and PRIVATE not in state
     moved = context.moved if nothing_but_a_fit else None
     return Update(clients, context.num_examples, weights, loss, context.up, context.state, moved=moved)
 
 
-def _expect(strategy: SGD, what: str, values: Any, shape: tuple[Any, ...]) -> None:
-    """Raise ConfigError unless a strategy made an array of numbers of a shape; ``...`` stands for any more lengths."""
-    wanted = "(clients, ...)" if shape[-1] is ... else "(clients, parameters)"
-    name = type(strategy).__name__
-    if not isinstance(values, np.ndarray):
-        raise ConfigError(f"{name}'s {what} a {type(values).__name__}; it must be an array of shape {wanted}")
-    if values.dtype.kind not in "biuf":
-        raise ConfigError(f"{name}'s {what} an array of {values.dtype}; it must hold numbers")
-    if values.shape[: len(shape) - 1] != shape[:-1] if shape[-1] is ... else values.shape != shape:
-        lengths = ", ".join("..." if n is ... else str(n) for n in shape)
-        raise ConfigError(f"{name}'s {what} of shape {values.shape}; it must be {wanted}, here ({lengths})")
-
-
 def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
-    """Return what each client would use itself, shape (clients, parameters) or (1, parameters)."""
-    weights = np.atleast_2d(task.strategy.personalise(Context(task, clients, state)))
-    if len(weights) > 1 or len(clients) == 1:
-        _expect(task.strategy, "personalise() returned", weights, (len(clients), task.net.num_parameters))
-    return weights
+    """Return what each client would use itself, shape (clients, parameters) or (1, parameters).
+
+    Raises
+    ------
+    DivergenceError
+        A fit for it diverged; names the client.
+    ConfigError
+        The strategy returned anything but finite weights.
+    """
+    context = Context(task, clients, state)
+    weights = task.strategy.personalise(context)
+    diverged = np.flatnonzero(np.isnan(context.loss))
+    if len(diverged):
+        raise DivergenceError(
+            f"training diverged in round {task.round} at client {clients[diverged[0]]} when {task.strategy} made the "
+            "client's own model; a smaller learning rate usually helps"
+        )
+    return check_personal(task.strategy, weights, clients, task.net.num_parameters)
 
 
 @dataclass
@@ -515,7 +542,7 @@ class ServerContext:
     state : dict of str to ndarray
         What the server half keeps between rounds; change it to keep something else.
     share : float
-        The cohort's share of all clients' examples, in (0, 1].
+        The cohort's share of the examples that all clients train on in this round, in (0, 1].
     """
 
     round: int
@@ -532,12 +559,13 @@ class ServerHalf:
     ----------
     strategy : SGD
     net : MLP
-    num_examples : int
-        Of all clients together.
+    num_examples : int or callable
+        Of all clients together; a function of the round's number (from 1) where clients train on other examples in
+        other rounds.
     seed : int
     """
 
-    def __init__(self, strategy: SGD, net: mlp.MLP, num_examples: int, seed: int) -> None:
+    def __init__(self, strategy: SGD, net: mlp.MLP, num_examples: int | Callable[[int], int], seed: int) -> None:
         self.strategy, self.net, self.num_examples, self.seed = strategy, net, num_examples, seed
         self.state: dict[str, Array] | None = None
 
@@ -553,7 +581,7 @@ class ServerHalf:
 
     def _started(self, weights: Array) -> dict[str, Array]:
         if self.state is None:
-            self.state = dict(self.strategy.server_state(weights, self))
+            self.state = check_server_state(self.strategy, "server_state", self.strategy.server_state(weights, self))
         return self.state
 
     def initialise(self, number: int) -> Array:
@@ -562,8 +590,17 @@ class ServerHalf:
 
     def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
         """Return the new global weights."""
-        share = examples / self.num_examples
-        return self.strategy.server_step(ServerContext(server_round, weights, mean, self._started(weights), share))
+        total = self.num_examples(server_round) if callable(self.num_examples) else self.num_examples
+        share = examples / total
+        context = ServerContext(server_round, weights, mean, self._started(weights), share)
+        made = self.strategy.server_step(context)
+        self.state = check_server_state(self.strategy, "server_step", context.state)
+        names = ("parameters",)
+        return check_array(self.strategy, "server_step", "server_step() returned", made, weights.shape, names)
+
+    def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
+        """Return each client's weight in the round's means, shape (clients,) or (clients, groups)."""
+        return check_weights(self.strategy, self.strategy.weigh(num_examples, up), len(num_examples))
 
 
 def has_server_half(strategy: SGD) -> bool:

@@ -1,8 +1,8 @@
 """FedAvg's client with clipped gradients.
 
 Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013 (arXiv:1211.5063),
-algorithm 1; in federated learning Zhang, Chen, Hong, Wu and Yi, "Understanding clipping for federated learning",
-ICML 2022 (arXiv:2106.13673).
+algorithm 1. It clips the gradient of every step; the clipping of a client's whole update, as differential privacy needs
+it, is another thing.
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ from fedsim.errors import real
 class FedDyn(SGD):
     """SGD on ``F_k(w) - <g_k, w> + alpha/2 ||w - w_t||^2``, with g_k the client's gradient where it ended last.
 
+    The paper's objective is the uniform mean of the clients' losses. Here it is the mean weighted by examples, and so
+    are the mean of the weights and h; alpha is the same for all clients. The authors' code keeps uniform means and
+    divides alpha by the client's number of examples relative to the mean. Both have the same fixed points (the
+    stationary points of the weighted mean), and with equally large shards they are the same.
+
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps

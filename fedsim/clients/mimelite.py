@@ -18,6 +18,8 @@ from fedsim.errors import real
 class MimeLite(SGD):
     """Steps along ``(1 - beta) * gradient + beta * m`` with m the server's average of past full gradients.
 
+    Weight decay is part of the loss, so both gradients include it.
+
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
@@ -48,7 +50,7 @@ class MimeLite(SGD):
 
     def train(self, ctx: Context) -> Array:
         """Train; send up the gradient of all examples at the weights the server sent."""
-        ctx.up["gradient"] = ctx.gradient(ctx.global_weights)[1]
+        ctx.up["gradient"] = ctx.gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
         return ctx.fit()
 
     def server_step(self, ctx: ServerContext) -> Array:

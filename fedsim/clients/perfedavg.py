@@ -1,4 +1,4 @@
-"""Per-FedAvg, first order: a global model from which one step on a client's examples leads far.
+"""Per-FedAvg, first order: a global model that adapts well to a client's examples in one step.
 
 Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning approach", NeurIPS 2020
 (arXiv:2002.07948), algorithm 1, with the Hessian left out (their FO variant).
@@ -22,7 +22,8 @@ class PerFedAvg(SGD):
     inner_lr : float
         The paper's alpha, greater than 0.
     tune_epochs : int
-        Passes of `inner_lr` over its examples that a client takes before it predicts, at least 1.
+        Passes over its examples, in batches and with `inner_lr`, by which a client adapts the global model before it
+        predicts; at least 1. The paper takes a single step.
     """
 
     inner_lr: float = 0.05
@@ -41,5 +42,5 @@ class PerFedAvg(SGD):
         return loss, mlp.gradient(ctx.net, weights - self.inner_lr * grad, x[:, rest], y[:, rest])[1]
 
     def personalise(self, ctx: Context) -> Array:
-        """Take the step for which the global model was trained."""
+        """Adapt the newest global model by `tune_epochs` epochs."""
         return ctx.fit(by=SGD.of(self, lr=self.inner_lr, epochs=self.tune_epochs, steps=None, momentum=0.0))

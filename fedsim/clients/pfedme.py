@@ -16,6 +16,9 @@ from fedsim.errors import real, whole
 class PFedMe(SGD):
     """SGD along ``lam * (w - theta)`` with theta the minimiser of ``F_k(theta; batch) + lam/2 ||theta - w||^2``.
 
+    For every batch theta is approximated by `inner_steps` of gradient descent that start from w. The paper leaves the
+    start open; the authors' code starts from the previous batch's theta.
+
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps

@@ -53,7 +53,7 @@ class SCAFFOLD(SGD):
         """Train, and renew c_i (lines 12 and 13)."""
         weights, old = ctx.fit(), ctx.state["control"]
         if self.option == 1:
-            new = ctx.gradient(ctx.global_weights)[1]
+            new = ctx.gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
         else:
             path = (ctx.lr * self.effective_steps(ctx))[:, None].astype(weights.dtype)
             new = old - ctx.down["control"] + (ctx.global_weights - weights) / path

@@ -290,8 +290,8 @@ class Aggregation:
         check_groups: Callable[[str], None],
     ) -> None:
         self._rule, self._add_weighted, self._check_groups = rule, add_weighted, check_groups
-        self._strategy = half.strategy if half and has_server_half(half.strategy) else None
-        own_weights = self._strategy is not None and overrides(self._strategy, "weigh")
+        self._half = half if half and has_server_half(half.strategy) else None
+        own_weights = self._half is not None and overrides(self._half.strategy, "weigh")
         #: The mean by examples, where the rule gives another combination.
         self._mean = None if isinstance(rule, Mean) and not own_weights else RunningMean(add_weighted)
         self._besides: dict[str, RunningMean] = {}
@@ -305,11 +305,11 @@ class Aggregation:
         self.clients += len(update.partition_ids)
         self.examples += int(update.num_examples.sum())
         self._losses.append(update.train_loss * update.num_examples)
-        strategy = self._strategy
-        weights = strategy.weigh(update.num_examples, update.up) if strategy else update.num_examples
+        half = self._half
+        weights = half.weigh(update.num_examples, update.up) if half else update.num_examples
         factors = np.asarray(weights, dtype=np.float64)
-        if factors.ndim > 1:
-            self._check_groups(type(strategy).__name__)
+        if half and factors.ndim > 1:
+            self._check_groups(type(half.strategy).__name__)
         self._rule.add(update, factors)
         if self._mean:
             self._mean.add(update.weights, update.num_examples)

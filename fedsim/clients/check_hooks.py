@@ -1,0 +1,195 @@
+"""Checks of what a strategy's own methods return: a sentence that names the method, what it returned, and its place.
+
+Each function raises ConfigError, ending in the file and line of the method, so that a mistake in a user's strategy is
+neither a traceback from inside fedsim nor a silently wrong number.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsim.clients.sgd import SGD
+
+Array = NDArray[Any]
+
+
+def refusal(strategy: SGD, hook: str, sentence: str) -> ConfigError:
+    """Return the error that says what is wrong with a hook of a strategy, and where the hook is.
+
+    Parameters
+    ----------
+    strategy : SGD
+    hook : str
+        The name of the method.
+    sentence : str
+        What it did and what is allowed, without the strategy's name and without a full stop.
+    """
+    code = getattr(inspect.unwrap(getattr(type(strategy), hook)), "__code__", None)
+    place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return ConfigError(f"{type(strategy).__name__}'s {sentence}{place}")
+
+
+def check_array(
+    strategy: SGD,
+    hook: str,
+    what: str,
+    values: Any,
+    shape: tuple[Any, ...],
+    names: tuple[str, ...] = ("clients", "parameters"),
+) -> Array:
+    """Return an array of numbers of the given shape, or raise.
+
+    Parameters
+    ----------
+    strategy : SGD
+    hook : str
+    what : str
+        Such as ``"train() returned"``.
+    values : object
+    shape : tuple
+        Lengths; a final ``...`` stands for any more dimensions.
+    names : tuple of str
+        Of the dimensions.
+    """
+    wanted = ", ".join("..." if n is ... else name for n, name in zip(shape, names, strict=False))
+    wanted = f"({wanted},)" if len(shape) == 1 else f"({wanted})"
+    if not isinstance(values, np.ndarray):
+        kind = type(values).__name__
+        raise refusal(strategy, hook, f"{what} a {kind}; it must be an array of shape {wanted}")
+    if values.dtype.kind not in "biuf":
+        raise refusal(strategy, hook, f"{what} an array of {values.dtype}; it must hold numbers")
+    lead = shape[:-1] if shape[-1] is ... else shape
+    if values.shape[: len(lead)] != lead or (shape[-1] is not ... and values.ndim != len(shape)):
+        lengths = ", ".join("..." if n is ... else str(n) for n in shape)
+        here = f"({lengths},)" if len(shape) == 1 else f"({lengths})"
+        raise refusal(strategy, hook, f"{what} of shape {values.shape}; it must be {wanted}, here {here}")
+    return values
+
+
+def check_per_client(strategy: SGD, hook: str, values: Any, clients: int, *, whole: bool) -> Array:
+    """Return what `learning_rate` or `local_steps` gave as an array with a value per client.
+
+    Parameters
+    ----------
+    strategy : SGD
+    hook : str
+    values : number or ndarray
+        One for all clients, or one for each.
+    clients : int
+    whole : bool
+        Whether the values count something: whole numbers of at least 1; otherwise finite numbers of at least 0.
+    """
+    allowed = "a whole number of at least 1" if whole else "a finite number of at least 0"
+    try:
+        given = np.asarray(values)
+        sound = given.dtype.kind in "iuf" and given.shape in ((), (1,), (clients,))
+        sound = sound and bool(np.isfinite(given).all())
+        sound = sound and bool(((given >= 1) & (given == np.floor(given)) if whole else given >= 0).all())
+        if sound:
+            return np.broadcast_to(given.astype(np.intp if whole else np.float64), (clients,)).copy()
+    except (TypeError, ValueError):
+        pass
+    raise refusal(
+        strategy, hook, f"{hook}() returned {_short(values)}; allowed: {allowed}, or an array with one for each "
+        f"client, shape ({clients},)",
+    )  # fmt: skip
+
+
+def check_state(strategy: SGD, state: Any, clients: int) -> dict[str, Array]:
+    """Return what `client_state` gave: a dict of name to array, with a row per client and no NaN."""
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise refusal(strategy, "client_state", f"client_state() returned a {kind}; it must be a dict of arrays")
+    for name, values in state.items():
+        check_array(strategy, "client_state", f"client_state()[{name!r}] is", values, (clients, ...))
+        if np.isnan(values).any():
+            raise refusal(strategy, "client_state", f"client_state()[{name!r}] holds NaN; it must hold numbers")
+    return dict(state)
+
+
+def check_kept(strategy: SGD, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
+    """Raise unless `ctx.state` after a hook has the names, shapes and kinds of numbers that `client_state` declared.
+
+    An array of another floating-point type is replaced by one of the declared type: otherwise what a client keeps
+    would depend on when the others of its block took part first.
+    """
+    if not isinstance(state, dict):
+        raise refusal(
+            strategy, hook, f"ctx.state is a {type(state).__name__} after {hook}(); it must be a dict of arrays"
+        )
+    for name in state.keys() ^ declared.keys():
+        change = (
+            f"is missing after {hook}()" if name in declared else f"is new in {hook}(): return it from client_state()"
+        )
+        names = ", ".join(map(repr, declared)) or "none"
+        raise refusal(strategy, hook, f"ctx.state[{name!r}] {change}; allowed names: {names}")
+    for name, old in declared.items():
+        new = check_array(strategy, hook, f"ctx.state[{name!r}] is", state[name], old.shape, ("clients", *["..."] * 9))
+        if not np.can_cast(new.dtype, old.dtype, "same_kind"):
+            raise refusal(
+                strategy, hook, f"ctx.state[{name!r}] is of {new.dtype} after {hook}(); it must be {old.dtype}"
+            )
+        state[name] = new.astype(old.dtype, copy=False)
+
+
+def check_server_state(strategy: SGD, hook: str, state: Any) -> dict[str, Array]:
+    """Return the server half's state after a hook: a dict of name to array of numbers."""
+    if not isinstance(state, Mapping):
+        raise refusal(strategy, hook, f"state is a {type(state).__name__} after {hook}(); it must be a dict of arrays")
+    arrays = {name: np.asarray(values) for name, values in state.items()}
+    for name, values in arrays.items():
+        if values.dtype.kind not in "biuf":
+            given = type(state[name]).__name__
+            raise refusal(
+                strategy, hook, f"state[{name!r}] is a {given} after {hook}(); it must be an array of numbers"
+            )
+    return arrays
+
+
+def check_personal(strategy: SGD, values: Any, clients: Array, parameters: int) -> Array:
+    """Return what `personalise` gave as rows of weights: one for all clients, or one for each."""
+    rows = values[None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
+    count = 1 if isinstance(rows, np.ndarray) and len(rows) == 1 else len(clients)
+    rows = check_array(strategy, "personalise", "personalise() returned", rows, (count, parameters))
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        who = f" for client {clients[int(np.argmin(finite))]}" if len(rows) == len(clients) else ""
+        raise refusal(strategy, "personalise", f"personalise() returned weights that are not finite{who}")
+    return rows
+
+
+def check_weights(strategy: SGD, values: Any, clients: int) -> Array:
+    """Return what `weigh` gave: finite numbers of at least 0, shape (clients,) or (clients, groups)."""
+    shape: tuple[Any, ...] = (clients, values.shape[1]) if getattr(values, "ndim", 1) == 2 else (clients,)
+    weights = check_array(strategy, "weigh", "weigh() returned", values, shape, ("clients", "groups"))
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise refusal(strategy, "weigh", f"weigh() returned {_short(values)}; allowed: finite numbers of at least 0")
+    return weights
+
+
+def check_layers(strategy: SGD, layers: Any, depth: int) -> Sequence[int]:
+    """Return what `private_layers` gave: numbers of layers, from 1."""
+    try:
+        found = list(layers)
+    except TypeError:
+        found = [None]
+    if not all(isinstance(k, int | np.integer) and 1 <= k <= depth for k in found):
+        raise refusal(
+            strategy, "private_layers", f"private_layers() returned {_short(layers)}; allowed: numbers of layers, "
+            f"1 to {depth}",
+        )  # fmt: skip
+    return found
+
+
+def _short(value: Any) -> str:
+    """Return a value on one line, cut if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

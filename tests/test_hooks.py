@@ -1,0 +1,256 @@
+"""What a strategy's own methods return: a mistake is one sentence with the method's place; state stays sound."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedsim import Experiment, clients, mlp
+from fedsim.clients import SGD
+from fedsim.clients.base import ServerHalf, Task, new_state, run
+from fedsim.errors import ConfigError, DivergenceError
+from fedsim.splits import IID, Partition
+
+Array = NDArray[Any]
+BASE = Experiment(split=IID(4), hidden=(5,), rounds=2, fraction_evaluate=1.0, dtype="float64", kernel="numpy")
+#: Of BASE's network: 64 inputs, 5 hidden units, 10 outputs.
+PARAMETERS = 65 * 5 + 6 * 10
+RNG = np.random.default_rng(0)
+
+
+def returning(hook: str, values: Any, also: type[SGD] = SGD) -> SGD:
+    """Return a strategy of which one method returns something."""
+
+    def method(self: SGD, *args: Any) -> Any:
+        return values(*args) if callable(values) else values
+
+    made = type("Mistaken", (also,), {hook: method})
+    return made()  # type: ignore[no-any-return]
+
+
+class Kept(SGD):
+    """A client that counts its rounds, and a server that counts them too."""
+
+    def client_state(self, ctx: Any) -> Any:
+        return {"rounds": np.zeros((len(ctx.partition_ids), 2))}
+
+    def server_state(self, weights: Any, half: Any) -> Any:
+        return {"rounds": np.zeros(1)}
+
+
+def in_train(**changes: Any) -> Any:
+    def train(ctx: Any) -> Any:
+        for name, value in changes.items():
+            ctx.state[name] = value
+        return ctx.fit()
+
+    return train
+
+
+def in_server_step(value: Any) -> Any:
+    def server_step(ctx: Any) -> Any:
+        ctx.state["rounds"] = value
+        return ctx.mean["weights"]
+
+    return server_step
+
+
+NAN = float("nan")
+MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
+    ("local_steps", 0, SGD, "local_steps() returned 0; allowed: a whole number of at least 1, or an array"),
+    ("local_steps", 1.5, SGD, "local_steps() returned 1.5; allowed: a whole number of at least 1"),
+    ("local_steps", lambda c: np.full(len(c.partition_ids), -2), SGD, "local_steps() returned array([-2"),
+    ("local_steps", None, SGD, "local_steps() returned None"),
+    ("local_steps", lambda c: np.ones(3), SGD, "one for each client, shape (4,)"),
+    ("local_steps", 10**30, SGD, "local_steps() returned 1000000000000000000000000000000; allowed"),
+    ("local_steps", NAN, SGD, "local_steps() returned nan"),
+    ("learning_rate", NAN, SGD, "learning_rate() returned nan; allowed: a finite number of at least 0"),
+    ("learning_rate", -0.1, SGD, "learning_rate() returned -0.1"),
+    ("learning_rate", lambda c: np.ones((4, 1)), SGD, "learning_rate() returned array([[1.]"),
+    ("learning_rate", "fast", SGD, "learning_rate() returned 'fast'"),
+    ("train", None, SGD, "train() returned a NoneType; it must be an array of shape (clients, parameters)"),
+    ("train", lambda c: c.fit()[:, :-1], SGD, f"train() returned of shape (4, {PARAMETERS - 1}); it must be"),
+    ("affine", 1.0, SGD, "affine() returned a float; it must be an Affine"),
+    ("gradient", lambda w, *_: w, SGD, "gradient() must return a tuple of the losses"),
+    ("gradient", lambda w, *_: (0.0, w), SGD, "gradient() returned losses a float; it must be an array"),
+    ("gradient", lambda w, *_: (w[:, 0], w[:1]), SGD, "gradient() returned gradients of shape (1,"),
+    (
+        "direction",
+        lambda g, *_: g[:, :1],
+        SGD,
+        "direction() returned of shape (4, 1); it must be (clients, parameters)",
+    ),
+    ("client_state", 3, SGD, "client_state() returned a int; it must be a dict of arrays"),
+    ("client_state", {"a": 1.0}, SGD, "client_state()['a'] is a float; it must be an array of shape (clients, ...)"),
+    ("client_state", {"a": np.zeros(9)}, SGD, "client_state()['a'] is of shape (9,); it must be (clients, ...)"),
+    ("client_state", lambda c: {"a": np.full(len(c.partition_ids), NAN)}, SGD, "client_state()['a'] holds NaN"),
+    ("train", in_train(rounds=np.zeros(4)), Kept, "ctx.state['rounds'] is of shape (4,)"),
+    ("train", in_train(other=np.zeros(4)), Kept, "ctx.state['other'] is new in train(): return it from client_state()"),
+    ("train", in_train(rounds=np.zeros((4, 2), complex)), Kept, "ctx.state['rounds'] is an array of complex128"),
+    ("train", lambda c: (c.state.clear(), c.fit())[1], Kept, "ctx.state['rounds'] is missing after train()"),
+    ("direction", lambda g, w, c: (c.state.update(x=g), g)[1], Kept, "ctx.state['x'] is new in direction()"),
+    ("personalise", None, SGD, "personalise() returned a NoneType; it must be an array"),
+    (
+        "personalise",
+        np.zeros(7),
+        SGD,
+        "personalise() returned of shape (1, 7); it must be (clients, parameters), here",
+    ),
+    ("personalise", np.zeros((3, PARAMETERS)), SGD, f"personalise() returned of shape (3, {PARAMETERS})"),
+    ("personalise", np.zeros((1, PARAMETERS + 1)), SGD, "personalise() returned of shape (1,"),
+    ("personalise", lambda c: c.start + NAN, SGD, "personalise() returned weights that are not finite"),
+    ("server_step", None, SGD, "server_step() returned a NoneType; it must be an array of shape (parameters,)"),
+    ("server_step", lambda c: c.mean["weights"][:-1], SGD, "server_step() returned of shape ("),
+    ("server_step", lambda c: c.mean["weights"][None], SGD, f"it must be (parameters,), here ({PARAMETERS},)"),
+    ("server_step", in_server_step("many"), Kept, "state['rounds'] is a str after server_step(); it must be an array"),
+    ("server_state", [], SGD, "state is a list after server_state(); it must be a dict of arrays"),
+    ("server_state", {"a": None}, SGD, "state['a'] is a NoneType after server_state()"),
+    ("weigh", 1.0, SGD, "weigh() returned a float; it must be an array of shape (clients,)"),
+    ("weigh", lambda n, up: n[:-1], SGD, "weigh() returned of shape (3,); it must be (clients,), here (4,)"),
+    ("weigh", lambda n, up: -n, SGD, "weigh() returned array([-"),
+    ("weigh", lambda n, up: n * NAN, SGD, "allowed: finite numbers of at least 0"),
+    ("private_layers", [3], SGD, "private_layers() returned [3]; allowed: numbers of layers, 1 to 2"),
+    ("private_layers", 1, SGD, "private_layers() returned 1; allowed"),
+]
+
+
+@pytest.mark.parametrize(("hook", "values", "also", "said"), MISTAKES, ids=[f"{m[0]}: {m[3]}" for m in MISTAKES])
+def test_a_mistake_in_a_hook_is_one_sentence_with_its_place(hook: str, values: Any, also: type[SGD], said: str) -> None:
+    strategy = returning(hook, values, also)
+    if hook == "server_state":
+        strategy = replace(returning(hook, values, clients.SCAFFOLD))  # whose server half is asked for its state
+    with pytest.raises(ConfigError) as caught:
+        replace(BASE, client=strategy).run()
+    message = str(caught.value)
+    assert message.startswith("Mistaken's ")
+    assert said in message
+    line = inspect.unwrap(getattr(type(strategy), hook)).__code__.co_firstlineno
+    assert message.endswith(f"({__file__}:{line})")
+    assert "\n" not in message
+
+
+def test_what_is_allowed_is_used() -> None:
+    """Whole numbers as floats, NumPy's scalars, arrays of one value, zero learning rates, rows as a flat array."""
+    plain = replace(BASE, client=SGD(steps=7, lr=0.1)).run()
+    steps: list[Any] = [7.0, np.int8(7), np.array([7]), np.full(4, 7.0)]
+    rates: list[Any] = [np.float32(0.1), np.array(0.1), np.full(4, 0.1)]
+    ours = [returning("local_steps", v) for v in steps] + [
+        replace(returning("learning_rate", v), steps=7) for v in rates
+    ]
+    for strategy in ours:
+        found = replace(BASE, client=strategy).run()
+        np.testing.assert_allclose(found.weights["W1"], plain.weights["W1"], rtol=1e-6)
+    still = replace(BASE, client=returning("learning_rate", 0)).run()
+    assert still.history["test_loss"].nunique() == 1
+    one = replace(BASE, client=returning("personalise", lambda c: c.global_weights)).run()
+    assert one.clients.equals(replace(BASE, client=SGD()).run().clients)
+
+
+def test_state_keeps_its_declared_type() -> None:
+    """What a client keeps does not depend on when others of its block took part first."""
+
+    class Widens(SGD):
+        def client_state(self, ctx: Any) -> Any:
+            return {"v": np.zeros((len(ctx.partition_ids), 1), np.float32)}
+
+        def train(self, ctx: Any) -> Array:
+            ctx.state["v"] = ctx.state["v"].astype(np.float64) + 0.1
+            seen.add(str(ctx.state["v"].dtype))
+            return np.asarray(ctx.fit() + ctx.state["v"])
+
+    class Truncates(Widens):
+        def client_state(self, ctx: Any) -> Any:
+            return {"v": np.zeros((len(ctx.partition_ids), 1), np.int64)}
+
+    seen: set[str] = set()
+    base = replace(BASE, split=IID(9), fraction_train=0.5, rounds=4, client=Widens())
+    whole, apart = (base.run(block_size=size).weights["W1"] for size in (9, 1))
+    np.testing.assert_array_equal(whole, apart)
+    with pytest.raises(ConfigError, match=r"is of float64 after train.*it must be int64"):
+        replace(base, client=Truncates()).run()
+
+
+NET = mlp.MLP((6, 5, 3), "tanh", dtype="float64")
+X, Y = RNG.normal(size=(40, 6)), RNG.integers(0, 3, 40)
+START = mlp.initialise(NET, RNG)
+HELD = Partition(np.arange(40), np.array([0, 25, 40]))
+IDS = np.arange(2)
+
+
+def test_private_layers_leave_what_train_returned_alone() -> None:
+    """State that refers to the returned array is the trained model, in all of its layers."""
+
+    class Remembers(clients.FedPer):
+        def client_state(self, ctx: Any) -> Any:
+            return {"last": np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)}
+
+        def train(self, ctx: Any) -> Array:
+            weights = ctx.fit()
+            ctx.state["last"] = ctx.up["sent"] = weights
+            copies.append(weights.copy())
+            return np.asarray(weights)
+
+    copies: list[Array] = []
+    task = Task(NET, Remembers(), X, Y, HELD, START, 1, 0)
+    update = run(task, IDS, new_state(task, IDS))
+    np.testing.assert_array_equal(update.state["last"], copies[0])
+    np.testing.assert_array_equal(update.up["sent"], copies[0])
+    head = np.zeros(NET.num_parameters, bool)
+    head[5 * 7 :] = True
+    np.testing.assert_array_equal(update.weights[:, head], np.broadcast_to(START[head], (2, 18)))
+    np.testing.assert_array_equal(update.weights[:, ~head], copies[0][:, ~head])
+
+
+@pytest.mark.parametrize("base", [SGD, clients.FedPer])
+def test_a_round_needs_no_fit(base: type[SGD]) -> None:
+    """One step along the gradient of all examples is FedSGD; the training loss is that of the round's start."""
+
+    class OneStep(base):  # type: ignore[misc, valid-type]
+        def train(self, ctx: Any) -> Array:
+            return np.asarray(ctx.start - self.lr * ctx.gradient(ctx.start)[1])
+
+    ours, fedsgd = (replace(BASE, client=c).run() for c in (OneStep(), base(batch_size=None)))
+    np.testing.assert_allclose(ours.history["test_loss"], fedsgd.history["test_loss"], rtol=1e-10)
+    np.testing.assert_allclose(ours.history["train_loss"], fedsgd.history["train_loss"], rtol=1e-10)
+    np.testing.assert_allclose(ours.clients["loss"], fedsgd.clients["loss"], rtol=1e-10)
+
+
+def test_a_client_whose_own_model_is_nan_has_failed() -> None:
+    """Also if what it sends is finite: it keeps the state it had."""
+
+    class Breaks(clients.Ditto):
+        def train(self, ctx: Any) -> Array:
+            weights = super().train(ctx)
+            ctx.state["personal"][(ctx.partition_ids == 2) & (ctx.round == 2)] = np.nan
+            return weights
+
+    with pytest.raises(DivergenceError, match="round 2 at client 2"):
+        replace(BASE, client=Breaks()).run()
+    result = replace(BASE, client=Breaks(), on_failure="exclude").run()
+    assert result.failures["partition_id"].tolist() == [2]
+    assert np.isfinite(result.clients["loss"]).all()
+
+
+def test_a_client_whose_own_fit_diverges_is_named() -> None:
+    with pytest.raises(DivergenceError, match=r"round 1 at client \d when FineTune.*made the client's own model"):
+        replace(BASE, client=clients.FineTune(tune_lr=1e200)).run()
+
+
+def test_the_share_is_of_the_rounds_examples() -> None:
+    shares: list[float] = []
+
+    class Spy(SGD):
+        def server_step(self, ctx: clients.ServerContext) -> Array:
+            shares.append(ctx.share)
+            return ctx.mean["weights"]
+
+    half = ServerHalf(Spy(), NET, lambda number: {1: 40, 2: 10}[number], 0)
+    half.step(1, START, {"weights": START}, 10)
+    half.step(2, START, {"weights": START}, 10)
+    ServerHalf(Spy(), NET, 20, 0).step(7, START, {"weights": START}, 10)
+    assert shares == [0.25, 1.0, 0.5]
