@@ -1,16 +1,18 @@
 """A run's state in one file, from which it goes on with the same bits: arrays and text, never a pickle.
 
-`pack` takes nested values apart into arrays and a JSON tree, `unpack` puts them together. What a checkpoint of a run
-holds is the business of `run`.
+`pack` takes nested values apart into arrays and a JSON tree, `unpack` puts them together. The file is NumPy's ``.npz``,
+followed by the SHA-256 of all that precedes it, which is checked before anything else is read. What a checkpoint of a
+run holds is the business of `run`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import ZIP_STORED
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,11 @@ from numpy.typing import NDArray
 from fedsim.errors import ConfigError
 
 #: Of the file; raised when older files can no longer be read.
-VERSION = 2
+VERSION = 3
+#: Bytes of the checksum at the file's end: hexadecimal digits, which no archive's own records can be mistaken for.
+CHECKSUM = 64
+#: Kinds of array that a checkpoint holds: booleans and numbers.
+NUMBERS = "biufc"
 
 
 def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
@@ -26,7 +32,8 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
 
     Parameters
     ----------
-    value : None, bool, int, float, str, ndarray, Flower ArrayRecord, or a list, tuple or dict (keyed by str) of these
+    value : None, bool, int, float, str, ndarray, NumPy scalar, Flower ArrayRecord, or a list, tuple or dict of these
+        Of exactly these types: a subclass would come back as its base. A dict's keys are None, bool, int, float or str.
     arrays : dict
     where : str
         What the value is, for the error.
@@ -38,41 +45,66 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     """
     from flwr.app import ArrayRecord
 
-    if value is None or isinstance(value, bool | int | float | str):
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic | np.ndarray):
+    if kind is np.ndarray or isinstance(value, np.generic):
         array = np.asarray(value)
-        if array.dtype.kind not in "biufc":
+        if array.dtype.kind not in NUMBERS:
             raise ConfigError(f"{where} is an array of {array.dtype}, which a checkpoint cannot hold; allowed: numbers")
         arrays[f"a{len(arrays)}"] = array
-        return {"array": f"a{len(arrays) - 1}"}
-    if isinstance(value, ArrayRecord):
+        return {"array" if kind is np.ndarray else "scalar": f"a{len(arrays) - 1}"}
+    if kind is ArrayRecord:
         return {"record": pack({k: a.numpy() for k, a in value.items()}, arrays, where)}
-    if isinstance(value, list | tuple):
-        return {type(value).__name__: [pack(v, arrays, f"{where}[{k}]") for k, v in enumerate(value)]}
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {k: pack(v, arrays, f"{where}[{k!r}]") for k, v in value.items()}}
+    if kind in (list, tuple):
+        return {kind.__name__: [pack(v, arrays, f"{where}[{k}]") for k, v in enumerate(value)]}
+    if kind is dict and all(key is None or type(key) in (bool, int, float, str) for key in value):
+        if all(isinstance(key, str) for key in value):
+            return {"dict": {k: pack(v, arrays, f"{where}[{k!r}]") for k, v in value.items()}}
+        return {"items": [[k, pack(v, arrays, f"{where}[{k!r}]")] for k, v in value.items()]}
+    what = "dict with keys that are no numbers or text" if kind is dict else kind.__name__
     raise ConfigError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; "
+        f"{where} is a {what}, which a checkpoint cannot hold; "
         "allowed: numbers, text, arrays, and lists and dicts of them"
     )
 
 
 def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the value that `pack` took apart."""
+    """Return the value that `pack` took apart.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        It is nothing that `pack` makes.
+    """
     if not isinstance(tree, dict):
+        if isinstance(tree, list):
+            raise ValueError("a list without its kind")
         return tree
     ((kind, content),) = tree.items()
-    if kind == "array":
-        return arrays[content][()]  # a scalar as a scalar
+    if kind in ("array", "scalar"):
+        array = arrays[content]
+        if array.dtype.kind not in NUMBERS or (kind == "scalar" and array.ndim):
+            raise ValueError(f"{content} is no {kind} of numbers")
+        return array if kind == "array" else array[()]
     if kind == "record":
         from fedsim.engines import flower
 
-        return flower.record(unpack(content, arrays))
+        return flower.record(_arrays(unpack(content, arrays)))
     if kind == "dict":
         return {k: unpack(v, arrays) for k, v in content.items()}
+    if kind == "items":
+        return {k: unpack(v, arrays) for k, v in content}
+    if kind not in ("list", "tuple") or not isinstance(content, list):
+        raise ValueError(f"unknown kind {kind!r}")
     values = [unpack(v, arrays) for v in content]
     return tuple(values) if kind == "tuple" else values
+
+
+def _arrays(value: Any) -> dict[str, NDArray[Any]]:
+    if not isinstance(value, dict) or not all(isinstance(array, np.ndarray) for array in value.values()):
+        raise ValueError("a record that holds something other than arrays")
+    return value
 
 
 def save(path: Path, value: Any) -> None:
@@ -82,7 +114,16 @@ def save(path: Path, value: Any) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     tree = json.dumps({"version": VERSION, "value": pack(value, arrays, "the run")})
     text = np.frombuffer(tree.encode(), dtype=np.uint8)
-    write_whole(path, lambda stream: np.savez(stream, tree=text, **arrays))  # type: ignore[arg-type]
+
+    def write(stream: IO[bytes]) -> None:
+        np.savez(stream, tree=text, **arrays)  # type: ignore[arg-type]
+        stream.seek(0)
+        digest = hashlib.sha256()
+        while part := stream.read(1 << 20):
+            digest.update(part)
+        stream.write(digest.hexdigest().encode())
+
+    write_whole(path, write)
 
 
 def load(path: Path) -> Any:
@@ -94,11 +135,45 @@ def load(path: Path) -> Any:
         The file is damaged, or of another version of fedsim.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        tree = json.loads(arrays.pop("tree").tobytes())
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"the checkpoint {str(path)!r} cannot be read: {error}") from None
+        with path.open("rb") as file:
+            intact = _is_intact(file)
+            found = _read(file) if intact else None
+    except OSError as error:
+        raise unusable(path, f"cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever readers of foreign bytes raise, running out of memory or stack included
+        raise unusable(path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if not intact:
+        raise unusable(path, "cannot be read: it is damaged, or of another version of fedsim")
+    return found
+
+
+def _is_intact(file: IO[bytes]) -> bool:
+    """Whether a file ends in the checksum of what precedes it; leaves the file at its start."""
+    digest, left = hashlib.sha256(), file.seek(0, 2) - CHECKSUM
+    file.seek(0)
+    while left > 0:
+        part = file.read(min(left, 1 << 20))
+        digest.update(part)
+        left -= len(part)
+    expected = file.read()
+    file.seek(0)
+    return expected == digest.hexdigest().encode()
+
+
+def _read(file: IO[bytes]) -> Any:
+    """Return what an intact file holds; raises whatever fits where `save` has not written it."""
+    with np.load(file, allow_pickle=False) as archive:
+        if any(entry.compress_type != ZIP_STORED for entry in archive.zip.infolist()):
+            raise ValueError("an entry is compressed")
+        arrays = {name: archive[name] for name in archive.files}
+    tree = json.loads(arrays.pop("tree").tobytes())
     if tree["version"] != VERSION:
-        raise ConfigError(f"the checkpoint {str(path)!r} has version {tree['version']}; this fedsim reads {VERSION}")
+        raise ValueError(f"it has version {tree['version']!r}, and this fedsim reads {VERSION}")
     return unpack(tree["value"], arrays)
+
+
+def unusable(path: Path, why: str) -> ConfigError:
+    """Return the error for a checkpoint that cannot be used, with what to do about it."""
+    return ConfigError(
+        f"the checkpoint {str(path)!r} {why}; restore an intact copy, or delete it to start the run from its beginning"
+    )

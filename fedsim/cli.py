@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fedsim.errors import ConfigError, FedsimError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fedsim.experiment import Experiment
 
 
@@ -24,7 +26,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def guard(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: 0 if it returns, 2 with one sentence for the user's errors, 130 for Ctrl-C."""
+    """Call `main` and exit: 0 if it returns, 2 with one sentence for the user's errors, 130 for Ctrl-C.
+
+    Code that ends the process, such as a strategy that calls ``sys.exit()``, is one of these errors.
+    """
     program = Path(sys.argv[0]).name
     try:
         main()
@@ -39,8 +44,43 @@ def guard(main: Callable[[], None]) -> NoReturn:
     except MemoryError as error:
         _leave(f"{program}: error: not enough memory: {error}", 2)
     except KeyboardInterrupt:
-        _leave(f"{program}: interrupted", 130)
+        print(f"{program}: interrupted", file=sys.stderr)
+        _leave_threads(130)
+    except SystemExit as error:
+        if (place := _who_exits(error)) is None:
+            raise  # argparse has said all there is to say
+        _leave(f"{program}: error: {place} ended the program ({error!r}); allowed: to return, or to raise an error", 2)
     sys.exit(0)
+
+
+def _leave_threads(code: int) -> NoReturn:
+    """Exit without waiting for threads that are training: a client may take for ever."""
+    import threading
+
+    if any(t is not threading.current_thread() and not t.daemon for t in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _who_exits(error: SystemExit) -> str | None:
+    """Return who raised SystemExit, such as ``Mine.train in mine.py, line 5``; None for the command's own parser."""
+    import traceback
+
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if frames[-1][0].f_globals.get("__name__") == "argparse":
+        return None
+    others = ("", "fedsim", "flwr", "concurrent", "_frozen_importlib", "_frozen_importlib_external")
+    own = [f for f in frames if _module_of_self(f[0]).partition(".")[0] not in others]
+    frame, line = (own or frames)[-1]
+    name = f"{type(frame.f_locals['self']).__name__}'s {frame.f_code.co_name}" if own else frame.f_code.co_name
+    return f"{name} in {frame.f_code.co_filename}, line {line},"
+
+
+def _module_of_self(frame: FrameType) -> str:
+    """Return where the class is defined whose method a frame runs, or nothing."""
+    return type(frame.f_locals["self"]).__module__ if "self" in frame.f_locals else ""
 
 
 def _leave(sentence: str, code: int) -> NoReturn:
@@ -89,11 +129,13 @@ def parser() -> Parser:
         )
         _about_modules(sub)
         _about_table(sub)
-        sub.add_argument("--out", metavar="DIR", help="write results there; earlier results are kept beside it")
+        sub.add_argument(
+            "--out", metavar="DIR", type=_path, help="write results there; earlier results are kept beside it"
+        )
         sub.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
         _about_engine(sub)
     resume = command("resume", _resume, "go on with an interrupted run")
-    resume.add_argument("out", metavar="DIR", help="where fedsim run --out was writing")
+    resume.add_argument("out", metavar="DIR", type=_path, help="where fedsim run --out was writing")
     _about_modules(resume)
     _about_engine(resume)
     compare.add_argument("--seeds", metavar="N", type=int, help="how many (default: the file's; 3 for a table)")
@@ -107,7 +149,7 @@ def parser() -> Parser:
     _about_table(show)
     show.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     show.add_argument("--seed", type=int, default=0, help="default: 0")
-    show.add_argument("--out", metavar="FILE", help="draw a picture too (.png, .svg or .pdf)")
+    show.add_argument("--out", metavar="FILE", type=_path, help="draw a picture too (.png, .svg or .pdf)")
     show.add_argument(
         "--kind", default="bars", metavar="KIND", help="of picture: bars, bubbles or sizes (default: bars)"
     )
@@ -131,7 +173,9 @@ def parser() -> Parser:
         sub.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: 4 locally, else all there are)")
         sub.add_argument("--timeout", metavar="S", type=float, help="seconds to wait for a SuperNode (default: any)")
         sub.add_argument("--retries", metavar="N", type=int, help="times a failed SuperNode is asked again in a round")
-    deploy.add_argument("--out", metavar="DIR", help="write results there (with a SuperLink elsewhere: on its machine)")
+    deploy.add_argument(
+        "--out", metavar="DIR", type=_path, help="write results there (with a SuperLink elsewhere: on its machine)"
+    )
     deploy.add_argument(
         "--insecure", action="store_true", help="locally, plain text and no authentication in the place of TLS"
     )
@@ -154,6 +198,13 @@ def parser() -> Parser:
     about = command("data", _data, "list the datasets: what is here, and where the rest would come from")
     about.add_argument("--data-dir", metavar="DIR", help="folder with data files (default: $FEDSIM_DATA)")
     return top
+
+
+def _path(text: str) -> str:
+    """Refuse the empty text, which is what an unset shell variable gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is ''; allowed: a path")
+    return text
 
 
 def _about_engine(sub: argparse.ArgumentParser) -> None:
@@ -284,8 +335,9 @@ def _resume(args: argparse.Namespace) -> None:
     folder = Path(args.out)
     if not (folder / CONFIGURATION).exists():
         raise ConfigError(f"{args.out!r} has no {CONFIGURATION}; allowed: a directory that fedsim run --out wrote")
-    if (folder / RESULTS[0]).exists() and not (folder / CHECKPOINT).exists():
-        raise ConfigError(f"the run in {args.out!r} is complete; there is nothing to resume")
+    if not (folder / CHECKPOINT).exists():
+        state = "is complete" if (folder / RESULTS[0]).exists() else f"has no {CHECKPOINT}"
+        raise ConfigError(f"the run in {args.out!r} {state}; there is nothing to resume")
     _execute(_read(args, folder / CONFIGURATION), args)
 
 
@@ -331,8 +383,7 @@ def _compare(args: argparse.Namespace) -> None:
     from fedsim import config
     from fedsim.errors import real
     from fedsim.modules import Modules
-    from fedsim.report.files import keep_earlier, writable_directory
-    from fedsim.study import compare
+    from fedsim.study import TABLES, compare
 
     if args.target is not None:
         real("--target", args.target)
@@ -344,12 +395,12 @@ def _compare(args: argparse.Namespace) -> None:
     else:
         plan = config.plan(config.read(args.file), assignments, chosen, Modules.here(args.module))
     _say_notes(plan.base)
-    out = writable_directory(args.out) if args.out else None
     axes: dict[str, Any] = dict(plan.axes)
     fixed: dict[str, Any] = {"seeds": plan.seeds, "baselines": plan.baselines}
-    study = compare(plan.base, **fixed, workers=args.workers, verbose=args.verbose, engine=_engine(args), **axes)
+    settings = {"workers": args.workers, "verbose": args.verbose, "engine": _engine(args), "directory": args.out}
+    study = compare(plan.base, **fixed, **settings, **axes)
     print(study.table(args.target).to_string())
-    if out:
+    if args.out:
         pictures: dict[str, Callable[[Path], None]] = {
             "accuracy.png": study.plot,
             "drift.png": study.plot_drift,
@@ -358,12 +409,9 @@ def _compare(args: argparse.Namespace) -> None:
         if study.evaluated:
             pictures["local_accuracy.png"] = lambda path: study.plot(path, "local")
             pictures["accuracy_by_skew.png"] = study.plot_score_by_skew
-        tables = ["rounds.csv", "clients.csv", "summary.csv"]
-        report_kept(keep_earlier(out, [*tables, *pictures, "local_accuracy.png", "accuracy_by_skew.png"]))
-        study.to_csv(out)
         for name, draw in pictures.items():
-            draw(out / name)
-        print(f"wrote {', '.join([*tables, *pictures])} to {out}")
+            draw(Path(args.out) / name)
+        print(f"wrote {', '.join([*TABLES, *pictures])} to {args.out}")
 
 
 def report_kept(folder: Path | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import flag, plain_fields, real
+from fedsim.errors import ConfigError, flag, plain_fields, real
 from fedsim.streams import Purpose, generator
 
 __all__ = ["Compression", "Float16", "Int8", "RandomMask", "TopK", "Transform"]

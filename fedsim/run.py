@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from fedsim.clients.base import ServerHalf
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid, Traffic
 from fedsim.engines.site import mean_evaluation
-from fedsim.errors import DivergenceError, FedsimError
+from fedsim.engines.state import ClientState
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.experiment import Result, history_columns
 from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
@@ -172,7 +175,8 @@ class _Run:
             now - self.started,
         )
         self.started = now
-        row = dict(zip(history_columns(self.score), values, strict=True))
+        plain = (value.item() if isinstance(value, np.generic) else value for value in values)
+        row = dict(zip(history_columns(self.score), plain, strict=True))
         self.rows.append(row)
         for part in evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
@@ -182,6 +186,7 @@ class _Run:
             self.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
         self.on_round(row)
         if self.folder:
+            self.folder.check()
             self._checkpoint(self.folder)
         return MetricRecord({"test_loss": loss, f"test_{self.score}": accuracy})
 
@@ -243,23 +248,87 @@ class _Run:
     def _restore(self) -> int:
         """Take up the directory's checkpoint, if there is one; return how many rounds are done."""
         assert self.folder
-        _state_of(self.strategy)  # what no checkpoint can hold is said before any work
+        for name, value in _state_of(self.strategy).items():  # what no checkpoint can hold is said before any work
+            checkpoint.pack(value, {}, f"server {type(self.strategy).__name__}'s {name}")
         saved = self.folder.load()
         if saved is None:
             return 0
-        self.arrays = saved["arrays"]
-        self.weights = flower.to_flat(self.net, self.arrays)
-        self.rows, self.client_rows, self.failures = saved["history"], saved["clients"], saved["failures"]
-        self.grid.resume(saved["client_state"])
-        self.half.state = saved["half"]
-        if self.reference:
-            self.reference.weights = saved["centralised"]
-        _give_back(self.strategy, saved["server"])
-        random.setstate(saved["sampling"])
-        self.grid.limit_loss(self.rows[0]["test_loss"])
+        try:
+            self._take_up(saved)
+        except FedsimError as error:
+            if isinstance(error, ConfigError):
+                raise checkpoint.unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from None
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise checkpoint.unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
+        notice(f"going on after round {len(self.rows) - 1}, which {self.folder.checkpoint} holds")
         for row in self.rows:
             self.on_round(row)
         return len(self.rows) - 1
+
+    def _take_up(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `_checkpoint` wrote; anything else raises."""
+        _need(type(saved["arrays"]) is ArrayRecord, "arrays")
+        self.arrays = saved["arrays"]
+        self.weights = flower.to_flat(self.net, self.arrays)
+        self.rows = _rows(saved["history"], history_columns(self.score), float)
+        _need(0 < len(self.rows) <= self.experiment.rounds + 1, "history")
+        _need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
+        columns = (*CLIENTS, self.score)
+        self.client_rows = _rows(saved["clients"], columns, np.ndarray)
+        for part in self.client_rows:
+            _need({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
+        self.failures = _rows(saved["failures"], FAILURES, (int, str))
+        _need(all(type(row["reason"]) is str for row in self.failures), "failures")
+        self._take_up_clients(saved["client_state"])
+        half = saved["half"]
+        _need(
+            half is None or (isinstance(half, dict) and all(isinstance(v, np.ndarray) for v in half.values())), "half"
+        )
+        if half is not None:
+            fresh = self.half.strategy.server_state(self.weights, self.half)
+            for name in self.half.strategy.broadcast:
+                _need(half[name].shape == np.shape(fresh[name]) and half[name].dtype == fresh[name].dtype, "half")
+        self.half.state = half
+        if self.reference:
+            central = saved["centralised"]
+            _need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
+            _need(central.dtype == self.weights.dtype, "centralised")
+            self.reference.weights = central
+        _load_state(self.strategy, saved["server"])
+        random.setstate(saved["sampling"])
+        self.grid.limit_loss(self.rows[0]["test_loss"])
+
+    def _take_up_clients(self, state: Any) -> None:
+        """Take up client state, after comparing it with what a client begins with."""
+        if state is not None:
+            _need(isinstance(state, dict) and all(isinstance(v, np.ndarray) for v in state.values()), "client_state")
+            site, held = self.grid.site, state["clients"]
+            _need(held.ndim == 1 and held.dtype.kind == "i" and bool((np.diff(held) > 0).all()), "client_state")
+            _need(all(len(rows) == len(held) for rows in state.values()), "client_state")
+            if len(held):
+                _need(held[0] >= 0 and held[-1] < len(site.partition), "client_state")
+                new = site.load_state(site.task(self.weights, 1), held[:1], ClientState(len(site.partition)))
+                shapes = {f"state {name}": rows.shape[1:] for name, rows in new.items()}
+                found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
+                _need(found == shapes, "client_state")
+        self.grid.resume(state)
+
+
+def _need(fits: bool, name: str) -> None:
+    """Raise ConfigError unless a part of a checkpoint fits."""
+    if not fits:
+        raise ConfigError(f"its {name} has other types or shapes")
+
+
+def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """Return a list of rows, or raise if they have other columns or values of another kind."""
+    _need(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
+    allowed = (int, float) if kind is float else kind
+    for row in value:
+        _need(tuple(row) == tuple(columns), "rows")
+        _need(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
+    return value  # type: ignore[no-any-return]
 
 
 def _largest(traffic: Traffic) -> str:
@@ -289,28 +358,46 @@ class _Centralised:
 
 
 def _state_of(strategy: Strategy) -> dict[str, Any]:
-    """Return what a server strategy keeps between rounds, as values that a checkpoint can hold.
+    """Return what a server strategy keeps between rounds, for a checkpoint.
 
-    Of fedsim's own that is ``state``; of any other all attributes that are not functions, and those of strategies that
-    it wraps. ConfigError names what cannot be held.
+    Of fedsim's own classes that is ``state``. Of any other class, subclasses of fedsim's among them, it is all
+    attributes but functions and fedsim's internal ones, and the same of strategies that it wraps.
     """
+    internal: set[str] = set()
     if isinstance(strategy, FedAvg):
-        return {"state": strategy.state}
+        if type(strategy).__module__.startswith("fedsim."):
+            return {"state": strategy.state}
+        internal = {name for name in vars(FedAvg()) if name.startswith("_")}
     state: dict[str, Any] = {}
     for name, value in vars(strategy).items():
+        if name in internal or type(value).__module__.startswith("fedsim."):
+            continue
         if isinstance(value, Strategy):
             state[name] = _state_of(value)
-        elif not callable(value):
-            checkpoint.pack(value, {}, f"server {type(strategy).__name__}'s {name}")
+        elif not _is_function(value):
             state[name] = value
     return state
 
 
-def _give_back(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a fresh strategy what `_state_of` returned."""
+def _is_function(value: Any) -> bool:
+    """Whether a value is code: a function, a method, a class, a partial or compiled one; not an object with a state."""
+    return inspect.isroutine(value) or isinstance(value, type | partial | np.ufunc) or hasattr(value, "__wrapped__")
+
+
+def _load_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Give a fresh strategy what `_state_of` returned; raise ConfigError where that cannot be what it was."""
+    fresh = _state_of(strategy)
     for name, value in state.items():
         inner = getattr(strategy, name, None)
         if isinstance(inner, Strategy):
-            _give_back(inner, value)
-        else:
-            setattr(strategy, name, value)
+            _load_state(inner, value)
+            continue
+        _need(not hasattr(type(strategy), name) or name in fresh, "server")
+        known = fresh.get(name)
+        _need(known is None or value is None or _sort(known) == _sort(value), "server")
+        setattr(strategy, name, value)
+
+
+def _sort(value: Any) -> str:
+    """Return what kind of value this is, for comparison: a number may become another type of number."""
+    return "number" if isinstance(value, bool | int | float | np.number) else type(value).__name__

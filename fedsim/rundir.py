@@ -1,4 +1,8 @@
-"""A run's directory: its configuration, its checkpoint while it is unfinished, its results when it is done."""
+"""Results directories: held by one process at a time, and complete or not by one fact.
+
+A run's directory has `CHECKPOINT` from before its first file is written until after its last: what has one is
+unfinished, however it ended, and what has none is complete.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +21,14 @@ from tqdm import tqdm
 
 from fedsim import checkpoint
 from fedsim.errors import ConfigError
-from fedsim.report.files import keep_earlier, writable_directory, write_csv, write_whole
+from fedsim.report.files import (
+    keep_earlier,
+    remove_temporary,
+    sync_directory,
+    writable_directory,
+    write_csv,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from fedsim.experiment import Experiment, Result
@@ -25,8 +38,70 @@ CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 RESULTS = ("history.csv", "clients.csv", "failures.csv", "weights.npz", CONFIGURATION, "environment.json")
 
 
-class RunDirectory:
-    """Use as a context manager: it holds a lock, so that no two runs write into one directory.
+class ResultsDirectory:
+    """Use as a context manager: it holds a lock, so that no two processes write into one directory.
+
+    Parameters
+    ----------
+    path : path
+        Made if need be.
+    names : iterable of str
+        Files that are written there. What killed processes left of them half written is deleted.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be written, or another process holds it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], names: Iterable[str]) -> None:
+        from filelock import FileLock
+
+        self.path = writable_directory(path)
+        self._names = tuple(names)
+        self._lock = FileLock(self.path / LOCK)
+        self._identity = (0, 0)
+
+    def __enter__(self) -> ResultsDirectory:
+        from filelock import Timeout
+
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"another run is writing into {str(self.path)!r}; give this one a directory of its own"
+            ) from None
+        try:
+            self._identity = self._found()
+            remove_temporary(self.path, self._names)
+            self.begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def begin(self) -> None:
+        """Prepare the directory, once it is held."""
+
+    def _found(self) -> tuple[int, int]:
+        status = (self.path / LOCK).stat()
+        return status.st_dev, status.st_ino
+
+    def check(self) -> None:
+        """Raise ConfigError if the directory was deleted or replaced since it was entered, and the lock with it."""
+        try:
+            same = self._found() == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise ConfigError(f"the results folder {str(self.path)!r} was deleted or replaced during the run")
+
+
+class RunDirectory(ResultsDirectory):
+    """The directory of one run: its configuration, its checkpoint while it is unfinished, its results once it is done.
 
     Parameters
     ----------
@@ -37,47 +112,41 @@ class RunDirectory:
     Raises
     ------
     ConfigError
-        It cannot be written, another run holds it, or it has the interrupted run of another experiment.
+        It cannot be written, another process holds it, it has the interrupted run of another experiment, or a
+        checkpoint that cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        from filelock import FileLock
-
-        self.path = writable_directory(path)
+        super().__init__(path, (*RESULTS, CHECKPOINT))
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
-        self._lock = FileLock(self.path / LOCK)
 
     def __enter__(self) -> RunDirectory:
-        from filelock import Timeout
-
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"another run is writing into {str(self.path)!r}; give this one a directory of its own"
-            ) from None
-        try:
-            self._begin()
-        except BaseException:
-            self._lock.release()
-            raise
+        super().__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's path."""
+        return self.path / CHECKPOINT
 
-    def _begin(self) -> None:
-        if (self.path / CHECKPOINT).exists():
-            self._saved = checkpoint.load(self.path / CHECKPOINT)
-            if self._saved["experiment"] != self._fingerprint:
-                raise ConfigError(
-                    f"{str(self.path)!r} holds the interrupted run of another experiment; "
-                    f"go on with it by fedsim resume {self.path}, or choose another directory"
-                )
-            return
-        if kept := keep_earlier(self.path, list(RESULTS)):
+    def begin(self) -> None:
+        """Take up the checkpoint that is here, or begin anew; earlier results are kept beside the directory."""
+        if self.checkpoint.exists():
+            saved = checkpoint.load(self.checkpoint)
+            if not isinstance(saved, dict) or not isinstance(saved.get("experiment"), str):
+                raise checkpoint.unusable(self.checkpoint, "is not of a run")
+            if "history" in saved:
+                if saved["experiment"] != self._fingerprint:
+                    raise ConfigError(
+                        f"{str(self.path)!r} holds the interrupted run of another experiment; "
+                        f"go on with it by fedsim resume {self.path}, or choose another directory"
+                    )
+                self._saved = saved
+                return
+        elif kept := keep_earlier(self.path, RESULTS):
             notice(f"kept the earlier results in {kept}")
+        self.save({})  # from now on the directory is an unfinished run's
         if isinstance(self._experiment.dataset, str):
             from fedsim.config import to_toml
 
@@ -92,22 +161,23 @@ class RunDirectory:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint."""
-        checkpoint.save(self.path / CHECKPOINT, {"experiment": self._fingerprint} | state)
+        self.check()
+        checkpoint.save(self.checkpoint, {"experiment": self._fingerprint} | state)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the checkpoint that was here, if there was one; once, for it may be large."""
+        """Return the checkpoint that was here, if there was one of a round; once, for it may be large."""
         loaded, self._saved = self._saved, None
-        if loaded:
-            notice(f"going on after round {len(loaded['history']) - 1}, which {self.path / CHECKPOINT} holds")
         return loaded
 
     def finish(self, result: Result) -> None:
-        """Write the results; what was there to resume from goes."""
+        """Write the results; then delete the checkpoint, which makes the run complete."""
+        self.check()
         write_csv(self.path / "history.csv", result.history)
         write_csv(self.path / "clients.csv", result.clients)
         write_csv(self.path / "failures.csv", result.failures)
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+        self.checkpoint.unlink()
+        sync_directory(self.path)
 
 
 def notice(sentence: str) -> None:
@@ -120,11 +190,13 @@ def fingerprint(experiment: Experiment) -> str:
     from fedsim.config import to_toml
 
     dataset = experiment.dataset
-    if isinstance(dataset, str) and dataset.startswith("table"):
+    if isinstance(dataset, str) and dataset.startswith(("table", "hub")):
         dataset = experiment.load_data()  # a file may have changed
     if not isinstance(dataset, str):
         digest = hashlib.sha256()
-        groups = (dataset.groups[name] for name in sorted(dataset.groups))
+        names = sorted(dataset.groups)
+        digest.update(repr((dataset.num_classes, dataset.regression, names)).encode())
+        groups = (dataset.groups[name] for name in names)
         for values in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *groups):
             digest.update(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(values).tobytes())
         dataset = digest.hexdigest()

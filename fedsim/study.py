@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
     from fedsim.engines.in_process import InProcessGrid
 
+#: What a study leaves in its directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
+TABLES = ("rounds.csv", "clients.csv", "summary.csv")
+PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
+#: While a study runs, at most this share of the time goes into writing the tables of what is finished.
+WRITING_SHARE = 0.1
 #: `Study.table`'s default target: this share of the best variant's mean final accuracy.
 TARGET_SHARE = 0.95
 #: The most seeds of a study, where their number is given.
@@ -313,6 +320,7 @@ def compare(
     workers: int | None = None,
     verbose: bool = False,
     engine: str | Callable[..., InProcessGrid] = "in-process",
+    directory: str | os.PathLike[str] | None = None,
     **axes: Sequence[Any],
 ) -> Study:
     """Run an experiment for every combination of the axes' values and every seed.
@@ -334,6 +342,10 @@ def compare(
         Show Flower's log.
     engine : {"in-process", "ray"} or callable
         Where clients run, as for `Experiment.run`.
+    directory : path, optional
+        Where to write the tables of `Study.to_csv`: while the study runs and if it ends early, by an error or Ctrl-C,
+        of the runs that are finished; at the end of all. Earlier results there are moved to a numbered folder beside
+        it before the first is written.
     **axes : sequence
         Setting -> values, e.g. ``split=[IID(50), Dirichlet(50, alpha=0.1)]``.
 
@@ -361,10 +373,12 @@ def compare(
     runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in chosen]
     loaded: dict[tuple[str, str], data.Dataset] = {}
     total = sum(e.rounds for _, experiments in runs for e in experiments)
-    found = []
-    with tqdm(total=total, unit="round", disable=None if progress is None else not progress) as bar:
+    found: list[Variant] = []
+    with ExitStack() as stack:
+        files = _StudyFiles(stack, directory, sum(len(e) for _, e in runs)) if directory is not None else None
+        bar = stack.enter_context(tqdm(total=total, unit="round", disable=None if progress is None else not progress))
         for labels, experiments in runs:
-            results = []
+            found.append(Variant(labels, ()))
             for experiment in experiments:
                 # Sorted-out data is shared by all runs; the result keeps the experiment as it was written.
                 if isinstance(experiment.dataset, str):
@@ -384,12 +398,71 @@ def compare(
                         on_round(row)
 
                 result = ready.run(workers=workers, on_round=tick, verbose=verbose, engine=engine)
-                results.append(replace(result, experiment=experiment))
-            found.append(Variant(labels, tuple(results)))
-    study = Study(tuple(found))
-    if len({r.score for v in study.variants for r in v.results}) > 1:
-        raise ConfigError("dataset mixes labels and real-valued targets; compare them in studies of their own")
-    return study
+                if found[0].results and result.score != found[0].results[0].score:
+                    raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
+                found[-1] = replace(found[-1], results=(*found[-1].results, replace(result, experiment=experiment)))
+                if files:
+                    files.add(found)
+    return Study(tuple(found))
+
+
+class _StudyFiles:
+    """Writes the tables of a study's finished runs: now and then while it runs, and when `stack` is left.
+
+    Parameters
+    ----------
+    stack : ExitStack
+        Of the study; holds the directory's lock.
+    directory : path
+    total : int
+        Runs of the whole study.
+    """
+
+    def __init__(self, stack: ExitStack, directory: str | os.PathLike[str], total: int) -> None:
+        from fedsim.rundir import ResultsDirectory
+
+        self._folder = ResultsDirectory(directory, (*TABLES, *PICTURES))
+        stack.enter_context(self._folder)
+        stack.push(self._leave)
+        self._total, self._finished, self._written = total, 0, 0
+        self._variants: tuple[Variant, ...] = ()
+        self._started, self._writing = time.perf_counter(), 0.0
+
+    def add(self, variants: Sequence[Variant]) -> None:
+        """Take note of another finished run; write, unless writing has taken too long already."""
+        self._finished += 1
+        self._variants = tuple(v for v in variants if v.results)
+        self._folder.check()
+        if self._writing <= WRITING_SHARE * (time.perf_counter() - self._started):
+            self._write()
+
+    def _write(self) -> None:
+        from fedsim.report.files import keep_earlier
+        from fedsim.rundir import notice
+
+        begun = time.perf_counter()
+        self._folder.check()
+        if not self._written and (kept := keep_earlier(self._folder.path, (*TABLES, *PICTURES))):
+            notice(f"kept the earlier results in {kept}")
+        Study(self._variants).to_csv(self._folder.path)
+        self._written = self._finished
+        self._writing += time.perf_counter() - begun
+
+    def _leave(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is finished and not written yet; after an error say what there is, and leave it to be raised."""
+        from fedsim.rundir import notice
+
+        try:
+            if self._written < self._finished:
+                self._write()
+        except (ConfigError, OSError):
+            if kind is None:
+                raise
+        if kind is not None and self._written:
+            notice(
+                f"the study did not end; {', '.join(TABLES)} in {self._folder.path} hold "
+                f"{self._written} of its {self._total} runs"
+            )
 
 
 def score_of(row: Mapping[str, float]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,109 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
         "accuracy.png",
         "drift.png",
         "splits.png",
+        ".lock",
     }
+
+
+def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, tmp_path: Path) -> None:
+    done = fedsim(
+        "compare", experiment, "--client", "SGD(lr=0.1)", "--client", "SGD(lr=1e9)", "--out", str(tmp_path / "out")
+    )
+    assert done.returncode == 2, done.stderr
+    told, error = done.stderr.strip().splitlines()
+    assert told.endswith(f"rounds.csv, clients.csv, summary.csv in {tmp_path / 'out'} hold 1 of its 2 runs")
+    assert "training diverged in round 1" in error
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
+
+
+def test_the_current_directory_is_a_results_folder_too(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "e.toml").write_text('split = "IID(4)"\nrounds = 1\n')
+    for number in range(3):
+        done = fedsim("run", "e.toml", "--out", ".", cwd=here)
+        assert done.returncode == 0, done.stderr
+        assert (f"kept the earlier results in {here}.{number}" in done.stderr) == (number > 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "here.1", "here.2"]
+
+
+EXITS = """
+import sys
+
+from fedsim.clients import SGD
+from fedsim.servers import FedAvg
+
+
+class Leaver(SGD):
+    def train(self, ctx):
+        leave()
+
+
+class Server(FedAvg):
+    def step(self, server_round, weights, combined):
+        sys.exit(0)
+
+
+def leave():
+    raise SystemExit(0)
+"""
+
+
+def test_a_strategy_that_exits_is_an_error_with_its_name(experiment: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(EXITS)
+    (tmp_path / "loud.py").write_text("import sys\nsys.exit(0)\n")
+    client = f"Leaver's train in {file}, line 10, ended the program (SystemExit(0))"
+    refused(fedsim("run", experiment, "--client", "mine:Leaver", cwd=tmp_path), client)
+    refused(fedsim("run", experiment, "--client", "mine:Leaver", "--workers", "2", cwd=tmp_path), client)
+    server = f"Server's step in {file}, line 15, ended the program (SystemExit(0))"
+    refused(fedsim("run", experiment, "--set", "server=mine:Server", cwd=tmp_path), server)
+    refused(fedsim("run", experiment, "--client", "loud:Any", cwd=tmp_path), f"in {tmp_path / 'loud.py'}, line 2")
+    done = fedsim("check", "mine:Leaver", cwd=tmp_path)
+    assert done.returncode == 2
+    assert client in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+BUSY = """
+import time
+
+from fedsim.clients import SGD
+
+
+class Busy(SGD):
+    def train(self, ctx):
+        print("training", flush=True)
+        time.sleep(100_000)
+"""
+
+
+@pytest.mark.parametrize("out", [False, True])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_a_run_whose_clients_are_busy(experiment: str, workers: str, out: bool, tmp_path: Path) -> None:
+    """At once; with a directory the second time, for the first asks for the end of the round."""
+    (tmp_path / "mine.py").write_text(BUSY)
+    command = [sys.executable, "-m", "fedsim.cli", "run", experiment, "--client", "mine:Busy", "--workers", workers]
+    process = subprocess.Popen(
+        command + (["--out", "out"] if out else []),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "training\n"
+        process.send_signal(signal.SIGINT)
+        if out:
+            assert "stopping after this round" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=100) == 130
+        assert process.stderr.read().strip().endswith("interrupted")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -191,7 +294,9 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
         (["--set", "client.lr=100"], "training diverged in round 1 at client"),
         (["--set", "dataset=mnist", "--data-dir", "/nowhere"], "data_dir is '/nowhere' but holds neither"),
         (["--out", "/proc/nothing"], "the results folder '/proc/nothing' cannot be written"),
-        (["--workers", "0"], "workers is 0; allowed: a whole number, 1 or more"),
+        (["--workers", "0"], "workers is 0; allowed: a whole number, 1 to 4096"),
+        (["--workers", "99999999"], "workers is 99999999; allowed: a whole number, 1 to 4096"),
+        (["--out", ""], "argument --out: it is ''; allowed: a path"),
         (["--workers", "two"], "invalid int value: 'two'"),
         (["--set", "server=flwr.serverapp.strategy:QFedAvg"], "client_learning_rate"),
         (["--set", "server=FedAdam(etta=1)"], "etta"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,11 +17,13 @@ from typing import Any
 
 import flwr.serverapp.strategy as stock
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import same
 
-from fedsim import Experiment, checkpoint, clients, data, run, servers
+from fedsim import Experiment, checkpoint, clients, data, run, rundir, servers
 from fedsim.errors import ConfigError
+from fedsim.report import files
 from fedsim.splits import Dirichlet, TimeOrdered
 
 BASE = Experiment(
@@ -163,6 +167,138 @@ def test_a_server_that_no_checkpoint_can_hold_is_named_at_once(tmp_path: Path) -
     experiment.run()
 
 
+class Drifting(servers.FedExP):
+    """A user's own: halves its steps, remembers the last one, and counts by client, in attributes of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = 1.0
+        self.last: Any = None
+        self._seen: dict[int, int] = {}
+        self.rate = lambda number: 1 / number  # code is no state
+
+    def step(self, server_round: int, weights: Any, combined: Any) -> Any:
+        self.scale *= 0.9
+        self._seen[server_round % 2] = self._seen.get(server_round % 2, 0) + 1
+        moved = self.scale * (combined - weights) + (0 if self.last is None else 0.1 * self.last)
+        self.last = moved / self._seen[server_round % 2]
+        return weights + moved
+
+
+def test_attributes_of_ones_own_server_are_resumed(tmp_path: Path) -> None:
+    experiment = replace(BASE, server=Drifting)
+    with pytest.raises(PowerError):
+        experiment.run(directory=tmp_path, on_round=cut(4))
+    assert same(experiment.run(directory=tmp_path), experiment.run())
+
+
+class Secretive(servers.FedAvg):
+    """Keeps a callable object that changes."""
+
+    class Schedule:
+        def __call__(self) -> float:
+            return 1.0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.schedule = self.Schedule()
+
+
+def test_what_no_checkpoint_can_hold_of_ones_own_server_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="server Secretive's schedule is a Schedule, which a checkpoint cannot hold"):
+        replace(BASE, server=Secretive).run(directory=tmp_path, on_round=lambda row: pytest.fail("it has begun"))
+
+
+def test_a_table_file_that_changed_is_noticed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"a": rng.normal(size=80), "who": rng.choice(list("xyz"), 80), "y": rng.choice(["n", "p"], 80)}
+    )
+    file, out = tmp_path / "t.csv", tmp_path / "out"
+    text = f"table({str(file)!r}, label='y', client_column='who')"
+
+    def interrupted_after(change: Callable[[pd.DataFrame], None] | None) -> None:
+        frame.to_csv(file, index=False)
+        experiment = Experiment(dataset=text, split=Dirichlet(3, alpha=5.0), rounds=3, hidden=(4,))
+        with pytest.raises(PowerError):
+            experiment.run(directory=out, on_round=cut(2))
+        changed = frame.copy()
+        if change:
+            change(changed)
+        changed.to_csv(file, index=False)
+        experiment.run(directory=out)
+
+    def other_value(frame: pd.DataFrame) -> None:
+        frame.loc[3, "a"] += 1e-3
+
+    def other_client(frame: pd.DataFrame) -> None:
+        frame["who"] = frame["who"].map({"x": "y", "y": "x", "z": "z"})
+
+    interrupted_after(None)
+    for change in (other_value, other_client):
+        shutil.rmtree(out)
+        with pytest.raises(ConfigError, match="interrupted run of another experiment"):
+            interrupted_after(change)
+
+
+def test_a_run_killed_while_it_writes_its_results_is_not_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before its first checkpoint, and at each of its files."""
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 1e9)
+    out = tmp_path / "out"
+    write, written = files.write_whole, files.write_csv
+    for last in ("history.csv", "clients.csv", "failures.csv", "weights.npz"):
+
+        def killed(path: Path, *content: Any, real: Any, last: str = last) -> None:
+            real(path, *content)
+            if path.name == last:
+                raise PowerError
+
+        monkeypatch.setattr(rundir, "write_whole", partial(killed, real=write))
+        monkeypatch.setattr(rundir, "write_csv", partial(killed, real=written))
+        with pytest.raises(PowerError):
+            BASE.run(directory=out)
+        assert (out / last).exists()
+        assert (out / rundir.CHECKPOINT).exists()  # which makes it unfinished
+    monkeypatch.setattr(rundir, "write_whole", write)
+    monkeypatch.setattr(rundir, "write_csv", written)
+    assert same(BASE.run(directory=out), BASE.run())
+    assert not (out / rundir.CHECKPOINT).exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing half done was kept as earlier results
+
+
+def test_a_restart_before_the_first_checkpoint_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 1e9)
+    out = tmp_path / "out"
+    for experiment in (BASE, replace(BASE, seed=1), BASE):  # nothing was done, so another experiment may begin there
+        with pytest.raises(PowerError):
+            experiment.run(directory=out, on_round=cut(2))
+    for name in (".checkpoint.npz.ab_d12x9", ".history.csv.abcdefgh", ".mine.abcdefgh", ".history.csv.backup"):
+        (out / name).touch()
+    assert same(BASE.run(directory=out), BASE.run())
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert {p.name for p in out.iterdir()} == {*rundir.RESULTS, ".lock", ".mine.abcdefgh", ".history.csv.backup"}
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_deleted_ends_the_run(at: int, replaced: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def on_round(row: Mapping[str, float]) -> None:
+        if row["round"] == at:
+            shutil.rmtree(out)
+            if replaced:
+                replace(BASE, rounds=1).run(directory=out)
+
+    with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
+        BASE.run(directory=out, on_round=on_round)
+    assert out.exists() == replaced
+    if replaced:
+        assert len(pd.read_csv(out / "history.csv")) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
 def test_a_damaged_checkpoint_is_an_error_and_stays(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.npz").write_bytes(content)
@@ -179,6 +315,9 @@ def test_values_come_back_as_they_went(tmp_path: Path) -> None:
         "array": np.arange(6, dtype=np.float32).reshape(2, 3),
         "scalar": np.float32(0.1),
         "empty": {},
+        "zero-dimensional": np.array(2.5),
+        "double": np.float64(0.1),
+        "by number": {3: "three", None: 0, 2.5: [np.arange(2)]},
     }
     checkpoint.save(tmp_path / "c.npz", value)
     back = checkpoint.load(tmp_path / "c.npz")
@@ -189,7 +328,16 @@ def test_values_come_back_as_they_went(tmp_path: Path) -> None:
     assert np.array_equal(back["array"], np.arange(6).reshape(2, 3))
     assert type(back["scalar"]) is np.float32
     assert back["empty"] == {}
-    for bad in ({1: 2}, {"f": object()}, np.array(["text"])):
+    assert type(back["zero-dimensional"]) is np.ndarray
+    assert type(back["double"]) is np.float64
+    assert list(back["by number"]) == [3, None, 2.5]
+    lossy: tuple[Any, ...] = (
+        OrderedDict(a=1),
+        defaultdict(int),
+        signal.SIGINT,
+        np.ma.masked_array([1.0, 2.0], [True, False]),
+    )
+    for bad in ({(1, 2): 2}, {"f": object()}, np.array(["text"]), {"x": [{1, 2}]}, *lossy):
         with pytest.raises(ConfigError, match="a checkpoint cannot hold"):
             checkpoint.save(tmp_path / "bad.npz", bad)
     assert not (tmp_path / "bad.npz").exists()

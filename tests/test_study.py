@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +15,17 @@ import pandas as pd
 import pytest
 
 from fedsim import Experiment, baselines, compare, mlp
+from fedsim import study as study_module
 from fedsim.baselines import centralised
 from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.compression import TopK
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment import Result
 from fedsim.report.files import keep_earlier, writable_directory, write_whole
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, LabelNoise, Shards
-from fedsim.study import Study, half_width, variants
+from fedsim.study import Study, Variant, half_width, variants
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
 
@@ -197,6 +200,146 @@ def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:
 def test_servers_are_labelled_with_their_options() -> None:
     study = compare(BASE, server=[FedAdam, partial(FedAdam, eta=0.5)])
     assert [v.label for v in study.variants] == ["FedAdam", "FedAdam(eta=0.5)"]
+
+
+def test_what_is_finished_is_written_as_it_finishes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A killed study leaves what was finished: look at the files while the second and the last run are at work."""
+    monkeypatch.setattr(study_module, "WRITING_SHARE", 1e9)
+    out, seen = tmp_path / "out", []
+
+    def on_round(row: Mapping[str, float]) -> None:
+        if row["round"] == 1:
+            seen.append(pd.read_csv(out / "summary.csv")["seeds"].tolist() if (out / "summary.csv").exists() else [])
+
+    axes: dict[str, Any] = {"split": [IID(10), Shards(10, per_client=2)]}
+    whole = compare(BASE, seeds=2, directory=out, on_round=on_round, **axes)
+    assert seen == [[], [1], [2], [2, 1]]
+    whole.to_csv(tmp_path / "again")
+    assert {p.name for p in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", ".lock"}
+    for name in ("rounds.csv", "clients.csv", "summary.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("share", [1e9, -1.0])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DivergenceError])
+def test_a_study_that_ends_early_writes_what_is_finished(
+    error: type[BaseException],
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However seldom it writes while it runs; earlier results stay until there is something to take their place."""
+    monkeypatch.setattr(study_module, "WRITING_SHARE", share)
+    out, begun = tmp_path / "out", 0
+    out.mkdir()
+    (out / "summary.csv").write_text("earlier")
+    (out / ".rounds.csv.abcdefgh").touch()  # of a process that was killed
+
+    def on_round(row: Mapping[str, float]) -> None:
+        nonlocal begun
+        begun += row["round"] == 0
+        if begun == last:
+            raise error
+
+    for last in (1, 3):
+        begun = 0
+        with pytest.raises(error):
+            compare(BASE, seeds=3, directory=out, on_round=on_round, client=[SGD(lr=0.1), SGD(lr=0.2)])
+        assert not (out / ".rounds.csv.abcdefgh").exists()
+        said = capsys.readouterr().err
+        assert ("2 of its 6 runs" in said) == (last == 3)
+        if last == 1:
+            assert (out / "summary.csv").read_text() == "earlier"
+    assert (tmp_path / "out.1" / "summary.csv").read_text() == "earlier"
+    assert len(pd.read_csv(out / "rounds.csv")) == 2 * 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.1"]
+
+
+def test_two_studies_do_not_write_into_one_directory(tmp_path: Path) -> None:
+    def on_round(row: Mapping[str, float]) -> None:
+        with pytest.raises(ConfigError, match="another run is writing"):
+            compare(BASE, directory=tmp_path / "out")
+
+    compare(BASE, directory=tmp_path / "out", on_round=on_round)
+
+
+def history(*scores: float) -> pd.DataFrame:
+    frame = pd.DataFrame({"round": range(len(scores)), "test_accuracy": scores})
+    return frame.assign(test_loss=0.5, local_accuracy=np.nan, bytes_up=1e6, bytes_down=1e6)
+
+
+def test_statistics_of_known_histories() -> None:
+    """Two variants, two seeds each, written down: the target is the best variant's, the best round is not the last."""
+    runs = [[(0.1, 0.9, 0.6), (0.1, 0.8, 0.8)], [(0.1, 0.3, 0.2), (0.1, 0.2, 0.4)]]
+    empty = pd.DataFrame()
+    made = Study(
+        tuple(
+            Variant(
+                {"split": name},
+                tuple(Result(BASE, history(*scores), empty, {}, "numpy", "accuracy", empty) for scores in seeds),
+            )
+            for name, seeds in zip("ab", runs, strict=True)
+        )
+    )
+    assert made.target == 0.66  # 95 % of (0.6 + 0.8) / 2, rounded
+    summary = made.summary()
+    assert summary["final_accuracy"].tolist() == pytest.approx([0.7, 0.3])
+    assert summary["best_accuracy"].tolist() == pytest.approx([0.85, 0.35])
+    assert summary["reached"].tolist() == [2, 0]
+    assert summary["rounds_to_target"][0] == pytest.approx(((0.66 - 0.1) / 0.8 + (0.66 - 0.1) / 0.7) / 2)
+    assert math.isnan(summary["rounds_to_target"][1])
+    assert summary["megabytes_sent"].tolist() == pytest.approx([6.0, 6.0])
+    width = 12.706204736432095 * np.std([0.6, 0.8], ddof=1) / math.sqrt(2)  # Student's t, 1 degree of freedom
+    assert summary["final_accuracy_ci95"][0] == pytest.approx(width)
+
+
+def test_a_file_is_on_the_disk_before_and_after_its_renaming(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The content is flushed before the name is, and then the folder's entry; each of what it says it is."""
+    done: list[str] = []
+
+    def fsync(handle: int) -> None:
+        status = os.fstat(handle)
+        what = "folder" if os.path.samestat(status, tmp_path.stat()) else f"file of {status.st_size}"
+        done.append(f"fsync {what}")
+
+    def rename(source: Any, target: Any, real: Any = os.replace) -> None:
+        done.append(f"rename to {Path(target).name}")
+        real(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    write_whole(tmp_path / "x.csv", lambda stream: stream.write(b"12345"))
+    assert done == ["fsync file of 5", "rename to x.csv", "fsync folder"]
+    assert (tmp_path / "x.csv").read_bytes() == b"12345"
+
+
+def test_moving_earlier_results_is_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Interrupted before any of its steps, it is finished by the next call, and all results are in one folder."""
+    names = ["a.csv", "b.csv", "c.csv"]
+    real = Path.rename
+    for steps in range(len(names) + 1):
+        out, left = tmp_path / f"{steps}" / "out", steps
+        out.mkdir(parents=True)
+        for name in names:
+            (out / name).write_text(name)
+
+        def rename(self: Path, target: Any) -> Path:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(self, target)
+
+        monkeypatch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            keep_earlier(out, names)
+        monkeypatch.setattr(Path, "rename", real)
+        assert keep_earlier(out, names) == out.with_name("out.1")
+        assert keep_earlier(out, names) is None
+        assert sorted(p.name for p in out.parent.iterdir()) == ["out", "out.1"]
+        assert sorted(p.name for p in (out.parent / "out.1").iterdir()) == names
+        assert not list(out.iterdir())
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

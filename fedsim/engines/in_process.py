@@ -49,6 +49,8 @@ BLOCK_WORK = 1e8
 BLOCKS_PER_WORKER = 1, 8
 #: Bytes of finished weights that may wait for their turn to be aggregated.
 WAITING_BYTES = 32 * 1024 * 1024
+#: Threads, or actors; more than any machine's cores.
+MOST_WORKERS = 4_096
 #: Test examples scored at a time; a constant, so that sums do not depend on workers.
 EVALUATE_ROWS = 1_000
 #: A client whose training loss passes this multiple of the untrained model's has diverged.
@@ -166,7 +168,7 @@ class InProcessGrid(flower.LocalGrid):
     ) -> None:
         super().__init__()
         if workers is not None:
-            whole("workers", workers, 1)
+            whole("workers", workers, 1, MOST_WORKERS)
         if block_size is not None:
             whole("block_size", block_size, 1)
         one_of("on_failure", on_failure, ("raise", "exclude"))
@@ -201,9 +203,11 @@ class InProcessGrid(flower.LocalGrid):
         self._pool = ThreadPoolExecutor(self.workers, "fedsim", initializer=_one_core_each(self.workers))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *details: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            # Who interrupts a run does not wait for the clients that are training.
+            interrupted = bool(details) and isinstance(details[1], KeyboardInterrupt)
+            self._pool.shutdown(wait=not interrupted, cancel_futures=True)
             self._pool = None
         self._blas.restore_original_limits()
 
