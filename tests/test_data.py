@@ -31,6 +31,42 @@ def test_digits_are_scikit_learns() -> None:
     assert ours.x_train.max() == 1
 
 
+def test_every_fifth_digit_of_a_class_is_for_the_test() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    ours, theirs = data.load("digits"), datasets.load_digits()
+    for label in range(10):
+        rows = (theirs.data[theirs.target == label] / 16).astype(np.float32)
+        assert np.array_equal(ours.x_test[ours.y_test == label], rows[4::5])
+        assert np.array_equal(ours.x_train[ours.y_train == label], np.delete(rows, np.s_[4::5], axis=0))
+
+
+def test_the_teacher_labels_by_its_largest_output() -> None:
+    """A network with the teacher's own weights has no error."""
+    from fedsim import mlp
+    from fedsim.streams import Purpose, generator
+
+    found, net = data.load("article_teacher"), mlp.MLP((100, 50, 10))
+    weights = mlp.initialise(net, generator(0, Purpose.DATA, 1))[None]
+    for x, y in ((found.x_train, found.y_train), (found.x_test, found.y_test)):
+        scores = mlp.scores(net, weights, x[None])
+        assert mlp.correct(net, scores, y[None]).all()
+
+
+def test_images_are_rows_of_pixels_from_0_to_1(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    found = idx.MNIST.load(tmp_path)
+    raw = gzip.decompress((tmp_path / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    expected = np.frombuffer(raw, np.uint8).reshape(10, 784) / 255
+    np.testing.assert_allclose(found.x_test, expected, rtol=1e-6)
+
+
+def test_regression_targets_have_ten_equal_strata() -> None:
+    y = np.random.default_rng(0).normal(size=1000)
+    found = data.Dataset("numbers", y[:, None], y, y[:5, None], y[:5], regression=True)
+    assert np.bincount(found.strata).tolist() == [100] * 10
+    assert (np.diff(found.strata[np.argsort(y)]) >= 0).all()  # in the order of the target
+
+
 def test_digits_survive_a_scikit_learn_that_moved_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = data.load("digits")
     monkeypatch.setattr("fedsim.data.digits.find_spec", lambda name: None)

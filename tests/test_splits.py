@@ -262,6 +262,98 @@ def test_labels_dirichlet_has_the_variance_of_the_distribution() -> None:
     assert np.var(shares) == pytest.approx(expected, rel=0.1)
 
 
+UNBALANCED = np.repeat(np.arange(3), (24_000, 4_500, 1_500))
+
+
+def test_dirichlets_prior_is_the_datas_own_label_distribution() -> None:
+    """With a large alpha every client, the first to draw included, has the data's 80, 15 and 5 per cent."""
+    prior = np.bincount(UNBALANCED) / len(UNBALANCED)
+    for seed in range(3):
+        shares = Dirichlet(20, alpha=1e9).partition(UNBALANCED, seed).label_counts(UNBALANCED, 3) / 1500
+        assert (np.abs(shares - prior) < 5 * np.sqrt(prior * (1 - prior) / 1500)).all()
+
+
+def test_dirichlets_concentration_is_alpha_in_all() -> None:
+    """Share of label k: variance p_k (1 - p_k) / (alpha + 1); no label runs out, as a third is dealt."""
+    alpha, size = 20.0, 100
+    split = Dirichlet(100, alpha=alpha, sizes=(size,) * 100)
+    drawn = [split.partition(UNBALANCED, seed).label_counts(UNBALANCED, 3) / size for seed in range(5)]
+    prior = np.bincount(UNBALANCED) / len(UNBALANCED)
+    between = prior * (1 - prior) / (alpha + 1)
+    expected = between + (prior * (1 - prior) - between) / size
+    np.testing.assert_allclose(np.concatenate(drawn).var(axis=0), expected, rtol=0.25)
+
+
+def test_whoever_takes_the_remains_of_a_dirichlet_split_is_random() -> None:
+    """Clients draw in random order: over many seeds the last client has as few labels as the first."""
+    labels = np.repeat(np.arange(10), 200)
+    kinds = np.array(
+        [(Dirichlet(10, alpha=1e-3).partition(labels, s).label_counts(labels, 10) > 0).sum(axis=1) for s in range(60)]
+    )
+    first, last = kinds[:, :5].mean(axis=1), kinds[:, 5:].mean(axis=1)
+    assert abs((first - last).mean()) < 4 * (first - last).std() / np.sqrt(60)
+
+
+def test_a_client_with_its_even_share_gets_no_more_labels() -> None:
+    """Balance: whoever has 1/K of all examples before a label is divided gets none of it, in the order of labels."""
+    counts = LabelDirichlet(20, alpha=0.3, balance=True).partition(LABELS, 1).label_counts(LABELS, 10)
+    before = np.cumsum(counts, axis=1) - counts
+    assert (before >= len(LABELS) / 20).any()
+    assert (counts[before >= len(LABELS) / 20] <= 1).all()  # one that rounding leaves over
+    free = LabelDirichlet(20, alpha=0.3, balance=False).partition(LABELS, 1).label_counts(LABELS, 10)
+    assert (free[np.cumsum(free, axis=1) - free >= len(LABELS) / 20] > 0).any()
+
+
+def test_remainders_go_to_the_largest_fractions() -> None:
+    """The textbook example of Hamilton's method: 100,000 votes for six parties, ten seats."""
+    votes = np.array([47_000, 16_000, 15_800, 12_000, 6_100, 3_100], dtype=float)
+    assert splits.sizes.apportion(votes, 10).tolist() == [5, 2, 1, 1, 1, 0]
+    assert splits.sizes.apportion(votes, 10, least=1).tolist() == [4, 2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 1.0])
+def test_overlap_is_the_share_of_examples_that_two_clients_hold(overlap: float) -> None:
+    """10 clients, 2 labels each: every label has two holders or more, so that share of its examples is held twice."""
+    for seed in range(5):
+        partition = LabelsPerClient(10, 2, overlap).partition(LABELS, seed)
+        holders = (partition.label_counts(LABELS, 10) > 0).sum(axis=0)
+        times = np.bincount(partition.indices, minlength=len(LABELS))
+        for label in range(10):
+            twice = (times[label == LABELS] == 2).mean()
+            assert twice == pytest.approx(overlap if holders[label] > 1 else 0, abs=1e-3)
+
+
+def test_groups_are_dealt_to_clients_evenly_and_at_random() -> None:
+    groups = {"who": np.repeat(np.arange(23), 10)}
+    dealt = []
+    for seed in range(2):
+        partition = Natural(num_clients=5).partition(np.zeros(230), seed, groups)
+        held = [set(groups["who"][shard]) for shard in partition]
+        assert sorted(map(len, held)) == [4, 4, 5, 5, 5]
+        assert set.union(*held) == set(range(23))
+        assert held[0] != set(range(5))
+        dealt.append(held)
+    assert dealt[0] != dealt[1]
+
+
+@given(exact(), st.floats(0, 0.99), st.integers(0, 2**32))
+def test_a_clients_own_test_is_a_random_share_of_its_examples(case: Any, fraction: float, seed: int) -> None:
+    split, labels, groups, _ = case
+    partition = split.partition(labels, seed, groups)
+    train, test = partition.divide(fraction, seed)
+    for whole, one, other in zip(partition, train, test, strict=True):
+        assert len(other) == min(round(fraction * len(whole)), len(whole) - 1)
+        assert sorted([*one, *other]) == sorted(whole)
+
+
+def test_a_clients_own_test_is_not_its_first_examples() -> None:
+    partition = IID(1).partition(np.zeros(1000), 0)
+    places = [np.flatnonzero(np.isin(partition[0], partition.divide(0.3, seed)[1][0])) for seed in (1, 2)]
+    for place in places:
+        assert place.mean() == pytest.approx(499.5, abs=60)  # about three standard errors
+    assert not np.array_equal(places[0], places[1])
+
+
 def test_niid_benchs_labels_per_client() -> None:
     """#C = 2 on ten clients: client i has label i and one other; a label's holders have equal parts of it."""
     counts = LabelsPerClient(10, k=2).partition(LABELS).label_counts(LABELS, 10)
@@ -342,6 +434,28 @@ def test_label_noise_is_wrong_as_often_as_asked_for() -> None:
     first, last = wrong[: noisy.partition.sizes[0]], wrong[noisy.partition.sizes[0] :]
     assert not first.any()
     assert last.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_wrong_labels_are_wrong_and_uniform_over_the_others() -> None:
+    dataset = data.load("digits")
+    plain = IID(1).federate(dataset, 1)
+    before = plain.dataset.y_train[plain.partition.indices]
+    shifts = np.zeros(10)
+    for seed in range(3):
+        noisy = LabelNoise(IID(1, seed=1), high=1.0, low=1.0, seed=seed).federate(dataset, 1)
+        inner = IID(1, seed=1).federate(dataset, 1)
+        assert np.array_equal(inner.dataset.y_train[inner.partition.indices], before)
+        shifts += np.bincount((noisy.dataset.y_train - before) % 10, minlength=10)
+    assert shifts[0] == 0
+    expected = shifts.sum() / 9
+    assert ((shifts[1:] - expected) ** 2 / expected).sum() < 26  # chi-squared, 8 degrees of freedom, 0.1 %
+
+
+def test_noise_does_not_depend_on_how_many_examples_are_changed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, dataset = FeatureNoise(IID(7), 0.5), data.load("digits")
+    expected = split.federate(dataset, 3).dataset.x_train
+    monkeypatch.setattr("fedsim.splits.features.ROWS", 100)
+    np.testing.assert_array_equal(split.federate(dataset, 3).dataset.x_train, expected)
 
 
 def test_permuted_labels_are_a_permutation_by_cluster() -> None:

@@ -105,6 +105,28 @@ def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path
     assert len(found.x_train) + len(found.x_test) == 385
 
 
+def test_numbers_are_standardised_by_the_training_rows_and_missing_ones_marked() -> None:
+    """The median of the training rows stands in; the mean and the deviation are those after that."""
+    a = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.nan, 700.0, -900.0])
+    train = np.arange(8) < 6
+    frame = pd.DataFrame({"a": a, "y": [0, 1] * 4})
+    found = encode(frame, "t", "y", test=~train)
+    filled = np.where(np.isnan(a), 3, a)  # the median of 1, 2, 4 and 10
+    scaled = (filled - filled[train].mean()) / filled[train].std()
+    np.testing.assert_allclose(np.concatenate([found.x_train[:, 0], found.x_test[:, 0]]), scaled, rtol=1e-6)
+    assert len(np.unique(found.x_train[np.isnan(a[train]), 1])) == 1
+    assert found.x_train[2, 1] > found.x_train[0, 1]
+    assert "a: 2 of 8 values missing; the median, 3, stands in" in found.notes[0]
+
+
+def test_targets_are_standardised_by_the_training_rows() -> None:
+    y = np.arange(10) ** 2 + 0.5
+    test = np.arange(10) >= 7
+    found = encode(pd.DataFrame({"a": np.arange(10.0), "y": y}), "t", "y", test=test)
+    np.testing.assert_allclose(found.y_train, (y[:7] - y[:7].mean()) / y[:7].std())
+    np.testing.assert_allclose(found.y_test, (y[7:] - y[:7].mean()) / y[:7].std())
+
+
 def test_dates_become_days_and_missing_ones_are_missing() -> None:
     when = pd.to_datetime(["2024-01-01", "2024-01-03", None, "2024-01-02"] * 10)
     frame = pd.DataFrame({"when": when, "y": [0, 1] * 20})
