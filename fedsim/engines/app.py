@@ -78,8 +78,7 @@ def _say(row: Mapping[str, float]) -> None:
 
 @client_app.query()
 def _hello(message: Message, context: Context) -> Message:
-    _site(context)  # what is wrong here is said now
-    return hello(message, context)
+    return hello(message, context, _site(context))  # what is wrong here is said now
 
 
 @client_app.train()
