@@ -282,6 +282,7 @@ def layout_of(experiment: Experiment) -> Layout:
         ("num_examples", -1, "sent num_examples of -1; the client has"),
         ("loss", np.nan, "sent a loss or accuracy that is not finite"),
         ("loss", -1.0, "sent a loss of -1 and an accuracy of"),
+        ("loss", 1e38, "sent a loss or accuracy too large for float32"),
         ("accuracy", np.inf, "sent a loss or accuracy that is not finite"),
         ("accuracy", 1.5, "and an accuracy of 1.5"),
     ],

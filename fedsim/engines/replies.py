@@ -222,12 +222,16 @@ def unsound(net: MLP, weights: Array, sent: Mapping[str, Array], x: Array, y: ND
         for name, rows in {"weights": weights, **sent}.items():
             flat = rows.reshape(len(rows), -1)
             mark(~np.isfinite(flat).all(axis=1), f"its SuperNode sent {name} that are not finite")
-            largest = np.abs(flat).max(axis=1, initial=0).astype(np.float64)
-            limit = math.sqrt(np.finfo(net.dtype).max / max(flat.shape[1], 1))
-            mark(largest > limit, f"its SuperNode sent {name} too large for {net.dtype}")
+            peak = np.abs(flat).max(axis=1, initial=0).astype(np.float64)
+            mark(peak > largest(net.dtype, flat.shape[1]), f"its SuperNode sent {name} too large for {net.dtype}")
         loss, _ = evaluate(net, weights, x[None], y[None])
     mark(~np.isfinite(loss), "the network has no finite loss with the weights that its SuperNode sent")
     return wrong
+
+
+def largest(dtype: str, terms: int = 1) -> float:
+    """Return the largest number of which so many squares can be summed in a dtype."""
+    return math.sqrt(float(np.finfo(dtype).max) / max(terms, 1))
 
 
 def first_line(text: str | None) -> str:

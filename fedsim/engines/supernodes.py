@@ -37,6 +37,7 @@ from fedsim.engines.replies import (
     ReplyError,
     columns_of,
     first_line,
+    largest,
     read_columns,
     read_hello,
     training_layout,
@@ -342,10 +343,12 @@ class SuperNodeGrid(InProcessGrid):
     def _unsound_evaluation(self, columns: Mapping[str, NDArray[Any]]) -> dict[int, str]:
         """Return, by row, which clients' scores cannot be."""
         wrong = {}
-        least = 0.0 if self.site.variance is None else -np.inf
+        least, most = 0.0 if self.site.variance is None else -np.inf, largest(self.net.dtype)
         for row, (loss, accuracy) in enumerate(zip(columns["loss"], columns["accuracy"], strict=True)):
             if not (np.isfinite(loss) and np.isfinite(accuracy)):
                 wrong[row] = "its SuperNode sent a loss or accuracy that is not finite"
+            elif max(abs(loss), abs(accuracy)) > most:
+                wrong[row] = f"its SuperNode sent a loss or accuracy too large for {self.net.dtype}"
             elif loss < 0 or not least <= accuracy <= 1:
                 wrong[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
         return wrong
