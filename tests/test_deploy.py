@@ -224,6 +224,21 @@ def test_signals_do_not_disturb_a_teardown(monkeypatch: pytest.MonkeyPatch) -> N
     assert not made.folder.exists()
 
 
+def test_one_signal_ends_a_run_and_an_ignored_one_stays_ignored() -> None:
+    """As under nohup, which ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with deploy._terminable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)  # all is being taken down by now
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("line", "fails"), [("fedsim: done after 1 rounds", False), ("ValueError: no", True)])
 def test_a_submitted_run_leaves_no_pipe_and_no_folder(
