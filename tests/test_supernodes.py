@@ -455,6 +455,11 @@ def test_two_supernodes_with_one_partition() -> None:
             self.asked += 1
             return list(super().get_node_ids())[self.asked > 2 :]
 
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            to = {message.metadata.dst_node_id for message in messages}
+            assert to <= set(range(2 + (self.asked > 2), 6)), "no message goes to a SuperNode that has left"
+            return super().send_and_receive(messages, timeout=timeout)
+
     settings = {"experiment": config.to_toml(experiment)}
     excluding = replace(experiment, on_failure="exclude")
     with flower.quiet(), Leaving(greeting(lie(partition_id=0)), 4, run_config=settings) as grid:
@@ -488,6 +493,19 @@ def test_sites_with_tables_of_their_own_are_refused(tmp_path: Path) -> None:
         run(0, 1)
     with pytest.raises(FedsimError, match="SuperNode 2 is refused: it has other data than the server: its data have"):
         run(2, 0)
+
+
+def test_a_fingerprint_sees_who_holds_what() -> None:
+    data = BASE.load_data()
+    own = fingerprint(IID(5).federate(data, 0).with_tests(0.2, 0))
+    for other in (
+        IID(5).federate(data, 1).with_tests(0.2, 0),
+        IID(5).federate(data, 0).with_tests(0.2, 1),
+        IID(5).federate(data, 0),
+        TimeOrdered(IID(5), 2).federate(data, 0).with_tests(0.2, 0),
+    ):
+        assert difference(own, fingerprint(other)) == "its labels, or the examples of its clients, are not the server's"
+    assert difference(own, fingerprint(IID(6).federate(data, 0))) == "its data have 6 clients, the server's 5"
 
 
 @pytest.mark.parametrize("change", ["one value", "other statistics", "rows exchanged", "columns exchanged"])

@@ -260,7 +260,7 @@ class SuperNodeGrid(InProcessGrid):
             if not reply.has_content():
                 why = f"SuperNode {node} failed: {first_line(reply.error.reason)}"
                 failed |= dict.fromkeys(map(int, own), why)
-            elif reply.metadata.group_id != str(task.round) or reply.metadata.message_type != kind:
+            elif reply.metadata.group_id != str(task.round):
                 failed |= dict.fromkeys(map(int, own), f"SuperNode {node} answered another message")
             else:
                 failed |= self.take_in(kind, task, own, reply.content, layout, rows)
