@@ -27,7 +27,7 @@ from fedsim.clients.base import ServerHalf, Task, Update
 from fedsim.compression import Int8, TopK
 from fedsim.data import Dataset
 from fedsim.engines import flower
-from fedsim.engines.replies import RESULT
+from fedsim.engines.node_replies import RESULT
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.supernodes import HELLO, SuperNodeGrid, answer, hello
 from fedsim.errors import FedsimError

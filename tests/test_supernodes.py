@@ -30,7 +30,7 @@ from fedsim.data import Dataset
 from fedsim.engines import app, flower
 from fedsim.engines.fingerprint import difference, fingerprint
 from fedsim.engines.flower_app import AppGrid, load_app, run_flower
-from fedsim.engines.replies import RESULT, Layout, training_layout
+from fedsim.engines.node_replies import RESULT, Layout, training_layout
 from fedsim.engines.site import Site
 from fedsim.engines.supernodes import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError

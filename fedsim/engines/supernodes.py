@@ -4,7 +4,7 @@ The server side is the in-process engine's: cohort, order, aggregation and test 
 Only where a block of clients is trained differs. Each SuperNode says, when asked, which partition it is and of how
 many; SuperNode i of N holds the clients whose partition id is i modulo N (one each, where there are as many as
 clients). In a round every SuperNode gets one message with all of its clients that were sampled, and sends one back.
-Nothing that it sends is believed: `fedsim.engines.replies` checks it against what the server knows.
+Nothing that it sends is believed: `fedsim.engines.node_replies` checks it against what the server knows.
 
 What a client keeps between rounds stays on its SuperNode, in the context that Flower keeps there.
 """
@@ -26,7 +26,7 @@ from fedsim.config import build, client_text
 from fedsim.engines import flower
 from fedsim.engines.fingerprint import fingerprint
 from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.replies import (
+from fedsim.engines.node_replies import (
     ENCODED,
     EVALUATION,
     RESULT,
