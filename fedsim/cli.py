@@ -480,8 +480,6 @@ def _deploy(args: argparse.Namespace) -> None:
 
 def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], args: argparse.Namespace) -> None:
     """Run an experiment on SuperNodes: of a SuperLink that is brought up here, or of a connection."""
-    import tempfile
-
     from fedsim import deploy
 
     insecure = getattr(args, "insecure", False)
@@ -496,19 +494,11 @@ def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], 
         deploy.submit(experiment, superlink, say=say, out=args.out or "", **settings)
         return
     nodes = settings.pop("nodes", 4)
-    with tempfile.TemporaryDirectory(prefix="fedsim-out-") as temporary:
-        out = args.out or temporary
-        deploy.local(experiment, nodes, out, say, insecure, **settings)
-        _print_history(out)
+    history = deploy.local(experiment, nodes, args.out, say, insecure, **settings)
+    known = history.dropna(axis="columns", how="all")
+    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if args.out:
         print(f"wrote the results to {args.out}")
-
-
-def _print_history(folder: str) -> None:
-    import pandas as pd
-
-    known = pd.read_csv(Path(folder) / "history.csv").dropna(axis="columns", how="all")
-    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
 
 
 def _export(args: argparse.Namespace) -> None:

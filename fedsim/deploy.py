@@ -2,35 +2,49 @@
 
 Everything that it needs is made for it and goes with it: a certificate authority, the SuperLink's certificate for
 loopback, a key pair for every SuperNode, Flower's home. Nothing of the user's Flower configuration is read or changed.
-SuperNodes prove who they are; one with a key that has not been registered is refused. All processes end when this one
-does, however it ends.
+SuperNodes prove who they are; one with a key that has not been registered is refused. So do the commands that run apps,
+by a token, and the processes that execute them, by a secret: other users of this machine can reach the ports, and
+nothing behind them. All processes end when this one does, however it ends.
+
+Whatever is temporary lies in one folder that only its owner can read, and that its owner holds locked. What a killed
+deployment has left is not locked, and is removed by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import ipaddress
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import FedsimError, whole
 from fedsim.experiment import Experiment
 from fedsim.export import export
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LOOPBACK = "127.0.0.1"
+#: How the names of temporary folders begin.
+PREFIX = "fedsim-deploy-"
+#: Signals that end a deployment.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds to wait for the SuperLink to listen, and for processes to end before they are killed.
 START, STOP = 60.0, 10.0
 
@@ -53,24 +67,29 @@ class Deployment:
         self.nodes, self.insecure = nodes, insecure
         self._data_dir = os.path.abspath(data_dir) if data_dir else None
         self.folder = Path()
+        self._stack = contextlib.ExitStack()
         self.supernodes: list[subprocess.Popen[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.port = 0
 
     def __enter__(self) -> Deployment:
-        self.folder = Path(tempfile.mkdtemp(prefix="fedsim-deploy-"))
-        os.chmod(self.folder, 0o700)
         try:
+            self.folder = self._stack.enter_context(private_folder())
             self._start()
         except BaseException:
-            self.__exit__()
+            self.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes):
-            _end(process)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Take all down; a signal that comes meanwhile takes effect afterwards."""
+        with _uninterrupted():
+            _end(*self._processes)
+            self._processes.clear()
+            self._stack.close()
 
     def _start(self) -> None:
         self.port = _free_port()
@@ -79,9 +98,13 @@ class Deployment:
         connection = "insecure = true\n" if self.insecure else f'root-certificates = "{self.folder / "ca.crt"}"\n'
         home = self.folder / "home"
         home.mkdir()
+        (self.folder / "tmp").mkdir()
+        for name in ("token", "secret"):
+            _write_private(self.folder / name, secrets.token_hex(32).encode())
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{LOOPBACK}:{self.port}"\n{connection}'
         )
+        self._write_credentials(home)
         self.start_superlink()
         for number in range(self.nodes):
             key = self.folder / f"supernode-{number}"
@@ -89,6 +112,11 @@ class Deployment:
                 make_key(key)
                 self.flwr("supernode", "register", str(key.with_suffix(".pub")), "here")
             self.supernodes.append(self.start_supernode(number, key))
+
+    def _write_credentials(self, home: Path) -> None:
+        from fedsim.engines.superlink import write_credentials
+
+        write_credentials(home, f"{LOOPBACK}:{self.port}", (self.folder / "token").read_text())
 
     def start_superlink(self) -> None:
         """Start the SuperLink and wait until it listens."""
@@ -103,12 +131,25 @@ class Deployment:
             ]
         )
         arguments = [f"--host={LOOPBACK}", f"--port={self.port}", "--disable-runtime-dependency-installation"]
-        process = self._launch("superlink", ["flower-superlink", *trust, *arguments])
+        command = [sys.executable, "-m", "fedsim.engines.superlink"]
+        process = self._launch("superlink", [*command, *trust, *arguments, *self._isolation])
         until = time.monotonic() + START
         while not _listens(self.port):
             if process.poll() is not None or time.monotonic() > until:
                 raise FedsimError(f"Flower's SuperLink did not start: {self.last_words('superlink')}")
             time.sleep(0.1)
+        trusted = ["--insecure"] if self.insecure else [f"--root-certificates={self.folder / 'ca.crt'}"]
+        self._start_executor("superlink", process, self.port, trusted)
+
+    @property
+    def _isolation(self) -> list[str]:
+        """What makes a SuperLink or SuperNode hand tasks to the executor that knows the secret, and to no other."""
+        return ["--isolation=process", f"--superexec-auth-secret-file={self.folder / 'secret'}"]
+
+    def _start_executor(self, name: str, process: subprocess.Popen[bytes], port: int, trusted: Sequence[str]) -> None:
+        """Start what executes the tasks of a SuperLink or SuperNode, and ends with it."""
+        arguments = [f"--runtime-api-address={LOOPBACK}:{port}", f"--parent-pid={process.pid}", self._isolation[1]]
+        self._launch(f"{name}-executor", ["flower-superexec", *trusted, *arguments])
 
     def start_supernode(self, number: int, key: Path) -> subprocess.Popen[bytes]:
         """Start a SuperNode, which holds partition `number`, with a key."""
@@ -120,8 +161,12 @@ class Deployment:
         config = f"partition-id={number} num-partitions={self.nodes}"
         if self._data_dir:
             config += f' data-dir="{self._data_dir}"'
-        arguments = [f"--superlink={LOOPBACK}:{self.port}", f"--port={_free_port()}", f"--node-config={config}"]
-        return self._launch(f"supernode-{number}", ["flower-supernode", *trust, *arguments])
+        port = _free_port()
+        arguments = [f"--superlink={LOOPBACK}:{self.port}", f"--port={port}", f"--node-config={config}"]
+        name = f"supernode-{number}"
+        process = self._launch(name, ["flower-supernode", *trust, *arguments, *self._isolation])
+        self._start_executor(name, process, port, ["--insecure"])
+        return process
 
     def _launch(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -135,6 +180,8 @@ class Deployment:
         return os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "FLWR_HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp"),
+            "FEDSIM_CONTROL_TOKEN_FILE": str(self.folder / "token"),
             "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0"),
             "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
@@ -162,8 +209,9 @@ class Deployment:
     ) -> None:
         """Run an experiment on the SuperNodes, and write its results into `out`; see `submit`."""
         experiment = replace(experiment, data_dir=self._data_dir)  # wherever the server works
-        place: dict[str, Any] = {"out": os.path.abspath(out), "nodes": self.nodes}
-        submit(experiment, "here", self.environment, say, supervised=True, **place, **settings)
+        place: dict[str, Any] = {"out": os.path.abspath(out), "nodes": self.nodes, "supervised": True}
+        app = export(experiment, tempfile.mkdtemp(prefix="app-", dir=self.folder), **place, **settings)
+        _run_app(app, "here", self.environment, say)
 
 
 def submit(
@@ -193,53 +241,131 @@ def submit(
     FedsimError
         It failed; with the reason that the server gave.
     """
-    with tempfile.TemporaryDirectory(prefix="fedsim-app-") as folder:
-        app = export(experiment, folder, **settings)
-        process = _popen(
-            ["flwr", "run", str(app), connection, "--stream"],
-            environment or dict(os.environ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            lines = []
-            assert process.stdout
-            for raw in process.stdout:
-                line = raw.decode(errors="replace").rstrip()
-                lines.append(line)
-                say(line)
-            finished = any(line.startswith("fedsim: done") for line in lines)
-            if process.wait() or not finished:
-                raise FedsimError(f"the run on the SuperLink {connection!r} failed: {_reason(lines)}")
-        finally:
+    with private_folder() as folder:
+        app = export(experiment, folder / "app", **settings)
+        _run_app(app, connection, environment or dict(os.environ), say)
+
+
+def _run_app(app: Path, connection: str, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Run an app on the SuperLink of a connection and wait for its end; see `submit`."""
+    process = _popen(
+        ["flwr", "run", str(app), connection, "--stream"],
+        environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout
+    try:
+        lines = []
+        for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            lines.append(line)
+            say(line)
+        finished = any(line.startswith("fedsim: done") for line in lines)
+        if process.wait() or not finished:
+            raise FedsimError(f"the run on the SuperLink {connection!r} failed: {_reason(lines)}")
+    finally:
+        with _uninterrupted():
             _end(process)
+            process.stdout.close()
 
 
 def local(
     experiment: Experiment,
     nodes: int,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
     insecure: bool = False,
     **settings: Any,
-) -> None:
-    """Run an experiment on a deployment of its own on this machine; see `Deployment` and `submit`."""
-    with _terminable(), Deployment(nodes, experiment.data_dir, insecure) as deployment:
-        deployment.run(experiment, out, say, **settings)
+) -> pd.DataFrame:
+    """Run an experiment on a deployment of its own on this machine; see `Deployment` and `submit`.
+
+    Returns
+    -------
+    DataFrame
+        The history; all results are in `out`, unless that is None.
+    """
+    import pandas as pd
+
+    deployment = Deployment(nodes, experiment.data_dir, insecure)
+    with _terminable():
+        try:
+            with deployment:
+                place = Path(out) if out is not None else deployment.folder / "out"
+                deployment.run(experiment, place, say, **settings)
+                return pd.read_csv(place / "history.csv")
+        finally:
+            deployment.close()  # where a signal came between two lines of the above
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a temporary folder that only this user can read, and remove it at the end, or the next time."""
+    remove_leftovers()
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # nobody took it for a leftover before it was locked
+            break
+        os.close(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers() -> None:
+    """Remove what killed deployments of this user have left in the temporary directory."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its deployment is alive
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle the signals that end a deployment, where this thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # not under nohup
+    before = [(number, signal.signal(number, handler)) for number in heeded]
+    try:
+        yield
+    finally:
+        for number, earlier in before:
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that all is taken down."""
+    """Let the first signal end this process as Ctrl-C does, so that all is taken down; no other one disturbs that."""
+    stopping = threading.Event()
 
     def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        if not stopping.is_set():
+            stopping.set()
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with _handling(stop):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals wait for the end of a teardown."""
+    came = threading.Event()
+    with _handling(lambda number, frame: came.set()):
+        yield
+    if came.is_set():
+        raise KeyboardInterrupt
 
 
 def make_certificates(folder: Path) -> None:
@@ -361,15 +487,17 @@ def _end_with_parent() -> Callable[[], None]:
     return lambda: prctl(pdeathsig, signal.SIGTERM)
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
-    """End a process and all that it has started, in whatever groups."""
-    family = [process.pid, *_descendants(process.pid)]
+def _end(*processes: subprocess.Popen[Any]) -> None:
+    """End processes and all that they have started, in whatever groups."""
+    family = [pid for process in processes for pid in (process.pid, *_descendants(process.pid))]
     for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + STOP
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP if number == signal.SIGTERM else None)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.1) if number == signal.SIGTERM else None)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -34,6 +34,24 @@ class DivergenceError(FedsimError, ArithmeticError):
     """Training left the finite numbers or blew up; names the round and the client."""
 
 
+class ClientError(FedsimError):
+    """What went wrong at one client.
+
+    Parameters
+    ----------
+    client, round_number : int
+    reason : str
+    """
+
+    def __init__(self, client: int, round_number: int, reason: str) -> None:
+        super().__init__(client, round_number, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        client, round_number, reason = self.args
+        return f"client {client} failed in round {round_number}: {reason}"
+
+
 def missing_extra(what: str, extra: str) -> ConfigError:
     """Return the error for something that an extra brings, with the command that installs it."""
     return ConfigError(f"{what} needs the extra {extra!r}; install it by: pip install 'fedsim[{extra}]'")

@@ -21,7 +21,8 @@ from fedsim.clients import SGD
 from fedsim.compression import Compression, Draws, Float16, Int8, RandomMask, TopK, Transform
 from fedsim.engines import app, flower
 from fedsim.engines.flower_app import AppGrid
-from fedsim.engines.supernodes import RESULT, SuperNodeGrid
+from fedsim.engines.node_replies import RESULT
+from fedsim.engines.supernodes import SuperNodeGrid
 from fedsim.errors import ConfigError
 from fedsim.splits import Dirichlet
 

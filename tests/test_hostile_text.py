@@ -21,7 +21,8 @@ from fedsim import Experiment, cli, config
 from fedsim.clients import SGD
 from fedsim.engines import app, flower
 from fedsim.engines.flower_app import FIRST, AppGrid
-from fedsim.engines.supernodes import ORDER, RESULT, WEIGHTS
+from fedsim.engines.node_replies import RESULT
+from fedsim.engines.supernodes import ORDER, WEIGHTS
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.export import export
 from fedsim.modules import EVERY, Modules

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import threading
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from helpers import same
 
 from fedsim import Experiment, clients, config, servers
 from fedsim.clients import SGD
+from fedsim.clients.base import ServerHalf
+from fedsim.compression import TopK
+from fedsim.data import Dataset
 from fedsim.engines import app, flower
+from fedsim.engines.fingerprint import difference, fingerprint
 from fedsim.engines.flower_app import AppGrid, load_app, run_flower
-from fedsim.engines.supernodes import RESULT, SuperNodeGrid, hello
+from fedsim.engines.node_replies import RESULT, Layout, training_layout
+from fedsim.engines.site import Site
+from fedsim.engines.supernodes import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.experiment import Result
 from fedsim.export import export
-from fedsim.splits import Dirichlet, FeatureNoise, TimeOrdered
+from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, TimeOrdered
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, fraction_evaluate=0.5, test_fraction=0.1
@@ -102,19 +111,19 @@ def test_an_exported_app_is_the_experiment(tmp_path: Path, monkeypatch: pytest.M
 
 @contextmanager
 def faulty(
-    partition: int, fault: Callable[[Message, Context], Message | None], rounds: tuple[int, ...]
+    partition: int, fault: Callable[[Message, Context], Message | None], rounds: tuple[int, ...], when: str = "train"
 ) -> Iterator[ClientApp]:
     """fedsim's ClientApp, of which one SuperNode misbehaves in some rounds; None from the fault means: as usual."""
     made = ClientApp()
 
     @made.query()
     def _query(message: Message, context: Context) -> Message:
-        return hello(message, context)
+        return hello(message, context, app._site(context, None))
 
     def handler(kind: str) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             order = message.content.config_records["fedsim.order"]
-            if context.node_config["partition-id"] == partition and order["round"] in rounds and kind == "train":
+            if context.node_config["partition-id"] == partition and order["round"] in rounds and kind == when:
                 reply = fault(message, context)
                 if reply is not None:
                     return reply
@@ -152,18 +161,60 @@ def added(name: str, make: Callable[[int], Any]) -> Callable[[Message, Context],
     return fault
 
 
+def saved(values: Any, **options: Any) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, values, **options)
+    return buffer.getvalue()
+
+
+pickled = saved(np.array([{}], dtype=object), allow_pickle=True)
+cut = saved(np.zeros((3, BASE.network(BASE.load_data()).num_parameters), np.float32))[: 128 + 4]
+header = saved(np.zeros(1, np.float32)).replace(b"(1,), }" + b" " * 12, b"(1000000000000,), }")
+
+
 def boom(message: Message, context: Context) -> Message:
     raise OSError("the disk is full\nand more")
+
+
+def unreadable(data: bytes) -> Callable[[Message, Context], Message]:
+    """A reply whose weights are other bytes than an array's."""
+
+    def fault(message: Message, context: Context) -> Message:
+        reply = app.client_app(message, context)
+        arrays = dict(reply.content.array_records[RESULT].items())
+        shape = tuple(arrays["weights"].shape)
+        arrays["weights"] = Array(dtype="float32", shape=shape, stype="numpy.ndarray", data=data)
+        return Message(RecordDict({RESULT: ArrayRecord(arrays)}), reply_to=message)
+
+    return fault
 
 
 FAULTS: dict[str, tuple[Callable[[Message, Context], Message | None], str]] = {
     "raises": (boom, "failed: OSError: the disk is full"),
     "sends NaN": (altered("weights", lambda w: w * np.nan), "training diverged|not finite"),
+    "sends a number that overflows": (altered("weights", lambda w: w * 0 + 1e38), "sent weights too large for float32"),
+    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), "sent a train_loss below any loss"),
+    "sends bytes": (unreadable(b"no array"), "sent weights of bytes that are no array"),
+    "sends a pickle": (unreadable(pickled), "sent weights of shape .* and dtype object"),
+    "sends a header only": (unreadable(header), r"sent weights of shape \(1000000000000,\)"),
+    "sends too few bytes": (unreadable(cut), "sent weights of 4 bytes; expected"),
+    "sends another dtype": (altered("weights", lambda w: w.astype(np.float64)), "and dtype float64; expected"),
+    "sends too many examples": (
+        altered("num_examples", lambda n: n * 0 + 10**15),
+        "sent num_examples of 10+;",
+    ),
+    "sends a client twice": (altered("partition_ids", lambda ids: ids * 0 + ids[0]), "answered for other clients"),
+    "sends huge ids": (altered("partition_ids", lambda ids: ids + 2**62), "answered for other clients"),
+    "sends negative ids": (altered("partition_ids", lambda ids: -ids), "answered for other clients"),
+    "sends a record of another kind": (
+        lambda m, c: Message(RecordDict({RESULT: MetricRecord({"weights": 1.0})}), reply_to=m),
+        "sent no partition_ids",
+    ),
     "sends a wrong shape": (altered("weights", lambda w: w[:, :-1]), "sent weights of shape"),
-    "sends no examples": (altered("num_examples", lambda n: n * 0), "no whole numbers above 0"),
+    "sends no examples": (altered("num_examples", lambda n: n * 0), "sent num_examples of 0; the client has"),
     "sends other clients": (altered("partition_ids", lambda ids: ids + 1), "answered for other clients"),
-    "sends more": (added("up.more", np.zeros), "sent other arrays than the rest"),
-    "sends nothing": (lambda m, c: Message(RecordDict(), reply_to=m), "sent partition_ids of shape None"),
+    "sends more": (added("up.more", np.zeros), "sent 'up.more', which was not asked for"),
+    "sends nothing": (lambda m, c: Message(RecordDict(), reply_to=m), "sent no partition_ids"),
 }
 
 
@@ -194,22 +245,366 @@ class Surviving(SGD):
         return weights
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_what_is_sent_besides_weights_is_checked_too(value: float) -> None:
+    """A client that has trained well by its own account, and whose control variate is no number."""
+    experiment = replace(
+        BASE, client=clients.SCAFFOLD(), fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=3
+    )
+    named = [name for name in layout_of(experiment) if name.startswith("up.")]
+    assert named
+    for name in named:
+        with faulty(1, altered(name, lambda sent: sent * 0 + value), (1,)) as client_app:
+            result = on_supernodes(experiment, 4, client_app)
+        assert result.history["failures"].tolist() == [0, 3, 0, 0]
+        assert (
+            result.failures["reason"].str.contains(f"sent {name} (?:that are not finite|too large)", regex=True).all()
+        )
+        assert all(np.isfinite(values).all() for values in result.weights.values())
+
+
+def layout_of(experiment: Experiment) -> Layout:
+    """What a SuperNode sends in an experiment's first round."""
+    federated = experiment.federate(experiment.load_data())
+    net = experiment.network(federated.dataset)
+    site = Site(net, federated, experiment.client, experiment.seed, "numpy", experiment.compress)
+    weights = np.zeros(net.num_parameters, np.float32)
+    half = ServerHalf(experiment.client, net, len(federated.partition.indices), 0)
+    down = half.down(weights) if experiment.client.broadcast else {}
+    return training_layout(site, site.task(weights, 1, down=down), np.arange(len(federated.partition)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("num_examples", 10**15, "sent num_examples of 10+; the client has"),
+        ("num_examples", -1, "sent num_examples of -1; the client has"),
+        ("loss", np.nan, "sent a loss or accuracy that is not finite"),
+        ("loss", -1.0, "sent a loss of -1 and an accuracy of"),
+        ("loss", 1e38, "sent a loss or accuracy too large for float32"),
+        ("accuracy", np.inf, "sent a loss or accuracy that is not finite"),
+        ("accuracy", 1.5, "and an accuracy of 1.5"),
+    ],
+)
+def test_scores_that_cannot_be_are_not_averaged(name: str, value: float, reason: str) -> None:
+    experiment = replace(BASE, fraction_evaluate=1.0, on_failure="exclude", rounds=1)
+    with faulty(1, altered(name, lambda values: values * 0 + value), (1,), "evaluate") as client_app:
+        result = on_supernodes(experiment, 4, client_app)
+    assert sorted(result.clients["partition_id"]) == [0, 2, 3, 4, 6, 7, 8, 10, 11]
+    assert result.failures["partition_id"].tolist() == [1, 5, 9]
+    assert result.failures["reason"].str.contains(reason, regex=True).all(), result.failures["reason"].tolist()
+    honest = replace(experiment, on_failure="raise").run()
+    mine = honest.clients[~honest.clients["partition_id"].isin([1, 5, 9])]
+    assert result.history["local_loss"].iloc[1] == np.average(mine["loss"], weights=mine["num_examples"])
+
+
+def test_weights_with_which_the_network_overflows_do_not_count() -> None:
+    """Each number is harmless; the product of four layers is not."""
+    experiment = replace(
+        BASE, hidden=(8, 8, 8), fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=2
+    )
+    with faulty(1, altered("weights", lambda w: w * 0 + 1e12), (1,)) as client_app:
+        result = on_supernodes(experiment, 4, client_app)
+    assert result.history["failures"].tolist() == [0, 3, 0]
+    assert result.failures["reason"].str.contains("the network has no finite loss with the weights that").all()
+
+
+@pytest.mark.parametrize("kind", ["sends a number that overflows", "sends bytes", "sends too many examples"])
+def test_a_reply_that_does_not_count_ends_the_run_by_name(kind: str) -> None:
+    fault, reason = FAULTS[kind]
+    said = pytest.raises(FedsimError, match=rf"client \d+ failed in round 1: its SuperNode {reason}")
+    with faulty(1, fault, (1,)) as client_app, said:
+        on_supernodes(replace(BASE, fraction_train=1.0), 4, client_app)
+
+
+def test_the_second_of_two_answers_does_not_count() -> None:
+    """Nor does an answer to another round, whatever the SuperLink lets through."""
+
+    class Repeating(AppGrid):
+        earlier: tuple[Message, ...] = ()
+
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            if replies and replies[0].metadata.message_type == "train":
+                if self.earlier:
+                    assert replies[0].metadata.src_node_id == self.earlier[0].metadata.src_node_id
+                    replies[0] = self.earlier[0]
+                self.earlier = tuple(replies)
+                replies += replies[1:2]
+            return replies
+
+    experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=2)
+    settings = {"experiment": config.to_toml(experiment)}
+    with flower.quiet(), Repeating(app.client_app, 4, run_config=settings) as grid:
+        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    assert result.history["clients"].tolist() == [0, 12, 9]
+    assert result.failures["reason"].unique().tolist() == ["SuperNode 2 answered another message"]
+
+
+def test_a_strategy_that_fails_on_some_clients_fails_there_only() -> None:
+    """The server learns what a strategy sends by training a client; it tries another one."""
+    experiment = replace(
+        BASE, client=Failing(lost=(3,)), fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=1
+    )
+    largest = int(np.argmax(experiment.federate(experiment.load_data()).partition.sizes))
+    result = on_named_strategy(replace(experiment, client=Failing(lost=(largest,))), 12)
+    assert result.failures["partition_id"].tolist() == [largest]
+    result = on_named_strategy(replace(experiment, client=Failing(lost=tuple(range(12)))), 12)
+    assert len(result.failures) == 12
+    assert "Failing fails on the server too: RuntimeError: no" in result.failures["reason"].iloc[0]
+
+
+class Failing(SGD):
+    """Some clients raise."""
+
+    lost: tuple[int, ...] = ()
+
+    def train(self, ctx: clients.Context) -> Any:
+        if np.isin(ctx.partition_ids, self.lost).any():
+            raise RuntimeError("no")
+        return ctx.fit()
+
+
+def on_named_strategy(experiment: Experiment, nodes: int) -> Result:
+    """Run with a strategy of this file, which a SuperNode takes as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.engines.supernodes.client_text", lambda strategy: "SGD()")
+        patch.setattr("fedsim.engines.supernodes.received_client", lambda text, own: experiment.client)
+        settings = {"experiment": config.to_toml(replace(experiment, client=SGD()))}
+        with flower.quiet(), AppGrid(app.client_app, nodes, run_config=settings, workers=1) as grid:
+            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=nodes))
+
+
+# What SuperNodes say about themselves.
+
+
+def greeting(change: Callable[[int, dict[str, Any]], Any]) -> ClientApp:
+    """fedsim's ClientApp, whose SuperNodes change what they say about themselves."""
+    made = ClientApp()
+
+    @made.query()
+    def _query(message: Message, context: Context) -> Message:
+        honest = app.client_app(message, context)
+        said = dict(honest.content.config_records[RESULT].items())
+        changed = change(int(context.node_config["partition-id"]), said)
+        content = changed if isinstance(changed, RecordDict) else RecordDict({RESULT: ConfigRecord(changed or said)})
+        return Message(content, reply_to=message)
+
+    made.train()(app.client_app)
+    made.evaluate()(app.client_app)
+    return made
+
+
+def lie(**changes: Any) -> Callable[[int, dict[str, Any]], Any]:
+    """SuperNode 1 changes some of what it says."""
+    return lambda number, said: said | {k.replace("_", "-"): v for k, v in changes.items()} if number == 1 else said
+
+
+HELLOS: dict[str, tuple[Callable[[int, dict[str, Any]], Any], str]] = {
+    "all partitions": (lie(partition_id=0, num_partitions=1), "it says num-partitions=1, and others say 4"),
+    "a list": (lie(partition_id=[0, 1, 2, 3]), "it did not say which partition it is"),
+    "NaN": (lie(partition_id=float("nan")), "it did not say which partition it is"),
+    "true": (lie(partition_id=True), "it did not say which partition it is"),
+    "a negative id": (lie(partition_id=-1), "it says partition-id=-1 with num-partitions=4; allowed: 0 to 3"),
+    "a huge id": (lie(partition_id=2**62), "allowed: 0 to 3"),
+    "huge partitions": (lie(num_partitions=2**62), "it says num-partitions=4611686018427387904; allowed: 1 to 12"),
+    "no partitions": (lie(num_partitions=0), "allowed: 1 to 12"),
+    "nothing": (lambda k, said: RecordDict() if k == 1 else said, "it did not say which partition it is"),
+    "metrics": (
+        lambda k, said: (
+            RecordDict({RESULT: MetricRecord({"partition-id": 1, "num-partitions": 4})}) if k == 1 else said
+        ),
+        "it did not say which partition it is",
+    ),
+    "no sketch": (lie(sketch=[]), "it sent no sketch of its features"),
+    "words for numbers": (lie(sketch=["x"] * 9), "it sent no fingerprint of its data"),
+    "NaN for a sketch": (lie(sketch=[float("nan")] * 9), "its features are not the server's"),
+    "other labels": (lie(held="0"), "its labels, or the examples of its clients, are not the server's"),
+    "fewer examples": (lie(examples=3), "its data have 3 examples, the server's 1442"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HELLOS))
+def test_a_supernode_that_says_nonsense_about_itself_is_refused(kind: str) -> None:
+    change, reason = HELLOS[kind]
+    experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, rounds=1)
+    with pytest.raises(FedsimError, match=r"SuperNode 3 is refused: .*" + re.escape(reason)):
+        on_supernodes(experiment, 4, greeting(change))
+    result = on_supernodes(replace(experiment, on_failure="exclude"), 4, greeting(change))
+    assert result.failures["partition_id"].tolist() == [1, 5, 9]
+    assert result.failures["reason"].str.startswith("no SuperNode is partition 1 of 4; SuperNode 3 is refused: ").all()
+    assert result.failures["reason"].str.contains(reason, regex=False).all(), result.failures["reason"].tolist()
+    assert result.history["clients"].iloc[1] == 9
+
+
+def test_two_supernodes_with_one_partition() -> None:
+    """The first serves it. The other one does so when the first has left."""
+    experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, rounds=2)
+    with pytest.raises(FedsimError, match="SuperNode 3 is refused: SuperNode 2 is partition 0 too"):
+        on_supernodes(experiment, 4, greeting(lie(partition_id=0)))
+    result = on_supernodes(replace(experiment, on_failure="exclude"), 4, greeting(lie(partition_id=0)))
+    assert result.history["clients"].tolist() == [0, 9, 9]
+    assert result.failures["reason"].iloc[0] == (
+        "no SuperNode is partition 1 of 4; SuperNode 3 is at hand: SuperNode 2 is partition 0 too"
+    )
+
+    class Leaving(AppGrid):
+        asked = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.asked += 1
+            return list(super().get_node_ids())[self.asked > 2 :]
+
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            to = {message.metadata.dst_node_id for message in messages}
+            assert to <= set(range(2 + (self.asked > 2), 6)), "no message goes to a SuperNode that has left"
+            return super().send_and_receive(messages, timeout=timeout)
+
+    settings = {"experiment": config.to_toml(experiment)}
+    excluding = replace(experiment, on_failure="exclude")
+    with flower.quiet(), Leaving(greeting(lie(partition_id=0)), 4, run_config=settings) as grid:
+        result = excluding.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    assert result.failures["partition_id"].tolist() == [1, 5, 9] * 2
+    assert result.history["clients"].tolist() == [0, 9, 9]
+
+
+def test_sites_with_tables_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Each would standardise by its own statistics, and hold other examples than the server counts."""
+    rng = np.random.default_rng(0)
+    places = []
+    for number in range(3):
+        (tmp_path / f"{number}").mkdir()
+        values = rng.normal(number, 1, (40 if number < 2 else 80, 2))
+        rows = "".join(f"{a:.3f},{b:.3f},{a + b > number}\n" for a, b in values)
+        (tmp_path / f"{number}" / "my.csv").write_text("a,b,y\n" + rows)
+        places.append({"data-dir": str(tmp_path / f"{number}")})
+    experiment = Experiment(
+        dataset="table('my.csv', label='y')", data_dir=str(tmp_path / "0"), split=IID(4), rounds=1, hidden=(4,)
+    )
+
+    def run(*order: int) -> Result:
+        settings = {"experiment": config.to_toml(replace(experiment, data_dir=None))}
+        configs = [places[k] for k in order]
+        with flower.quiet(), AppGrid(app.client_app, 2, run_config=settings, node_configs=configs, workers=1) as grid:
+            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=2))
+
+    assert same(run(0, 0), experiment.run())
+    with pytest.raises(FedsimError, match="SuperNode 3 is refused: it has other data than the server: its labels"):
+        run(0, 1)
+    with pytest.raises(FedsimError, match="SuperNode 2 is refused: it has other data than the server: its data have"):
+        run(2, 0)
+
+
+def test_a_fingerprint_sees_who_holds_what() -> None:
+    data = BASE.load_data()
+    own = fingerprint(IID(5).federate(data, 0).with_tests(0.2, 0))
+    for other in (
+        IID(5).federate(data, 1).with_tests(0.2, 0),
+        IID(5).federate(data, 0).with_tests(0.2, 1),
+        IID(5).federate(data, 0),
+        TimeOrdered(IID(5), 2).federate(data, 0).with_tests(0.2, 0),
+    ):
+        assert difference(own, fingerprint(other)) == "its labels, or the examples of its clients, are not the server's"
+    assert difference(own, fingerprint(IID(6).federate(data, 0))) == "its data have 6 clients, the server's 5"
+
+
+@pytest.mark.parametrize("change", ["one value", "other statistics", "rows exchanged", "columns exchanged"])
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_fingerprint_sees_what_matters_and_not_rounding(change: str, regression: bool) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(500, 20)).astype(np.float32), np.arange(500) % 3
+    target = x[:, 0].astype(np.float64) if regression else y
+
+    def made(values: Any, targets: Any = target) -> FederatedDataset:
+        data = Dataset("d", values, targets, x[:9], targets[:9], regression=regression)
+        return IID(5).federate(data, 0)
+
+    own = fingerprint(made(x))
+    assert difference(own, own) == ""
+    assert difference(own, fingerprint(made(x * np.float32(1 + 1e-7)))) == ""
+    other = x.copy()
+    if change == "one value":
+        other[123, 4] += 0.05
+    elif change == "other statistics":
+        other = other * 1.001 + 0.001
+    elif change == "rows exchanged":
+        other[[3, 6]] = other[[6, 3]]
+    else:
+        other[:, [1, 2]] = other[:, [2, 1]]
+    assert "its features are not the server's" in difference(own, fingerprint(made(other)))
+    moved = target.copy()
+    moved[0] += 1
+    expected = "features" if regression else "labels"
+    assert expected in difference(own, fingerprint(made(x, moved)))
+
+
+# Bytes, as Flower makes them.
+
+
+class Wire(AppGrid):
+    """SuperNodes to which every message goes, and from which every reply comes, as the bytes that Flower sends."""
+
+    def push_messages(self, messages: Any) -> Any:
+        messages = list(messages)
+        return super().push_messages(self._carried(message.metadata, message.content) for message in messages)
+
+    def _handle(self, node: int, message: Message) -> Message:
+        reply = super()._handle(node, message)
+        return self._carried(reply.metadata, reply.content) if reply.has_content() else reply
+
+    def _carried(self, metadata: Any, content: RecordDict) -> Message:
+        with no_object_id_recompute():
+            objects = {name: each.deflate() for name, each in get_all_nested_objects(content).items()}
+            arrived: Any = inflate_object_from_contents(content.object_id, objects)
+        return flower.make_message(metadata, arrived)
+
+
+@pytest.mark.parametrize("experiment", [replace(BASE, client=clients.SCAFFOLD()), replace(BASE, compress=(TopK(0.1),))])
+def test_a_round_is_serialised_once(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many SuperNodes the model goes to; and the bytes give the same bits as no bytes."""
+    made: list[int] = []
+    save = np.save
+
+    def counting(file: Any, values: Any, **options: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            made.append(values.size)
+        save(file, values, **options)
+
+    monkeypatch.setattr(np, "save", counting)
+    settings = {"experiment": config.to_toml(experiment)}
+    with flower.quiet(), Wire(app.client_app, 6, run_config=settings, workers=2) as grid:
+        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=6))
+    assert same(result, experiment.run())
+    size = sum(values.size for values in result.weights.values())
+    down = 1 + len(experiment.client.broadcast)
+    whole = [each for each in made if each == size]
+    assert len(whole) == down * 2 * experiment.rounds  # a message to train and one to evaluate
+
+
 def test_a_client_that_hangs_is_not_waited_for_beyond_the_timeout() -> None:
-    release = threading.Event()
+    """It hangs until the round's row is written."""
+    release, hanging = threading.Event(), []
 
     def hang(message: Message, context: Context) -> None:
         release.wait(60)
 
+    def row_written(row: Any) -> None:
+        if row["round"] == 1:
+            hanging.append(not release.is_set())
+            release.set()
+
     experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=1)
-    with faulty(2, hang, (1,)) as client_app:
-        timer = threading.Timer(6.0, release.set)
-        timer.start()
-        started = time.monotonic()
-        result = on_supernodes(experiment, 4, client_app, timeout=2.0)
-        timer.join()
+    settings = {"experiment": config.to_toml(experiment)}
+    with (
+        faulty(2, hang, (1,)) as client_app,
+        flower.quiet(),
+        AppGrid(client_app, 4, run_config=settings, workers=4) as grid,
+    ):
+        engine = partial(SuperNodeGrid, grid=grid, nodes=4, timeout=2.0)
+        result = experiment.run(engine=engine, on_round=row_written)
+    assert hanging == [True]
     assert result.failures["partition_id"].tolist() == [2, 6, 10]
     assert result.failures["reason"].str.contains("did not answer within 2 s").all()
-    assert result.history["seconds"].iloc[-1] < time.monotonic() - started
 
 
 def test_a_word_of_the_superlink_for_a_supernode_that_is_gone() -> None:
@@ -265,6 +660,25 @@ def test_too_few_survivors_change_nothing() -> None:
     assert history["test_loss"].iloc[0] == history["test_loss"].iloc[1] != history["test_loss"].iloc[2]
     with pytest.raises(ConfigError, match="min_clients is 2, which the server FedAvg does not heed"):
         replace(BASE, min_clients=2, server=stock.FedAvg).run()
+
+
+class Fragile(clients.SCAFFOLD):
+    """Raises on one client."""
+
+    def train(self, ctx: clients.Context) -> Any:
+        if 6 in ctx.partition_ids:
+            raise ValueError("no such thing")
+        return super().train(ctx)
+
+
+def test_a_client_that_raises_is_left_out_and_not_its_supernode() -> None:
+    """Two others are on its SuperNode; bits and reasons are those of a run in process."""
+    experiment = replace(BASE, client=Fragile(), fraction_train=1.0, on_failure="exclude", rounds=2)
+    here, there = experiment.run(), on_supernodes(experiment, 4, app.apps(__file__)[1])
+    assert same(here, there)
+    assert there.failures["partition_id"].tolist() == [6, 6]
+    assert there.failures["reason"].tolist() == here.failures["reason"].tolist()
+    assert there.failures["reason"][0].startswith("ValueError: no such thing (test_super")
 
 
 class Losing(clients.SCAFFOLD):

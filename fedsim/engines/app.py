@@ -101,8 +101,7 @@ def _say(row: Mapping[str, float]) -> None:
 
 
 def _hello(message: Message, context: Context, folder: Path | None) -> Message:
-    _site(context, folder)  # what is wrong here is said now
-    return hello(message, context)
+    return hello(message, context, _site(context, folder))  # what is wrong here is said now
 
 
 def _train(message: Message, context: Context, folder: Path | None) -> Message:

@@ -30,7 +30,7 @@ from fedsim.engines.drift import Movements
 from fedsim.engines.replies import Order, Replies
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
-from fedsim.errors import DivergenceError, FedsimError, one_of, whole
+from fedsim.errors import ClientError, DivergenceError, FedsimError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
@@ -443,7 +443,7 @@ class InProcessGrid(flower.LocalGrid):
         """Leave a client out of the round, or end the run."""
         if self.on_failure == "raise":
             raise error
-        self.traffic.failed[client] = str(error)
+        self.traffic.failed[client] = error.reason if isinstance(error, ClientError) else str(error)
 
     def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate on clients' own examples, block by block; a client that has none is left out."""
