@@ -253,6 +253,22 @@ def test_running_mean_has_the_bits_of_adding_one_after_another(shape: tuple[int,
         assert np.array_equal(mean.value(), expected)
 
 
+@pytest.mark.parametrize("block", [1, 2, 6])
+def test_running_means_of_groups_are_each_groups_own(block: int) -> None:
+    """A column of weights per group; a group that nobody has weight in has no mean."""
+    values, members = np.arange(12.0).reshape(6, 2), np.array([0, 1, 0, 1, 1, 0])
+    weights = np.array([1, 2, 3, 4, 5, 6])[:, None] * (members[:, None] == np.arange(3))
+    mean = RunningMean()
+    for start in range(0, 6, block):
+        mean.add(values[start : start + block], weights[start : start + block])
+    assert mean.totals.tolist() == [10, 11, 0]
+    for group in (0, 1):
+        rows = members == group
+        expected = np.average(values[rows], axis=0, weights=weights[rows, group])
+        np.testing.assert_allclose(mean.value()[group], expected)
+    assert np.isnan(mean.value()[2]).all()
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("examples", [7, 1000, 2300])
 def test_every_test_example_counts_once(examples: int, workers: int) -> None:

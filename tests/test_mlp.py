@@ -59,6 +59,28 @@ def test_gradient_of_values_as_targets_equals_finite_differences() -> None:
     np.testing.assert_allclose(grad[:, 3], numeric, rtol=1e-6)
 
 
+def test_gradient_with_losses_of_ones_own_equals_finite_differences() -> None:
+    """Of the scores, and added to it of the last hidden layer, as MOON does; both are means over the batch."""
+    net = mlp.MLP((3, 4, 5, 2), "tanh", dtype="float64")
+    w, x, y = random_rows(net, 2), RNG(1).normal(size=(2, 6, 3)), RNG(2).integers(0, 2, (2, 6))
+
+    def cubes(z: mlp.Array, y: mlp.Array) -> tuple[mlp.Array, mlp.Array]:
+        return (z**3).sum(axis=-1) * y, 3 * z**2 * y[..., None]
+
+    def squares(h: mlp.Array) -> tuple[mlp.Array, mlp.Array]:
+        return (h**2).sum(axis=-1), 2 * h
+
+    def value(w: mlp.Array) -> mlp.Array:
+        mean: mlp.Array = (cubes(mlp.scores(net, w, x), y)[0] + squares(mlp.representation(net, w, x))[0]).mean(axis=1)
+        return mean
+
+    loss, grad = mlp.gradient(net, w, x, y, loss=cubes, representation_loss=squares)
+    np.testing.assert_allclose(loss, value(w))
+    steps = 1e-6 * np.eye(net.num_parameters)
+    numeric = np.transpose([(value(w + step) - value(w - step)) / 2e-6 for step in steps])
+    np.testing.assert_allclose(grad, numeric, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("loss", mlp.LOSSES)
 def test_losses_survive_enormous_scores(loss: str) -> None:
     scores = np.array([[[1e4, -1e4, 0.0]]])

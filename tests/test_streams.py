@@ -47,6 +47,29 @@ def test_streams_differ_by_seed_purpose_and_ids() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_purposes_keep_their_numbers() -> None:
+    """A purpose is never renumbered: a checkpoint goes on with the bits it began with, and stored results stand."""
+    first = ("INIT", "SPLIT", "SAMPLE_TRAIN", "SAMPLE_EVALUATE", "SHUFFLE", "DATA", "FLOWER", "SHUFFLE_PERSONAL")
+    numbered = dict(enumerate((*first, "CLIENT_TEST", "SPLIT_CHANGE", "COMPRESS"), 1))
+    assert {k: Purpose(k).name for k in numbered} == numbered
+    assert len({int(purpose) for purpose in Purpose}) == len(Purpose.__members__)
+
+
+def test_a_key_folds_seed_purpose_and_ids_by_splitmix64() -> None:
+    """Each id is a number of steps from the state so far, then the output function: written in plain integers."""
+
+    def mixed(z: int) -> int:
+        z %= 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    key = mixed(2**64 + 12345)
+    for part in (5, 3, 0, 10**6):  # the purpose is the first
+        key = mixed(key + (part + 1) * 0x9E3779B97F4A7C15)
+    assert streams.keys(12345, Purpose.SHUFFLE, 3, 0, np.array([10**6])).tolist() == [key]
+
+
 def test_a_number_and_an_array_of_it_have_one_stream() -> None:
     """Plain numbers are folded by another way."""
     for seed in (0, 1, 2**63, 2**64 + 1):
