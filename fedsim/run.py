@@ -114,7 +114,7 @@ class _Run:
                 stack.enter_context(self.reference.grid)
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
-            self.strategy = experiment.strategy(self.half)
+            self.strategy = experiment.strategy(self.half, len(self.grid.get_node_ids()))
             done = self._restore() if self.folder else 0
             self.started = self.saved = time.perf_counter()
             if done < experiment.rounds:
