@@ -107,7 +107,7 @@ def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path
 
 def test_numbers_are_standardised_by_the_training_rows_and_missing_ones_marked() -> None:
     """The median of the training rows stands in; the mean and the deviation are those after that."""
-    a = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.nan, 700.0, -900.0])
+    a = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.nan, 700.0, 900.0])
     train = np.arange(8) < 6
     frame = pd.DataFrame({"a": a, "y": [0, 1] * 4})
     found = encode(frame, "t", "y", test=~train)
