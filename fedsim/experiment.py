@@ -318,8 +318,14 @@ class Experiment:
             )
         return net
 
-    def strategy(self, half: ServerHalf | None = None) -> Strategy:
+    def strategy(self, half: ServerHalf | None = None, num_clients: int | None = None) -> Strategy:
         """Return a fresh server strategy, which carries the client strategy's server half if it can.
+
+        Parameters
+        ----------
+        half : ServerHalf, optional
+        num_clients : int, optional
+            Refuse a strategy that waits for more clients than there are.
 
         Raises
         ------
@@ -353,9 +359,14 @@ class Experiment:
         _check_options(cls, name, own)
         settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
         try:
-            return make(**settings)
+            made = make(**settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"server {name} cannot be made: {error}") from None
+        for option in MINIMUM:
+            least = getattr(made, option, 0)
+            if num_clients is not None and least > num_clients:
+                raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, all clients")
+        return made
 
 
 def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ class _Run:
                 stack.enter_context(self.reference.grid)
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
-            self.strategy = experiment.strategy(self.half)
+            self.strategy = experiment.strategy(self.half, len(self.grid.get_node_ids()))
             if isinstance(self.strategy, FedAvg):
                 self.strategy.check_clients(len(self.grid.get_node_ids()))
                 self.strategy.streams = True  # nobody else sees its replies

@@ -284,6 +284,18 @@ def test_dirichlets_concentration_is_alpha_in_all() -> None:
     np.testing.assert_allclose(np.concatenate(drawn).var(axis=0), expected, rtol=0.25)
 
 
+def test_a_client_whose_labels_are_gone_takes_the_rest_in_its_own_proportions() -> None:
+    """One label each: a client of label 1 wants 6,000 examples, of which there are 4,500; 24,000 and 1,500 are left."""
+    rest = []
+    for seed in range(60):
+        counts = Dirichlet(1, alpha=1e-9, sizes=(6000,)).partition(UNBALANCED, seed).label_counts(UNBALANCED, 3)[0]
+        if counts[1] == 4_500:
+            rest.append(counts[2])
+    assert len(rest) >= 2
+    expected = 1_500 * 1_500 / 25_500
+    assert np.mean(rest) == pytest.approx(expected, abs=5 * np.sqrt(expected / len(rest)))
+
+
 def test_whoever_takes_the_remains_of_a_dirichlet_split_is_random() -> None:
     """Clients draw in random order: over many seeds the last client has as few labels as the first."""
     labels = np.repeat(np.arange(10), 200)
@@ -373,6 +385,14 @@ def test_power_law_sizes_are_zipfs() -> None:
     sizes = np.sort(IID(100, sizes=PowerLaw(1.0)).partition(np.zeros(1_000_000, dtype=int)).sizes)[::-1]
     expected = 1 / np.arange(1, 101)
     assert np.abs(sizes - 1_000_000 * expected / expected.sum()).max() <= 1
+
+
+@pytest.mark.parametrize("law", [PowerLaw(1.0), LogNormal(1.0), DirichletSizes(0.5)])
+def test_which_client_is_large_is_random(law: Any) -> None:
+    sizes = [IID(50, sizes=law).partition(np.zeros(100_000), seed).sizes for seed in range(40)]
+    largest = np.argmax(sizes, axis=1)
+    assert len(set(largest.tolist())) > 10
+    assert largest.mean() == pytest.approx(24.5, abs=4 * 14.4 / np.sqrt(40))
 
 
 def test_fixed_sizes_are_kept_and_the_rest_belongs_to_nobody() -> None:

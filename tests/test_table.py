@@ -107,7 +107,7 @@ def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path
 
 def test_numbers_are_standardised_by_the_training_rows_and_missing_ones_marked() -> None:
     """The median of the training rows stands in; the mean and the deviation are those after that."""
-    a = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.nan, 700.0, -900.0])
+    a = np.array([1.0, 2.0, np.nan, 4.0, 10.0, np.nan, 700.0, 900.0])
     train = np.arange(8) < 6
     frame = pd.DataFrame({"a": a, "y": [0, 1] * 4})
     found = encode(frame, "t", "y", test=~train)
@@ -243,6 +243,29 @@ def test_tables_of_the_hub(frame: pd.DataFrame, tmp_path: Path) -> None:
     found = hub(str(tmp_path), "outcome", "hospital")
     assert (len(found.x_train), len(found.x_test)) == (300, 100)
     assert found.label_names == ("ill", "well")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"foo": 1}, "hub has no option 'foo'; allowed: those of table"),
+        ({"categorial": ["a"]}, "hub has no option 'categorial'; .*did you mean 'categorical'"),
+        ({"label": 3}, "label is 3; allowed: a, y"),
+        ({"client_column": 0}, "hub's client_column is 0; allowed: a column's name, or a list"),
+        ({"test_fraction": 2}, "hub's test_fraction is 2; allowed: a finite number greater than 0 and less than 1"),
+        ({"test_fraction": "x"}, "hub's test_fraction is 'x'"),
+        ({"config": 3}, "hub's config is 3"),
+        ({"data_dir": 3}, "hub's data_dir is 3; allowed: a path"),
+        ({"path": 5}, "hub's path is 5; allowed: a path"),
+    ],
+)
+def test_odd_arguments_of_the_hub_are_refused(tmp_path: Path, arguments: dict[str, Any], sentence: str) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets.Dataset.from_dict({"a": list(range(20)), "y": [0, 1] * 10}).save_to_disk(tmp_path)
+    good: dict[str, Any] = {"path": str(tmp_path), "label": "y"}
+    assert len(hub(**good).x_test) == 4
+    with pytest.raises(ConfigError, match=sentence):
+        hub(**(good | arguments))
 
 
 def test_what_the_hub_does_not_have_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

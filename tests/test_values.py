@@ -354,6 +354,16 @@ def test_other_options_of_servers_are_checked(make: Callable[[], Any], sentence:
         make()
 
 
+@pytest.mark.parametrize("cls", [FedAvg, stock.FedAvg, stock.FedAdam])
+@pytest.mark.parametrize("option", ["min_train_nodes", "min_available_nodes", "min_evaluate_nodes"])
+def test_a_server_that_waits_for_more_clients_than_there_are_is_refused(cls: Any, option: str) -> None:
+    base = Experiment(dataset=SMALL, split=IID(4), rounds=1, fraction_evaluate=1.0, kernel="numpy")
+    experiment = replace(base, server=partial(cls, **{option: 5}))
+    with pytest.raises(ConfigError, match=f"{cls.__name__}'s {option} is 5; allowed: at most 4, all clients"):
+        experiment.run()
+    assert replace(experiment, server=partial(cls, **{option: 4})).run().history["clients"].iloc[-1] == 4
+
+
 def test_options_of_a_server_may_be_numpys() -> None:
     made = FedAvg(fraction_train=np.float32(0.5), min_train_nodes=np.int64(2), seed=np.int64(3), min_clients=np.int8(2))
     assert (made.fraction_train, made.min_train_nodes, made.seed, made.min_clients) == (0.5, 2, 3, 2)

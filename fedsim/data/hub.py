@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.table import encode
-from fedsim.errors import ConfigError, DataError, missing_extra, near
+from fedsim.data.table import column_names, encode, table
+from fedsim.errors import ConfigError, DataError, check_path, missing_extra, near, real, shown
 
 
 def hub(
@@ -58,6 +59,17 @@ def hub(
     DataError
         It cannot be found, loaded, or downloaded, or its images differ in size.
     """
+    check_path("hub's path", path)
+    if data_dir is not None:
+        check_path("hub's data_dir", data_dir)
+    if config is not None and not isinstance(config, str):
+        raise ConfigError(f"hub's config is {shown(config)}; allowed: the name of a configuration")
+    test_fraction = real("hub's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
+    known = [p.name for p in inspect.signature(table).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"hub has no option {option!r}; allowed: those of table{near(option, known)}")
+    names = column_names("hub's client_column", client_column)
     try:
         import datasets
     except ImportError:
@@ -72,10 +84,11 @@ def hub(
     train = parts.get("train", next(iter(parts.values())))
     test = parts.get("test")
     columns = list(train.column_names)
-    names = [client_column] if isinstance(client_column, str) else list(client_column)
     for what, column in (("label", label), *(("client_column", name) for name in names)):
         if column not in columns:
-            raise ConfigError(f"{path}'s {what} is {column!r}; allowed: {', '.join(columns)}{near(column, columns)}")
+            raise ConfigError(
+                f"{path}'s {what} is {shown(column)}; allowed: {', '.join(columns)}{near(column, columns)}"
+            )
     images = [c for c, kind in train.features.items() if isinstance(kind, datasets.Image)]
     if not images:
         return _tabular(path, train, test, label, names, test_fraction, options)
