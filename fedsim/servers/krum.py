@@ -105,6 +105,9 @@ class _Selecting(FedAvg):
 class MultiKrum(_Selecting):
     """The mean, weighted by examples, of the updates with the smallest Krum scores; agrees with Flower's MultiKrum.
 
+    Flower computes distances with inner products in the weights' dtype; where an update is so far off that these lose
+    their digits, its selection is another.
+
     Parameters
     ----------
     num_malicious_nodes : int
