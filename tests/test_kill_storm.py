@@ -170,7 +170,7 @@ def at_file_operations(storm: Storm, kills: int, rng: random.Random, earlier: bo
 @pytest.mark.parametrize("kind", ["run", "compare"])
 def test_killed_at_random_instants(kind: str, tmp_path: Path) -> None:
     storm = Storm(tmp_path, kind)
-    at_random_instants(storm, 12 if kind == "run" else 4, random.Random(0))
+    at_random_instants(storm, 16 if kind == "run" else 3, random.Random(0))
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_killed_at_random_instants(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["run", "compare"])
 def test_killed_before_a_file_operation(kind: str, earlier: bool, tmp_path: Path) -> None:
     storm = Storm(tmp_path, kind)
-    at_file_operations(storm, 8 if kind == "run" else 4, random.Random(1), earlier)
+    at_file_operations(storm, 8 if kind == "run" else 2, random.Random(1), earlier)
     assert storm.kills
 
 
