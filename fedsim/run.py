@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
 #: Columns of `Result.failures`, in order.
 FAILURES = ("round", "partition_id", "reason")
+#: What code raises when it is given a state of other types or shapes than it left.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 #: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
 #: this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
@@ -134,6 +136,13 @@ class _Run:
                     )
                 except flower.AppExitException as error:
                     raise FedsimError(f"Flower's {type(self.strategy).__name__} gave up: {error}") from error
+                except UNFIT as error:
+                    if isinstance(error, FedsimError) or not self.folder or not done or len(self.rows) > done + 1:
+                        raise
+                    # The first round after a resumption fails: what was resumed is not what the strategies left.
+                    raise checkpoint.unusable(
+                        self.folder.checkpoint, f"does not fit this experiment: {error}"
+                    ) from error
         if self.rejected > 1:
             notice(f"{self.rejected} of {experiment.rounds} rounds had too few updates and changed nothing")
         history = pd.DataFrame(self.rows, columns=list(history_columns(self.score)))
@@ -259,7 +268,7 @@ class _Run:
             if isinstance(error, ConfigError):
                 raise checkpoint.unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from None
             raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except UNFIT as error:
             raise checkpoint.unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
         notice(f"going on after round {len(self.rows) - 1}, which {self.folder.checkpoint} holds")
         for row in self.rows:

@@ -214,6 +214,7 @@ def test_what_is_finished_is_written_as_it_finishes(monkeypatch: pytest.MonkeyPa
     axes: dict[str, Any] = {"split": [IID(10), Shards(10, per_client=2)]}
     whole = compare(BASE, seeds=2, directory=out, on_round=on_round, **axes)
     assert seen == [[], [1], [2], [2, 1]]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # its own tables are no earlier results
     whole.to_csv(tmp_path / "again")
     assert {p.name for p in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", ".lock"}
     for name in ("rounds.csv", "clients.csv", "summary.csv"):

@@ -1,0 +1,42 @@
+"""Bytes that are counted are the bytes that NumPy writes of what is sent, worked out here from sizes alone."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+
+from fedsim import Experiment, data
+from fedsim.clients import SGD
+from fedsim.compression import Int8, TopK
+from fedsim.splits import IID
+
+
+def saved(shape: int, dtype: str) -> int:
+    """The length of a ``.npy`` file."""
+    stream = BytesIO()
+    np.save(stream, np.zeros(shape, dtype))
+    return len(stream.getvalue())
+
+
+@pytest.mark.parametrize(("features", "index"), [(127, "u1"), (128, "u2"), (32_767, "u2"), (32_768, "u4")])
+def test_the_index_of_a_sparse_update_is_as_narrow_as_it_can_be(features: int, index: str) -> None:
+    """A linear model of two classes has 2 (features + 1) parameters, so 256 fit one byte and 65,536 two."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, features)).astype(np.float32), np.arange(12) % 2
+    own = data.Dataset("own", x[:8], y[:8], x[8:], y[8:], 2)
+    settings = {"dataset": own, "split": IID(4), "hidden": (), "rounds": 2, "kernel": "numpy"}
+    sparse = Experiment(**settings, client=SGD(lr=0.01), compress=(TopK(0.5),)).run()  # type: ignore[arg-type]
+    sent = saved(features + 1, "f4") + saved(features + 1, index)
+    assert sparse.history["bytes_up"].tolist() == [0, 4 * sent, 4 * sent]
+    both = Experiment(**settings, client=SGD(lr=0.01), compress=(TopK(0.5), Int8())).run()  # type: ignore[arg-type]
+    sent = saved(features + 1, "i1") + saved(features + 1, index) + len(saved_scale())
+    assert both.history["bytes_up"].tolist() == [0, 4 * sent, 4 * sent]
+
+
+def saved_scale() -> bytes:
+    """What one scale takes as an array of no dimensions."""
+    stream = BytesIO()
+    np.save(stream, np.float32(1))
+    return stream.getvalue()
