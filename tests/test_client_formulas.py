@@ -555,7 +555,7 @@ CASES: list[tuple[SGD, type[Reference]]] = [
     (clients.FedPer(**BASE), PrivateRef),
     (clients.FedRep(**BASE, head_epochs=3), FedRepRef),
     (clients.LGFedAvg(**BASE), LGRef),
-    (clients.FineTune(**BASE, tune_epochs=2, tune_lr=0.15), FineTuneRef),
+    (clients.FineTune(**BASE, tune_epochs=3, tune_lr=0.15), FineTuneRef),
     (clients.Ditto(**BASE, lam=0.8), DittoRef),
     (clients.PFedMe(**BASE | {"lr": 0.02}, lam=4.0, personal_lr=0.1, inner_steps=3, beta=0.6), PFedMeRef),
     (clients.APFL(**BASE, alpha=0.4), APFLRef),
@@ -563,6 +563,7 @@ CASES: list[tuple[SGD, type[Reference]]] = [
     (clients.PerFedAvg(**BASE, inner_lr=0.1, tune_epochs=2), PerFedAvgRef),
     (clients.FedALA(**BASE, mixing_lr=2.0, first_epochs=4), FedALARef),
     (clients.IFCA(**BASE, clusters=3), IFCARef),
+    (clients.IFCA(**BASE, clusters=7), IFCARef),  # more than train in a round
 ]
 #: What these do in a step the compiled kernel runs, too.
 COMPILED = {
@@ -620,6 +621,46 @@ def test_the_compiled_kernel_runs_the_same_formula(strategy: SGD, reference: typ
 )
 def test_over_time_the_share_is_of_the_examples_in_the_rounds_window(strategy: SGD, reference: type[Reference]) -> None:
     compare(strategy, reference, "numpy", windows=2)
+
+
+class Anchored(SGD):
+    """A strategy of a user's own, with all terms of `Affine`: a pull to the mean of all its models, and a constant."""
+
+    one_for_all: bool = False
+
+    def client_state(self, ctx: clients.Context) -> dict[str, Array]:
+        return {"center": np.zeros((len(ctx.partition_ids), ctx.global_weights.size))}
+
+    def affine(self, ctx: clients.Context) -> clients.Affine:
+        if self.one_for_all:
+            return clients.Affine(
+                0.6, np.linspace(-0.1, 0.1, ctx.global_weights.size), np.full_like(ctx.global_weights, 0.2)
+            )
+        return clients.Affine(0.6, 0.1 * ctx.state["center"], ctx.state["center"])
+
+    def train(self, ctx: clients.Context) -> Array:
+        weights = ctx.fit()
+        ctx.state["center"] = (ctx.state["center"] + weights) / 2
+        return weights
+
+
+class AnchoredRef(Reference):
+    def start(self, k: int, w: Array) -> dict[str, Any]:
+        return {"center": np.zeros_like(w)}
+
+    def client(self, k: int, w: Array, kept: dict[str, Any]) -> Array:
+        center, constant = kept["center"], 0.1 * kept["center"]
+        if self.s.one_for_all:
+            center, constant = np.full_like(w, 0.2), np.linspace(-0.1, 0.1, len(w))
+        new = self.sgd(k, w, add=lambda v: 0.6 * (v - center) + constant)
+        kept["center"] = (kept["center"] + new) / 2
+        return new
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("one_for_all", [False, True])
+def test_a_users_affine_has_its_own_center_and_correction(kernel: str, one_for_all: bool) -> None:
+    compare(Anchored(**BASE, one_for_all=one_for_all), AnchoredRef, kernel)
 
 
 def test_every_strategy_has_a_formula_here() -> None:

@@ -23,7 +23,7 @@ from fedsim.clients.base import ServerHalf, Task, new_state, run
 from fedsim.data import Dataset
 from fedsim.engines.state import ClientState
 from fedsim.errors import ConfigError
-from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split
+from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.testing import check_client_strategy
 
 STRATEGIES = [
@@ -231,6 +231,14 @@ def test_fedavg_with_local_steps_stops_short_of_the_optimum() -> None:
 )
 def test_scaffold_and_feddyn_reach_it(client: SGD, rounds: int) -> None:
     np.testing.assert_allclose(QUADRATIC.run(client, rounds), QUADRATIC.optimum, atol=1e-7)
+
+
+@pytest.mark.parametrize(("seed", "accuracy"), [(0, 0.84), (1, 0.89), (2, 0.87)])
+def test_scaffold_learns_where_clients_see_a_window_at_a_time(seed: int, accuracy: float) -> None:
+    """With a share of all windows' examples c lags behind the c_i, and accuracy is 0.22, 0.32 and 0.38."""
+    split = TimeOrdered(Dirichlet(10, alpha=0.1), windows=5, rounds_per_window=8)
+    found = Experiment(hidden=(16,), client=clients.SCAFFOLD(), rounds=40, seed=seed, split=split).run()
+    assert found.final_accuracy == pytest.approx(accuracy, abs=0.05)
 
 
 def test_scaffolds_controls_are_the_clients_gradients_in_the_end() -> None:

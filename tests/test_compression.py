@@ -255,6 +255,22 @@ def test_bad_values_are_refused(make: Any, sentence: str) -> None:
         make()
 
 
+def test_masks_differ_by_seed_round_and_client_and_reach_every_coordinate() -> None:
+    compression = Compression((RandomMask(0.1),), np.ones(50, dtype=bool), "float32")
+    values = np.ones((2, 50), np.float32)
+
+    def sent(seed: int, number: int) -> NDArray[Any]:
+        who = (seed, number, np.array([3, 4]))
+        return np.not_equal(compression.decode(compression.encode(values, *who), *who), 0)
+
+    masks = np.concatenate([sent(seed, number) for seed in (0, 1) for number in range(1, 11)])
+    assert (masks.sum(axis=1) == 5).all()
+    assert len({row.tobytes() for row in masks}) == len(masks)
+    assert sum(sent(0, number)[0].astype(int) for number in range(1, 101)).min() > 0
+    apart = compression.encode(values[:1], 0, 1, np.array([4]))
+    np.testing.assert_array_equal(compression.decode(apart, 0, 1, np.array([4]))[0] != 0, sent(0, 1)[1])
+
+
 def test_draws_differ_by_client_round_and_place() -> None:
     ids = np.array([1, 2])
     drawn = [Draws(0, r, ids, p).rngs()[c].random() for r in (1, 2) for p in (0, 1) for c in (0, 1)]

@@ -297,7 +297,7 @@ class Context:
         weights, loss, self.moved = kernels.load("numpy" if hooks else task.kernel).fit(job)
         full = steps // per_epoch
         self.loss = self.loss + loss
-        self.processed = self.processed + full * sizes + np.minimum((steps - full * per_epoch) * batch, sizes)
+        self.processed = self.processed + full * sizes + (steps - full * per_epoch) * batch
         self._epochs = self._epochs + epochs
         result: Array = weights
         return result
