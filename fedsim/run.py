@@ -23,8 +23,8 @@ from fedsim.clients.base import ServerHalf
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import mean_evaluation
-from fedsim.errors import DivergenceError, FedsimError
-from fedsim.experiment import Result, history_columns
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.experiment import MINIMUM, Result, history_columns
 from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset
@@ -114,7 +114,9 @@ class _Run:
                 stack.enter_context(self.reference.grid)
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
+            stack.enter_context(np.errstate(all="ignore"))  # what is not finite is found by its value
             self.strategy = experiment.strategy(self.half)
+            self._check_minimum()
             done = self._restore() if self.folder else 0
             self.started = self.saved = time.perf_counter()
             if done < experiment.rounds:
@@ -176,6 +178,17 @@ class _Run:
         if self.folder:
             self._checkpoint(self.folder)
         return MetricRecord({"test_loss": loss, f"test_{self.score}": accuracy})
+
+    def _check_minimum(self) -> None:
+        """Raise ConfigError if a strategy of Flower's would wait for more clients than there are, for ever."""
+        if isinstance(self.strategy, FedAvg):  # samples those there are
+            return
+        clients = len(self.grid.get_node_ids())
+        for name in MINIMUM:
+            least = getattr(self.strategy, name, 0)
+            if least > clients:
+                strategy = type(self.strategy).__name__
+                raise ConfigError(f"{strategy}'s {name} is {least}; allowed: at most {clients}, the number of clients")
 
     # Interruption.
 

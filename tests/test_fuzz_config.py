@@ -38,6 +38,8 @@ from fedsim.text import read_toml
 HANG = 60
 #: Work that is allowed but not worth waiting for: more than so many of what is repeated, or parameters.
 MOST_WORK, MOST_PARAMETERS = 20, 200_000
+#: Larger numbers of repetitions must be refused.
+ENDLESS = 2**31
 #: Settings that say how often something is repeated.
 REPEATED = ("epochs", "steps", "iterations", "windows", "updates", "models", "clusters", "num_models")
 
@@ -101,7 +103,7 @@ def calls(draw: st.DrawFn, field: str, depth: int = 0) -> Call:
         chosen = needed + [n for n in draw(some(known)) if n not in needed]
     arguments = []
     for option in dict.fromkeys(chosen):
-        spoilt = draw(one_in(9))
+        spoilt = draw(one_in(5))
         value = draw(ODD | st.none() | st.just(Call("IID(3)")) if spoilt else known[option])
         arguments.append(f"{option}={written(value)}")
     if draw(one_in(30)):
@@ -218,7 +220,7 @@ def too_long(experiment: Experiment) -> bool:
                 repeated.append(value)
     widths = [60, *experiment.hidden, 10]
     parameters = sum(a * b for a, b in itertools.pairwise(widths))
-    return any(value > MOST_WORK for value in repeated) or parameters > MOST_PARAMETERS
+    return any(MOST_WORK < value < ENDLESS for value in repeated) or MOST_PARAMETERS < parameters < ENDLESS
 
 
 @contextlib.contextmanager
@@ -252,7 +254,7 @@ def try_case(made: dict[str, Any], assignments: list[str]) -> str:
             if too_long(experiment):
                 return "long"
             result = replace(experiment, rounds=1).run(workers=1)
-        except FedsimError as error:
+        except (FedsimError, OSError, MemoryError) as error:  # the command line makes one sentence of each
             refusal = str(error)
     if refusal is not None:
         assert len(refusal.splitlines()) == 1, refusal
