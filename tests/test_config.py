@@ -189,4 +189,4 @@ def test_bad_run_configuration_is_one_sentence(setting: str, value: Any) -> None
 def test_a_server_of_flower_does_not_wait_for_clients_that_never_come(option: str) -> None:
     server = config.build("server", f"FedProx({option}=5)")
     with pytest.raises(ConfigError, match=f"FedProx's {option} is 5; allowed: at most 4, the number of clients"):
-        Experiment(split=IID(4), server=server, rounds=1).run()
+        Experiment(split=IID(4), server=server, rounds=1, fraction_evaluate=0.5).run()
