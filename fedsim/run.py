@@ -24,7 +24,7 @@ from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.site import mean_evaluation
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
-from fedsim.experiment import MINIMUM, Result, history_columns
+from fedsim.experiment import Result, history_columns
 from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset
@@ -184,7 +184,7 @@ class _Run:
         if isinstance(self.strategy, FedAvg):  # samples those there are
             return
         clients = len(self.grid.get_node_ids())
-        for name in MINIMUM:
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
             least = getattr(self.strategy, name, 0)
             if least > clients:
                 strategy = type(self.strategy).__name__
