@@ -120,6 +120,7 @@ class _Run:
                 stack.enter_context(self.reference.grid)
             stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
+            stack.enter_context(np.errstate(all="ignore"))  # what is not finite is found by its value
             self.strategy = experiment.strategy(self.half, len(self.grid.get_node_ids()))
             if isinstance(self.strategy, FedAvg):
                 self.strategy.check_clients(len(self.grid.get_node_ids()))

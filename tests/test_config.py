@@ -183,3 +183,10 @@ def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: 
 def test_bad_run_configuration_is_one_sentence(setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{setting} is .*; allowed: "):
         run_flower(app.server_app, app.client_app, 1, run_config={"experiment": "rounds = 1", setting: value})
+
+
+@pytest.mark.parametrize("option", ["min_train_nodes", "min_evaluate_nodes", "min_available_nodes"])
+def test_a_server_of_flower_does_not_wait_for_clients_that_never_come(option: str) -> None:
+    server = config.build("server", f"FedProx({option}=5)")
+    with pytest.raises(ConfigError, match=f"FedProx's {option} is 5; allowed: at most 4, the number of clients"):
+        Experiment(split=IID(4), server=server, rounds=1, fraction_evaluate=0.5).run()

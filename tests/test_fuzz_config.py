@@ -38,6 +38,8 @@ from fedsim.text import read_toml
 HANG = 60
 #: Work that is allowed but not worth waiting for: more than so many of what is repeated, or parameters.
 MOST_WORK, MOST_PARAMETERS = 20, 200_000
+#: Larger numbers of repetitions must be refused.
+ENDLESS = 2**31
 #: Settings that say how often something is repeated.
 REPEATED = ("epochs", "steps", "iterations", "windows", "updates", "models", "clusters", "num_models")
 
@@ -49,7 +51,10 @@ ODD_TEXTS = st.sampled_from(
 ODD_NUMBERS = st.sampled_from(
     [0, -1, 1, 2, 3, 7, 100, 2**31, 2**63, 10**23, 0.0, -0.0, 0.5, 1.0, 1.5, -2.5, 1e-320, 1e-8, 1e8, 1e300]
 ) | st.floats(allow_nan=True, allow_infinity=True)
+HUGE = st.sampled_from([2**31, 2**63, 2**64, 10**23, 1e300, -1, 0, float("nan"), float("inf")])
 ODD = st.one_of(
+    HUGE,
+    HUGE,
     ODD_NUMBERS,
     ODD_TEXTS,
     st.booleans(),
@@ -101,7 +106,7 @@ def calls(draw: st.DrawFn, field: str, depth: int = 0) -> Call:
         chosen = needed + [n for n in draw(some(known)) if n not in needed]
     arguments = []
     for option in dict.fromkeys(chosen):
-        spoilt = draw(one_in(9))
+        spoilt = draw(one_in(5))
         value = draw(ODD | st.none() | st.just(Call("IID(3)")) if spoilt else known[option])
         arguments.append(f"{option}={written(value)}")
     if draw(one_in(30)):
@@ -156,6 +161,26 @@ DATASETS = [
     TABLE.format(label="two", drop=[]),
     "digits",
 ]
+#: Options of a table: sound values, and whatever else.
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "label": st.sampled_from(["y", "two", "target", "kind"]),
+    "client_column": st.sampled_from(["group", "kind", ["group", "kind"]]),
+    "drop": st.lists(st.sampled_from(["a", "b", "y"]), max_size=2),
+    "categorical": st.lists(st.sampled_from(["c", "two"]), max_size=1),
+    "test_fraction": st.floats(0.05, 0.6),
+    "regression": st.sampled_from([None, True, False]),
+    "max_categories": st.integers(2, 9),
+}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> str:
+    """The text of a dataset that is a table."""
+    chosen = draw(st.lists(st.sampled_from(list(OPTIONS)), max_size=3, unique=True))
+    values = {name: draw(ODD if draw(one_in(5)) else OPTIONS[name]) for name in dict.fromkeys(["label", *chosen])}
+    return f"table('tiny.csv', {', '.join(f'{name}={written(value)}' for name, value in values.items())})"
+
+
 SOUND: dict[str, st.SearchStrategy[Any]] = {
     "split": calls("split"),
     "hidden": st.lists(st.integers(1, 9), max_size=3),
@@ -181,7 +206,7 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
 def cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[str]]:
     """Settings, and what ``--set`` is given."""
     chosen = draw(st.lists(st.sampled_from(list(SOUND)), max_size=6, unique=True))
-    made: dict[str, Any] = {"dataset": draw(st.sampled_from(DATASETS)), "split": "IID(4)"}
+    made: dict[str, Any] = {"dataset": draw(st.sampled_from(DATASETS) | tables()), "split": "IID(4)"}
     made |= {name: draw(ODD if draw(one_in(19)) else SOUND[name]) for name in chosen}
     if draw(one_in(30)):
         made[draw(st.sampled_from(["dataset", "data_dir", "nothing", ""]))] = draw(ODD)
@@ -218,7 +243,7 @@ def too_long(experiment: Experiment) -> bool:
                 repeated.append(value)
     widths = [60, *experiment.hidden, 10]
     parameters = sum(a * b for a, b in itertools.pairwise(widths))
-    return any(value > MOST_WORK for value in repeated) or parameters > MOST_PARAMETERS
+    return any(MOST_WORK < value < ENDLESS for value in repeated) or MOST_PARAMETERS < parameters < ENDLESS
 
 
 @contextlib.contextmanager
@@ -252,7 +277,7 @@ def try_case(made: dict[str, Any], assignments: list[str]) -> str:
             if too_long(experiment):
                 return "long"
             result = replace(experiment, rounds=1).run(workers=1)
-        except FedsimError as error:
+        except (FedsimError, OSError, MemoryError) as error:  # the command line makes one sentence of each
             refusal = str(error)
     if refusal is not None:
         assert len(refusal.splitlines()) == 1, refusal

@@ -32,6 +32,7 @@ from fedsim.splits import IID
 TRAP = """
 from pathlib import Path
 from fedsim.clients import SGD
+from fedsim.servers import FedAvg
 
 def boom(*args, **options):
     Path(__file__).with_name("SPRUNG").write_text("called")
@@ -55,6 +56,10 @@ class Calls(type):
 
 class Called(metaclass=Calls):
     pass
+
+class Server(FedAvg):
+    def __init__(self, half=None, table=None, **options):
+        super().__init__(half=half, **options)
 
 pretends, mine = Pretends(), Mine()
 """
@@ -283,6 +288,16 @@ def test_an_app_imports_its_own_modules_only(trap: Path) -> None:
         with pytest.raises(ConfigError, match=r"client names the module '\w+'"):
             app.experiment_of(settings, folder=place)
     assert untouched(trap)
+
+
+def test_a_server_of_ones_own_takes_literals_but_nothing_internal(trap: Path) -> None:
+    assert config.build("server", "trap:Server(table=[1], min_train_nodes=2)").keywords == {
+        "table": [1],
+        "min_train_nodes": 2,
+    }
+    for option in ("half=1", "weighted_by_key='x'", "min_train_nodes=0.5", "fraction_train=2.0"):
+        with pytest.raises(ConfigError, match="Server"):
+            config.build("server", f"trap:Server({option})")
 
 
 def test_a_module_that_cannot_be_imported_is_one_sentence(trap: Path) -> None:
