@@ -30,7 +30,7 @@ from fedsim.data import Dataset
 from fedsim.engines import app, flower
 from fedsim.engines.fingerprint import difference, fingerprint
 from fedsim.engines.flower_app import AppGrid, load_app, run_flower
-from fedsim.engines.node_replies import RESULT, Layout, training_layout
+from fedsim.engines.node_replies import RESULT, Layout, read_array, training_layout
 from fedsim.engines.site import Site
 from fedsim.engines.supernodes import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError
@@ -539,6 +539,18 @@ def test_a_fingerprint_sees_what_matters_and_not_rounding(change: str, regressio
 
 
 # Bytes, as Flower makes them.
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "big-endian", "version 2"])
+def test_arrays_are_read_as_numpy_writes_them(layout: str) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    made = {"columns": np.asfortranarray(values), "big-endian": values.astype(">f4")}.get(layout, values)
+    buffer = BytesIO()
+    np.lib.format.write_array(buffer, made, version=(2, 0) if layout == "version 2" else (1, 0))
+    array = Array(dtype="float32", shape=(3, 4), stype="numpy.ndarray", data=buffer.getvalue())
+    read = read_array(array, (3, 4), np.dtype(np.float32))
+    assert read.dtype == np.float32
+    assert np.array_equal(read, values)
 
 
 class Wire(AppGrid):
