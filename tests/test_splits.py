@@ -225,6 +225,12 @@ def test_fedavgs_200_shards_of_300() -> None:
     assert (counts > 0).sum(axis=1).max() == 2
 
 
+def test_which_examples_of_a_label_a_client_gets_is_random() -> None:
+    """Each label is 6,000 examples in a row: those of a shard of 300 are spread over all of them, not side by side."""
+    for shard in Shards(100, per_client=2).partition(LABELS, 1)[:5]:
+        assert (shard % 6000).std() == pytest.approx(6000 / np.sqrt(12), rel=0.15)
+
+
 def test_iid_shards_have_everybodys_labels() -> None:
     counts = IID(100).partition(LABELS).label_counts(LABELS, 10)
     expected = 60

@@ -127,6 +127,14 @@ def test_targets_are_standardised_by_the_training_rows() -> None:
     np.testing.assert_allclose(found.y_test, (y[7:] - y[:7].mean()) / y[:7].std())
 
 
+def test_the_test_set_has_its_share_of_every_label_and_rows_keep_their_client() -> None:
+    y = np.random.default_rng(0).permutation(np.repeat(list("abc"), (200, 75, 25)))
+    frame = pd.DataFrame({"x": np.arange(300.0), "y": y, "who": y})
+    found = encode(frame, "t", "y", "who")
+    assert np.abs(np.bincount(found.y_test) - [40, 15, 5]).max() <= 1
+    assert np.array_equal(found.groups["who"], np.array(found.label_names)[found.y_train])
+
+
 def test_dates_become_days_and_missing_ones_are_missing() -> None:
     when = pd.to_datetime(["2024-01-01", "2024-01-03", None, "2024-01-02"] * 10)
     frame = pd.DataFrame({"when": when, "y": [0, 1] * 20})
