@@ -261,11 +261,14 @@ def test_every_strategy_follows_its_formula(name: str, malicious: tuple[int, ...
     server = partial(getattr(servers, class_of(name)), **options)
     split = Dirichlet(17, alpha=0.5, sizes=LogNormal(0.7))
     client = Recorded(malicious=malicious)
-    notes, last = played(replace(BASE, split=split, fraction_train=0.7, rounds=5, client=client, server=server))
+    # An odd and an even number of 17 clients; Bulyan's formula does not say which of two equally close values counts,
+    # and with an even number there are some, where clients have not changed a weight.
+    fraction, size = (0.75, 12) if malicious and class_of(name) != "Bulyan" else (0.7, 11)
+    notes, last = played(replace(BASE, split=split, fraction_train=fraction, rounds=5, client=client, server=server))
     step = formula()
     assert len({tuple(sorted(note[2])) for note in notes}) > 1  # cohorts differ
     for (t, w, ids, n, x, loss), new in zip(notes, [note[1] for note in notes[1:]] + [last], strict=True):
-        assert len(set(ids)) == 11
+        assert len(set(ids)) == size
         assert len(set(n)) > 5
         expected = step(t, w, x, n, loss)
         assert np.abs(expected - w).max() > 1e-4
