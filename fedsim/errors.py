@@ -21,6 +21,11 @@ LARGEST_FLOAT = int(sys.float_info.max)
 class FedsimError(Exception):
     """Base of every error fedsim raises on purpose; the command line prints it and exits 2."""
 
+    @property
+    def reason(self) -> str:
+        """What went wrong, for a table that has columns for round and client."""
+        return str(self)
+
 
 class ConfigError(FedsimError, ValueError):
     """A setting or an input file that cannot be used."""
@@ -45,7 +50,11 @@ class ClientError(FedsimError):
 
     def __init__(self, client: int, round_number: int, reason: str) -> None:
         super().__init__(client, round_number, reason)
-        self.reason = reason
+
+    @property
+    def reason(self) -> str:
+        """What went wrong."""
+        return str(self.args[2])
 
     def __str__(self) -> str:
         client, round_number, reason = self.args

@@ -365,7 +365,9 @@ class Experiment:
         for option in MINIMUM:
             least = getattr(made, option, 0)
             if num_clients is not None and least > num_clients:
-                raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, all clients")
+                raise ConfigError(
+                    f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients"
+                )
         return made
 
 

@@ -281,7 +281,7 @@ def layout_of(experiment: Experiment) -> Layout:
         ("num_examples", -1, "sent num_examples of -1; the client has"),
         ("loss", np.nan, "sent a loss or accuracy that is not finite"),
         ("loss", -1.0, "sent a loss of -1 and an accuracy of"),
-        ("loss", 1e38, "sent a loss or accuracy too large for float32"),
+        ("loss", 1e39, "sent a loss or accuracy too large for float32"),
         ("accuracy", np.inf, "sent a loss or accuracy that is not finite"),
         ("accuracy", 1.5, "and an accuracy of 1.5"),
     ],
@@ -296,17 +296,6 @@ def test_scores_that_cannot_be_are_not_averaged(name: str, value: float, reason:
     honest = replace(experiment, on_failure="raise").run()
     mine = honest.clients[~honest.clients["partition_id"].isin([1, 5, 9])]
     assert result.history["local_loss"].iloc[1] == np.average(mine["loss"], weights=mine["num_examples"])
-
-
-def test_weights_with_which_the_network_overflows_do_not_count() -> None:
-    """Each number is harmless; the product of four layers is not."""
-    experiment = replace(
-        BASE, hidden=(8, 8, 8), fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=2
-    )
-    with faulty(1, altered("weights", lambda w: w * 0 + 1e12), (1,)) as client_app:
-        result = on_supernodes(experiment, 4, client_app)
-    assert result.history["failures"].tolist() == [0, 3, 0]
-    assert result.failures["reason"].str.contains("the network has no finite loss with the weights that").all()
 
 
 @pytest.mark.parametrize("kind", ["sends a number that overflows", "sends bytes", "sends too many examples"])

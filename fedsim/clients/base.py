@@ -28,7 +28,7 @@ from fedsim.clients.check_hooks import (
     check_weights,
     refusal,
 )
-from fedsim.errors import ClientError, ConfigError, DivergenceError
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.kernels.numpy import Fit, Spread, alone, evaluate
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
@@ -120,7 +120,7 @@ class Update:
         What is sent in the place of the weights, where it is compressed; the weights are what the server decodes.
     moved : ndarray of float64, shape (clients,), optional
         How far the weights are from the global ones, once somebody has looked.
-    failed : dict of int to ClientError
+    failed : dict of int to FedsimError
         Partition id -> why a client is not among the rows.
     """
 
@@ -132,7 +132,7 @@ class Update:
     state: Mapping[str, Array] = field(default_factory=dict)
     encoded: Mapping[str, Array] = field(default_factory=dict)
     moved: NDArray[np.float64] | None = None
-    failed: Mapping[int, ClientError] = field(default_factory=dict)
+    failed: Mapping[int, FedsimError] = field(default_factory=dict)
 
     def rows(self, select: NDArray[np.bool_]) -> Update:
         """Return some of the rows."""

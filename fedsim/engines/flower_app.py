@@ -25,7 +25,8 @@ from flwr.serverapp import ServerApp
 from fedsim.engines import flower
 from fedsim.engines.in_process import available_cores
 from fedsim.errors import ConfigError, near, whole
-from fedsim.text import toml_value
+from fedsim.modules import Modules
+from fedsim.text import describe, toml_value
 
 #: Node id of the first SuperNode; Flower keeps 1 for the server.
 FIRST = 2
@@ -239,7 +240,10 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
         raise ConfigError(f"{str(file)!r} is not TOML: {error}") from None
     except (KeyError, TypeError):
         raise ConfigError(f"{str(file)!r} has no serverapp and clientapp in [tool.flwr.app.components]") from None
-    sys.path.insert(0, str(Path(folder).resolve()))
+    place = Path(folder).resolve()
+    if str(place) not in sys.path[:1]:
+        sys.path.insert(0, str(place))
+    _forget_other_apps(place, {str(path).partition(":")[0].partition(".")[0] for path in paths})
     server_app, client_app = (_component(path, kind) for path, kind in zip(paths, (ServerApp, ClientApp), strict=True))
     federations = flwr.get("federations", {})
     default = federations.get(federations.get("default", ""), {})
@@ -247,12 +251,21 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
     return server_app, client_app, _flat(flwr["app"].get("config", {})), nodes
 
 
+def _forget_other_apps(folder: Path, packages: set[str]) -> None:
+    """Unload modules of these names that were imported from another folder, such as another app's."""
+    own = {name for name in packages if Modules(folder=folder).has(name)}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in own and file and not Path(file).is_relative_to(folder):
+            del sys.modules[name]
+
+
 def _component(path: str, kind: type) -> Any:
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name or "app", None)
-    except ImportError as error:
-        raise ConfigError(f"the component {path!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"the component {path!r} cannot be imported: {describe(error)}") from None
     if not isinstance(found, kind):
         raise ConfigError(f"the component {path!r} is {type(found).__name__}; allowed: a {kind.__name__}")
     return found

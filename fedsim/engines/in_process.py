@@ -30,7 +30,7 @@ from fedsim.engines.drift import Movements
 from fedsim.engines.replies import Order, Replies
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
-from fedsim.errors import ClientError, DivergenceError, FedsimError, one_of, whole
+from fedsim.errors import DivergenceError, FedsimError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
@@ -188,7 +188,7 @@ class InProcessGrid(flower.LocalGrid):
         shared = set(range(1, len(net.sizes))) - set(client.private_layers(net))
         self._payload = flower.payload_bytes(net, sorted(shared))
         self._loss_limit = float("inf")
-        self._movement_limit = float(np.sqrt(np.finfo(net.dtype).max))
+        self._movement_limit = float(np.finfo(net.dtype).max)
         self._train_calls = 0
         self._waiting: dict[str, Message] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -389,8 +389,8 @@ class InProcessGrid(flower.LocalGrid):
     def train(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Update]:
         """Train clients, given in cohort order; yield each block's sound updates and record why others are left out.
 
-        A client is left out that has no examples, that raised an error, whose training diverged, or whose update is so
-        long that its square is not finite in the network's precision.
+        A client is left out that has no examples, that raised an error, whose training diverged, or whose update is
+        longer than any number of the network's dtype.
         """
         empty = task.partition.sizes[ids] == 0
         self.traffic.failed |= {int(client): f"client {client} has no examples to train on" for client in ids[empty]}
@@ -443,7 +443,7 @@ class InProcessGrid(flower.LocalGrid):
         """Leave a client out of the round, or end the run."""
         if self.on_failure == "raise":
             raise error
-        self.traffic.failed[client] = error.reason if isinstance(error, ClientError) else str(error)
+        self.traffic.failed[client] = error.reason
 
     def evaluate_clients(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate on clients' own examples, block by block; a client that has none is left out."""

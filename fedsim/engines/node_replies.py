@@ -23,9 +23,7 @@ from fedsim.engines import flower
 from fedsim.engines.fingerprint import difference
 from fedsim.engines.site import Site
 from fedsim.engines.state import ClientState
-from fedsim.errors import ClientError, FedsimError
-from fedsim.kernels.numpy import evaluate
-from fedsim.mlp import MLP
+from fedsim.errors import FedsimError
 from fedsim.splits import Partition
 
 Array = NDArray[Any]
@@ -36,7 +34,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 RESULT, FAILED = "fedsim.result", "fedsim.failed"
 #: Prefixes of what a reply holds besides weights.
 UP, ENCODED = "up.", "encoded."
-#: Examples on which the server learns what a strategy sends, and test examples on which it tries a client's weights.
+#: Examples on which the server learns what a strategy sends.
 SAMPLE = 10
 #: Clients on which it tries to learn it.
 TRIALS = 3
@@ -143,7 +141,7 @@ def training_layout(site: Site, task: Task, clients: NDArray[np.intp]) -> Layout
     raise ReplyError(f"{type(task.strategy).__name__} fails on the server too: {reason}")
 
 
-def failures_record(failed: Mapping[int, ClientError]) -> ConfigRecord:
+def failures_record(failed: Mapping[int, FedsimError]) -> ConfigRecord:
     """Return why clients have no rows, as a SuperNode sends it."""
     return ConfigRecord({str(client): error.reason for client, error in failed.items()})
 
@@ -213,43 +211,27 @@ def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[An
     return result
 
 
-def unsound(net: MLP, weights: Array, sent: Mapping[str, Array], x: Array, y: NDArray[Any]) -> dict[int, str]:
+def unsound(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
     """Return why the server cannot compute with some clients' numbers, by row.
 
-    A client that has diverged says so by its training loss; this is about those that do not. A number that is not
-    finite would spread to every client, as would one so large that its square overflows, or weights with which the
-    network has no finite loss.
+    A client that has diverged says so by its training loss; this is about those that do not.
 
     Parameters
     ----------
-    net : MLP
-    weights : ndarray, shape (clients, parameters)
-        What the server has decoded.
     sent : mapping of str to ndarray, shape (clients, ...)
-        What was sent besides.
-    x, y : ndarray, shape (examples, features) and (examples,)
-        A few test examples.
+    dtype : str
+        Of the network: a row that is longer than its largest number overflows wherever it is used.
     """
     wrong: dict[int, str] = {}
-
-    def mark(bad: NDArray[np.bool_], reason: str) -> None:
-        for row in np.flatnonzero(bad):
-            wrong.setdefault(int(row), reason)
-
-    with np.errstate(all="ignore"):
-        for name, rows in {"weights": weights, **sent}.items():
-            flat = rows.reshape(len(rows), -1)
-            mark(~np.isfinite(flat).all(axis=1), f"its SuperNode sent {name} that are not finite")
-            peak = np.abs(flat).max(axis=1, initial=0).astype(np.float64)
-            mark(peak > largest(net.dtype, flat.shape[1]), f"its SuperNode sent {name} too large for {net.dtype}")
-        loss, _ = evaluate(net, weights, x[None], y[None])
-    mark(~np.isfinite(loss), "the network has no finite loss with the weights that its SuperNode sent")
+    for name, rows in sent.items():
+        flat = rows.reshape(len(rows), -1).astype(np.float64)
+        finite = np.asarray(np.isfinite(flat).all(axis=1))
+        with np.errstate(all="ignore"):
+            longest = np.sqrt(np.square(flat).sum(axis=1))
+        for row in np.flatnonzero(~finite | (longest > np.finfo(dtype).max)):
+            what = f"too large for {dtype}" if finite[row] else "that are not finite"
+            wrong.setdefault(int(row), f"its SuperNode sent {name} {what}")
     return wrong
-
-
-def largest(dtype: str, terms: int = 1) -> float:
-    """Return the largest number of which so many squares can be summed in a dtype."""
-    return math.sqrt(float(np.finfo(dtype).max) / max(terms, 1))
 
 
 def first_line(text: str | None) -> str:

@@ -26,7 +26,7 @@ from fedsim.clients.base import (
 from fedsim.compression import RESIDUAL, Compression, Transform
 from fedsim.engines.node_state import NodeState
 from fedsim.engines.state import ClientState
-from fedsim.errors import ClientError, FedsimError
+from fedsim.errors import ClientError, DivergenceError, FedsimError
 from fedsim.mlp import MLP
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
@@ -44,7 +44,7 @@ class Evaluation:
     ----------
     partition_ids, num_examples : ndarray of int, shape (clients,)
     loss, accuracy : ndarray of float64, shape (clients,)
-    failed : dict of int to ClientError
+    failed : dict of int to FedsimError
         Partition id -> why a client is not among the rows.
     """
 
@@ -52,7 +52,7 @@ class Evaluation:
     num_examples: NDArray[np.intp]
     loss: NDArray[np.float64]
     accuracy: NDArray[np.float64]
-    failed: Mapping[int, ClientError] = field(default_factory=dict)
+    failed: Mapping[int, FedsimError] = field(default_factory=dict)
 
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
 
 def isolate_failures(
     call: Callable[[NDArray[np.intp]], T], block: NDArray[np.intp], round_number: int
-) -> tuple[list[T], dict[int, ClientError]]:
+) -> tuple[list[T], dict[int, FedsimError]]:
     """Call a function of a block of clients; where it raises, of each client alone, which gives the same rows.
 
     Parameters
@@ -85,7 +85,7 @@ def isolate_failures(
     -------
     results : list
         In the order of the clients.
-    failed : dict of int to ClientError
+    failed : dict of int to FedsimError
         Partition id -> what went wrong.
 
     Raises
@@ -93,17 +93,20 @@ def isolate_failures(
     FedsimError, MemoryError
         Raised by the call: not the fault of one client.
     """
+    client = int(block[0])
     try:
         return [call(block)], {}
+    except DivergenceError as error:
+        if len(block) == 1:
+            return [], {client: error}
     except (FedsimError, MemoryError):
         raise
     except Exception as error:
         if len(block) == 1:
-            client = int(block[0])
             failure = ClientError(client, round_number, describe(error))
             failure.__cause__ = error
             return [], {client: failure}
-    results, failed = list[T](), dict[int, ClientError]()
+    results, failed = list[T](), dict[int, FedsimError]()
     for k in range(len(block)):
         found, lost = isolate_failures(call, block[k : k + 1], round_number)
         results += found

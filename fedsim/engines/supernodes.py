@@ -31,7 +31,6 @@ from fedsim.engines.node_replies import (
     EVALUATION,
     FAILED,
     RESULT,
-    SAMPLE,
     UP,
     Hello,
     Layout,
@@ -39,7 +38,6 @@ from fedsim.engines.node_replies import (
     columns_of,
     failures_record,
     first_line,
-    largest,
     read_columns,
     read_failures,
     read_hello,
@@ -349,15 +347,15 @@ class SuperNodeGrid(InProcessGrid):
             )
             claimed = np.flatnonzero(np.isfinite(loss) & (loss <= self._loss_limit))
         if len(claimed):
-            sent = {name: values[claimed] for name, values in columns.items() if name.startswith(UP)}
-            found = unsound(self.net, columns["weights"][claimed], sent, self._x_test[:SAMPLE], self._y_test[:SAMPLE])
+            sent = {n: values[claimed] for n, values in columns.items() if n == "weights" or n.startswith(UP)}
+            found = unsound(sent, self.net.dtype)
             wrong |= {int(claimed[row]): reason for row, reason in found.items()}
         return wrong
 
     def _unsound_evaluation(self, columns: Mapping[str, NDArray[Any]]) -> dict[int, str]:
         """Return, by row, which clients' scores cannot be."""
         wrong = {}
-        least, most = 0.0 if self.site.variance is None else -np.inf, largest(self.net.dtype)
+        least, most = 0.0 if self.site.variance is None else -np.inf, float(np.finfo(self.net.dtype).max)
         for row, (loss, accuracy) in enumerate(zip(columns["loss"], columns["accuracy"], strict=True)):
             if not (np.isfinite(loss) and np.isfinite(accuracy)):
                 wrong[row] = "its SuperNode sent a loss or accuracy that is not finite"

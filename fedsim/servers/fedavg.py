@@ -150,12 +150,14 @@ class FedAvg(FlowerFedAvg):
         return flower.Instructions(record, nodes, MessageType.TRAIN, aggregator, self.min_clients)
 
     def check_clients(self, num_clients: int) -> None:
-        """Raise ConfigError if no round of so many registered clients can have `min_clients` updates."""
-        size = _cohort_size(num_clients, self.fraction_train, self.min_train_nodes)
-        if self.min_clients > size:
+        """Raise ConfigError if rounds of a run with so many registered clients could never be accepted."""
+        self.check_cohort(_cohort_size(num_clients, self.fraction_train, self.min_train_nodes))
+
+    def check_cohort(self, clients: int) -> None:
+        """Raise ConfigError if rounds with so many clients could never be accepted."""
+        if self.min_clients > clients:
             raise ConfigError(
-                f"min_clients is {self.min_clients}; allowed: 1 to {size}, the clients sampled in a round "
-                f"(fraction_train is {self.fraction_train} of {num_clients})"
+                f"min_clients is {self.min_clients}; allowed: 1 to {clients}, the clients sampled in a round"
             )
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:

@@ -7,12 +7,9 @@ learning in Byzantium", ICML 2018 (arXiv:1802.07927), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, whole
@@ -81,18 +78,6 @@ class _Selecting(FedAvg):
         """Fewest clients for which the rule is defined."""
         return self.clients_per_malicious * self.num_malicious_nodes + 3
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Sample the round's cohort; refuse before anything trains if cohorts are too small for the rule.
-
-        Later rounds may lose clients: one that is left with fewer than the rule needs does not change the model.
-        """
-        cohort = super().configure_train(server_round, arrays, config, grid)
-        if server_round == 1 and isinstance(cohort, Sized) and len(cohort):
-            self.check_cohort(len(cohort))
-        return cohort
-
     def check_cohort(self, clients: int) -> None:
         """Raise ConfigError unless the rule is defined for cohorts of so many clients."""
         if clients < self.needed:
@@ -100,6 +85,7 @@ class _Selecting(FedAvg):
                 f"{type(self).__name__}'s num_malicious_nodes is {self.num_malicious_nodes}, for which a round needs "
                 f"{self.needed} clients; it has {clients}"
             )
+        super().check_cohort(clients)
 
 
 class MultiKrum(_Selecting):
