@@ -23,10 +23,10 @@ from typing import Any
 
 from fedsim import clients, compression, splits
 from fedsim.clients import SGD
-from fedsim.errors import ConfigError, near, real, whole
+from fedsim.errors import ConfigError, near, plain, real, shown, whole
 from fedsim.experiment import Experiment
 from fedsim.modules import EVERY, Modules, load_class
-from fedsim.text import call, make, making, parse, plain, read_toml, shorten, toml_value
+from fedsim.text import call, make, making, parse, read_toml, toml_value
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def _build(field: str, text: str, names: Mapping[str, Any], modules: Modules | N
         target = load_class(field, head, _kinds(field), modules)
     else:
         own = " or module:Class" if modules is not None else ""
-        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{near(head[:100], names)}")
+        raise ConfigError(f"{field} is {shown(text)}; allowed: {', '.join(names)}{own}{near(head[:100], names)}")
     _, args, keywords = parse(field, text, nested)
     if field == "server":
         if args:
-            raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
+            raise ConfigError(f"{field} is {shown(text)}; its options must be named, as in FedAdam(eta=0.1)")
         _check_options(target, keywords)
         return partial(target, **keywords) if keywords else target
     with making(field, head):
@@ -183,8 +183,6 @@ def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
     if field == "hidden" and isinstance(raw, list):
         return tuple(raw)
-    if field == "data_dir" and not isinstance(raw, str):
-        raise ConfigError(f"data_dir is {raw!r}; allowed: a folder's name")
     return raw
 
 
@@ -208,7 +206,7 @@ def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> E
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
         if name not in known:
-            raise ConfigError(f"unknown setting {shorten(name)}; allowed: {', '.join(known)}{near(name[:100], known)}")
+            raise ConfigError(f"unknown setting {shown(name)}; allowed: {', '.join(known)}{near(name[:100], known)}")
     return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
@@ -237,9 +235,9 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: key=value")
+            raise ConfigError(f"--set is {shown(assignment)}; allowed: key=value")
         outer, dot, inner = key.strip().partition(".")
-        raw = toml_value(f"--set {shorten(key)}", text)
+        raw = toml_value(f"--set {shown(key)}", text)
         if not dot:
             experiment({outer: raw}, EVERY)  # checks the name and the value by themselves
             base = replace(base, **{outer: value_of(outer, raw)})
@@ -248,8 +246,8 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         names = [f.name for f in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{near(inner[:100], names)}")
-        with making("--set", shorten(assignment)):
+            raise ConfigError(f"--set is {shown(assignment)}; allowed: {allowed}{near(inner[:100], names)}")
+        with making("--set", shown(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})
     return base

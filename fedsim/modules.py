@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fedsim.errors import ConfigError, near
-from fedsim.text import describe, shorten
+from fedsim.errors import ConfigError, near, shown
+from fedsim.text import describe
 
 #: What ``module:Class`` looks like.
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -86,7 +86,7 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         Not of that form, a module that the text may not import or that cannot be imported, or no class of the kind.
     """
     if not FORM.fullmatch(path):
-        raise ConfigError(f"{field} names {shorten(path)}; allowed: module:Class")
+        raise ConfigError(f"{field} names {shown(path)}; allowed: module:Class")
     name, _, attribute = path.partition(":")
     if not modules.allow(name):
         if modules.folder is None:

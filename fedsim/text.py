@@ -14,9 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedsim.errors import ConfigError, FedsimError, near
+from fedsim.errors import ConfigError, FedsimError, near, plain, shown
 
 #: The most bits of an integer in text; Python cannot even print one of 5,000 digits.
 MOST_BITS = 128
@@ -46,7 +44,7 @@ def parse(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[An
         Not of that form.
     """
     head, bracket, rest = text.strip().partition("(")
-    form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
+    form = f"{field} is {shown(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python about its own grammar, such as "\d"
@@ -124,7 +122,7 @@ def check_plain(field: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ConfigError(f"{field} has the text {shorten(value)}; allowed: valid Unicode") from None
+            raise ConfigError(f"{field} has the text {shown(value)}; allowed: valid Unicode") from None
     elif isinstance(value, dict):
         for part in (*value, *value.values()):
             check_plain(field, part)
@@ -166,15 +164,10 @@ def toml_value(what: str, text: str) -> Any:
     except tomllib.TOMLDecodeError:
         found = {}
     except (ValueError, RecursionError, MemoryError):
-        raise ConfigError(f"{what} is {shorten(text)}; allowed: a value in TOML") from None
+        raise ConfigError(f"{what} is {shown(text)}; allowed: a value in TOML") from None
     value = found["value"] if list(found) == ["value"] else text.strip()  # more than one line is no value
     check_plain(what, value)
     return value
-
-
-def shorten(text: str, most: int = 100) -> str:
-    """Return a text's repr for an error, cut if it is long."""
-    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
 
 
 def one_line(error: BaseException) -> str:
@@ -207,17 +200,6 @@ def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
     """Write a call."""
     shown = [*map(_literal, args), *(f"{k}={_literal(v)}" for k, v in keywords.items())]
     return f"{name}({', '.join(shown)})"
-
-
-def plain(value: Any) -> Any:
-    """Return a value with Python's numbers in the place of NumPy's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {plain(name): plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return tuple(map(plain, value)) if type(value) is tuple else value
 
 
 def _literal(value: Any) -> str:

@@ -359,7 +359,7 @@ def test_other_options_of_servers_are_checked(make: Callable[[], Any], sentence:
 def test_a_server_that_waits_for_more_clients_than_there_are_is_refused(cls: Any, option: str) -> None:
     base = Experiment(dataset=SMALL, split=IID(4), rounds=1, fraction_evaluate=1.0, kernel="numpy")
     experiment = replace(base, server=partial(cls, **{option: 5}))
-    with pytest.raises(ConfigError, match=f"{cls.__name__}'s {option} is 5; allowed: at most 4, all clients"):
+    with pytest.raises(ConfigError, match=f"{cls.__name__}'s {option} is 5; allowed: at most 4, the number of clients"):
         experiment.run()
     assert replace(experiment, server=partial(cls, **{option: 4})).run().history["clients"].iloc[-1] == 4
 
@@ -383,8 +383,8 @@ def test_the_largest_learning_rates_diverge_and_say_so(lr: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["splits", "LogNormal()"], "split is 'LogNormal()'; allowed: a split, such as IID(50)"),
-        (["splits", "PowerLaw"], "split is 'PowerLaw'; allowed: a split"),
+        (["splits", "LogNormal()"], "split is 'LogNormal()'; allowed: IID, Dirichlet"),
+        (["splits", "PowerLaw"], "split is 'PowerLaw'; allowed: IID, Dirichlet"),
         (["splits", "IID(4)", "--seed", "99999999999999999999"], "--seed is 99999999999999999999; allowed"),
         (["splits", "IID(99999999999999999999)"], "IID's num_clients is 99999999999999999999; allowed"),
         (["splits", "TimeOrdered(IID(4), 3, by=False)"], "TimeOrdered's by is False"),
