@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from helpers import same
@@ -545,3 +546,41 @@ def test_weights_that_are_not_finite_show_in_the_loss(kernel: str) -> None:
     finite = np.isfinite(update.weights).all(axis=1)
     assert finite.sum() < 10
     assert np.array_equal(np.isfinite(update.train_loss), finite)
+
+
+def test_every_compiled_function_has_a_name_of_its_own() -> None:
+    """Machine code of two processes is mixed on disk, where names alone tell functions apart."""
+    functions = [value for value in vars(compiled).values() if isinstance(value, numba.core.dispatcher.Dispatcher)]
+    names = [function.py_func.__qualname__ for function in functions]
+    assert len(names) > 20
+    assert len(set(names)) == len(names)
+
+
+MIXED = """
+import sys
+import numba
+from fedsim.kernels import compiled
+
+for k in range(int(sys.argv[2])):  # numbers of functions that another session would have given away
+    numba.njit(lambda x: x + 1)(1.0)
+compiled.prepare("float64", targets=sys.argv[1] == "targets")
+"""
+
+
+@pytest.mark.slow
+def test_kernels_kept_by_different_processes_are_not_mixed_up(tmp_path: Path) -> None:
+    """A third process that classifies and regresses loads both; 19 shifts the number of one product to the other's."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for what, shift in (("labels", "0"), ("targets", "19")):
+        subprocess.run([sys.executable, "-c", MIXED, what, shift], env=environment, check=True, capture_output=True)
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fedsim.kernels import compiled
+compiled.prepare("float64")
+import test_regression as t
+for client in (t.SGD(lr=0.05), t.SCAFFOLD(lr=0.05)):
+    t.test_both_kernels_agree(client, "float64")
+"""
+    tests = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", script, tests], env=environment, check=True, capture_output=True)

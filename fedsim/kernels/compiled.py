@@ -20,11 +20,14 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from filelock import FileLock
 from llvmlite import binding, ir
 from numba.core import cgutils, event, types
 from numba.extending import intrinsic
@@ -65,6 +68,21 @@ _HELPER = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _helper: Callable[[Any], Any] = numba.njit(**_HELPER)
 _sum_helper: Callable[[Any], Any] = numba.njit(**_HELPER, fastmath={"reassoc"})  # sums in several lanes
 _intrinsic: Callable[[Any], Any] = intrinsic
+
+
+def _helper_named(name: str) -> Callable[[Any], Any]:
+    """Return `_helper` for a function made by another function, under a name of its own.
+
+    Numba tells functions of one name and signature apart by a number that it counts in each process. Machine code that
+    two processes have kept on disk can hold different functions under one number, and a third process would call one in
+    the place of the other.
+    """
+
+    def decorate(function: Any) -> Any:
+        function.__qualname__ = name
+        return _helper(function)
+
+    return decorate
 
 
 class _Emitter:
@@ -212,8 +230,8 @@ def _dots(rows: int, columns: int) -> Any:
     return dots
 
 
-def _product(transposed: bool) -> Any:
-    """Make a function: ``C = A @ B``, or ``C += A.T @ B``, within the flat array `s`, tile by tile.
+def _product(name: str, transposed: bool) -> Any:
+    """Make a function of a name: ``C = A @ B``, or ``C += A.T @ B``, within the flat array `s`, tile by tile.
 
     A group of B's vector columns is read by all rows before the next. Of a last vector that is at most half full, only
     half is computed where there are rows enough to fill a tile of it.
@@ -223,7 +241,7 @@ def _product(transposed: bool) -> Any:
     tile_1_wide, tile_1_1 = _tile(1, WIDE, transposed), _tile(1, 1, transposed)
     tile_10_half = _tile(10, 1, transposed, parts=2)
 
-    @_helper
+    @_helper_named(name)
     def product(s, c, c_row, rows, a, a_row, b, b_row, columns, lanes, depth):  # type: ignore[no-untyped-def]
         v = 0
         while v < columns:
@@ -260,7 +278,7 @@ def _product(transposed: bool) -> Any:
     return product
 
 
-_multiply, _add_transposed = _product(False), _product(True)
+_multiply, _add_transposed = _product("_multiply", False), _product("_add_transposed", True)
 
 _dots_5_wide, _dots_5_1, _dots_1_wide, _dots_1_1 = _dots(5, WIDE), _dots(5, 1), _dots(1, WIDE), _dots(1, 1)
 
@@ -302,10 +320,13 @@ def _power_of_two(context, n_):  # type: ignore[no-untyped-def]
     return types.float32(n_), emit
 
 
-def _polynomial(highest: float, *rest: float) -> Any:
-    """Make a function: a polynomial in x, given its coefficients, in precision `kind`. Unlike a call, it vectorises."""
+def _polynomial(name: str, highest: float, *rest: float) -> Any:
+    """Make a function of a name: a polynomial in x, given its coefficients, in precision `kind`.
 
-    @_helper
+    Unlike a call, it vectorises.
+    """
+
+    @_helper_named(name)
     def value(kind, x):  # type: ignore[no-untyped-def]
         total = kind(highest)
         for c in numba.literal_unroll(rest):
@@ -318,7 +339,7 @@ def _polynomial(highest: float, *rest: float) -> Any:
 #: log 2 in two parts, the first of few bits: a whole number times it is exact. e^r = 1 + r + r^2 Q(r) for |r| at most
 #: half of it; Q, highest power first, is the minimax of the relative error (3e-9), by Lawson's iteration.
 _LN_2 = 0.693359375, math.log(2) - 0.693359375
-_exp_q = _polynomial(1.38146132e-03, 8.36870982e-03, 4.16683874e-02, 1.66665207e-01, 4.99999935e-01)
+_exp_q = _polynomial("_exp_q", 1.38146132e-03, 8.36870982e-03, 4.16683874e-02, 1.66665207e-01, 4.99999935e-01)
 
 
 @_helper
@@ -395,9 +416,11 @@ def _loss_and_delta(kind, z, d, target, scale):  # type: ignore[no-untyped-def]
 
 #: tanh x = x P(x^2) / Q(x^2) for |x| <= 9 in single precision, highest power first: the minimax coefficients of Eigen
 #: (generic_fast_tanh_float) and XLA.
-_tanh_p = _polynomial(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
-                      1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
-_tanh_q = _polynomial(1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_tanh_p = _polynomial(
+    "_tanh_p", -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+    1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
+)  # fmt: skip
+_tanh_q = _polynomial("_tanh_q", 1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 @_helper
@@ -920,13 +943,27 @@ def prepare(dtype: str, targets: bool = False) -> None:
     sums = types.void(array(types.float64, 1), array(real, 2), array(types.float64, 1))
     squares = types.void(array(types.float64, 1), array(real, 2), array(real, 1, True))
     wanted = ((_train_compiled, signature), (add_weighted, sums), (_squares_compiled, squares))
-    with event.install_listener("numba:compile", _Announce()):
-        for function, types_ in wanted:
+    missing = [(function, types_) for function, types_ in wanted if types_.args not in function.overloads]
+    if not missing:
+        return
+    with _one_process(), event.install_listener("numba:compile", _Announce()):
+        for function, types_ in missing:
             try:
                 function.compile(types_)
             except OSError:  # the machine code could not be kept on disk, but is here
                 if types_.args not in function.overloads:
                     raise
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Let one process at a time compile and write machine code: Numba's index on disk may have one writer only."""
+    folder = _train_compiled.stats.cache_path
+    with ExitStack() as stack:
+        if folder:
+            with suppress(OSError):  # a folder that cannot be written is not written by anybody
+                stack.enter_context(FileLock(Path(folder) / "fedsim-kernels.lock"))
+        yield
 
 
 def _readonly(array: Array, net: MLP | None = None) -> Array:
