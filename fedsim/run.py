@@ -168,7 +168,7 @@ class _Run:
         if server_round == 0:
             self.grid.limit_loss(loss)
         if traffic.rejected is not None:
-            self._say_rejected(server_round, traffic.rejected)
+            self._say_rejected(server_round, *traffic.rejected)
         now = time.perf_counter()
         values = (
             server_round,
@@ -200,9 +200,8 @@ class _Run:
             self._checkpoint(self.folder)
         return MetricRecord({"test_loss": loss, f"test_{self.score}": accuracy})
 
-    def _say_rejected(self, server_round: int, updates: int) -> None:
+    def _say_rejected(self, server_round: int, updates: int, least: int) -> None:
         """Say, the first time, that a round has changed nothing."""
-        least = max(1, self.experiment.min_clients)
         if not self.rejected:
             notice(
                 f"round {server_round} had {updates} updates, fewer than min_clients = {least}: "

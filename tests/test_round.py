@@ -93,6 +93,16 @@ def test_a_rejected_round_changes_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert "round 2 had 2 updates, fewer than min_clients = 3: the model stays as it was" in capsys.readouterr().err
 
 
+def test_a_round_that_is_too_small_for_its_server_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Krum with one attacker needs five clients; in round 2 it has two."""
+    krum = partial(servers.Krum, num_malicious_nodes=1)
+    settings: dict[str, Any] = {"fraction_train": 1.0, "on_failure": "exclude", "server": krum}
+    history = replace(BASE, split=IID(6), client=Sometimes(), **settings).run().history
+    assert history["clients"].tolist() == [0, 6, 0, 6, 6]
+    assert history["test_loss"][2] == history["test_loss"][1]
+    assert "round 2 had 2 updates, fewer than min_clients = 5: the model stays" in capsys.readouterr().err
+
+
 def test_more_clients_than_a_round_has_are_refused() -> None:
     """12 clients, half of them sampled: 7 updates can never come."""
     with pytest.raises(ConfigError, match=r"min_clients is 7; allowed: 1 to 6, the clients sampled in a round"):

@@ -92,8 +92,8 @@ class Traffic:
         Serialised arrays sent to and received from clients.
     movements : Movements
         How far clients went.
-    rejected : int, optional
-        How many updates a round had that was not accepted.
+    rejected : tuple of two int, optional
+        Of a round that was not accepted: how many updates it had, and how many it needed.
     """
 
     clients: int = 0
@@ -101,7 +101,7 @@ class Traffic:
     bytes_down: int = 0
     bytes_up: int = 0
     movements: Movements = field(default_factory=Movements)
-    rejected: int | None = None
+    rejected: tuple[int, int] | None = None
     _ids: list[NDArray[np.intp]] = field(default_factory=list)
     _losses: list[NDArray[np.float64]] = field(default_factory=list)
 
@@ -251,7 +251,7 @@ class InProcessGrid(flower.LocalGrid):
         replies.failed |= self.traffic.failed
         sent = sum(len(update.partition_ids) for update in replies.updates)
         if told and sent < told.min_clients:
-            replies.accepted, self.traffic.rejected = False, sent
+            replies.accepted, self.traffic.rejected = False, (sent, told.min_clients)
         else:
             self.commit(replies)
         self.evaluations += replies.evaluations
