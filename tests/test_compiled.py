@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from helpers import same
+from helpers import cases, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -274,7 +274,7 @@ def rows_of(job: Fit, k: int) -> Fit:
 KINK = 5e-2
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=cases(150))
 @given(fits_with_a_diverging_client(), st.integers(1, 3))
 def test_a_diverging_client_changes_no_other(case: tuple[Fit, int], threads: int) -> None:
     """Rows agree with the NumPy kernel, the same clients fail, and threads and blocks change no bit."""

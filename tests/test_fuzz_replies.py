@@ -9,7 +9,6 @@ The honest replies are those of a real round, on 3 SuperNodes with 2 clients eac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from helpers import cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose
 
 #: Cases of all seven tests together, and of each.
-CASES = int(os.environ.get("FEDSIM_FUZZ", 700))
+CASES = cases(700)
 EXAMPLES = -(-CASES // 7)
 NODES, CLIENTS = 3, 6
 fuzz = settings(

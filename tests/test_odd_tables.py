@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,7 +183,7 @@ NAME = st.text('xyzé ,"\n', min_size=1, max_size=4).map(str.strip).filter(bool)
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(300), deadline=None)
 def test_a_table_is_what_was_written_whatever_the_dialect(data: st.DataObject) -> None:
     """Python's csv writes a table in any of its dialects, with what programs add; it is read as it was."""
     names = data.draw(st.lists(NAME, min_size=2, max_size=5, unique=True))
