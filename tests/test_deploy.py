@@ -43,6 +43,7 @@ def deployment() -> Iterator[Deployment]:
 
 
 slow = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("deployment")  # one process, one shared deployment
 
 
 @pytest.mark.parametrize(

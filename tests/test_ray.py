@@ -22,6 +22,7 @@ from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
+pytestmark = pytest.mark.xdist_group("ray")  # one process, one cluster
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, fraction_evaluate=0.5, test_fraction=0.1
