@@ -176,6 +176,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"hello", "cannot be read"),
         (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"), "not an idx file of unsigned bytes"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab"), r"promises shape \(5,\), it holds 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab"), r"promises shape \(1,\), it holds 2 bytes"),
         (gzip.compress(b"\0\0\x08\x03\0\0"), "damaged"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab")[:-6], "cannot be read"),
     ],
@@ -190,3 +191,26 @@ def test_damaged_files_say_so(tmp_path: Path, raw: bytes, sentence: str) -> None
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"dataset is 'digit'; allowed: digits, .*did you mean 'digits'"):
         data.load("digit")
+
+
+def test_data_dir_comes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, sizes in (("given", (30, 10)), ("environment", (20, 10))):
+        (tmp_path / name).mkdir()
+        write_idx(tmp_path / name, sizes)
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path / "environment"))
+    assert len(idx.MNIST.load(tmp_path / "given").y_train) == 30
+    assert len(idx.MNIST.load().y_train) == 20
+
+
+def test_a_label_that_only_the_test_set_has_is_a_class() -> None:
+    x = np.ones((3, 1))
+    assert data.Dataset("late", x, np.array([0, 1, 1]), x, np.array([0, 1, 4])).num_classes == 5
+
+
+def test_a_datasets_arrays_are_read_only_and_the_callers_are_not() -> None:
+    x, y = np.ones((3, 1)), np.array([0, 1, 1])
+    made = data.Dataset("mine", x, y, x, y, groups={"who": y})
+    for values in (made.x_train, made.y_train, made.x_test, made.y_test, made.groups["who"]):
+        assert not values.flags.writeable
+    assert x.flags.writeable
+    assert y.flags.writeable

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedsim import Experiment, data, mlp
-from fedsim.clients import SGD, FedProx
+from fedsim.clients import SGD, Context, FedProx
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
 from fedsim.experiment import Result, history_columns
-from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split
+from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 
 
@@ -284,3 +285,42 @@ def test_the_fedavg_papers_table_1(split: Split, rounds: int, mnist_dir: Path) -
         rounds=min(rounds, 350),
     )
     assert experiment.run().rounds_to(0.97) <= rounds
+
+
+def test_the_seed_decides_which_examples_are_a_clients_test() -> None:
+    experiment = Experiment(split=IID(3, seed=0), test_fraction=0.3)
+    tests = [replace(experiment, seed=seed).federate(experiment.load_data()).partition_test for seed in (0, 0, 1)]
+    assert tests[0] is not None
+    assert tests[1] is not None
+    assert tests[2] is not None
+    assert np.array_equal(tests[0].indices, tests[1].indices)
+    assert not np.array_equal(tests[0].indices, tests[2].indices)
+
+
+def test_failures_of_a_round_are_in_the_order_of_clients() -> None:
+    """The cohort is in the order of falling size, here that of falling ids."""
+
+    class Fails(SGD):
+        def train(self, ctx: Context) -> NDArray[Any]:
+            weights = ctx.fit()
+            weights[ctx.partition_ids > 1] = np.nan
+            return weights
+
+    split = IID(5, sizes=(10, 20, 30, 40, 50))
+    failures = Experiment(split=split, client=Fails(), rounds=2, on_failure="exclude").run().failures
+    assert failures["round"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert failures["partition_id"].tolist() == [2, 3, 4, 2, 3, 4]
+
+
+def test_the_kernel_follows_from_the_examples_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def choose(kernel: str, hooks: str, net: mlp.MLP, examples: float) -> str:
+        seen.append(examples)
+        return "numpy"
+
+    monkeypatch.setattr("fedsim.kernels.choose", choose)
+    experiment = Experiment(split=TimeOrdered(IID(10), windows=4), client=SGD(epochs=3), fraction_train=0.5)
+    dataset = experiment.load_data()
+    assert experiment.kernel_for(experiment.network(dataset), experiment.federate(dataset)) == "numpy"
+    assert seen == pytest.approx([3 * 0.5 * len(dataset.x_train) / 4])

@@ -17,6 +17,7 @@ from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
 from fedsim.engines.drift import Movements
 from fedsim.experiment import Result
+from fedsim.report.tables import splits_table
 from fedsim.servers import FedMedian
 from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Partition, Shards, skew
 from fedsim.splits.measure import gini, summary
@@ -73,6 +74,15 @@ def test_gini(sizes: list[int], expected: float) -> None:
     assert gini(np.array(sizes)) == pytest.approx(expected)
     pairs = np.abs(np.subtract.outer(sizes, sizes)).mean() / (2 * np.mean(sizes))
     assert gini(np.array(sizes)) == pytest.approx(pairs)
+
+
+def test_the_table_of_splits_rounds_means_of_measures() -> None:
+    held = Dirichlet(7, alpha=0.3).federate(data.load("digits"), 4)
+    row, table = summary(held), splits_table({"mine": held})
+    assert table.loc["mine", ["EMD", "TV", "Gini"]].tolist() == [
+        f"{row[name]:.2f}" for name in ("emd", "total_variation", "gini")
+    ]
+    assert table.loc["mine", ["clients", "largest"]].tolist() == ["7", f"{row['largest']:,.0f}"]
 
 
 # During training.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.engines.node_state import NodeState
+from fedsim.engines.state import ClientState
 from fedsim.errors import FedsimError
 
 CLIENTS = np.array([4, 2, 7])
@@ -40,3 +41,16 @@ def test_what_was_not_accepted_is_not_used() -> None:
 def test_state_that_is_lost_is_missed() -> None:
     with pytest.raises(FedsimError, match="client 2 has no state after round 3 on this SuperNode"):
         NodeState(9).accept(CLIENTS, np.array([0, 3, 0]))
+
+
+def test_client_state_is_dumped_and_restored_by_client() -> None:
+    """Clients that first took part in another order than that of their ids."""
+    state = ClientState(9)
+    state.store(np.array([7, 2]), {"x": np.array([7.0, 2.0])})
+    state.store(np.array([4, 0]), {"x": np.array([4.0, 0.0])})
+    dumped = state.dump()
+    assert dumped["clients"].tolist() == [0, 2, 4, 7]
+    assert dumped["state x"].tolist() == [0, 2, 4, 7]
+    restored = ClientState(9)
+    restored.restore(dumped)
+    assert restored.rows(CLIENTS)["x"].tolist() == [4, 2, 7]

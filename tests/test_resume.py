@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import same
+from numpy.typing import NDArray
 
 from fedsim import Experiment, checkpoint, clients, data, run, rundir, servers
 from fedsim.errors import ConfigError
@@ -83,6 +84,28 @@ def test_resume_equals_run(experiment: Experiment, tmp_path: Path) -> None:
         assert same(whole, resumed)
         assert seen == list(range(7))
         assert not (tmp_path / "checkpoint.npz").exists()
+
+
+class Explodes(clients.SGD):
+    """SGD whose client 3 leaves the range of sensible losses in round 4, with finite weights."""
+
+    def train(self, ctx: clients.Context) -> NDArray[Any]:
+        weights = ctx.fit()
+        if ctx.round == 4:
+            ctx.loss = ctx.loss * np.where(ctx.partition_ids == 3, 1e4, 1)
+        return weights
+
+
+def test_a_resumed_run_knows_which_losses_are_divergence(tmp_path: Path) -> None:
+    """The limit follows from the untrained model's loss, which a resumed run does not measure again."""
+    experiment = replace(BASE, client=Explodes(), fraction_train=1.0, on_failure="exclude")
+    whole = experiment.run()
+    assert whole.failures[["round", "partition_id"]].to_numpy().tolist() == [[4, 3]]
+    with pytest.raises(PowerError):
+        experiment.run(directory=tmp_path, on_round=cut(2))
+    resumed = experiment.run(directory=tmp_path)
+    assert same(whole, resumed)
+    assert resumed.failures.equals(whole.failures)
 
 
 RUN = """

@@ -27,6 +27,7 @@ from fedsim.errors import ConfigError, DivergenceError
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import krum
 from fedsim.servers.fedavg import Rule
+from fedsim.servers.rows import columns
 from fedsim.splits import IID, Dirichlet, LogNormal, Shards
 
 Array = NDArray[Any]
@@ -758,3 +759,20 @@ def test_grouped_means_are_means_of_the_groups() -> None:
     scalars = RunningMean()
     scalars.add(np.array([1, 2, 4]), np.array([1.0, 1, 2]))
     assert scalars.value() == pytest.approx(11 / 4)
+
+
+def test_bulyan_of_an_even_selection_uses_the_mean_of_the_two_middle_values() -> None:
+    rows = RNG.normal(size=(8, 50))  # selects 6
+    server = servers.Bulyan(num_malicious_nodes=1)
+    sent(server, np.zeros(50))
+    expected = bulyan(1)(1, np.zeros(50), rows, np.ones(8), np.ones(8))
+    np.testing.assert_allclose(combined(server.rule(), rows, np.ones(8, np.intp)), expected)
+
+
+@pytest.mark.parametrize("parameters", [1, 4, 8, 10])
+def test_blocks_of_columns_are_all_columns(parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.servers.rows.COLUMN_BYTES", 5 * 4 * 8)  # four columns
+    rows = RNG.normal(size=(5, parameters))
+    blocks = list(columns(rows))
+    np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]).T, rows)
+    assert [place.start for place, _ in blocks] == list(range(0, parameters, 4))

@@ -665,3 +665,21 @@ def test_a_split_of_ones_own() -> None:
     groups: Mapping[str, NDArray[Any]] = {}
     assert Halves(2).partition(np.zeros(5), 0, groups).sizes.tolist() == [3, 2]
     assert FeatureNoise(Halves(2)).federate(data.load("digits")).partition.sizes.tolist() == [721, 721]
+
+
+def test_shared_examples_are_drawn_at_random() -> None:
+    part = Shared(IID(4), fraction=0.1).partition(np.zeros(1000, dtype=int), 0)
+    ids, held = np.unique(part.indices, return_counts=True)
+    common = ids[held == 4]
+    assert len(common) == 100
+    assert 400 < common.mean() < 600
+
+
+def test_what_a_short_client_receives_is_random_and_from_random_clients() -> None:
+    full = Partition(np.arange(2000), np.array([0, 0, 1000, 2000]))
+    topped = full.top_up(200, np.random.default_rng(0))
+    assert topped.sizes[0] == 200
+    received = topped[0]
+    assert 70 < (received < 1000).sum() < 130  # about half from either
+    for first, owned in ((0, received[received < 1000]), (1000, received[received >= 1000])):
+        assert 350 < owned.mean() - first < 650  # not the first examples of its former owner

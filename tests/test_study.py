@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,18 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from fedsim import Experiment, baselines, compare, mlp
 from fedsim import study as study_module
 from fedsim.baselines import centralised
 from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.compression import TopK
+from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment import Result
+from fedsim.report import plots, split_plots
 from fedsim.report.files import keep_earlier, writable_directory, write_whole
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
-from fedsim.splits import IID, Dirichlet, LabelNoise, Shards
+from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
 from fedsim.study import Study, Variant, half_width, variants
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
@@ -370,3 +374,90 @@ def test_earlier_results_are_kept(tmp_path: Path) -> None:
 
 def test_shards_label() -> None:
     assert str(Shards(10, per_client=3)) == "Shards(3)"
+
+
+def test_local_accuracy_is_that_of_the_last_round() -> None:
+    frame = history(0.1, 0.5, 0.4).assign(local_accuracy=[np.nan, 0.9, 0.7])
+    empty = pd.DataFrame()
+    made = Study((Variant({}, (Result(BASE, frame, empty, {}, "numpy", "accuracy", empty),)),))
+    assert made.summary()["local_accuracy"].tolist() == [0.7]
+
+
+def test_a_number_of_seeds_starts_at_the_experiments_own() -> None:
+    results = compare(replace(BASE, seed=5, rounds=1), seeds=2).variants[0].results
+    assert [r.experiment.seed for r in results] == [5, 6]
+
+
+def test_each_folder_of_data_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+    digits = BASE.load_data()
+
+    def load(name: str, folder: str) -> Dataset:
+        loaded.append(folder)
+        return digits
+
+    monkeypatch.setattr("fedsim.data.load", load)
+    compare(replace(BASE, rounds=1), data_dir=["a", "b"], seeds=2)
+    assert loaded == ["a", "b"]
+
+
+def test_every_worker_takes_part_in_data_parallel_training() -> None:
+    result = baselines.data_parallel(replace(BASE, fraction_train=0.3)).run()
+    assert result.history["clients"].tolist() == [0, 10, 10]
+
+
+def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
+    shown = split_plots._sample(np.random.default_rng(0).integers(0, 50, (80, 6)), "bars")
+    labels, most = shown.argmax(axis=1), shown.max(axis=1)
+    assert (np.diff(labels) >= 0).all()
+    for label in range(6):
+        assert (np.diff(most[labels == label]) <= 0).all()
+
+
+def test_the_band_is_the_confidence_interval(study: Study) -> None:
+    axes = Figure().subplots()
+    plots._curves(study, "test_accuracy", axes, (0, 1))
+    edges = np.array(axes.collections[0].get_paths()[0].vertices)
+    finals = [r.final_accuracy for r in study.variants[0].results]
+    last = edges[edges[:, 0] == BASE.rounds, 1]
+    assert last.min() == pytest.approx(np.mean(finals) - half_width(finals))
+    assert last.max() == pytest.approx(min(np.mean(finals) + half_width(finals), 1))
+
+
+def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5)
+    study = compare(experiment)
+    study.plot_score_by_skew(tmp_path / "a.png")
+    last = study.clients().query("round == 2")
+    emd = skew(experiment.federate(experiment.load_data())).set_index("client")["emd"]
+    points: Any = figures[0].axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points, np.column_stack([emd[last["partition_id"]], last["accuracy"]]))
+
+
+def test_labels_beside_lines_move_only_where_they_collide() -> None:
+    assert plots._spread([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
+    assert plots._spread([0.5, 0.5, 0.2], 0.05).tolist() == pytest.approx([0.5, 0.55, 0.2])
+    assert plots._spread([1.0, 1.0], 0.05).tolist() == pytest.approx([0.95, 1.0])
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "a.csv", lambda stream: stream.write(b"a"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.csv").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_study_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def on_round(row: Mapping[str, float]) -> None:
+        if row["round"] == 1:
+            shutil.rmtree(out, ignore_errors=True)
+
+    with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
+        compare(BASE, seeds=2, directory=out, on_round=on_round)
+    assert not out.exists()

@@ -28,7 +28,7 @@ from fedsim.clients.base import ServerHalf
 from fedsim.compression import TopK
 from fedsim.data import Dataset
 from fedsim.engines import app, flower
-from fedsim.engines.fingerprint import difference, fingerprint
+from fedsim.engines.fingerprint import ROWS, difference, fingerprint
 from fedsim.engines.flower_app import AppGrid, load_app, run_flower
 from fedsim.engines.node_replies import RESULT, Layout, read_array, training_layout
 from fedsim.engines.site import Site
@@ -36,7 +36,7 @@ from fedsim.engines.supernodes import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.experiment import Result
 from fedsim.export import export
-from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, TimeOrdered
+from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, Partition, TimeOrdered
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, fraction_evaluate=0.5, test_fraction=0.1
@@ -104,6 +104,25 @@ def test_an_exported_app_is_the_experiment(tmp_path: Path, monkeypatch: pytest.M
         assert np.array_equal(there["W1"], experiment.run().weights["W1"])
     with pytest.raises(ConfigError, match="is not empty; give another folder"):
         export(experiment, folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("client", "own_parts:Client"), ("server", "own_parts:Server"), ("compress", "own_parts:Half")],
+)
+def test_an_exported_app_has_the_files_of_ones_own_classes(
+    field: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_parts.py").write_text(
+        "from fedsim.clients import SGD\nfrom fedsim.compression import Float16\n"
+        "from fedsim.servers import FedAvg\n\n\n"
+        "class Client(SGD):\n    pass\n\n\nclass Half(Float16):\n    pass\n\n\nclass Server(FedAvg):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    made = config.build(field, text)
+    changed: dict[str, Any] = {field: (made,) if field == "compress" else made}
+    folder = export(replace(BASE, **changed), tmp_path / "app")
+    assert (folder / "own_parts.py").read_text() == (tmp_path / "own_parts.py").read_text()
 
 
 # Faults. Partition p of 4 holds the clients whose id is p modulo 4.
@@ -495,6 +514,24 @@ def test_a_fingerprint_sees_who_holds_what() -> None:
     ):
         assert difference(own, fingerprint(other)) == "its labels, or the examples of its clients, are not the server's"
     assert difference(own, fingerprint(IID(6).federate(data, 0))) == "its data have 6 clients, the server's 5"
+
+
+def test_a_fingerprint_sees_where_clients_are_cut() -> None:
+    own, other = (
+        fingerprint(FederatedDataset(BASE.load_data(), Partition(np.arange(100), np.array([0, cut, 100]))))
+        for cut in (40, 60)
+    )
+    assert difference(own, other) == "its labels, or the examples of its clients, are not the server's"
+
+
+def test_a_fingerprint_sees_rows_exchanged_between_blocks() -> None:
+    x = np.random.default_rng(0).normal(size=(ROWS + 100, 3))
+    exchanged = x.copy()
+    exchanged[[7, ROWS + 7]] = x[[ROWS + 7, 7]]
+    y = np.zeros(len(x), dtype=int)
+    held = Partition(np.arange(len(x)), np.array([0, len(x)]))
+    own, other = (fingerprint(FederatedDataset(Dataset("d", v, y, x[:1], y[:1]), held)) for v in (x, exchanged))
+    assert "its features are not the server's" in difference(own, other)
 
 
 @pytest.mark.parametrize("change", ["one value", "other statistics", "rows exchanged", "columns exchanged"])

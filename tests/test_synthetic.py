@@ -94,3 +94,8 @@ def test_they_are_reached_by_name_and_seed() -> None:
 def test_bad_values_are_refused(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         data.load(text)
+
+
+def test_fcube_fills_all_eight_octants() -> None:
+    signs = np.unique(np.sign(fcube().x_train), axis=0)
+    assert len(signs) == 8
