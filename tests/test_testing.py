@@ -32,6 +32,12 @@ class InPlace(SGD):
         return ctx.fit()
 
 
+class Counts(SGD):
+    def train(self, ctx: Context) -> Array:
+        self.count = 1
+        return ctx.fit()
+
+
 class OnSelf(SGD):
     def train(self, ctx: Context) -> Array:
         calls = getattr(type(self), "calls", 0)
@@ -132,6 +138,7 @@ class Unmade(SGD):
     [
         (AcrossRows, "stacked equals one by one", "axis=1, keepdims=True"),
         (InPlace, "is read-only (test_testing.py, line 31)", "make a new array instead"),
+        (Counts, "trains", "cannot assign to field 'count' (test_testing.py, line 37)"),
         (OnSelf, "gives the same bits again", "keep nothing on self"),
         (
             FlatWeights,
