@@ -28,7 +28,8 @@ class Parser(argparse.ArgumentParser):
 def guard(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit: 0 if it returns, 2 with one sentence for the user's errors, 130 for Ctrl-C.
 
-    Code that ends the process, such as a strategy that calls ``sys.exit()``, is one of these errors.
+    An exception in a class of the user's that fedsim has called is one of these errors, and so is code that ends the
+    process, such as a strategy that calls ``sys.exit()``.
     """
     program = Path(sys.argv[0]).name
     try:
@@ -50,6 +51,12 @@ def guard(main: Callable[[], None]) -> NoReturn:
         if (place := _who_exits(error)) is None:
             raise  # argparse has said all there is to say
         _leave(f"{program}: error: {place} ended the program ({error!r}); allowed: to return, or to raise an error", 2)
+    except Exception as error:
+        from fedsim.text import describe, raised_by_user_class
+
+        if not raised_by_user_class(error):
+            raise
+        _leave(f"{program}: error: {describe(error)}", 2)
     sys.exit(0)
 
 

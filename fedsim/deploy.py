@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -458,7 +458,9 @@ def _reason(lines: Sequence[str]) -> str:
     """Return what a failed ``flwr run`` says is wrong: an exception, or what stands in its box."""
     said = [line.strip("│╭╮╰╯─ ") for line in lines]
     raised = [line for line in said if re.search(r"\w(Error|Exception): ", line)]
-    boxed = [after for before, after in pairwise(said) if before == "Error"]
+    start = max((i for i, line in enumerate(said) if line == "Error"), default=len(lines))
+    box = [line.strip("│ ") for line in takewhile(lambda line: line.startswith("│"), lines[start + 1 :])]
+    boxed = [" ".join(box)] if box else []
     return next((found[-1] for found in (raised, boxed, [line for line in said if line]) if found), "it said nothing")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedsim import data, kernels, mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
+from fedsim.clients.check_hooks import check_signatures
 from fedsim.compression import Transform, check_chain
 from fedsim.errors import (
     LARGEST,
@@ -210,6 +211,7 @@ class Experiment:
         for name, kind in (("split", Split), ("client", SGD)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {shown(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
+        check_signatures(self.client, SGD)
         object.__setattr__(self, "hidden", plain_sequence(self.hidden))
         if not isinstance(self.hidden, tuple | list):
             raise ConfigError(f"hidden is {shown(self.hidden)}; allowed: a list of layer widths")

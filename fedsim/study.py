@@ -458,11 +458,15 @@ class _StudyFiles:
         except (ConfigError, OSError):
             if kind is None:
                 raise
-        if kind is not None and self._written:
+        if kind is None:
+            return
+        if self._written:
             notice(
                 f"the study did not end; {', '.join(TABLES)} in {self._folder.path} hold "
                 f"{self._written} of its {self._total} runs"
             )
+        elif not self._finished:
+            notice(f"the study ended before its first run had finished; nothing was written to {self._folder.path}")
 
 
 def score_of(row: Mapping[str, float]) -> dict[str, str]:

@@ -32,9 +32,11 @@ from fedsim.clients.base import (
     private_mask,
     run,
 )
+from fedsim.clients.check_hooks import check_signatures
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.splits import CountedSplit, Partition
+from fedsim.text import describe
 
 Array = NDArray[Any]
 Check = Callable[[SGD], None]
@@ -79,6 +81,7 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
             ) from error
     if not isinstance(strategy, SGD):
         raise StrategyError(f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD")
+    check_signatures(strategy, SGD)
     failures, tried, wait = [], 0, ""
     for name, check in CHECKS.items():
         tried += 1
@@ -88,7 +91,7 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
         except StrategyError as error:
             failures.append(f"{name}: {error}")
         except Exception as error:
-            failures.append(f"{name}: {type(error).__name__}: {error}{_hint(error)}")
+            failures.append(f"{name}: {describe(error)}{_hint(error)}")
         if failures and check is trains:
             wait = f" (the others wait for {'this one' if len(failures) == 1 else 'these'})"
             break

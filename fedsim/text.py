@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sysconfig
 import tomllib
 import traceback
@@ -175,8 +176,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-#: Folders of code that is not the user's: this package, installed packages, Python itself.
-_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen")
+_PACKAGE = str(Path(__file__).parent) + os.sep
+#: Code that is not the user's: this package, installed packages, Python itself, and what dataclasses generate.
+_LIBRARIES = (_PACKAGE, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen", "<string>")
 
 
 def describe(error: BaseException, most: int = 200) -> str:
@@ -186,6 +188,18 @@ def describe(error: BaseException, most: int = 200) -> str:
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     said = one_line(error) or "no message"
     return f"{type(error).__name__}: {said if len(said) <= most else said[:most] + '...'}{place}"
+
+
+def raised_by_user_class(error: BaseException) -> bool:
+    """Whether an exception comes from code of the user that fedsim has called, such as a method of a strategy.
+
+    A script that calls fedsim is not such code, unless fedsim calls it back.
+    """
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    last = max((i for i, name in enumerate(frames) if not name.startswith(_LIBRARIES)), default=-1)
+    package = [i for i, name in enumerate(frames) if name.startswith(_PACKAGE)]
+    # The first frame of the package is the command itself, which calls a script's main function.
+    return len(package) > 1 and package[1] < last and package[-1] < last
 
 
 def short(value: Any) -> str:

@@ -142,6 +142,79 @@ def test_a_strategy_that_exits_is_an_error_with_its_name(experiment: str, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+MISTAKES = """
+import numpy as np
+
+from fedsim.clients import SGD
+from fedsim.servers import FedAvg
+from fedsim.splits import CountedSplit
+
+
+class Typo(SGD):
+    def server_step(self, ctx):
+        return ctx.mean["wieghts"]
+
+
+class Arguments(SGD):
+    def weigh(self, ctx):
+        return np.ones(3)
+
+
+class Layers(SGD):
+    def private_layers(self, net):
+        return net.layers
+
+
+class Server(FedAvg):
+    def step(self, server_round, weights, combined):
+        return np.add(weights, combined[:3])
+
+
+class Cut(CountedSplit):
+    def assign(self, labels, rng):
+        return labels / None
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--client", "mine:Typo"], "KeyError: 'wieghts' (mine.py, line 11)"),
+        (["--client", "mine:Arguments"], "Arguments's weigh() takes (self, ctx); allowed: (self, num_examples, up)"),
+        (["--client", "mine:Layers"], "AttributeError: 'MLP' object has no attribute 'layers' (mine.py, line 21)"),
+        (["--set", "server=mine:Server"], "ValueError: operands could not be broadcast together"),
+        (["--split", "mine:Cut(4)"], "TypeError: unsupported operand type(s) for /"),
+    ],
+)
+def test_an_error_in_a_class_of_ones_own_is_one_sentence(
+    experiment: str, tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    (tmp_path / "mine.py").write_text(MISTAKES)
+    done = fedsim("run", experiment, *options, cwd=tmp_path)
+    refused(done, sentence)
+    assert "mine.py" in done.stderr
+
+
+def test_an_error_of_fedsim_itself_keeps_its_traceback(tmp_path: Path) -> None:
+    """Also if a script of the user's has called fedsim."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fedsim import cli, text\n\n\ndef main():\n    text.describe(None)\n\n\n"
+        "if __name__ == '__main__':\n    cli.guard(main)\n"
+    )
+    done = call(str(script))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('rounds = 1\nclient = "SGD(lr=1e9)"\n\n[compare]\nseeds = 1\n')
+    done = fedsim("compare", "study.toml", "--out", "results", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the study ended before its first run had finished; nothing was written to results" in done.stderr
+    assert not list((tmp_path / "results").glob("*.csv"))
+
+
 BUSY = """
 import time
 

@@ -89,7 +89,7 @@ def test_a_study_file() -> None:
         ("split", "IID(**{'num_clients': 3})", "allowed: a call with plain values"),
         ("split", "Split(5)", "allowed: IID"),
         ("client", "SDG", "did you mean 'SGD'"),
-        ("client", "nowhere:Mine", "module 'nowhere', which cannot be imported"),
+        ("client", "nowhere:Mine", "No module named 'nowhere'; allowed: a module in the current folder or on"),
         ("client", "fedsim.clients:SDG", "did you mean 'SGD'"),
         ("server", "FedAdm", "did you mean 'FedAdam'"),
         ("server", "FedAdam(0.1)", "options must be named"),

@@ -33,6 +33,23 @@ from fedsim.errors import ConfigError, FedsimError
 from fedsim.export import export
 from fedsim.splits import Dirichlet
 
+
+def test_the_reason_of_a_failed_flwr_run_is_its_whole_box() -> None:
+    lines = [
+        "Flower App configuration warnings in 'pyproject.toml':",
+        "╭─ Error ──────────────────────────────────────────╮",
+        "│ An unexpected error occurred while reading the   │",
+        "│ file (config.toml). Connection 'mine' not found. │",
+        "╰──────────────────────────────────────────────────╯",
+        "",
+    ]
+    whole = "An unexpected error occurred while reading the file (config.toml). Connection 'mine' not found."
+    assert deploy._reason(lines) == whole
+    assert deploy._reason(["ValueError: no", *lines]) == "ValueError: no"
+    assert deploy._reason(["", "stopped", ""]) == "stopped"
+    assert deploy._reason([]) == "it said nothing"
+
+
 BASE = Experiment(split=Dirichlet(4, alpha=0.4), client=clients.SCAFFOLD(), rounds=2, fraction_evaluate=1.0)
 
 

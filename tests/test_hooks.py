@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, Task, new_state, run
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.splits import IID, Partition
+from fedsim.testing import check_client_strategy
 
 Array = NDArray[Any]
 BASE = Experiment(split=IID(4), hidden=(5,), rounds=2, fraction_evaluate=1.0, dtype="float64", kernel="numpy")
@@ -74,7 +76,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
     ("learning_rate", lambda c: np.ones((4, 1)), SGD, "learning_rate() returned array([[1.]"),
     ("learning_rate", "fast", SGD, "learning_rate() returned 'fast'"),
     ("train", None, SGD, "train() returned a NoneType; it must be an array of shape (clients, parameters)"),
-    ("train", lambda c: c.fit()[:, :-1], SGD, f"train() returned of shape (4, {PARAMETERS - 1}); it must be"),
+    ("train", lambda c: c.fit()[:, :-1], SGD, f"train() returned an array of shape (4, {PARAMETERS - 1}); it must be"),
     ("affine", 1.0, SGD, "affine() returned a float; it must be an Affine"),
     ("gradient", lambda w, *_: w, SGD, "gradient() must return a tuple of the losses"),
     ("gradient", lambda w, *_: (0.0, w), SGD, "gradient() returned losses a float; it must be an array"),
@@ -83,7 +85,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
         "direction",
         lambda g, *_: g[:, :1],
         SGD,
-        "direction() returned of shape (4, 1); it must be (clients, parameters)",
+        "direction() returned an array of shape (4, 1); it must be (clients, parameters)",
     ),
     ("client_state", 3, SGD, "client_state() returned a int; it must be a dict of arrays"),
     ("client_state", {"a": 1.0}, SGD, "client_state()['a'] is a float; it must be an array of shape (clients, ...)"),
@@ -99,19 +101,19 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
         "personalise",
         np.zeros(7),
         SGD,
-        "personalise() returned of shape (1, 7); it must be (clients, parameters), here",
+        "personalise() returned an array of shape (1, 7); it must be (clients, parameters), here",
     ),
-    ("personalise", np.zeros((3, PARAMETERS)), SGD, f"personalise() returned of shape (3, {PARAMETERS})"),
-    ("personalise", np.zeros((1, PARAMETERS + 1)), SGD, "personalise() returned of shape (1,"),
+    ("personalise", np.zeros((3, PARAMETERS)), SGD, f"personalise() returned an array of shape (3, {PARAMETERS})"),
+    ("personalise", np.zeros((1, PARAMETERS + 1)), SGD, "personalise() returned an array of shape (1,"),
     ("personalise", lambda c: c.start + NAN, SGD, "personalise() returned weights that are not finite"),
     ("server_step", None, SGD, "server_step() returned a NoneType; it must be an array of shape (parameters,)"),
-    ("server_step", lambda c: c.mean["weights"][:-1], SGD, "server_step() returned of shape ("),
+    ("server_step", lambda c: c.mean["weights"][:-1], SGD, "server_step() returned an array of shape ("),
     ("server_step", lambda c: c.mean["weights"][None], SGD, f"it must be (parameters,), here ({PARAMETERS},)"),
     ("server_step", in_server_step("many"), Kept, "state['rounds'] is a str after server_step(); it must be an array"),
     ("server_state", [], SGD, "state is a list after server_state(); it must be a dict of arrays"),
     ("server_state", {"a": None}, SGD, "state['a'] is a NoneType after server_state()"),
     ("weigh", 1.0, SGD, "weigh() returned a float; it must be an array of shape (clients,)"),
-    ("weigh", lambda n, up: n[:-1], SGD, "weigh() returned of shape (3,); it must be (clients,), here (4,)"),
+    ("weigh", lambda n, up: n[:-1], SGD, "weigh() returned an array of shape (3,); it must be (clients,), here (4,)"),
     ("weigh", lambda n, up: -n, SGD, "weigh() returned array([-"),
     ("weigh", lambda n, up: n * NAN, SGD, "allowed: finite numbers of at least 0"),
     ("private_layers", [3], SGD, "private_layers() returned [3]; allowed: numbers of layers, 1 to 2"),
@@ -132,6 +134,33 @@ def test_a_mistake_in_a_hook_is_one_sentence_with_its_place(hook: str, values: A
     line = inspect.unwrap(getattr(type(strategy), hook)).__code__.co_firstlineno
     assert message.endswith(f"({__file__}:{line})")
     assert "\n" not in message
+
+
+class Short(SGD):
+    def direction(self, grad: Any, weights: Any) -> Any:  # type: ignore[override]
+        return grad
+
+
+class Long(SGD):
+    def personalise(self, ctx: Any, more: Any) -> Any:  # type: ignore[override]
+        return ctx.fit()
+
+
+class Renamed(SGD):
+    def direction(self, g: Any, *others: Any, scale: float = 1.0) -> Any:
+        return g * scale
+
+
+def test_methods_that_take_other_arguments_are_refused_before_the_run() -> None:
+    short = "Short's direction() takes (self, grad, weights); allowed: (self, grad, weights, ctx) ("
+    with pytest.raises(ConfigError, match=re.escape(short)):
+        replace(BASE, client=Short())
+    with pytest.raises(ConfigError, match=re.escape(short)):
+        check_client_strategy(Short)
+    with pytest.raises(ConfigError, match=re.escape("personalise() takes (self, ctx, more); allowed: (self, ctx) (")):
+        replace(BASE, client=Long())
+    renamed, plain = (replace(BASE, client=strategy, kernel="numpy").run() for strategy in (Renamed(), SGD()))
+    np.testing.assert_array_equal(renamed.weights["W1"], plain.weights["W1"])  # other names and defaults are fine
 
 
 def test_what_is_allowed_is_used() -> None:

@@ -32,6 +32,12 @@ class InPlace(SGD):
         return ctx.fit()
 
 
+class Counts(SGD):
+    def train(self, ctx: Context) -> Array:
+        self.count = 1
+        return ctx.fit()
+
+
 class OnSelf(SGD):
     def train(self, ctx: Context) -> Array:
         calls = getattr(type(self), "calls", 0)
@@ -131,9 +137,14 @@ class Unmade(SGD):
     ("strategy", "check", "advice"),
     [
         (AcrossRows, "stacked equals one by one", "axis=1, keepdims=True"),
-        (InPlace, "read-only", "make a new array instead"),
+        (InPlace, "is read-only (test_testing.py, line 31)", "make a new array instead"),
+        (Counts, "trains", "cannot assign to field 'count' (test_testing.py, line 37)"),
         (OnSelf, "gives the same bits again", "keep nothing on self"),
-        (FlatWeights, "trains", "train() returned of shape (53,); it must be (clients, parameters), here (8, 53)"),
+        (
+            FlatWeights,
+            "trains",
+            "train() returned an array of shape (53,); it must be (clients, parameters), here (8, 53)",
+        ),
         (NoArray, "trains", "ctx.up['norms'] is a list; it must be an array of shape (clients, ...)"),
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
         (Undeclared, "trains", "return it from client_state()"),

@@ -37,6 +37,28 @@ def refusal(strategy: SGD, hook: str, sentence: str) -> ConfigError:
     return ConfigError(f"{type(strategy).__name__}'s {sentence}{place}")
 
 
+def check_signatures(strategy: SGD, base: type[SGD]) -> None:
+    """Raise unless the methods that a strategy overrides take the arguments with which fedsim calls them.
+
+    Parameters
+    ----------
+    strategy : SGD
+    base : type
+        The class whose methods say what the arguments are.
+    """
+    for hook, method in vars(base).items():
+        own = getattr(type(strategy), hook)
+        if hook.startswith("_") or not inspect.isfunction(method) or own is method or not inspect.isfunction(own):
+            continue
+        wanted = list(inspect.signature(method).parameters)
+        taken = inspect.signature(own)
+        try:
+            taken.bind(*wanted)
+        except TypeError:
+            names = ", ".join(map(str, taken.parameters))
+            raise refusal(strategy, hook, f"{hook}() takes ({names}); allowed: ({', '.join(wanted)})") from None
+
+
 def check_array(
     strategy: SGD,
     hook: str,
@@ -70,7 +92,8 @@ def check_array(
     if values.shape[: len(lead)] != lead or (shape[-1] is not ... and values.ndim != len(shape)):
         lengths = ", ".join("..." if n is ... else str(n) for n in shape)
         here = f"({lengths},)" if len(shape) == 1 else f"({lengths})"
-        raise refusal(strategy, hook, f"{what} of shape {values.shape}; it must be {wanted}, here {here}")
+        given = "an array " if what.endswith("returned") else ""
+        raise refusal(strategy, hook, f"{what} {given}of shape {values.shape}; it must be {wanted}, here {here}")
     return values
 
 

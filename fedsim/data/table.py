@@ -158,6 +158,11 @@ def _parse(raw: bytes, separator: str) -> pd.DataFrame:
 
     if b"\0" in raw:
         raise DataError(f"it has a NUL byte at position {raw.index(0):,}; allowed: text in UTF-8")
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"the byte {raw[error.start]:#04x} at position {error.start:,}"
+        raise DataError(f"{found} is not UTF-8; allowed: text in UTF-8") from None
     lines = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline="")
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows = _rows(reader)
