@@ -145,7 +145,10 @@ class _Run:
                         self.folder.checkpoint, f"does not fit this experiment: {error}"
                     ) from error
         if self.rejected > 1:
-            notice(f"{self.rejected} of {experiment.rounds} rounds had too few updates and changed nothing")
+            notice(
+                f"{self.rejected} of {experiment.rounds} rounds of {experiment.client} (seed {experiment.seed}) "
+                "had too few updates and changed nothing"
+            )
         history = pd.DataFrame(self.rows, columns=list(history_columns(self.score)))
         parts, columns = self.client_rows, (*CLIENTS, self.score)
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
@@ -204,8 +207,8 @@ class _Run:
         """Say, the first time, that a round has changed nothing."""
         if not self.rejected:
             notice(
-                f"round {server_round} had {updates} updates, fewer than min_clients = {least}: "
-                "the model stays as it was; Result.failures has the reasons"
+                f"round {server_round} of {self.experiment.client} (seed {self.experiment.seed}) had {updates} updates, "
+                f"fewer than min_clients = {least}: the model stays as it was; failures.csv or Result.failures says why"
             )
         self.rejected += 1
 

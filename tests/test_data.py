@@ -174,11 +174,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         (b"", "cannot be read|not an idx"),
         (b"hello", "cannot be read"),
-        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"), "not an idx file of unsigned bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab"), r"promises shape \(5,\), it holds 2 bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab"), r"promises shape \(1,\), it holds 2 bytes"),
-        (gzip.compress(b"\0\0\x08\x03\0\0"), "damaged"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab")[:-6], "cannot be read"),
+        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", mtime=0), "not an idx file of unsigned bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab", mtime=0), r"promises shape \(5,\), it holds 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab", mtime=0), r"promises shape \(1,\), it holds 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x03\0\0", mtime=0), "damaged"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab", mtime=0)[:-6], "cannot be read"),
     ],
 )
 def test_damaged_files_say_so(tmp_path: Path, raw: bytes, sentence: str) -> None:

@@ -90,7 +90,10 @@ def test_a_rejected_round_changes_nothing(capsys: pytest.CaptureFixture[str]) ->
     for client in (*range(6), 99):
         np.testing.assert_array_equal(seen[300 + client], seen[200 + client])
         assert seen[300 + client].any()
-    assert "round 2 had 2 updates, fewer than min_clients = 3: the model stays as it was" in capsys.readouterr().err
+    assert (
+        "round 2 of Watching (seed 0) had 2 updates, fewer than min_clients = 3: the model stays as it was"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_round_that_is_too_small_for_its_server_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +103,10 @@ def test_a_round_that_is_too_small_for_its_server_says_so(capsys: pytest.Capture
     history = replace(BASE, split=IID(6), client=Sometimes(), **settings).run().history
     assert history["clients"].tolist() == [0, 6, 0, 6, 6]
     assert history["test_loss"][2] == history["test_loss"][1]
-    assert "round 2 had 2 updates, fewer than min_clients = 5: the model stays" in capsys.readouterr().err
+    assert (
+        "round 2 of Sometimes (seed 0) had 2 updates, fewer than min_clients = 5: the model stays"
+        in capsys.readouterr().err
+    )
 
 
 def test_more_clients_than_a_round_has_are_refused() -> None:
