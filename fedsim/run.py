@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from fedsim.rundir import RunDirectory, notice
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose, generator, keys
+from fedsim.text import describe
 
 if TYPE_CHECKING:
     from fedsim.experiment import Experiment
@@ -138,6 +140,9 @@ class _Run:
                 except flower.AppExitException as error:
                     raise FedsimError(f"Flower's {type(self.strategy).__name__} gave up: {error}") from error
                 except UNFIT as error:
+                    if _raised_by_flower(error):
+                        name = type(self.strategy).__name__
+                        raise FedsimError(f"Flower's {name} gave up: {describe(error)}") from error
                     if isinstance(error, FedsimError) or not self.folder or not done or len(self.rows) > done + 1:
                         raise
                     # The first round after a resumption fails: what was resumed is not what the strategies left.
@@ -205,10 +210,11 @@ class _Run:
 
     def _say_rejected(self, server_round: int, updates: int, least: int) -> None:
         """Say, the first time, that a round has changed nothing."""
+        experiment = self.experiment
         if not self.rejected:
             notice(
-                f"round {server_round} of {self.experiment.client} (seed {self.experiment.seed}) had {updates} updates, "
-                f"fewer than min_clients = {least}: the model stays as it was; failures.csv or Result.failures says why"
+                f"round {server_round} of {experiment.client} (seed {experiment.seed}) had {updates} updates, fewer than "
+                f"min_clients = {least}: the model stays as it was; failures.csv or Result.failures says why"
             )
         self.rejected += 1
 
@@ -341,6 +347,12 @@ def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> 
         _need(tuple(row) == tuple(columns), "rows")
         _need(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
     return value  # type: ignore[no-any-return]
+
+
+def _raised_by_flower(error: BaseException) -> bool:
+    """Whether the code that raised an error is Flower's own."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
 
 
 def _largest(traffic: Traffic) -> str:

@@ -171,9 +171,18 @@ def toml_value(what: str, text: str) -> Any:
     return value
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes in the place of characters that a terminal or a file may not take."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
-    return " ".join(str(error).split())
+    """Return what an exception says, in one printable line; nothing if it cannot say it."""
+    try:
+        return printable(str(error))
+    except Exception:  # raised by a __str__ that somebody else wrote
+        return ""
 
 
 _PACKAGE = str(Path(__file__).parent) + os.sep

@@ -19,7 +19,7 @@ from fedsim.clients import SGD, FedProx
 from fedsim.engines import flower
 from fedsim.engines.in_process import InProcessGrid
 from fedsim.engines.replies import Replies
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.experiment import Experiment
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import FedAvg
@@ -106,6 +106,13 @@ def _trees(**_: Any) -> Any:
             return super().configure_train(server_round, trees, config, grid)
 
     return Trees()
+
+
+def test_an_error_inside_a_stock_strategy_is_one_sentence() -> None:
+    """It takes the next of no sampled clients."""
+    server = partial(stock.FedXgbCyclic, fraction_train=0.0, min_available_nodes=0)
+    with pytest.raises(FedsimError, match=r"^Flower's FedXgbCyclic gave up: ZeroDivisionError: .*modulo"):
+        changed(SMALL, server=server, fraction_evaluate=0.0).run()
 
 
 def test_our_fedavg_agrees_with_flowers_to_rounding() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as stock
@@ -18,6 +20,7 @@ from fedsim.clients import Context
 from fedsim.clients.base import Array
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.report.files import write_whole
 from fedsim.splits import IID, Dirichlet, Natural
 
 BASE = Experiment(split=Dirichlet(12, alpha=0.5), hidden=(8,), rounds=4, fraction_train=0.5, fraction_evaluate=0.5)
@@ -189,3 +192,88 @@ def test_a_client_without_test_examples_does_not_evaluate(server: Any) -> None:
     assert (result.history["clients"][1:] == 5).all()
     assert set(result.clients["partition_id"]) == {0, 1, 2, 3}
     assert not len(result.failures)
+
+
+class Unevaluated(clients.SGD):
+    """Fails wherever it is evaluated."""
+
+    def personalise(self, ctx: Context) -> Array:
+        raise ValueError("no model of its own")
+
+
+def test_a_round_in_which_every_client_fails_to_evaluate_has_no_score() -> None:
+    """Every engine hands over an empty evaluation for a block whose clients have all failed."""
+    result = replace(BASE, client=Unevaluated(), rounds=2, on_failure="exclude").run()
+    assert result.history["failures"].tolist() == [0, 6, 6]
+    assert result.history["local_accuracy"].isna().all()
+    assert np.array_equal(result.weights["W1"], replace(BASE, rounds=2).run().weights["W1"])
+    assert result.clients.empty
+
+
+class UnprintableError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("never")
+
+
+class Hostile(clients.SGD):
+    """Raises at client 3 what no terminal and no file takes."""
+
+    what: str = ""
+
+    def train(self, ctx: Context) -> Array:
+        if 3 in ctx.partition_ids:
+            raise ValueError(self.what) if self.what else UnprintableError
+        return super().train(ctx)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("\x1b[2Jred\x07\0", r"ValueError: \x1b[2Jred\x07\x00"),
+        ("two\nlines \udcff \u202eé", r"ValueError: two lines \udcff \u202eé"),
+        ("", "UnprintableError: no message"),
+    ],
+)
+def test_what_an_exception_says_is_made_printable(what: str, said: str, tmp_path: Path) -> None:
+    """It reaches the terminal, and the results in UTF-8."""
+    experiment = replace(BASE, fraction_train=1.0, rounds=1, client=Hostile(what=what), on_failure="exclude")
+    result = experiment.run(directory=tmp_path)
+    assert result.failures["partition_id"].tolist() == [3]
+    assert result.failures["reason"][0].startswith(said)
+    assert said in (tmp_path / "failures.csv").read_text(encoding="utf-8")
+    with pytest.raises(FedsimError) as error:
+        replace(experiment, on_failure="raise").run()
+    assert said in str(error.value)
+
+
+class Repeating(servers.FedAvg):
+    """Sends each message twice, or each client two models."""
+
+    copies: bool = True
+
+    def configure_train(self, *args: Any) -> Any:
+        more = () if self.copies else super().configure_train(*args)
+        messages = list(super().configure_train(*args))
+        return messages + (messages if self.copies else list(more))
+
+
+@pytest.mark.parametrize("client", [clients.SGD(), clients.SCAFFOLD()])
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_client_takes_part_once_in_a_round(client: clients.SGD, copies: bool) -> None:
+    """Its second update would be counted like another client's, and would begin from a state that is not stored yet."""
+    server = type("Repeating", (Repeating,), {"copies": copies})
+    with pytest.raises(ConfigError, match=r"asks client \d+ 2 times in a round to train; allowed: once"):
+        replace(BASE, client=client, server=server).run()
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """The system does not name it where a write fails."""
+
+    def write(stream: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*history.csv'"):
+        write_whole(tmp_path / "history.csv", write)
+    assert not list(tmp_path.iterdir())

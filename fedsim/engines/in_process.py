@@ -30,7 +30,7 @@ from fedsim.engines.drift import Movements
 from fedsim.engines.replies import Order, Replies
 from fedsim.engines.site import Evaluation, Site
 from fedsim.engines.state import ClientState
-from fedsim.errors import DivergenceError, FedsimError, one_of, whole
+from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
 from fedsim.mlp import MLP
@@ -76,6 +76,17 @@ def _one_core_each(workers: int) -> Callable[[], None] | None:
 def _every(size: int, ids: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     """Cut ids into blocks of a size, the last one smaller."""
     return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def _check_once(orders: Sequence[Order]) -> None:
+    """Raise ConfigError if a client is asked twice for the same: it has one state, and replies are told apart by it."""
+    for kind in {order.kind for order in orders}:
+        ids, asked = np.unique(np.concatenate([o.ids for o in orders if o.kind == kind]), return_counts=True)
+        if (asked > 1).any():
+            first = int(asked.argmax())
+            raise ConfigError(
+                f"the server strategy asks client {ids[first]} {asked[first]} times in a round to {kind}; allowed: once"
+            )
 
 
 @dataclass
@@ -239,6 +250,7 @@ class InProcessGrid(flower.LocalGrid):
         """
         told = messages if isinstance(messages, flower.Instructions) else None
         replies = Replies(self.net, list(self._orders(messages)), told.aggregator if told else None)
+        _check_once(replies.orders)
         for order in replies.orders:
             if order.kind == MessageType.TRAIN:
                 for update in self.train(order.task, order.ids):
@@ -453,7 +465,8 @@ class InProcessGrid(flower.LocalGrid):
         for evaluation in self.evaluate_blocks(task, ids):
             for client, error in evaluation.failed.items():
                 self._failed(client, error)
-            yield evaluation
+            if len(evaluation.partition_ids):
+                yield evaluation
 
     def evaluate_blocks(self, task: Task, ids: NDArray[np.intp]) -> Iterator[Evaluation]:
         """Evaluate wherever this engine does, by blocks, in cohort order."""

@@ -25,6 +25,7 @@ from fedsim.engines.site import Site
 from fedsim.engines.state import ClientState
 from fedsim.errors import FedsimError
 from fedsim.splits import Partition
+from fedsim.text import printable
 
 Array = NDArray[Any]
 #: Name -> the shape of a client's row, and the dtype.
@@ -236,4 +237,4 @@ def unsound(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
 
 def first_line(text: str | None) -> str:
     """Return the first line of an error message that has come by message."""
-    return ((text or "").strip() or "no reason given").splitlines()[0][:LONGEST]
+    return printable(((text or "").strip() or "no reason given").splitlines()[0][:LONGEST])
