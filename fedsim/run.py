@@ -213,8 +213,8 @@ class _Run:
         experiment = self.experiment
         if not self.rejected:
             notice(
-                f"round {server_round} of {experiment.client} (seed {experiment.seed}) had {updates} updates, fewer than "
-                f"min_clients = {least}: the model stays as it was; failures.csv or Result.failures says why"
+                f"round {server_round} of {experiment.client} (seed {experiment.seed}) had {updates} updates, "
+                f"fewer than min_clients = {least}: the model stays as it was; failures.csv or Result.failures says why"
             )
         self.rejected += 1
 

@@ -214,3 +214,11 @@ def test_a_datasets_arrays_are_read_only_and_the_callers_are_not() -> None:
         assert not values.flags.writeable
     assert x.flags.writeable
     assert y.flags.writeable
+
+
+def test_labels_that_are_no_numbering_are_refused() -> None:
+    """Identifiers in the place of labels would make a network with an output for each number up to the largest."""
+    x = np.zeros((4, 2))
+    with pytest.raises(DataError, match=r"labels go up to 1000000000 .* at most 100,000 classes, numbered from 0"):
+        data.Dataset("ids", x, np.array([0, 10**9, 0, 1]), x, np.zeros(4, int))
+    assert data.Dataset("ids", x, np.array([0, 99_999, 0, 1]), x, np.zeros(4, int)).num_classes == 100_000

@@ -64,6 +64,7 @@ def in_server_step(value: Any) -> Any:
 
 NAN = float("nan")
 MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
+    ("train", lambda c: c.fit().astype(int), SGD, "train() returned an array of int64; it must hold floats"),
     ("local_steps", 0, SGD, "local_steps() returned 0; allowed: a whole number of at least 1, or an array"),
     ("local_steps", 1.5, SGD, "local_steps() returned 1.5; allowed: a whole number of at least 1"),
     ("local_steps", lambda c: np.full(len(c.partition_ids), -2), SGD, "local_steps() returned array([-2"),

@@ -485,7 +485,10 @@ def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
     strategy, rows, declared = task.strategy, len(clients), dict(state)
     weights = check_array(
         strategy, "train", "train() returned", strategy.train(context), (rows, task.net.num_parameters)
-    ).astype(task.net.dtype, copy=False)
+    )
+    if weights.dtype.kind != "f":
+        raise refusal(strategy, "train", f"train() returned an array of {weights.dtype}; it must hold floats")
+    weights = weights.astype(task.net.dtype, copy=False)
     if np.ndim(context.loss):
         loss = context.loss / np.maximum(context.processed, 1)
     else:  # no fit: the loss of what the round started from

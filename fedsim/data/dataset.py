@@ -14,6 +14,8 @@ from fedsim.errors import DataError
 
 #: Parts of equal size that a split sees as labels where targets are real numbers.
 DECILES = 10
+#: The most classes: each is an output of the network and a column of every table of labels.
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,11 @@ class Dataset:
 
     def _classes(self) -> None:
         classes = 1 if self.regression else 1 + int(max(self.y_train.max(), self.y_test.max()))
+        if max(classes, self.num_classes) > MOST_CLASSES:
+            raise DataError(
+                f"dataset {self.name!r}: labels go up to {classes - 1} and num_classes is {self.num_classes}; allowed: "
+                f"at most {MOST_CLASSES:,} classes, numbered from 0"
+            )
         if self.regression or self.num_classes == 0:
             object.__setattr__(self, "num_classes", classes if self.regression else max(classes, 2))
         elif self.num_classes < classes:
