@@ -205,6 +205,15 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
             made.run(directory=tmp_path)
 
 
+def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_path: Path) -> None:
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    entries["tree"]["value"]["dict"]["centralised"] = None
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(FedsimError, match="does not fit this experiment: its centralised has other types or shapes"):
+        made.run(directory=tmp_path)
+
+
 if __name__ == "__main__":
     import warnings
 
