@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedsim import Experiment, cli, deploy
 from fedsim.report.catalogue import client_entries, server_entries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -455,3 +457,37 @@ def test_client_strategies_are_compared_from_the_command_line(experiment: str) -
     assert "SCAFFOLD(epochs=2)" in done.stdout
     ran = fedsim("run", experiment, "--client", "FedDyn(alpha=0.5)", "--set", "client.lr=0.05")
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_terminal_sees_the_score_of_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    tick = cli._progress(Experiment(rounds=3))
+    for number in range(4):
+        tick({"round": number, "test_accuracy": number / 4})
+    assert [score in terminal.getvalue() for score in ("=0.000", "=0.250", "=0.500", "=0.750")] == [False, *[True] * 3]
+
+
+def test_a_run_that_is_submitted_is_not_deployed_here_too(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[str] = []
+    monkeypatch.setattr(deploy, "submit", lambda experiment, superlink, **options: submitted.append(superlink))
+    monkeypatch.setattr(deploy, "local", lambda *args, **options: pytest.fail("it is deployed here"))
+    arguments = cli.parser().parse_args(["deploy", "mine", experiment])
+    arguments.action(arguments)
+    assert submitted == ["mine"]
+
+
+def test_deploy_asks_where(experiment: str) -> None:
+    done = fedsim("deploy", experiment)
+    assert done.returncode == 2
+    assert "the following arguments are required: experiment.toml" in done.stderr
+
+
+def test_sgd_is_the_first_client_algorithm_and_the_others_follow_by_name() -> None:
+    first, *others = [entry.name for entry in client_entries()]
+    assert first == "SGD"
+    assert others == sorted(others, key=str.lower)

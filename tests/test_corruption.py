@@ -205,6 +205,26 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
             made.run(directory=tmp_path)
 
 
+def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_path: Path) -> None:
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    entries["tree"]["value"]["dict"]["centralised"] = None
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(FedsimError, match="does not fit this experiment: its centralised has other types or shapes"):
+        made.run(directory=tmp_path)
+
+
+def test_what_a_reader_says_in_several_lines_is_one(tmp_path: Path) -> None:
+    """NumPy refuses a header that long in two sentences, each on a line of its own."""
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    entries["a0"] = np.zeros(1, [(f"field{number}", np.float64) for number in range(1000)])
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(FedsimError, match=r"cannot be read: Header info length") as caught:
+        made.run(directory=tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 if __name__ == "__main__":
     import warnings
 

@@ -143,6 +143,24 @@ def test_streaming_equals_ordinary_replies_bit_for_bit() -> None:
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)
 
 
+def test_an_error_among_ordinary_replies_counts_for_nothing() -> None:
+    net = mlp.MLP((64, 8, 10))
+    start = flower.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+    strategy = FedAvg(seed=3)
+    strategy.streams = False
+    with InProcessGrid(net, IID(6).federate(data.load("digits")), SGD()) as grid:
+        replies = list(grid.send_and_receive(list(strategy.configure_train(1, start, ConfigRecord(), grid))))
+    failed = flower.make_message(replies[2].metadata, error=flwr.app.Error(1, "the client failed"))
+    found = []
+    for answers in ([*replies[:2], failed, *replies[3:]], [*replies[:2], *replies[3:]]):
+        record, metrics = strategy.aggregate_train(1, answers)
+        assert record is not None
+        assert metrics is not None
+        found.append((flower.to_flat(net, record), metrics["train_loss"]))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("block", [1, 7, 50])
 def test_same_seed_same_bits(workers: int, block: int) -> None:

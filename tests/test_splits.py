@@ -617,6 +617,10 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: Shards(3, per_client=2).partition(np.zeros(5)), "= 6 shards; allowed: at most 5"),
         (lambda: Natural("hospital").federate(data.load("digits")), "no column that says whose"),
         (lambda: Natural("hu").federate(tiny(LABELS % 3)), "Natural's column is 'hu'; it has who"),
+        (
+            lambda: Natural("wh").partition(LABELS, 0, {"dept": LABELS, "who": LABELS}),
+            "Natural's column is 'wh'; it has dept, who",
+        ),
         (lambda: Natural("who", 3).federate(tiny(LABELS % 3)), "num_clients is 3; allowed: at most 2"),
         (lambda: FeatureNoise(ANY), "FeatureNoise's split is 3; allowed: a split"),
         (lambda: FeatureNoise(IID(3), -1), "FeatureNoise's high is -1"),

@@ -793,7 +793,7 @@ def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
     if type(client) is SGD:
         assert same(run(), experiment.run())
     else:
-        with pytest.raises(FedsimError, match="what clients of SCAFFOLD kept on their SuperNodes went"):
+        with pytest.raises(FedsimError, match=r"^what clients of SCAFFOLD kept on their SuperNodes went"):
             run()
-        with pytest.raises(FedsimError, match="what clients of SCAFFOLD kept on their SuperNodes went"):
+        with pytest.raises(FedsimError, match=r"^what clients of SCAFFOLD kept on their SuperNodes went"):
             experiment.run(directory=tmp_path)  # in process neither

@@ -129,6 +129,18 @@ class StateInEvaluation(SGD):
         return ctx.start
 
 
+class SecondRound(SGD):
+    """Has no numbers from a client's second round on; what a client keeps is in a new dict."""
+
+    def client_state(self, ctx: Context) -> dict[str, Array]:
+        return {"rounds": np.zeros((len(ctx.partition_ids), 1))}
+
+    def train(self, ctx: Context) -> Array:
+        rounds = ctx.state["rounds"]
+        ctx.state = {"rounds": rounds + 1}
+        return np.where(rounds > 0, np.nan, ctx.fit())
+
+
 class Unmade(SGD):
     needed: float = field(kw_only=True)
 
@@ -158,6 +170,7 @@ class Unmade(SGD):
         (Overflows, "trains", "not finite"),
         (MissingAxis, "trains", "needs [:, None]"),
         (StateInEvaluation, "personalise has weights for every client", "in place"),
+        (SecondRound, "trains", "not finite"),
         (Unmade, "cannot be made without arguments", "give every hyperparameter a default"),
     ],
 )
