@@ -246,7 +246,7 @@ def test_ctrl_c_ends_a_run_whose_clients_are_busy(experiment: str, workers: str,
     try:
         assert process.stdout
         assert process.stderr
-        assert process.stdout.readline() == "training\n"
+        assert process.stdout.readline().startswith("training")  # several threads print
         process.send_signal(signal.SIGINT)
         if out:
             assert "stopping after this round" in process.stderr.readline()
