@@ -491,3 +491,16 @@ def test_sgd_is_the_first_client_algorithm_and_the_others_follow_by_name() -> No
     first, *others = [entry.name for entry in client_entries()]
     assert first == "SGD"
     assert others == sorted(others, key=str.lower)
+
+
+def test_a_table_is_found_in_the_folder_of_data_and_accuracy_is_a_share_of_its_test_set(
+    patients: str, tmp_path: Path
+) -> None:
+    """Every number of right answers among 60 is whole; nothing is rounded off."""
+    (tmp_path / "elsewhere").mkdir()
+    name = Path(patients).name
+    arguments = ["run", name, "--label", "outcome", "--data-dir", str(tmp_path), "--set", "rounds=3", "--out", "out"]
+    done = fedsim(*arguments, cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    right = pd.read_csv(tmp_path / "elsewhere" / "out" / "history.csv")["test_accuracy"] * 60
+    np.testing.assert_allclose(right, right.round(), atol=1e-9)
