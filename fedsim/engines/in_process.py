@@ -256,14 +256,13 @@ class InProcessGrid(flower.LocalGrid):
                 for update in self.train(order.task, order.ids):
                     replies.add(update)
             else:
-                for evaluation in self.evaluate_clients(order.task, order.ids):
-                    replies.evaluations.append(evaluation)
+                replies.evaluations += self.evaluate_clients(order.task, order.ids)
                 without = order.ids[self.site.partition_test.sizes[order.ids] == 0]
                 replies.failed |= {int(k): f"client {k} has no examples to evaluate on" for k in without}
         replies.failed |= self.traffic.failed
         sent = sum(len(update.partition_ids) for update in replies.updates)
         if told and sent < told.min_clients:
-            replies.accepted, self.traffic.rejected = False, (sent, told.min_clients)
+            self.traffic.rejected = sent, told.min_clients
         else:
             self.commit(replies)
         self.evaluations += replies.evaluations

@@ -69,8 +69,6 @@ class Replies(Sequence[Message]):
         self.evaluations: list[Evaluation] = []
         #: Partition id -> why there is no reply.
         self.failed: dict[int, str] = {}
-        #: Whether the round counts: enough clients have sent an update.
-        self.accepted = True
         self._net = net
         self._messages: list[Message] | None = None
 
