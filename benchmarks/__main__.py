@@ -13,7 +13,7 @@ from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
 from fedsim.cli import Parser, guard
 from fedsim.errors import FedsimError
-from fedsim.report.files import write_whole
+from fedsim.files import write_whole
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "performance.md"

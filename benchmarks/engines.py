@@ -21,10 +21,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.measure import median
 from fedsim.clients import SGD
-from fedsim.deploy import local
-from fedsim.engines.flower_app import run_flower
-from fedsim.experiment import Experiment
-from fedsim.export import export
+from fedsim.apps.deploy import local
+from fedsim.apps.local import run_flower
+from fedsim.study.experiment import Experiment
+from fedsim.apps.export import export
 from fedsim.splits import Dirichlet
 
 #: 20 clients of the digits, all in every round.
@@ -122,7 +122,7 @@ def _app_here() -> float:
 def _app_ray() -> float:
     from flwr.simulation import run_simulation
 
-    from fedsim.engines import flower
+    from fedsim.flower import internals as flower
 
     server, client = _app()
     seconds: list[float] = []

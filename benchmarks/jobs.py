@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.data import Dataset
-from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid
+from fedsim.flower import internals as flower
+from fedsim.rounds.grid import InProcessGrid
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset, Partition
 

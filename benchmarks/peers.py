@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.jobs import Job
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.data import Dataset
-from fedsim.engines import flower
+from fedsim.flower import internals as flower
 from fedsim.errors import FedsimError
 from fedsim.splits import Partition
 

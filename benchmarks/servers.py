@@ -12,9 +12,10 @@ from flwr.app import ConfigRecord
 
 from benchmarks.jobs import Job
 from benchmarks.measure import median, take_turns
-from fedsim import mlp, servers
-from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid
+from fedsim import servers
+from fedsim.models import mlp
+from fedsim.flower import internals as flower
+from fedsim.rounds.grid import InProcessGrid
 from fedsim.splits import FederatedDataset
 
 #: 100 clients of the article's network, with hardly anything to train: what is left is aggregation.

@@ -7,7 +7,8 @@ import argparse
 
 import numpy as np
 
-from fedsim import Experiment, compare, mlp
+from fedsim import Experiment, compare
+from fedsim.models import mlp
 from fedsim.cli import guard
 from fedsim.clients import SGD, Affine, Array, Context, ServerContext
 from fedsim.splits import Dirichlet

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
-    from fedsim.experiment import Experiment, Result
-    from fedsim.study import Study, compare
+    from fedsim.study.experiment import Experiment, Result
+    from fedsim.study.compare import Study, compare
 
 # Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -19,10 +19,10 @@ __all__ = ["Dataset", "Experiment", "Result", "Study", "compare"]
 
 _HOME = {
     "Dataset": "fedsim.data",
-    "Experiment": "fedsim.experiment",
-    "Result": "fedsim.experiment",
-    "Study": "fedsim.study",
-    "compare": "fedsim.study",
+    "Experiment": "fedsim.study.experiment",
+    "Result": "fedsim.study.experiment",
+    "Study": "fedsim.study.compare",
+    "compare": "fedsim.study.compare",
 }
 
 

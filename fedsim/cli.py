@@ -14,7 +14,7 @@ from fedsim.errors import ConfigError, FedsimError
 if TYPE_CHECKING:
     from types import FrameType
 
-    from fedsim.experiment import Experiment
+    from fedsim.study.experiment import Experiment
 
 
 class Parser(argparse.ArgumentParser):
@@ -240,7 +240,7 @@ def _about_modules(sub: argparse.ArgumentParser) -> None:
 
 def _read(args: argparse.Namespace, file: str | Path) -> Experiment:
     """Return the experiment in a configuration file."""
-    from fedsim import config
+    from fedsim.study.compare import config
     from fedsim.modules import Modules
 
     return config.experiment(config.read(file), Modules.here(args.module))
@@ -306,7 +306,7 @@ def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fedsim import config
+    from fedsim.study.compare import config
 
     table = _table(args, args.file)
     experiment = config.table_plan(table, args.data_dir).base if table else _read(args, args.file)
@@ -323,7 +323,7 @@ def _run(args: argparse.Namespace) -> None:
 def _say_notes(experiment: Experiment) -> None:
     """Say what reading the data did to it."""
     from fedsim import data
-    from fedsim.rundir import notice
+    from fedsim.study.directory import notice
 
     if isinstance(experiment.dataset, str) and experiment.dataset.startswith(("table", "hub")):
         dataset = data.load(experiment.dataset, experiment.data_dir)
@@ -337,7 +337,7 @@ def _say_notes(experiment: Experiment) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from fedsim.rundir import CHECKPOINT, CONFIGURATION, RESULTS
+    from fedsim.study.directory import CHECKPOINT, CONFIGURATION, RESULTS
 
     folder = Path(args.out)
     if not (folder / CONFIGURATION).exists():
@@ -349,7 +349,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
-    from fedsim.rundir import RESULTS
+    from fedsim.study.directory import RESULTS
 
     try:
         result = experiment.run(
@@ -372,7 +372,7 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
 def _progress(experiment: Experiment) -> Callable[[Any], None]:
     from tqdm import tqdm
 
-    from fedsim.study import score_of
+    from fedsim.study.compare import score_of
 
     bar = tqdm(total=experiment.rounds, unit="round", disable=None, leave=False)
 
@@ -387,10 +387,10 @@ def _progress(experiment: Experiment) -> Callable[[Any], None]:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from fedsim import config
+    from fedsim.study.compare import config
     from fedsim.errors import real
     from fedsim.modules import Modules
-    from fedsim.study import TABLES, compare
+    from fedsim.study.compare import TABLES, compare
 
     if args.target is not None:
         real("--target", args.target)
@@ -428,7 +428,8 @@ def report_kept(folder: Path | None) -> None:
 
 
 def _splits(args: argparse.Namespace) -> None:
-    from fedsim import config, data
+    from fedsim import data
+    from fedsim.study.compare import config
     from fedsim.errors import one_of, seed_number, whole
     from fedsim.report.split_plots import KINDS, plot_splits
     from fedsim.report.tables import shards_table, splits_table
@@ -475,7 +476,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _deploy(args: argparse.Namespace) -> None:
-    from fedsim import config
+    from fedsim.study.compare import config
 
     experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     _deployed(experiment, args.superlink, _settings(args), args)
@@ -483,7 +484,7 @@ def _deploy(args: argparse.Namespace) -> None:
 
 def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], args: argparse.Namespace) -> None:
     """Run an experiment on SuperNodes: of a SuperLink that is brought up here, or of a connection."""
-    from fedsim import deploy
+    from fedsim.apps import deploy
 
     insecure = getattr(args, "insecure", False)
 
@@ -505,8 +506,8 @@ def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], 
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fedsim import config
-    from fedsim.export import export
+    from fedsim.study.compare import config
+    from fedsim.apps.export import export
 
     experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     folder = export(experiment, args.folder, **_settings(args))
@@ -514,7 +515,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _flower(args: argparse.Namespace) -> None:
-    from fedsim.engines.flower_app import run_app
+    from fedsim.apps.local import run_app
 
     seconds = run_app(args.folder, args.nodes, args.run_config, args.workers, args.verbose)
     print(f"the app has run for {seconds:.1f} s")
@@ -527,7 +528,7 @@ def _strategies(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from fedsim import config
+    from fedsim.study.compare import config
     from fedsim.testing import check_client_strategy
 
     strategy = config.build("client", args.client)

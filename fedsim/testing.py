@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import kernels, mlp
+from fedsim import kernels
+from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import (
     PRIVATE,
@@ -169,7 +170,7 @@ def _rounds(task: Task, clients: NDArray[np.intp] = ALL, rounds: int = 2) -> Upd
 
 
 def _experiment(strategy: SGD, **changes: Any) -> Any:
-    from fedsim.experiment import Experiment
+    from fedsim.study.experiment import Experiment
 
     settings: dict[str, Any] = {
         "dataset": _dataset(),
@@ -330,7 +331,7 @@ def state_survives_resume(strategy: SGD) -> None:
         if row["round"] == 3:
             raise _StopError
 
-    from fedsim import run as runs
+    from fedsim.study.compare import runner as runs
 
     seconds, runs.CHECKPOINT_SECONDS = runs.CHECKPOINT_SECONDS, -1e9
     try:
@@ -424,8 +425,8 @@ def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
     """Send through Flower's messages what goes through blocks."""
     from flwr.app import ConfigRecord
 
-    from fedsim.engines import flower
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.flower import internals as flower
+    from fedsim.rounds.grid import InProcessGrid
     from fedsim.servers import FedAvg
 
     data, net = _dataset(), _network()

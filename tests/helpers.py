@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from fedsim.experiment import Result
+from fedsim.study.experiment import Result
 
 
 def same(a: Result, b: Result) -> bool:

@@ -23,9 +23,11 @@ import numba
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from fedsim import Experiment, baselines, clients, compression, servers, splits
+from fedsim import Experiment, clients, servers, splits
+from fedsim.study.compare import baselines
+from fedsim.updates import compression
 from fedsim.data import Dataset
-from fedsim.experiment import Result
+from fedsim.study.experiment import Result
 from fedsim.splits import Dirichlet, LogNormal
 
 FILE = Path(__file__).with_suffix(".json")
@@ -188,7 +190,7 @@ class _Stop(Exception):  # noqa: N818 - nothing is wrong
 
 def interrupted(experiment: Experiment) -> Result:
     """Run it in a directory, break it off after round 2, and go on."""
-    from fedsim import run
+    from fedsim.study.compare import runner as run
 
     def stop(row: Any) -> None:
         if row["round"] == 2:

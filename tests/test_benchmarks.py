@@ -15,9 +15,9 @@ import pytest
 from benchmarks import peers
 from benchmarks.bars import Measured
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients import base
-from fedsim.engines.site import Site
+from fedsim.engines.runtime import Site
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Job((12, 8, 5, 3), registered=6, cohort=4, examples=20, batch=None, epochs=2)

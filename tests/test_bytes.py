@@ -9,7 +9,7 @@ import pytest
 
 from fedsim import Experiment, data
 from fedsim.clients import SGD
-from fedsim.compression import Int8, TopK
+from fedsim.updates.compression import Int8, TopK
 from fedsim.splits import IID
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import Experiment, cli, deploy
+from fedsim import Experiment, cli
+from fedsim.apps import deploy
 from fedsim.report.catalogue import client_entries, server_entries
 
 ROOT = Path(__file__).resolve().parents[1]

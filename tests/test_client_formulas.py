@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsim import Experiment, clients, mlp
+from fedsim import Experiment, clients
+from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import Task
 from fedsim.data import Dataset

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim import Experiment, kernels, mlp, streams
+from fedsim import Experiment, kernels, streams
+from fedsim.models import mlp
 from fedsim.clients import SCAFFOLD, SGD, Affine, Context, FedProx, base
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -412,7 +413,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 CHOOSE = """
-from fedsim import kernels, mlp
+from fedsim import kernels
+from fedsim.models import mlp
 for _ in range(2):
     chosen = kernels.choose({!r}, '', mlp.MLP((64, 10)), 1e12)
 print(chosen)

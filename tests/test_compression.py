@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim import Experiment, clients, config
+from fedsim import Experiment, clients
+from fedsim.study.compare import config
 from fedsim.clients import SGD
-from fedsim.compression import Compression, Draws, Float16, Int8, RandomMask, TopK, Transform
-from fedsim.engines import app, flower
-from fedsim.engines.flower_app import AppGrid
-from fedsim.engines.node_replies import RESULT
-from fedsim.engines.supernodes import SuperNodeGrid
+from fedsim.updates.compression import Compression, Draws, Float16, Int8, RandomMask, TopK, Transform
+from fedsim.apps import app
+from fedsim.flower import internals as flower
+from fedsim.apps.local import AppGrid
+from fedsim.engines.supernodes.replies import RESULT
+from fedsim.engines.supernodes.engine import SuperNodeGrid
 from fedsim.errors import ConfigError
 from fedsim.splits import Dirichlet
 
@@ -88,8 +90,8 @@ def test_top_k_sends_the_largest(fraction: float, length: int, seed: int) -> Non
 
 def test_what_is_not_sent_is_sent_later() -> None:
     """Error feedback: all that has been sent and what is kept add up to all changes."""
-    from fedsim.compression import RESIDUAL
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.updates.compression import RESIDUAL
+    from fedsim.rounds.grid import InProcessGrid
 
     experiment = replace(BASE, compress=(TopK(0.05), Int8()), fraction_train=1.0)
     dataset = experiment.load_data()

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import Experiment, config
+from fedsim import Experiment
+from fedsim.study.compare import config
 from fedsim.clients import SGD, FedProx
-from fedsim.compression import TopK
-from fedsim.engines import app
-from fedsim.engines.flower_app import load_app, run_flower
+from fedsim.updates.compression import TopK
+from fedsim.apps import app
+from fedsim.apps.local import load_app, run_flower
 from fedsim.errors import ConfigError
-from fedsim.export import export
+from fedsim.apps.export import export
 from fedsim.servers import FedAvg
 from fedsim.splits import IID, Dirichlet, Natural, Shards
 
@@ -167,7 +168,7 @@ def test_an_exported_app_holds_any_text(name: str, tmp_path: Path) -> None:
 
 def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fedsim_app.py").write_text(
-        "from fedsim.compression import Float16\n\nclass Mine(Float16):\n    pass\n"
+        "from fedsim.updates.compression import Float16\n\nclass Mine(Float16):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)

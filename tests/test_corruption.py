@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 from helpers import same
 
-from fedsim import Experiment, clients, data, run, rundir, servers
-from fedsim.checkpoint import CHECKSUM
+from fedsim import Experiment, clients, data, servers
+from fedsim.study.compare import runner as run
+from fedsim.study.compare import directory as rundir
+from fedsim.study.checkpoint import CHECKSUM
 from fedsim.errors import FedsimError
 from fedsim.splits import Dirichlet
 

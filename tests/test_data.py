@@ -42,7 +42,7 @@ def test_every_fifth_digit_of_a_class_is_for_the_test() -> None:
 
 def test_the_teacher_labels_by_its_largest_output() -> None:
     """A network with the teacher's own weights has no error."""
-    from fedsim import mlp
+    from fedsim.models import mlp
     from fedsim.streams import Purpose, generator
 
     found, net = data.load("article_teacher"), mlp.MLP((100, 50, 10))

@@ -25,12 +25,13 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from fedsim import Experiment, cli, clients, deploy
-from fedsim.compression import Int8, TopK
-from fedsim.deploy import Deployment, private_folder
-from fedsim.engines.superlink import TokenPlugin, write_credentials
+from fedsim import Experiment, cli, clients
+from fedsim.apps import deploy
+from fedsim.updates.compression import Int8, TopK
+from fedsim.apps.deploy import Deployment, private_folder
+from fedsim.apps.superlink import TokenPlugin, write_credentials
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.export import export
+from fedsim.apps.export import export
 from fedsim.splits import Dirichlet
 
 
@@ -176,7 +177,7 @@ def test_one_token_is_accepted() -> None:
 
 HOLD = """
 import sys, time
-from fedsim.deploy import private_folder
+from fedsim.apps.deploy import private_folder
 with private_folder() as folder:
     (folder / "key").write_text("")
     print(folder, flush=True)

@@ -12,7 +12,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from fedsim import Experiment, compare, config, data
+from fedsim import Experiment, compare, data
+from fedsim.study.compare import config
 from fedsim.report.catalogue import client_entries, server_entries
 from fedsim.report.tables import splits_table
 from fedsim.splits import IID, Split

@@ -14,13 +14,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.exception import AggregationError
 from helpers import same
 
-from fedsim import data, kernels, mlp
+from fedsim import data, kernels
+from fedsim.models import mlp
 from fedsim.clients import SGD, FedProx
-from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.replies import Replies
+from fedsim.flower import internals as flower
+from fedsim.rounds.grid import InProcessGrid
+from fedsim.rounds.replies import Replies
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.experiment import Experiment
+from fedsim.study.experiment import Experiment
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import FedAvg
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from fedsim import cli, data
-from fedsim.engines.flower_app import AppGrid, load_app, overridden, run_flower
+from fedsim.apps.local import AppGrid, load_app, overridden, run_flower
 from fedsim.errors import ConfigError
 from fedsim.splits import IID
 

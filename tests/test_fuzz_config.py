@@ -31,7 +31,8 @@ import tomli_w
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fedsim import Experiment, config
+from fedsim import Experiment
+from fedsim.study.compare import config
 from fedsim.errors import FedsimError
 from fedsim.text import read_toml
 

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 
 from fedsim import Experiment, clients
 from fedsim.clients.base import ServerHalf, Task, Update
-from fedsim.compression import Int8, TopK
+from fedsim.updates.compression import Int8, TopK
 from fedsim.data import Dataset
-from fedsim.engines import flower
-from fedsim.engines.node_replies import RESULT
-from fedsim.engines.site import Evaluation, Site
-from fedsim.engines.supernodes import HELLO, SuperNodeGrid, answer, hello
+from fedsim.flower import internals as flower
+from fedsim.engines.supernodes.replies import RESULT
+from fedsim.engines.runtime import Evaluation, Site
+from fedsim.engines.supernodes.engine import HELLO, SuperNodeGrid, answer, hello
 from fedsim.errors import FedsimError
 from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose

@@ -17,14 +17,16 @@ import pytest
 import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedsim import Experiment, cli, config
+from fedsim import Experiment, cli
+from fedsim.study.compare import config
 from fedsim.clients import SGD
-from fedsim.engines import app, flower
-from fedsim.engines.flower_app import FIRST, AppGrid
-from fedsim.engines.node_replies import RESULT
-from fedsim.engines.supernodes import ORDER, WEIGHTS
+from fedsim.apps import app
+from fedsim.flower import internals as flower
+from fedsim.apps.local import FIRST, AppGrid
+from fedsim.engines.supernodes.replies import RESULT
+from fedsim.engines.supernodes.engine import ORDER, WEIGHTS
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.export import export
+from fedsim.apps.export import export
 from fedsim.modules import EVERY, Modules
 from fedsim.splits import IID
 
@@ -89,11 +91,11 @@ CALLABLES = [
     "shutil:rmtree('.')",
     "fedsim.cli:main(['strategies'])",
     "fedsim.cli:Parser()",
-    "fedsim.deploy:Deployment(1)",
-    "fedsim.export:export",
+    "fedsim.apps.deploy:Deployment(1)",
+    "fedsim.apps.export:export",
     "fedsim.data:table('SPRUNG', 'y')",
     "fedsim.testing:check_client_strategy",
-    "fedsim.rundir:RunDirectory('SPRUNG')",
+    "fedsim.study.directory:RunDirectory('SPRUNG')",
     "fedsim.splits:CountedSplit(3)",
     "fedsim.splits:LogNormal()",
     "flwr.serverapp.strategy:Strategy",

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim import mlp, streams
+from fedsim import streams
+from fedsim.models import mlp
 from fedsim.clients import SGD, Context, FedProx, base
 from fedsim.kernels.numpy import evaluate
 from fedsim.splits import Partition

@@ -22,8 +22,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import cli, run, rundir, study
-from fedsim.report.files import EARLIER
+from fedsim import cli
+from fedsim.study.compare import runner as run
+from fedsim.study.compare import directory as rundir
+from fedsim.study.compare import compare as study
+from fedsim.files import EARLIER
 
 #: Operations by which files come, change and go.
 OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")
@@ -78,7 +81,7 @@ class Storm:
     def __init__(self, place: Path, kind: str) -> None:
         self.place, self.kind, self.kills = place, kind, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["fedsim.cli", "fedsim.run", "fedsim.study", "fedsim.report.plots"])
+        self._context.set_forkserver_preload(["fedsim.cli", "fedsim.study.runner", "fedsim.study.compare", "fedsim.report.plots"])
         self.reference, _, self.seconds = self.finished("reference")
         self.operations = int((place / "reference" / "count").read_text())
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from fedsim import Experiment, data, mlp
-from fedsim.baselines import centralised
+from fedsim import Experiment, data
+from fedsim.models import mlp
+from fedsim.study.baselines import centralised
 from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
-from fedsim.engines.drift import Movements
-from fedsim.experiment import Result
+from fedsim.rounds.drift import Movements
+from fedsim.study.experiment import Result
 from fedsim.report.tables import splits_table
 from fedsim.servers import FedMedian
 from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Partition, Shards, skew
@@ -99,7 +100,7 @@ def first_round(experiment: Experiment) -> tuple[NDArray[Any], NDArray[Any], NDA
     ends = []
     for client in range(len(held.partition)):
         alone = Partition(held.partition.indices, held.partition.offsets)
-        from fedsim.engines.in_process import InProcessGrid
+        from fedsim.rounds.grid import InProcessGrid
 
         grid = InProcessGrid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
         [update] = grid.train(grid.site.task(start, 1), np.array([client]))

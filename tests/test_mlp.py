@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.errors import ConfigError
 
 RNG = np.random.default_rng

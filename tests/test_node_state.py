@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsim.engines.node_state import NodeState
-from fedsim.engines.state import ClientState
+from fedsim.engines.supernodes.state import NodeState
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import FedsimError
 
 CLIENTS = np.array([4, 2, 7])

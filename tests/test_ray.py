@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
-from fedsim.compression import Int8, TopK
+from fedsim.updates.compression import Int8, TopK
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
-from fedsim import Experiment, compare, mlp
+from fedsim import Experiment, compare
+from fedsim.models import mlp
 from fedsim.clients import SCAFFOLD, SGD, Context, FedLC
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError

@@ -22,9 +22,12 @@ import pytest
 from helpers import same
 from numpy.typing import NDArray
 
-from fedsim import Experiment, checkpoint, clients, data, run, rundir, servers
+from fedsim import Experiment, clients, data, servers
+from fedsim.study.compare import checkpoint
+from fedsim.study.compare import runner as run
+from fedsim.study.compare import directory as rundir
 from fedsim.errors import ConfigError
-from fedsim.report import files
+from fedsim import files
 from fedsim.splits import Dirichlet, TimeOrdered
 
 BASE = Experiment(
@@ -110,7 +113,8 @@ def test_a_resumed_run_knows_which_losses_are_divergence(tmp_path: Path) -> None
 
 RUN = """
 import sys
-from fedsim import Experiment, clients, run
+from fedsim import Experiment, clients
+from fedsim.study.compare import runner as run
 from fedsim.splits import Dirichlet
 run.CHECKPOINT_SECONDS = 0.0
 run.CHECKPOINT_SHARE = 1e9

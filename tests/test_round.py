@@ -20,7 +20,7 @@ from fedsim.clients import Context
 from fedsim.clients.base import Array
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
-from fedsim.report.files import write_whole
+from fedsim.files import write_whole
 from fedsim.splits import IID, Dirichlet, Natural
 
 BASE = Experiment(split=Dirichlet(12, alpha=0.5), hidden=(8,), rounds=4, fraction_train=0.5, fraction_evaluate=0.5)

@@ -22,7 +22,7 @@ from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
 from fedsim.clients.base import Update
-from fedsim.engines import flower
+from fedsim.flower import internals as flower
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import krum

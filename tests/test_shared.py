@@ -59,7 +59,7 @@ def test_nobody_can_write(tmp_path: Path) -> None:
 
 
 def test_training_on_it_copies_nothing_and_gives_the_same_bits(tmp_path: Path) -> None:
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.rounds.grid import InProcessGrid
 
     dataset = data.load("digits")
     shared = share(dataset, tmp_path / "there")

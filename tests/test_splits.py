@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from fedsim import Experiment, config, data, splits
+from fedsim import Experiment, data, splits
+from fedsim.study.compare import config
 from fedsim.clients import SGD
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError

@@ -16,20 +16,22 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fedsim import Experiment, baselines, compare, mlp
-from fedsim import study as study_module
-from fedsim.baselines import centralised
+from fedsim import Experiment, compare
+from fedsim.study.compare import baselines
+from fedsim.models import mlp
+from fedsim.study.compare import compare as study_module
+from fedsim.study.baselines import centralised
 from fedsim.clients import SGD, FedPer, FedProx
-from fedsim.compression import TopK
+from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.experiment import Result
+from fedsim.study.experiment import Result
 from fedsim.report import plots, split_plots
-from fedsim.report.files import keep_earlier, writable_directory, write_whole
+from fedsim.files import keep_earlier, writable_directory, write_whole
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
-from fedsim.study import Study, Variant, half_width, variants
+from fedsim.study.compare import Study, Variant, half_width, variants
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
 

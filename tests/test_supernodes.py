@@ -22,20 +22,22 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from helpers import same
 
-from fedsim import Experiment, clients, config, servers
+from fedsim import Experiment, clients, servers
+from fedsim.study.compare import config
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf
-from fedsim.compression import TopK
+from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
-from fedsim.engines import app, flower
-from fedsim.engines.fingerprint import ROWS, difference, fingerprint
-from fedsim.engines.flower_app import AppGrid, load_app, run_flower
-from fedsim.engines.node_replies import RESULT, Layout, read_array, training_layout
-from fedsim.engines.site import Site
-from fedsim.engines.supernodes import SuperNodeGrid, hello
+from fedsim.apps import app
+from fedsim.flower import internals as flower
+from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
+from fedsim.apps.local import AppGrid, load_app, run_flower
+from fedsim.engines.supernodes.replies import RESULT, Layout, read_array, training_layout
+from fedsim.engines.runtime import Site
+from fedsim.engines.supernodes.engine import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.experiment import Result
-from fedsim.export import export
+from fedsim.study.experiment import Result
+from fedsim.apps.export import export
 from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, Partition, TimeOrdered
 
 BASE = Experiment(
@@ -114,7 +116,7 @@ def test_an_exported_app_has_the_files_of_ones_own_classes(
     field: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_parts.py").write_text(
-        "from fedsim.clients import SGD\nfrom fedsim.compression import Float16\n"
+        "from fedsim.clients import SGD\nfrom fedsim.updates.compression import Float16\n"
         "from fedsim.servers import FedAvg\n\n\n"
         "class Client(SGD):\n    pass\n\n\nclass Half(Float16):\n    pass\n\n\nclass Server(FedAvg):\n    pass\n"
     )
@@ -376,8 +378,8 @@ class Failing(SGD):
 def on_named_strategy(experiment: Experiment, nodes: int) -> Result:
     """Run with a strategy of this file, which a SuperNode takes as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.engines.supernodes.client_text", lambda strategy: "SGD()")
-        patch.setattr("fedsim.engines.supernodes.received_client", lambda text, own: experiment.client)
+        patch.setattr("fedsim.engines.supernodes.engine.client_text", lambda strategy: "SGD()")
+        patch.setattr("fedsim.engines.supernodes.engine.received_client", lambda text, own: experiment.client)
         settings = {"experiment": config.to_toml(replace(experiment, client=SGD()))}
         with flower.quiet(), AppGrid(app.client_app, nodes, run_config=settings, workers=1) as grid:
             return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=nodes))
@@ -775,8 +777,8 @@ def test_a_supernode_that_cannot_start_says_why() -> None:
 def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
     client: SGD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsim.run.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("fedsim.run.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SHARE", 1e9)
     experiment = replace(BASE, client=client)
     settings = {"experiment": config.to_toml(experiment)}
 

@@ -17,9 +17,11 @@ import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 
-from fedsim import Experiment, cli, clients, compare, compression, config, data, servers, splits
+from fedsim import Experiment, cli, clients, compare, data, servers, splits
+from fedsim.updates import compression
+from fedsim.study.compare import config
 from fedsim.clients import SGD, FedProx, FedRep
-from fedsim.compression import TopK
+from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError, plain, real, whole
 from fedsim.servers import FedAdam, FedAvg, MultiKrum

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
 from fedsim.errors import real

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import kernels, mlp
+from fedsim import kernels
+from fedsim.models import mlp
 from fedsim.clients.check_hooks import (
     check_array,
     check_kept,

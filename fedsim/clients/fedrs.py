@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD, needs_softmax
 from fedsim.errors import real

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.sgd import SGD, count_layers
 from fedsim.errors import whole
 

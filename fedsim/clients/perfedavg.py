@@ -6,7 +6,7 @@ Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning
 
 from __future__ import annotations
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
 from fedsim.errors import real, whole

@@ -6,7 +6,7 @@ algorithm 1.
 
 from __future__ import annotations
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.base import Array, Context, ServerContext
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.sgd import SGD

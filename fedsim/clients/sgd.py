@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 from numpy.typing import NDArray
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
 from fedsim.errors import ConfigError, flag, plain_fields, real, whole
 

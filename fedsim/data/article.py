@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim import mlp
+from fedsim.models import mlp
 from fedsim.data.dataset import Dataset
 from fedsim.streams import Purpose, generator
 

@@ -50,7 +50,7 @@ def share(dataset: Dataset, folder: str | Path | None = None) -> SharedDataset:
     DataError
         The folder holds a dataset already.
     """
-    from fedsim.report.files import writable_directory, write_whole
+    from fedsim.files import writable_directory, write_whole
 
     place = writable_directory(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="fedsim-data-"))
     if (place / _DESCRIPTION).exists():

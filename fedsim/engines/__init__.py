@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedsim.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.rounds.grid import InProcessGrid
 
 #: What `Experiment.run` takes by name.
 ENGINES = ("in-process", "ray")
@@ -31,6 +31,6 @@ def choose(engine: str | Callable[..., InProcessGrid]) -> Callable[..., InProces
         from fedsim.engines.ray import RayGrid
 
         return RayGrid
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.rounds.grid import InProcessGrid
 
     return InProcessGrid

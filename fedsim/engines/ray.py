@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.site import Evaluation, Load, Site
+from fedsim.rounds.grid import InProcessGrid
+from fedsim.engines.runtime import Evaluation, Load, Site
 from fedsim.errors import ConfigError, FedsimError, missing_extra
 
 #: How often a block is tried again after the loss of its worker.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedsim.mlp import MLP
+    from fedsim.models.mlp import MLP
 
 KERNELS = ("auto", "numpy", "compiled")
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from fedsim import streams
 from fedsim.kernels.numpy import Array, Fit
-from fedsim.mlp import ACTIVATIONS, LOSSES, MLP
+from fedsim.models.mlp import ACTIVATIONS, LOSSES, MLP
 
 _FEATURES = binding.get_host_cpu_features()
 #: Bytes of a vector register.

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import mlp, streams
+from fedsim import streams
+from fedsim.models import mlp
 from fedsim.splits import Partition
 
 Array = NDArray[Any]

@@ -16,7 +16,7 @@ from fedsim.report.style import COLOURS, STYLE, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fedsim.study import Study
+    from fedsim.study.compare import Study
 
 #: What `plot_accuracy` draws: whose score -> what it is.
 SCORES = {
@@ -152,7 +152,7 @@ def _line(number: int) -> dict[str, Any]:
 
 def _curves(study: Study, column: str, axes: Axes, bounds: Sequence[float]) -> list[tuple[float, str, str]]:
     """Draw a column of the history by round; return each variant's last value, label and colour."""
-    from fedsim.study import half_width
+    from fedsim.study.compare import half_width
 
     ends: list[tuple[float, str, str]] = []
     for number, variant in enumerate(study.variants):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError
-from fedsim.report.files import write_whole
+from fedsim.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,9 +22,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
 from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
-from fedsim.engines import flower
-from fedsim.engines.replies import Replies
-from fedsim.engines.site import mean_evaluation
+from fedsim.flower import internals as flower
+from fedsim.rounds.replies import Replies
+from fedsim.engines.runtime import mean_evaluation
 from fedsim.errors import ConfigError, plain, real, seed_number, shown, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted

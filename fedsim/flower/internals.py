@@ -27,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
-from fedsim.mlp import MLP, views
+from fedsim.models.mlp import MLP, views
 
 #: Name of the record that carries what goes down besides the weights; and what precedes the names of arrays that go up
 #: besides them, in their record, for Flower's strategies want one record in a reply.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.engines.state import ClientState
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import FedsimError
 
 Array = NDArray[Any]

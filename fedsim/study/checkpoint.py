@@ -88,7 +88,7 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
             raise ValueError(f"{content} is no {kind} of numbers")
         return array if kind == "array" else array[()]
     if kind == "record":
-        from fedsim.engines import flower
+        from fedsim.flower import internals as flower
 
         return flower.record(_arrays(unpack(content, arrays)))
     if kind == "dict":
@@ -109,7 +109,7 @@ def _arrays(value: Any) -> dict[str, NDArray[Any]]:
 
 def save(path: Path, value: Any) -> None:
     """Write a value whole: the file is the old or the new, whatever happens."""
-    from fedsim.report.files import write_whole
+    from fedsim.files import write_whole
 
     arrays: dict[str, NDArray[Any]] = {}
     tree = json.dumps({"version": VERSION, "value": pack(value, arrays, "the run")})

@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import clients, compression, splits
+from fedsim import clients, splits
+from fedsim.updates import compression
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, near, plain, real, shown, whole
-from fedsim.experiment import Experiment
+from fedsim.study.experiment import Experiment
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.text import call, make, making, parse, read_toml, toml_value
 

@@ -22,8 +22,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsim.engines import flower
-from fedsim.engines.in_process import available_cores
+from fedsim.flower import internals as flower
+from fedsim.rounds.grid import available_cores
 from fedsim.errors import ConfigError, near, whole
 from fedsim.modules import Modules
 from fedsim.text import describe, toml_value

@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 
 from fedsim.clients import SGD
 from fedsim.clients.base import Task, Update
-from fedsim.compression import Transform
-from fedsim.engines import flower
-from fedsim.engines.drift import Movements
-from fedsim.engines.replies import Order, Replies
-from fedsim.engines.site import Evaluation, Site
-from fedsim.engines.state import ClientState
+from fedsim.updates.compression import Transform
+from fedsim.flower import internals as flower
+from fedsim.rounds.drift import Movements
+from fedsim.rounds.replies import Order, Replies
+from fedsim.engines.runtime import Evaluation, Site
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, one_of, whole
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import evaluate
-from fedsim.mlp import MLP
+from fedsim.models.mlp import MLP
 from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose
 
@@ -161,7 +161,7 @@ class InProcessGrid(flower.LocalGrid):
     on_failure : {"raise", "exclude"}
         What a diverged client does: end the run with DivergenceError, or be left out of the round and recorded.
     compress : sequence of Transform
-        What clients do to what they send; see `fedsim.compression`.
+        What clients do to what they send; see `fedsim.updates.compression`.
     """
 
     def __init__(

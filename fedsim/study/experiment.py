@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import data, kernels, mlp
+from fedsim import data, kernels
+from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
 from fedsim.clients.check_hooks import check_signatures
-from fedsim.compression import Transform, check_chain
+from fedsim.updates.compression import Transform, check_chain
 from fedsim.errors import (
     LARGEST,
     ConfigError,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from flwr.serverapp.strategy import Strategy
 
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.rounds.grid import InProcessGrid
 
 
 def history_columns(score: str) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Result:
         One row per round, round 0 being the untrained model: ``round, test_loss, test_accuracy, train_loss`` (mean
         over the cohort's examples as they were trained on), ``local_loss, local_accuracy`` (mean over the examples
         of the clients that evaluated; NaN if none did), ``clients`` (aggregated), ``failures`` (left out), how far
-        clients went apart (``client_drift, gradient_diversity, update_cosine``; see `fedsim.engines.drift.Drift`),
+        clients went apart (``client_drift, gradient_diversity, update_cosine``; see `fedsim.rounds.drift.Drift`),
         ``weight_divergence`` (from training on all examples in one place; NaN unless asked for), ``bytes_up,
         bytes_down`` (serialised arrays, all clients together), ``seconds`` (wall clock of the round). For regression
         ``test_r2`` and ``local_r2`` are in the place of accuracies: ``1 - loss / variance of the test targets``.
@@ -172,7 +173,7 @@ class Experiment:
         Fewest clients whose updates make a new global model, at most the clients sampled in a round; a round with
         fewer changes nothing. More than 1 needs a server of fedsim.
     compress : sequence of Transform
-        What clients do to what they send, one after another; see `fedsim.compression`.
+        What clients do to what they send, one after another; see `fedsim.updates.compression`.
 
     Raises
     ------
@@ -280,7 +281,7 @@ class Experiment:
         DataError
             The dataset cannot be found or is not fit to train on.
         """
-        from fedsim.run import execute
+        from fedsim.study.runner import execute
 
         return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory, engine)
 

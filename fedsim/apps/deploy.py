@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import FedsimError, whole
-from fedsim.experiment import Experiment
-from fedsim.export import export
+from fedsim.study.experiment import Experiment
+from fedsim.apps.export import export
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ class Deployment:
             self.supernodes.append(self.start_supernode(number, key))
 
     def _write_credentials(self, home: Path) -> None:
-        from fedsim.engines.superlink import write_credentials
+        from fedsim.apps.superlink import write_credentials
 
         write_credentials(home, f"{LOOPBACK}:{self.port}", (self.folder / "token").read_text())
 
@@ -131,7 +131,7 @@ class Deployment:
             ]
         )
         arguments = [f"--host={LOOPBACK}", f"--port={self.port}", "--disable-runtime-dependency-installation"]
-        command = [sys.executable, "-m", "fedsim.engines.superlink"]
+        command = [sys.executable, "-m", "fedsim.apps.superlink"]
         process = self._launch("superlink", [*command, *trust, *arguments, *self._isolation])
         until = time.monotonic() + START
         while not _listens(self.port):
@@ -234,7 +234,7 @@ def submit(
     say : callable
         Called with each line that comes from the server; fedsim's begin with ``fedsim: ``.
     **settings
-        More run configuration, as for `fedsim.export.export`; ``out`` is a path on the SuperLink's machine.
+        More run configuration, as for `fedsim.apps.export.export`; ``out`` is a path on the SuperLink's machine.
 
     Raises
     ------

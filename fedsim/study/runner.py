@@ -20,23 +20,25 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim import checkpoint, engines, mlp
+from fedsim import engines
+from fedsim.study.compare import checkpoint
+from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf
-from fedsim.engines import flower
-from fedsim.engines.in_process import InProcessGrid, Traffic
-from fedsim.engines.site import mean_evaluation
-from fedsim.engines.state import ClientState
+from fedsim.flower import internals as flower
+from fedsim.rounds.grid import InProcessGrid, Traffic
+from fedsim.engines.runtime import mean_evaluation
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
-from fedsim.experiment import Result, history_columns
-from fedsim.rundir import RunDirectory, notice
+from fedsim.study.experiment import Result, history_columns
+from fedsim.study.directory import RunDirectory, notice
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose, generator, keys
 from fedsim.text import describe
 
 if TYPE_CHECKING:
-    from fedsim.experiment import Experiment
+    from fedsim.study.experiment import Experiment
 
 #: Columns of `Result.clients`, in order, before the score.
 CLIENTS = ("round", "partition_id", "num_examples", "loss")

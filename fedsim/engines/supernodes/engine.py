@@ -4,7 +4,7 @@ The server side is the in-process engine's: cohort, order, aggregation and test 
 Only where a block of clients is trained differs. Each SuperNode says, when asked, which partition it is and of how
 many; SuperNode i of N holds the clients whose partition id is i modulo N (one each, where there are as many as
 clients). In a round every SuperNode gets one message with all of its clients that were sampled, and sends one back.
-Nothing that it sends is believed: `fedsim.engines.node_replies` checks it against what the server knows.
+Nothing that it sends is believed: `fedsim.engines.supernodes.replies` checks it against what the server knows.
 
 What a client keeps between rounds stays on its SuperNode, in the context that Flower keeps there.
 """
@@ -22,11 +22,11 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.config import client_text, received_client
-from fedsim.engines import flower
-from fedsim.engines.fingerprint import fingerprint
-from fedsim.engines.in_process import InProcessGrid
-from fedsim.engines.node_replies import (
+from fedsim.study.config import client_text, received_client
+from fedsim.flower import internals as flower
+from fedsim.engines.supernodes.fingerprint import fingerprint
+from fedsim.rounds.grid import InProcessGrid
+from fedsim.engines.supernodes.replies import (
     ENCODED,
     EVALUATION,
     FAILED,
@@ -44,9 +44,9 @@ from fedsim.engines.node_replies import (
     training_layout,
     unsound,
 )
-from fedsim.engines.node_state import NodeState
-from fedsim.engines.replies import Replies
-from fedsim.engines.site import Evaluation, Site
+from fedsim.engines.supernodes.state import NodeState
+from fedsim.rounds.replies import Replies
+from fedsim.engines.runtime import Evaluation, Site
 from fedsim.errors import ClientError, FedsimError
 from fedsim.streams import Purpose
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError
-from fedsim.experiment import Experiment
+from fedsim.study.experiment import Experiment
 
 #: The app's module.
 MODULE = "fedsim_app"
 APP = '''\
 """fedsim's Flower app; experiments may name classes of the modules beside this file."""
 
-from fedsim.engines.app import apps
+from fedsim.apps.app import apps
 
 server_app, client_app = apps(__file__)
 
@@ -60,8 +60,8 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     import tomli_w
 
     from fedsim import __version__
-    from fedsim.config import to_toml
-    from fedsim.report.files import writable_directory
+    from fedsim.study.config import to_toml
+    from fedsim.files import writable_directory
 
     text = to_toml(experiment)
     place = Path(folder)

@@ -23,11 +23,11 @@ from fedsim.clients.base import (
     private_mask,
     run,
 )
-from fedsim.compression import RESIDUAL, Compression, Transform
-from fedsim.engines.node_state import NodeState
-from fedsim.engines.state import ClientState
+from fedsim.updates.compression import RESIDUAL, Compression, Transform
+from fedsim.engines.supernodes.state import NodeState
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import ClientError, DivergenceError, FedsimError
-from fedsim.mlp import MLP
+from fedsim.models.mlp import MLP
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
 from fedsim.text import describe

@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord, Error, Message, MessageType, MetricRecord, Rec
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.engines import flower
-from fedsim.engines.site import Evaluation
-from fedsim.mlp import MLP
+from fedsim.flower import internals as flower
+from fedsim.engines.runtime import Evaluation
+from fedsim.models.mlp import MLP
 
 
 class Aggregator(Protocol):

@@ -1,4 +1,4 @@
-"""Flower's SuperLink with a Control API that only its owner can use: ``python -m fedsim.engines.superlink``.
+"""Flower's SuperLink with a Control API that only its owner can use: ``python -m fedsim.apps.superlink``.
 
 Whoever reaches the Control API can run an app, which is code, as the user of the SuperLink; on loopback that is every
 user of the machine. Flower 1.42 has the places for account authentication, a plugin of the SuperLink and credentials of

@@ -17,12 +17,12 @@ import numpy as np
 
 from fedsim import data, text
 from fedsim.errors import ConfigError, near, one_of, plain_sequence, seed_number, shown, whole
-from fedsim.experiment import Experiment, Result
+from fedsim.study.experiment import Experiment, Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.engines.in_process import InProcessGrid
+    from fedsim.rounds.grid import InProcessGrid
 
 #: What a study leaves in its directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
 TABLES = ("rounds.csv", "clients.csv", "summary.csv")
@@ -170,7 +170,7 @@ class Study:
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
         """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` into a folder, made if need be; each whole."""
-        from fedsim.report.files import write_csv
+        from fedsim.files import write_csv
 
         for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
             write_csv(Path(directory) / f"{name}.csv", frame)
@@ -295,7 +295,7 @@ def _seeds(seeds: Any, first: int) -> Sequence[int]:
 
 
 def _check_baselines(names: Any) -> None:
-    from fedsim.baselines import BASELINES
+    from fedsim.study.baselines import BASELINES
 
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"baselines is {shown(names)}; allowed: a list of {', '.join(BASELINES)}")
@@ -304,7 +304,7 @@ def _check_baselines(names: Any) -> None:
 
 
 def _baselines(base: Experiment, names: Sequence[str], axes: Sequence[str]) -> list[tuple[dict[str, str], Experiment]]:
-    from fedsim.baselines import BASELINES
+    from fedsim.study.baselines import BASELINES
 
     first, *others = axes
     return [({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](base)) for name in names]
@@ -331,7 +331,7 @@ def compare(
     seeds : int or sequence of int
         A number n means ``base.seed, ..., base.seed + n - 1``.
     baselines : sequence of {"centralised", "data-parallel"}
-        What to run besides, of `base`; see `fedsim.baselines`.
+        What to run besides, of `base`; see `fedsim.study.baselines`.
     progress : bool, optional
         Show a progress bar; default: only on a terminal.
     on_round : callable, optional
@@ -419,7 +419,7 @@ class _StudyFiles:
     """
 
     def __init__(self, stack: ExitStack, directory: str | os.PathLike[str], total: int) -> None:
-        from fedsim.rundir import ResultsDirectory
+        from fedsim.study.directory import ResultsDirectory
 
         self._folder = ResultsDirectory(directory, (*TABLES, *PICTURES))
         stack.enter_context(self._folder)
@@ -437,8 +437,8 @@ class _StudyFiles:
             self._write()
 
     def _write(self) -> None:
-        from fedsim.report.files import keep_earlier
-        from fedsim.rundir import notice
+        from fedsim.files import keep_earlier
+        from fedsim.study.directory import notice
 
         begun = time.perf_counter()
         self._folder.check()
@@ -450,7 +450,7 @@ class _StudyFiles:
 
     def _leave(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write what is finished and not written yet; after an error say what there is, and leave it to be raised."""
-        from fedsim.rundir import notice
+        from fedsim.study.directory import notice
 
         try:
             if self._written < self._finished:

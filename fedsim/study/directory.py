@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from fedsim import checkpoint
+from fedsim.study.compare import checkpoint
 from fedsim.errors import ConfigError
-from fedsim.report.files import (
+from fedsim.files import (
     keep_earlier,
     remove_temporary,
     sync_directory,
@@ -31,7 +31,7 @@ from fedsim.report.files import (
 )
 
 if TYPE_CHECKING:
-    from fedsim.experiment import Experiment, Result
+    from fedsim.study.experiment import Experiment, Result
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: What a finished run leaves.
@@ -148,7 +148,7 @@ class RunDirectory(ResultsDirectory):
             notice(f"kept the earlier results in {kept}")
         self.save({})  # from now on the directory is an unfinished run's
         if isinstance(self._experiment.dataset, str):
-            from fedsim.config import to_toml
+            from fedsim.study.config import to_toml
 
             text = to_toml(self._experiment).encode()
             write_whole(self.path / CONFIGURATION, lambda stream: stream.write(text))
@@ -187,7 +187,7 @@ def notice(sentence: str) -> None:
 
 def fingerprint(experiment: Experiment) -> str:
     """Return a text that two experiments share if they give the same bits."""
-    from fedsim.config import to_toml
+    from fedsim.study.config import to_toml
 
     dataset = experiment.dataset
     if isinstance(dataset, str) and dataset.startswith(("table", "hub")):

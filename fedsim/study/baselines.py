@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fedsim.clients import SGD, FedSGD
-from fedsim.experiment import Experiment
+from fedsim.study.experiment import Experiment
 from fedsim.splits import Pooled
 
 

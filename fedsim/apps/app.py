@@ -1,9 +1,9 @@
 """The Flower app: a ServerApp and a ClientApp that run an experiment, given as run configuration.
 
-``experiment`` is the experiment's TOML, as `fedsim.config.to_toml` writes it; the rest says how to run it (see
+``experiment`` is the experiment's TOML, as `fedsim.study.config.to_toml` writes it; the rest says how to run it (see
 docs/scale.md). Every part reads its data itself, from ``data-dir`` of a SuperNode's own node config, ``$FEDSIM_DATA``,
 or the experiment's ``data_dir``. Its text may name fedsim's and Flower's strategies and, in an app that
-`fedsim.export` has written, classes in modules that lie beside the app's file; nothing else is imported.
+`fedsim.apps.export` has written, classes in modules that lie beside the app's file; nothing else is imported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from threadpoolctl import threadpool_limits
 
-from fedsim import config
-from fedsim.engines.site import Site
-from fedsim.engines.supernodes import SuperNodeGrid, answer, hello
+from fedsim.study.compare import config
+from fedsim.engines.runtime import Site
+from fedsim.engines.supernodes.engine import SuperNodeGrid, answer, hello
 from fedsim.errors import real, whole
-from fedsim.experiment import Experiment
+from fedsim.study.experiment import Experiment
 from fedsim.modules import Modules
 from fedsim.text import read_toml
 

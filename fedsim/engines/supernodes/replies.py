@@ -19,10 +19,10 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.engines import flower
-from fedsim.engines.fingerprint import difference
-from fedsim.engines.site import Site
-from fedsim.engines.state import ClientState
+from fedsim.flower import internals as flower
+from fedsim.engines.supernodes.fingerprint import difference
+from fedsim.engines.runtime import Site
+from fedsim.engines.client_state import ClientState
 from fedsim.errors import FedsimError
 from fedsim.splits import Partition
 from fedsim.text import printable
