@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import peers
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
 from benchmarks.measure import ROOT, fresh, median, peak_memory, quartiles, ratio, sgemm, take_turns
-from fedsim.rounds.grid import available_cores
+from fedsim.engines.workers import available_cores
 
 
 @dataclass(frozen=True)

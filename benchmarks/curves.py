@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
 from benchmarks.measure import median, peak_memory, take_turns
-from fedsim.rounds.grid import available_cores
+from fedsim.engines.workers import available_cores
 
 #: Curve -> (quantity, unit of speed, [(value, job, workers)]).
 CURVES: dict[str, tuple[str, str, Sequence[tuple[int, Job, int | None]]]] = {

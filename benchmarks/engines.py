@@ -20,12 +20,12 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.measure import median
-from fedsim.clients import SGD
 from fedsim.apps.deploy import local
-from fedsim.apps.local import run_flower
-from fedsim.study.experiment import Experiment
 from fedsim.apps.export import export
+from fedsim.apps.local import run_flower
+from fedsim.clients import SGD
 from fedsim.splits import Dirichlet
+from fedsim.study.experiment import Experiment
 
 #: 20 clients of the digits, all in every round.
 EXPERIMENT = Experiment(split=Dirichlet(20, alpha=0.3), client=SGD(epochs=5), rounds=5)
@@ -122,7 +122,7 @@ def _app_here() -> float:
 def _app_ray() -> float:
     from flwr.simulation import run_simulation
 
-    from fedsim.flower import internals as flower
+    from fedsim.flower import strategies
 
     server, client = _app()
     seconds: list[float] = []
@@ -135,6 +135,6 @@ def _app_ray() -> float:
         seconds.append(time.perf_counter() - started)
 
     server._main = timed
-    with flower.quiet():
+    with strategies.quiet():
         run_simulation(server, client, APP_NODES)
     return seconds[0]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord
 
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.data import Dataset
-from fedsim.flower import internals as flower
-from fedsim.rounds.grid import InProcessGrid
+from fedsim.flower import records, strategies
+from fedsim.models import mlp
+from fedsim.rounds.grid import make_grid
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset, Partition
 
@@ -88,11 +88,11 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
     """Give a function that samples, trains and aggregates one more round; the first has run already."""
     dataset = job.data()
     net = job.net
-    grid = InProcessGrid(
+    grid = make_grid(
         net, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
     )
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
-    arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
     numbers = itertools.count(1)
 
     def step() -> None:
@@ -102,9 +102,9 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
         mean, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
         assert mean is not None
         arrays = mean
-        grid.take_round()
+        grid.take_statistics()
 
-    with grid, flower.quiet():
+    with grid, strategies.quiet():
         step()
-        with flower.cheap_collection():  # as in a run
+        with strategies.cheap_collection():  # as in a run
             yield step

@@ -66,7 +66,7 @@ def sgemm(size: int = 3000, threads: int | None = None) -> tuple[Callable[[], ob
     """Return a call of single-precision matrix product, by default on all cores, and its floating-point operations."""
     from threadpoolctl import threadpool_limits
 
-    from fedsim.rounds.grid import available_cores
+    from fedsim.engines.workers import available_cores
 
     matrix = np.random.default_rng(0).random((size, size), dtype=np.float32)
     out = np.empty_like(matrix)
@@ -108,7 +108,7 @@ def machine() -> dict[str, Any]:
     """Describe the machine and the versions that matter."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from fedsim.rounds.grid import available_cores
+    from fedsim.engines.workers import available_cores
 
     def of(package: str) -> str:
         try:

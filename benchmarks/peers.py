@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.jobs import Job
-from fedsim.models import mlp
 from fedsim.data import Dataset
-from fedsim.flower import internals as flower
 from fedsim.errors import FedsimError
+from fedsim.flower import strategies
+from fedsim.models import mlp
 from fedsim.splits import Partition
 
 
@@ -186,7 +186,7 @@ def _simulate(job: Job, orders: Connection) -> None:
                 arrays = mean
                 orders.send("done")
 
-    with flower.quiet():
+    with strategies.quiet():
         resources: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, client_app(job), job.registered, backend_config=resources)
 

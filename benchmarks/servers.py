@@ -13,9 +13,9 @@ from flwr.app import ConfigRecord
 from benchmarks.jobs import Job
 from benchmarks.measure import median, take_turns
 from fedsim import servers
+from fedsim.flower import records, strategies
 from fedsim.models import mlp
-from fedsim.flower import internals as flower
-from fedsim.rounds.grid import InProcessGrid
+from fedsim.rounds.grid import make_grid
 from fedsim.splits import FederatedDataset
 
 #: 100 clients of the article's network, with hardly anything to train: what is left is aggregation.
@@ -34,13 +34,13 @@ def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
     """Return a function that runs one more round from the same weights."""
     data, net = JOB.data(), JOB.net
     grid = stack.enter_context(
-        InProcessGrid(net, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
+        make_grid(net, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
     )
-    arrays = flower.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
 
     def step() -> None:
         strategy.aggregate_train(1, grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid)))
-        grid.take_round()
+        grid.take_statistics()
 
     step()
     return step
@@ -52,11 +52,11 @@ def measure(samples: int) -> dict[str, dict[str, float]]:
     for name in NAMES:
         options = {"min_train_nodes": 1, "min_available_nodes": 1, **OPTIONS.get(name, {})}
         with ExitStack() as stack:
-            stack.enter_context(flower.quiet())
+            stack.enter_context(strategies.quiet())
             peers = {
                 who: rounds(getattr(module, name)(**options), stack)
                 for who, module in (("fedsim", servers), ("Flower", stock))
             }
-            stack.enter_context(flower.cheap_collection())  # as a run has it, once all is compiled
+            stack.enter_context(strategies.cheap_collection())  # as a run has it, once all is compiled
             found[name] = {who: median(seconds) for who, seconds in take_turns(peers, samples).items()}
     return found

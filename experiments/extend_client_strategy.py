@@ -8,9 +8,9 @@ import argparse
 import numpy as np
 
 from fedsim import Experiment, compare
-from fedsim.models import mlp
 from fedsim.cli import guard
 from fedsim.clients import SGD, Affine, Array, Context, ServerContext
+from fedsim.models import mlp
 from fedsim.splits import Dirichlet
 from fedsim.testing import check_client_strategy
 

@@ -9,10 +9,10 @@ from argparse import ArgumentDefaultsHelpFormatter
 
 from fedsim.cli import Parser, guard, report_kept
 from fedsim.clients import SGD
-from fedsim.study.experiment import Experiment
 from fedsim.files import keep_earlier, writable_directory
 from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study.compare import Study, compare
+from fedsim.study.experiment import Experiment
 
 FILES = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png", "splits.png"]
 

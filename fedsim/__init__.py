@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
-    from fedsim.study.experiment import Experiment, Result
     from fedsim.study.compare import Study, compare
+    from fedsim.study.experiment import Experiment, Result
 
 # Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

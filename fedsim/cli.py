@@ -240,8 +240,8 @@ def _about_modules(sub: argparse.ArgumentParser) -> None:
 
 def _read(args: argparse.Namespace, file: str | Path) -> Experiment:
     """Return the experiment in a configuration file."""
-    from fedsim.study.compare import config
     from fedsim.modules import Modules
+    from fedsim.study import config
 
     return config.experiment(config.read(file), Modules.here(args.module))
 
@@ -250,9 +250,9 @@ def _engine(args: argparse.Namespace) -> Any:
     """Return the engine that was asked for."""
     from functools import partial
 
-    from fedsim import engines
+    from fedsim.engines.engine import choose
 
-    make = engines.choose(args.engine)
+    make = choose(args.engine)
     if not args.address:
         return make
     if args.engine != "ray":
@@ -306,7 +306,7 @@ def _with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fedsim.study.compare import config
+    from fedsim.study import config
 
     table = _table(args, args.file)
     experiment = config.table_plan(table, args.data_dir).base if table else _read(args, args.file)
@@ -387,13 +387,13 @@ def _progress(experiment: Experiment) -> Callable[[Any], None]:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from fedsim.study.compare import config
-    from fedsim.errors import real
+    from fedsim.checks import check_real
     from fedsim.modules import Modules
+    from fedsim.study import config
     from fedsim.study.compare import TABLES, compare
 
     if args.target is not None:
-        real("--target", args.target)
+        check_real("--target", args.target)
     assignments = _with_data_dir(args.set, args.data_dir)
     chosen: dict[str, Any] = {"client": args.client, "split": args.split, "seeds": args.seeds}
     chosen = {name: value for name, value in chosen.items() if value not in ([], None)}
@@ -429,14 +429,14 @@ def report_kept(folder: Path | None) -> None:
 
 def _splits(args: argparse.Namespace) -> None:
     from fedsim import data
-    from fedsim.study.compare import config
-    from fedsim.errors import one_of, seed_number, whole
+    from fedsim.checks import check_choice, check_integer, check_seed
     from fedsim.report.split_plots import KINDS, plot_splits
     from fedsim.report.tables import shards_table, splits_table
+    from fedsim.study import config
 
-    whole("--most", args.most, 1)
-    seed_number("--seed", args.seed)
-    one_of("--kind", args.kind, KINDS)
+    check_integer("--most", args.most, 1)
+    check_seed("--seed", args.seed)
+    check_choice("--kind", args.kind, KINDS)
     if args.out and Path(args.out).exists():
         raise ConfigError(f"{args.out!r} exists; give --out another name, nothing is overwritten")
     chosen = [config.build("split", text) for text in args.split]
@@ -463,20 +463,20 @@ def _splits(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the run configuration that was asked for."""
-    from fedsim.errors import real, whole
+    from fedsim.checks import check_integer, check_real
 
     if args.nodes is not None:
-        whole("--nodes", args.nodes, 1)
+        check_integer("--nodes", args.nodes, 1)
     if args.timeout is not None:
-        real("--timeout", args.timeout, 0, open_low=True)
+        check_real("--timeout", args.timeout, 0, open_low=True)
     if args.retries is not None:
-        whole("--retries", args.retries, 0)
+        check_integer("--retries", args.retries, 0)
     given = {"nodes": args.nodes, "timeout": args.timeout, "retries": args.retries}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _deploy(args: argparse.Namespace) -> None:
-    from fedsim.study.compare import config
+    from fedsim.study import config
 
     experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     _deployed(experiment, args.superlink, _settings(args), args)
@@ -506,8 +506,8 @@ def _deployed(experiment: Experiment, superlink: str, settings: dict[str, Any], 
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fedsim.study.compare import config
     from fedsim.apps.export import export
+    from fedsim.study import config
 
     experiment = config.apply(_read(args, args.file), _with_data_dir(args.set, args.data_dir))
     folder = export(experiment, args.folder, **_settings(args))
@@ -528,7 +528,7 @@ def _strategies(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from fedsim.study.compare import config
+    from fedsim.study import config
     from fedsim.testing import check_client_strategy
 
     strategy = config.build("client", args.client)

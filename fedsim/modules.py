@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fedsim.errors import ConfigError, near, shown
+from fedsim.checks import shorten, suggest
+from fedsim.errors import ConfigError
 from fedsim.text import describe
 
 #: What ``module:Class`` looks like.
@@ -86,7 +87,7 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         Not of that form, a module that the text may not import or that cannot be imported, or no class of the kind.
     """
     if not FORM.fullmatch(path):
-        raise ConfigError(f"{field} names {shown(path)}; allowed: module:Class")
+        raise ConfigError(f"{field} names {shorten(path)}; allowed: module:Class")
     name, _, attribute = path.partition(":")
     if not modules.allow(name):
         if modules.folder is None:
@@ -109,7 +110,7 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         ) from None
     if found is None:
         names = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{near(attribute, names)}")
+        raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")
     cls: type = found
     if not issubclass(type(found), type) or not issubclass(cls, kinds) or inspect.isabstract(cls):
         allowed = " or ".join(kind.__name__ for kind in kinds)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import (
     PRIVATE,
@@ -36,6 +35,7 @@ from fedsim.clients.base import (
 from fedsim.clients.check_hooks import check_signatures
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, FedsimError
+from fedsim.models import mlp
 from fedsim.splits import CountedSplit, Partition
 from fedsim.text import describe
 
@@ -331,7 +331,7 @@ def state_survives_resume(strategy: SGD) -> None:
         if row["round"] == 3:
             raise _StopError
 
-    from fedsim.study.compare import runner as runs
+    from fedsim.study import runner as runs
 
     seconds, runs.CHECKPOINT_SECONDS = runs.CHECKPOINT_SECONDS, -1e9
     try:
@@ -425,23 +425,23 @@ def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
     """Send through Flower's messages what goes through blocks."""
     from flwr.app import ConfigRecord
 
-    from fedsim.flower import internals as flower
-    from fedsim.rounds.grid import InProcessGrid
+    from fedsim.flower import records, strategies
+    from fedsim.rounds.grid import make_grid
     from fedsim.servers import FedAvg
 
     data, net = _dataset(), _network()
-    start = flower.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+    start = records.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
     found = []
     for as_messages in (False, True):
         server = FedAvg(seed=3, half=ServerHalf(strategy, net, sum(SIZES), 3))
         server.streams = not as_messages
-        with InProcessGrid(net, _Ragged(len(SIZES)).federate(data), strategy) as grid, flower.quiet():
+        with make_grid(net, _Ragged(len(SIZES)).federate(data), strategy) as grid, strategies.quiet():
             arrays: Any = start
             for number in (1, 2):
                 messages = server.configure_train(number, arrays, ConfigRecord(), grid)
                 replies: Any = grid.send_and_receive(list(messages) if as_messages else messages)
                 arrays, _ = server.aggregate_train(number, list(replies) if as_messages else replies)
-        found.append(flower.to_flat(net, arrays))
+        found.append(records.to_flat(net, arrays))
     need(np.array_equal(found[0], found[1]), "a round through Flower's messages differs from one in blocks")
 
 

@@ -15,7 +15,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import ConfigError, FedsimError, near, plain, shown
+from fedsim.checks import shorten, suggest, to_builtin
+from fedsim.errors import ConfigError, FedsimError
 
 #: The most bits of an integer in text; Python cannot even print one of 5,000 digits.
 MOST_BITS = 128
@@ -45,7 +46,7 @@ def parse(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[An
         Not of that form.
     """
     head, bracket, rest = text.strip().partition("(")
-    form = f"{field} is {shown(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
+    form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python about its own grammar, such as "\d"
@@ -77,7 +78,7 @@ def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
         raise ValueError("not a name")
     name = node.func.id
     if name not in names:
-        allowed = f"allowed: {', '.join(names)}{near(name, names)}" if names else "it takes plain values only"
+        allowed = f"allowed: {', '.join(names)}{suggest(name, names)}" if names else "it takes plain values only"
         raise ConfigError(f"{field} names {name!r}; {allowed}")
     args, keywords = _arguments(field, node, names)
     with making(field, name):
@@ -93,7 +94,7 @@ def make(field: str, target: Callable[..., Any], name: str, args: list[Any], key
             settings = [f.name for f in fields(target)]
         else:
             settings = list(inspect.signature(target).parameters)
-        hint = "".join({near(k, settings) for k in keywords if k not in settings})
+        hint = "".join({suggest(k, settings) for k in keywords if k not in settings})
         raise ConfigError(
             f"{field} is {call(name, args, keywords)!r}: {name} takes "
             f"{', '.join(settings) or 'no arguments'} ({error}){hint}"
@@ -123,7 +124,7 @@ def check_plain(field: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ConfigError(f"{field} has the text {shown(value)}; allowed: valid Unicode") from None
+            raise ConfigError(f"{field} has the text {shorten(value)}; allowed: valid Unicode") from None
     elif isinstance(value, dict):
         for part in (*value, *value.values()):
             check_plain(field, part)
@@ -165,7 +166,7 @@ def toml_value(what: str, text: str) -> Any:
     except tomllib.TOMLDecodeError:
         found = {}
     except (ValueError, RecursionError, MemoryError):
-        raise ConfigError(f"{what} is {shown(text)}; allowed: a value in TOML") from None
+        raise ConfigError(f"{what} is {shorten(text)}; allowed: a value in TOML") from None
     value = found["value"] if list(found) == ["value"] else text.strip()  # more than one line is no value
     check_plain(what, value)
     return value
@@ -228,4 +229,4 @@ def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
 def _literal(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return call(type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr})
-    return repr(plain(value))
+    return repr(to_builtin(value))

@@ -24,11 +24,11 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from fedsim import Experiment, clients, servers, splits
-from fedsim.study.compare import baselines
-from fedsim.updates import compression
 from fedsim.data import Dataset
-from fedsim.study.experiment import Result
 from fedsim.splits import Dirichlet, LogNormal
+from fedsim.study import baselines
+from fedsim.study.experiment import Result
+from fedsim.updates import compression
 
 FILE = Path(__file__).with_suffix(".json")
 #: Where bits differ for reasons of rounding, numbers agree to this.
@@ -176,7 +176,7 @@ def experiments() -> dict[str, Experiment]:
         "TopK, Int8": (compression.TopK(0.2), compression.Int8()),
         "RandomMask": (compression.RandomMask(0.5),),
     }.items():
-        found[f"compress {name}"] = replace(BASE, compress=chain)
+        found[f"compress {name}"] = replace(BASE, transforms=chain)
     found["weight divergence"] = replace(BASE, weight_divergence=True, fraction_train=1.0)
     found["exclude"] = replace(BASE, dataset=_one_site_diverges(), split=splits.Natural("site"), on_failure="exclude")
     found["baseline centralised"] = baselines.centralised(BASE)
@@ -190,7 +190,7 @@ class _Stop(Exception):  # noqa: N818 - nothing is wrong
 
 def interrupted(experiment: Experiment) -> Result:
     """Run it in a directory, break it off after round 2, and go on."""
-    from fedsim.study.compare import runner as run
+    from fedsim.study import runner as run
 
     def stop(row: Any) -> None:
         if row["round"] == 2:

@@ -15,9 +15,9 @@ import pytest
 from benchmarks import peers
 from benchmarks.bars import Measured
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from fedsim.models import mlp
 from fedsim.clients import base
-from fedsim.engines.runtime import Site
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.models import mlp
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Job((12, 8, 5, 3), registered=6, cohort=4, examples=20, batch=None, epochs=2)
@@ -43,7 +43,7 @@ def test_the_numpy_peer_trains_as_fedsim_does() -> None:
 
 def test_a_round_of_each_peer_trains_one_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many different clients, with as many examples each."""
-    train, train_block = peers.train, Site.train
+    train, train_block = peers.train, ClientRuntime.train
     by_loop: list[int] = []
     by_fedsim: list[int] = []
 
@@ -51,14 +51,14 @@ def test_a_round_of_each_peer_trains_one_cohort(monkeypatch: pytest.MonkeyPatch)
         by_loop.append(len(x))
         return train(job, layers, x, *more)
 
-    def counted_block(site: Site, task: base.Task, block: Any, state: Any) -> base.Update:
+    def counted_block(site: ClientRuntime, task: base.Task, block: Any, state: Any) -> base.Update:
         by_fedsim.extend(block.tolist())
         update = train_block(site, task, block, state)
         assert update.num_examples.tolist() == [SMALL.examples] * len(block)
         return update
 
     monkeypatch.setattr(peers, "train", counted)
-    monkeypatch.setattr(Site, "train", counted_block)
+    monkeypatch.setattr(ClientRuntime, "train", counted_block)
     with fedsim_rounds(SMALL) as ours, peers.loop_rounds(SMALL) as loop:
         by_loop.clear()
         by_fedsim.clear()

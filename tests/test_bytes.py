@@ -9,8 +9,8 @@ import pytest
 
 from fedsim import Experiment, data
 from fedsim.clients import SGD
-from fedsim.updates.compression import Int8, TopK
 from fedsim.splits import IID
+from fedsim.updates.compression import Int8, TopK
 
 
 def saved(shape: int, dtype: str) -> int:
@@ -27,10 +27,10 @@ def test_the_index_of_a_sparse_update_is_as_narrow_as_it_can_be(features: int, i
     x, y = rng.normal(size=(12, features)).astype(np.float32), np.arange(12) % 2
     own = data.Dataset("own", x[:8], y[:8], x[8:], y[8:], 2)
     settings = {"dataset": own, "split": IID(4), "hidden": (), "rounds": 2, "kernel": "numpy"}
-    sparse = Experiment(**settings, client=SGD(lr=0.01), compress=(TopK(0.5),)).run()  # type: ignore[arg-type]
+    sparse = Experiment(**settings, client=SGD(lr=0.01), transforms=(TopK(0.5),)).run()  # type: ignore[arg-type]
     sent = saved(features + 1, "f4") + saved(features + 1, index)
     assert sparse.history["bytes_up"].tolist() == [0, 4 * sent, 4 * sent]
-    both = Experiment(**settings, client=SGD(lr=0.01), compress=(TopK(0.5), Int8())).run()  # type: ignore[arg-type]
+    both = Experiment(**settings, client=SGD(lr=0.01), transforms=(TopK(0.5), Int8())).run()  # type: ignore[arg-type]
     sent = saved(features + 1, "i1") + saved(features + 1, index) + len(saved_scale())
     assert both.history["bytes_up"].tolist() == [0, 4 * sent, 4 * sent]
 

@@ -18,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import Task
 from fedsim.data import Dataset
+from fedsim.models import mlp
 from fedsim.splits import CountedSplit, Partition, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 

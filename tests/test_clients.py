@@ -18,12 +18,12 @@ from helpers import same
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, servers
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, Task, new_state, run
 from fedsim.data import Dataset
 from fedsim.engines.client_state import ClientState
 from fedsim.errors import ConfigError
+from fedsim.models import mlp
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.testing import check_client_strategy
 

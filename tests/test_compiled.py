@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import Experiment, kernels, streams
-from fedsim.models import mlp
 from fedsim.clients import SCAFFOLD, SGD, Affine, Context, FedProx, base
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.kernels import compiled
 from fedsim.kernels.numpy import Fit
+from fedsim.models import mlp
 from fedsim.splits import IID, Dirichlet, Natural, Partition, TimeOrdered
 
 RNG = np.random.default_rng(0)
@@ -533,10 +533,10 @@ def test_a_fit_says_how_far_it_went_to_the_bit(kernel: str, dtype: str) -> None:
     """Histories do not tell whether the kernel measured it, or the server what it received."""
     job = task(mlp.MLP((20, 33, 10), dtype=dtype), SGD(epochs=2), kernel)
     update = base.run(job, np.arange(10), {})
-    assert update.moved is not None
-    assert np.array_equal(update.moved, kernels.load(kernel).movement(update.weights, job.global_weights))
+    assert update.update_norm is not None
+    assert np.array_equal(update.update_norm, kernels.load(kernel).movement(update.weights, job.global_weights))
     exactly = np.linalg.norm(update.weights.astype(float) - job.global_weights.astype(float), axis=1)
-    np.testing.assert_allclose(update.moved, exactly, rtol=1e-5)
+    np.testing.assert_allclose(update.update_norm, exactly, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])

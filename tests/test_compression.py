@@ -17,21 +17,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
-from fedsim.study.compare import config
-from fedsim.clients import SGD
-from fedsim.updates.compression import Compression, Draws, Float16, Int8, RandomMask, TopK, Transform
 from fedsim.apps import app
-from fedsim.flower import internals as flower
 from fedsim.apps.local import AppGrid
+from fedsim.clients import SGD
+from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.replies import RESULT
-from fedsim.engines.supernodes.engine import SuperNodeGrid
 from fedsim.errors import ConfigError
+from fedsim.flower import strategies
 from fedsim.splits import Dirichlet
+from fedsim.study import config
+from fedsim.updates import Float16, Int8, RandomMask, TopK, TransformContext, UpdateTransform
+from fedsim.updates.transform import Pipeline
 
 BASE = Experiment(split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, client=SGD(epochs=2))
 #: What is none of the things that are allowed.
 ANY: Any = 3
-ALL: list[tuple[Transform, ...]] = [
+ALL: list[tuple[UpdateTransform, ...]] = [
     (Float16(),),
     (Int8(),),
     (TopK(0.1),),
@@ -47,8 +48,8 @@ def change(rows: int = 3, length: int = 200) -> NDArray[Any]:
     return np.random.default_rng(0).normal(size=(rows, length)).astype(np.float32)
 
 
-def there_and_back(transforms: tuple[Transform, ...], values: NDArray[Any], seed: int = 0) -> NDArray[Any]:
-    compression = Compression(transforms, np.ones(values.shape[1], dtype=bool), "float32")
+def there_and_back(transforms: tuple[UpdateTransform, ...], values: NDArray[Any], seed: int = 0) -> NDArray[Any]:
+    compression = Pipeline(transforms, np.ones(values.shape[1], dtype=bool), "float32")
     who = (seed, 1, np.arange(len(values)))
     return compression.decode(compression.encode(values, *who), *who)
 
@@ -62,7 +63,7 @@ def test_half_precision_is_numpys_and_saturates() -> None:
 
 
 @pytest.mark.parametrize("transform", [Int8(), RandomMask(0.3)])
-def test_random_transforms_are_right_on_average(transform: Transform) -> None:
+def test_random_transforms_are_right_on_average(transform: UpdateTransform) -> None:
     values = change(1, 50)
     tries = np.concatenate([there_and_back((transform,), values, seed) for seed in range(3000)]).astype(np.float64)
     error = tries.std(axis=0) / np.sqrt(len(tries))
@@ -90,24 +91,25 @@ def test_top_k_sends_the_largest(fraction: float, length: int, seed: int) -> Non
 
 def test_what_is_not_sent_is_sent_later() -> None:
     """Error feedback: all that has been sent and what is kept add up to all changes."""
-    from fedsim.updates.compression import RESIDUAL
-    from fedsim.rounds.grid import InProcessGrid
+    from fedsim.rounds.grid import make_grid
+    from fedsim.updates.transform import RESIDUAL
 
-    experiment = replace(BASE, compress=(TopK(0.05), Int8()), fraction_train=1.0)
+    experiment = replace(BASE, transforms=(TopK(0.05), Int8()), fraction_train=1.0)
     dataset = experiment.load_data()
     net = experiment.network(dataset)
-    grid = InProcessGrid(net, experiment.federate(dataset), experiment.client, compress=experiment.compress)
-    plain = InProcessGrid(net, experiment.federate(dataset), experiment.client)
+    grid = make_grid(net, experiment.federate(dataset), experiment.client, transforms=experiment.transforms)
+    plain = make_grid(net, experiment.federate(dataset), experiment.client)
     ids = np.arange(12)
-    ids = ids[np.lexsort((ids, -grid.site.partition.sizes))]
+    ids = ids[np.lexsort((ids, -grid.runtime.partition.sizes))]
     start = np.random.default_rng(0).normal(0, 0.1, net.num_parameters).astype(np.float32)
     sent, changed = np.zeros((12, net.num_parameters)), np.zeros((12, net.num_parameters))
     for number in range(1, 6):
         for held, total in ((grid, sent), (plain, changed)):
-            for update in held.train(held.site.task(start, number), ids):
+            for update in held.engine.train(held.runtime.task(start, number), ids):
                 total[update.partition_ids] += update.weights - start
-                held.state.store(update.partition_ids, update.state)
-    kept = grid.state.load(np.arange(12), lambda new: {})[RESIDUAL]
+                held.engine.client_state.commit(number, [update])
+    held_state: Any = grid.engine.client_state
+    kept = held_state.load(np.arange(12), lambda new: {})[RESIDUAL]
     np.testing.assert_allclose(sent + kept, changed, atol=1e-5)
 
 
@@ -125,10 +127,10 @@ SENT: list[list[tuple[str, tuple[int, ...]]]] = [
 
 @pytest.mark.parametrize(("transforms", "sent"), list(zip(ALL, SENT, strict=True)), ids=NAMES)
 def test_bytes_are_those_of_the_arrays_that_travel(
-    transforms: tuple[Transform, ...], sent: list[tuple[str, tuple[int, ...]]]
+    transforms: tuple[UpdateTransform, ...], sent: list[tuple[str, tuple[int, ...]]]
 ) -> None:
     """An array's bytes are its numbers and NumPy's header of 128 bytes."""
-    experiment = replace(BASE, compress=transforms, rounds=1, fraction_train=1.0)
+    experiment = replace(BASE, transforms=transforms, rounds=1, fraction_train=1.0)
     assert experiment.network(experiment.load_data()).num_parameters == 2410
     each = sum(128 + np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in sent)
     assert experiment.run().history["bytes_up"].iloc[1] == 12 * each
@@ -138,7 +140,7 @@ def test_bytes_are_those_of_the_arrays_that_travel(
 def test_indices_are_as_narrow_as_the_model_allows(length: int, dtype: str) -> None:
     values = np.zeros((1, length))
     values[0, -1] = 1  # the last coordinate has the largest index
-    sent, side = TopK(1 / length).encode(values, Draws(0, 1, np.array([0])))
+    sent, side = TopK(1 / length).on_client(values, TransformContext(0, 1, np.array([0]), length))
     assert side["index"].dtype == dtype
     assert side["index"].tolist() == [[length - 1]]
     assert sent.tolist() == [[1.0]]
@@ -147,23 +149,23 @@ def test_indices_are_as_narrow_as_the_model_allows(length: int, dtype: str) -> N
 @pytest.mark.parametrize(
     "chain", [(TopK(0.5), RandomMask(0.1)), (RandomMask(0.5), TopK(0.5), Int8()), (Int8(), TopK(0.2), RandomMask(0.9))]
 )
-def test_error_feedback_refuses_what_is_no_contraction(chain: tuple[Transform, ...]) -> None:
+def test_error_feedback_refuses_what_is_no_contraction(chain: tuple[UpdateTransform, ...]) -> None:
     with pytest.raises(ConfigError, match=r"TopK.*with error feedback beside RandomMask.*error_feedback=False"):
-        replace(BASE, compress=chain)
+        replace(BASE, transforms=chain)
     with pytest.raises(ConfigError, match="with error feedback beside RandomMask"):
-        Compression(chain, np.ones(5, dtype=bool), "float32")
+        Pipeline(chain, np.ones(5, dtype=bool), "float32")
     without = tuple(replace(t, error_feedback=False) if isinstance(t, TopK) else t for t in chain)
-    assert replace(BASE, compress=without).compress == without
-    assert replace(BASE, compress=(TopK(0.5), RandomMask(1.0))).compress
+    assert replace(BASE, transforms=without).transforms == without
+    assert replace(BASE, transforms=(TopK(0.5), RandomMask(1.0))).transforms
 
 
 @pytest.mark.parametrize(
     "chain", [(TopK(0.1),), (TopK(0.1), Int8()), (Int8(), TopK(0.1)), (TopK(0.1), Float16()), (Float16(), TopK(0.1))]
 )
-def test_the_residual_of_a_contraction_stays_bounded(chain: tuple[Transform, ...]) -> None:
+def test_the_residual_of_a_contraction_stays_bounded(chain: tuple[UpdateTransform, ...]) -> None:
     """With changes of norm g and k of d coordinates sent it stays below g (1 - delta) / delta, delta = k / d / 2."""
     rng = np.random.default_rng(4)
-    compression = Compression(chain, np.ones(300, dtype=bool), "float64")
+    compression = Pipeline(chain, np.ones(300, dtype=bool), "float64")
     residual, g, worst = np.zeros((1, 300)), 1.0, 0.0
     for number in range(1, 400):
         step = rng.standard_t(2, size=(1, 300)) + 0.5
@@ -179,7 +181,7 @@ def test_every_transform_that_contracts_does_and_the_other_does_not() -> None:
     rng = np.random.default_rng(8)
     for transform in (Float16(), Int8(), TopK(0.1), RandomMask(0.3)):
         values = rng.standard_t(3, size=(200, 120))
-        back = Compression((transform,), np.ones(120, dtype=bool), "float64")
+        back = Pipeline((transform,), np.ones(120, dtype=bool), "float64")
         who = (0, 1, np.arange(200))
         lost = np.linalg.norm(values - back.decode(back.encode(values, *who), *who), axis=1)
         assert (lost.mean() < np.linalg.norm(values, axis=1).mean()) == transform.contracts
@@ -187,13 +189,13 @@ def test_every_transform_that_contracts_does_and_the_other_does_not() -> None:
 
 def on_supernodes(experiment: Experiment, client_app: ClientApp = app.client_app) -> Any:
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), AppGrid(client_app, 5, run_config=settings) as grid:
-        return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=5))
+    with strategies.quiet(), AppGrid(client_app, 5, run_config=settings) as grid:
+        return experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=5))
 
 
 @pytest.mark.parametrize("transforms", ALL, ids=NAMES)
-def test_the_same_bits_on_supernodes_workers_and_blocks(transforms: tuple[Transform, ...]) -> None:
-    experiment = replace(BASE, compress=transforms)
+def test_the_same_bits_on_supernodes_workers_and_blocks(transforms: tuple[UpdateTransform, ...]) -> None:
+    experiment = replace(BASE, transforms=transforms)
     here = experiment.run()
     assert same(here, on_supernodes(experiment))
     assert same(here, experiment.run(workers=2, block_size=1))
@@ -202,7 +204,7 @@ def test_the_same_bits_on_supernodes_workers_and_blocks(transforms: tuple[Transf
 
 @pytest.mark.parametrize("client", [clients.SCAFFOLD(), clients.FedPer(), clients.Ditto()])
 def test_it_goes_with_other_state_and_private_layers(client: SGD) -> None:
-    experiment = replace(BASE, compress=(TopK(0.3), Float16()), client=client, fraction_evaluate=1.0)
+    experiment = replace(BASE, transforms=(TopK(0.3), Float16()), client=client, fraction_evaluate=1.0)
     assert same(experiment.run(), on_supernodes(experiment))
 
 
@@ -218,7 +220,7 @@ def test_what_travels_is_encoded() -> None:
     watched = ClientApp(mods=[look])
     for kind in ("query", "train", "evaluate"):
         getattr(watched, kind)()(app.client_app)
-    on_supernodes(replace(BASE, compress=(TopK(0.1), Int8())), watched)
+    on_supernodes(replace(BASE, transforms=(TopK(0.1), Int8())), watched)
     assert seen[0] == {
         "partition_ids", "num_examples", "train_loss", "encoded.values", "encoded.0.index", "encoded.1.scale"
     }  # fmt: skip
@@ -227,19 +229,19 @@ def test_what_travels_is_encoded() -> None:
 def test_learning_survives_it() -> None:
     base = replace(BASE, rounds=25, fraction_train=1.0, client=SGD(lr=0.1, epochs=3))
     plain = base.run().final_accuracy
-    squeezed = replace(base, compress=(TopK(0.05), Int8())).run()
+    squeezed = replace(base, transforms=(TopK(0.05), Int8())).run()
     assert squeezed.final_accuracy > plain - 0.05
-    without = replace(base, compress=(TopK(0.05, error_feedback=False), Int8())).run()
+    without = replace(base, transforms=(TopK(0.05, error_feedback=False), Int8())).run()
     assert squeezed.history["bytes_up"].sum() * 10 < base.run().history["bytes_up"].sum()
     assert squeezed.final_accuracy > without.final_accuracy - 0.05
 
 
 def test_it_is_written_and_read_as_text() -> None:
-    experiment = replace(BASE, compress=(TopK(0.05), Int8()))
+    experiment = replace(BASE, transforms=(TopK(0.05), Int8()))
     again = config.experiment(tomllib.loads(config.to_toml(experiment)))
-    assert again.compress == experiment.compress
-    changed = config.apply(BASE, ['compress=["RandomMask(0.5)"]'])
-    assert changed.compress == (RandomMask(0.5),)
+    assert again.transforms == experiment.transforms
+    changed = config.apply(BASE, ['transforms=["RandomMask(0.5)"]'])
+    assert changed.transforms == (RandomMask(0.5),)
 
 
 @pytest.mark.parametrize(
@@ -247,9 +249,12 @@ def test_it_is_written_and_read_as_text() -> None:
     [
         (lambda: TopK(0), "TopK's fraction is 0; allowed"),
         (lambda: RandomMask(1.5), "RandomMask's fraction is 1.5"),
-        (lambda: replace(BASE, compress=ANY), "compress is 3; allowed: a list"),
-        (lambda: replace(BASE, compress=(ANY,)), "compress has 3; allowed: transforms"),
-        (lambda: config.apply(BASE, ['compress=["Int9()"]']), r"compress is 'Int9\(\)'; allowed: Float16, Int8.*Int8"),
+        (lambda: replace(BASE, transforms=ANY), "compress is 3; allowed: a list"),
+        (lambda: replace(BASE, transforms=(ANY,)), "compress has 3; allowed: transforms"),
+        (
+            lambda: config.apply(BASE, ['transforms=["Int9()"]']),
+            r"compress is 'Int9\(\)'; allowed: Float16, Int8.*Int8",
+        ),
     ],
 )
 def test_bad_values_are_refused(make: Any, sentence: str) -> None:
@@ -258,7 +263,7 @@ def test_bad_values_are_refused(make: Any, sentence: str) -> None:
 
 
 def test_masks_differ_by_seed_round_and_client_and_reach_every_coordinate() -> None:
-    compression = Compression((RandomMask(0.1),), np.ones(50, dtype=bool), "float32")
+    compression = Pipeline((RandomMask(0.1),), np.ones(50, dtype=bool), "float32")
     values = np.ones((2, 50), np.float32)
 
     def sent(seed: int, number: int) -> NDArray[Any]:
@@ -275,5 +280,5 @@ def test_masks_differ_by_seed_round_and_client_and_reach_every_coordinate() -> N
 
 def test_draws_differ_by_client_round_and_place() -> None:
     ids = np.array([1, 2])
-    drawn = [Draws(0, r, ids, p).rngs()[c].random() for r in (1, 2) for p in (0, 1) for c in (0, 1)]
+    drawn = [TransformContext(0, r, ids, 5, p).rngs()[c].random() for r in (1, 2) for p in (0, 1) for c in (0, 1)]
     assert len(set(drawn)) == 8

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim import Experiment
-from fedsim.study.compare import config
-from fedsim.clients import SGD, FedProx
-from fedsim.updates.compression import TopK
 from fedsim.apps import app
-from fedsim.apps.local import load_app, run_flower
-from fedsim.errors import ConfigError
 from fedsim.apps.export import export
+from fedsim.apps.local import load_app, run_flower
+from fedsim.clients import SGD, FedProx
+from fedsim.errors import ConfigError
 from fedsim.servers import FedAvg
 from fedsim.splits import IID, Dirichlet, Natural, Shards
+from fedsim.study import config
+from fedsim.updates.compression import TopK
 
 EXPERIMENTS = [
     Experiment(),
@@ -138,13 +138,13 @@ def test_numpys_numbers_are_written_as_pythons() -> None:
         server=partial(stock.FedAdam, eta=np.float64(0.125)),
         fraction_train=np.float64(0.5),
         hidden=(np.int64(4),),  # type: ignore[arg-type]
-        compress=(TopK(np.float64(0.5)),),
+        transforms=(TopK(np.float64(0.5)),),
     )
     again = config.experiment(tomllib.loads(config.to_toml(experiment)))
     assert again.split == Dirichlet(5, alpha=0.25)
     assert again.client == SGD(lr=0.5)
     assert again.server.keywords == {"eta": 0.125}  # type: ignore[union-attr]
-    assert (again.fraction_train, again.hidden, again.compress) == (0.5, (4,), (TopK(0.5),))
+    assert (again.fraction_train, again.hidden, again.transforms) == (0.5, (4,), (TopK(0.5),))
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
@@ -172,7 +172,7 @@ def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)
-    experiment = Experiment(compress=(config.build("compress", "fedsim_app:Mine"),))
+    experiment = Experiment(transforms=(config.build("transforms", "fedsim_app:Mine"),))
     with pytest.raises(ConfigError, match="put it into a file of its own beside you"):
         export(experiment, tmp_path / "app")
 

@@ -22,11 +22,11 @@ import pytest
 from helpers import same
 
 from fedsim import Experiment, clients, data, servers
-from fedsim.study.compare import runner as run
-from fedsim.study.compare import directory as rundir
-from fedsim.study.checkpoint import CHECKSUM
 from fedsim.errors import FedsimError
 from fedsim.splits import Dirichlet
+from fedsim.study import directory as rundir
+from fedsim.study import runner as run
+from fedsim.study.checkpoint import CHECKSUM
 
 Entries = dict[str, Any]
 

@@ -27,12 +27,12 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedsim import Experiment, cli, clients
 from fedsim.apps import deploy
-from fedsim.updates.compression import Int8, TopK
 from fedsim.apps.deploy import Deployment, private_folder
+from fedsim.apps.export import export
 from fedsim.apps.superlink import TokenPlugin, write_credentials
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.apps.export import export
 from fedsim.splits import Dirichlet
+from fedsim.updates.compression import Int8, TopK
 
 
 def test_the_reason_of_a_failed_flwr_run_is_its_whole_box() -> None:
@@ -67,7 +67,7 @@ pytestmark = pytest.mark.xdist_group("deployment")  # one process, one shared de
 @pytest.mark.parametrize(
     "experiment",
     [
-        replace(BASE, compress=(TopK(0.2), Int8())),
+        replace(BASE, transforms=(TopK(0.2), Int8())),
         pytest.param(replace(BASE, client=clients.FedPer(), rounds=1), marks=slow),
         pytest.param(replace(BASE, client=clients.FedNova(momentum=0.5), rounds=1), marks=slow),
         pytest.param(replace(BASE, client=clients.Ditto(), rounds=1), marks=slow),

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from fedsim import Experiment, compare, data
-from fedsim.study.compare import config
 from fedsim.report.catalogue import client_entries, server_entries
 from fedsim.report.tables import splits_table
 from fedsim.splits import IID, Split
+from fedsim.study import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsim import Experiment, data
-from fedsim.models import mlp
 from fedsim.clients import SGD, Context, FedProx
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
-from fedsim.study.experiment import Result, history_columns
+from fedsim.models import mlp
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
+from fedsim.study.experiment import Result, history_columns
 
 
 class Unequal(CountedSplit):

@@ -32,8 +32,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedsim import Experiment
-from fedsim.study.compare import config
 from fedsim.errors import FedsimError
+from fedsim.study import config
 from fedsim.text import read_toml
 
 #: Seconds after which a case counts as a hang.
@@ -200,7 +200,7 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
     "kernel": st.sampled_from(["auto", "numpy", "compiled"]),
     "weight_divergence": st.booleans(),
     "min_clients": st.integers(1, 3),
-    "compress": st.lists(calls("compress"), max_size=2),
+    "transforms": st.lists(calls("transforms"), max_size=2),
 }
 
 

@@ -24,15 +24,23 @@ from hypothesis import strategies as st
 
 from fedsim import Experiment, clients
 from fedsim.clients.base import ServerHalf, Task, Update
-from fedsim.updates.compression import Int8, TopK
 from fedsim.data import Dataset
-from fedsim.flower import internals as flower
+from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.engines.supernodes.node import answer, hello
 from fedsim.engines.supernodes.replies import RESULT
-from fedsim.engines.runtime import Evaluation, Site
-from fedsim.engines.supernodes.engine import HELLO, SuperNodeGrid, answer, hello
+from fedsim.engines.supernodes.roster import HELLO
 from fedsim.errors import FedsimError
+from fedsim.flower import internals
+from fedsim.flower.messages import LocalGrid
+from fedsim.rounds.grid import RoundGrid
+from fedsim.rounds.outcome import Cohort, RoundOutcome
+from fedsim.rounds.round import run_round
 from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose
+from fedsim.updates.aggregation import Aggregation
+from fedsim.updates.aggregators import Mean
+from fedsim.updates.compression import Int8, TopK
 
 #: Cases of all seven tests together, and of each.
 CASES = cases(700)
@@ -48,12 +56,12 @@ BASE = Experiment(dataset=DATA, split=Dirichlet(CLIENTS, alpha=1.0), hidden=(3,)
 EXPERIMENTS = {
     "plain": BASE,
     "state": replace(BASE, client=clients.SCAFFOLD()),
-    "compressed": replace(BASE, client=clients.FedNova(), compress=(TopK(0.3), Int8())),
+    "compressed": replace(BASE, client=clients.FedNova(), transforms=(TopK(0.3), Int8())),
 }
 
 
 @dataclass
-class Fake(flower.LocalGrid):
+class Fake(LocalGrid):
     """Flower's Grid, which returns what it is told."""
 
     reply: Callable[[Sequence[Message]], list[Message]]
@@ -81,10 +89,10 @@ def context(node: int) -> Context:
 
 
 @cache
-def site(name: str) -> Site:
+def site(name: str) -> ClientRuntime:
     experiment = EXPERIMENTS[name]
     federated = experiment.federate(DATA)
-    return Site(experiment.network(DATA), federated, experiment.client, 0, "numpy", experiment.compress)
+    return ClientRuntime(experiment.network(DATA), federated, experiment.client, 0, "numpy", experiment.transforms)
 
 
 def honestly(name: str, message: Message) -> RecordDict:
@@ -101,15 +109,9 @@ def honestly(name: str, message: Message) -> RecordDict:
     return content
 
 
-def grid_of(name: str, reply: Callable[[Sequence[Message]], list[Message]]) -> SuperNodeGrid:
-    experiment = EXPERIMENTS[name]
-    federated = experiment.federate(DATA)
-    net = experiment.network(DATA)
+def engine_of(name: str, reply: Callable[[Sequence[Message]], list[Message]]) -> SuperNodeEngine:
     fake: Any = Fake(reply)
-    return SuperNodeGrid(
-        net, federated, experiment.client, 0, on_failure="exclude", compress=experiment.compress, grid=fake,
-        nodes=NODES, wait=0.0, workers=1,
-    )  # fmt: skip
+    return SuperNodeEngine(site(name), workers=1, grid=fake, nodes=NODES, wait=0.0, on_failure="exclude")
 
 
 def task_of(name: str) -> Task:
@@ -126,8 +128,8 @@ def rng_weights(size: int) -> Any:
 
 
 def message_from(node: int, kind: str, group: str, content: RecordDict | None, error: Error | None = None) -> Message:
-    metadata = flower.reply_metadata(node, "m", kind, group, 0.0)
-    return flower.make_message(metadata, content, error)
+    metadata = internals.reply_metadata(node, "m", kind, group, 0.0)
+    return internals.make_message(metadata, content, error)
 
 
 # Mutations: each makes something of an honest reply that an honest SuperNode does not send, or leaves it alone.
@@ -255,7 +257,7 @@ def one_reply(draw: Any, node: int, kind: str, honest: RecordDict) -> list[Messa
 
 
 @cache
-def round_of(name: str, kind: str) -> tuple[SuperNodeGrid, Task, dict[int, RecordDict], list[Any]]:
+def round_of(name: str, kind: str) -> tuple[RoundGrid, Task, dict[int, RecordDict], list[Any]]:
     """A grid at work, what it asks of its clients, the honest contents, and what the server makes of those."""
     current: dict[str, Any] = {"contents": {}}
 
@@ -273,25 +275,27 @@ def round_of(name: str, kind: str) -> tuple[SuperNodeGrid, Task, dict[int, Recor
             replies.append(message_from(node, kind, "3", current["contents"][node]))
         return replies
 
-    grid = grid_of(name, reply)
+    grid = RoundGrid(engine_of(name, reply), "exclude")
     grid.__enter__()
-    grid.limit_loss(1.0)
+    grid.checks.limit_loss(1.0)
     grid.fuzzed = current  # type: ignore[attr-defined]
     current["mutated"] = {}
     task = task_of(name)
     if kind == "evaluate":
         task = replace(task, purpose=Purpose.SHUFFLE_PERSONAL)
     honest = parts_of(grid, kind, task)
-    assert not grid.traffic.failed
+    assert not grid.statistics.failed
     return grid, task, current["contents"], honest
 
 
-def parts_of(grid: SuperNodeGrid, kind: str, task: Task) -> list[Any]:
+def parts_of(grid: RoundGrid, kind: str, task: Task) -> list[Any]:
     """Run a round and return its parts; the grid then holds what went wrong."""
-    grid.take_round()
-    cohort = np.lexsort((np.arange(CLIENTS), -task.partition.sizes))
+    grid.take_statistics()
+    cohort = Cohort(kind, task, np.lexsort((np.arange(CLIENTS), -task.partition.sizes)), None)
+    outcome = RoundOutcome(grid.runtime.net, [cohort], Aggregation(Mean()), keeps_rows=True)
     with np.errstate(all="raise", under="ignore"):
-        return list(grid.train(task, cohort) if kind == "train" else grid.evaluate_clients(task, cohort))
+        run_round(grid.engine, outcome, grid.checks, grid.statistics, 0)
+    return [*outcome.updates, *outcome.evaluations]
 
 
 def by_client(parts: list[Any]) -> dict[int, list[Any]]:
@@ -333,17 +337,17 @@ def test_every_client_is_counted_rightly_or_not_at_all(name: str, kind: str, dat
         parts = parts_of(grid, kind, task)
     finally:
         grid.fuzzed["mutated"] = {}  # type: ignore[attr-defined]
-    traffic, _ = grid.take_round()
+    failed = grid.take_statistics()[0].failed
     expected, counted = by_client(honest), by_client(parts)
-    assert counted.keys() | traffic.failed.keys() == set(range(CLIENTS))
-    assert not counted.keys() & traffic.failed.keys()
-    assert all(0 < len(reason) < 1000 for reason in traffic.failed.values())
+    assert counted.keys() | failed.keys() == set(range(CLIENTS))
+    assert not counted.keys() & failed.keys()
+    assert all(0 < len(reason) < 1000 for reason in failed.values())
     for client, row in counted.items():
         if client % NODES + 2 in liars:
             assert believable(expected[client], row)
         else:
             assert all(np.array_equal(a, b) for a, b in zip(expected[client], row, strict=True))
-    assert not {c for c in traffic.failed if c % NODES + 2 not in liars}
+    assert not {c for c in failed if c % NODES + 2 not in liars}
     if kind == "train":
         assert sum(len(part.partition_ids) for part in parts) == len(counted)
 
@@ -390,27 +394,27 @@ def test_every_hello_is_understood_or_refused(data: st.DataObject) -> None:
         return replies
 
     sent: dict[int, RecordDict] = {}
-    grid = grid_of("plain", reply)
+    engine = engine_of("plain", reply)
     try:
-        grid.__enter__()
+        engine.__enter__()
     except FedsimError as error:
-        grid.__exit__()
         said_why = str(error)
     else:
-        grid.__exit__()
+        engine.__exit__()
         said_why = ""
-    assert bool(grid._hosts) == (not said_why)
+    roster = engine.roster
+    assert bool(roster.hosts) == (not said_why)
     assert not said_why or "SuperNode" in said_why
     fields = ("examples", "features", "classes", "clients", "held")
-    for partition, node in grid._hosts.items():
+    for partition, node in roster.hosts.items():
         record = sent[node].config_records[RESULT]
-        assert record["partition-id"] == partition < grid._of == record["num-partitions"]
+        assert record["partition-id"] == partition < roster.num_partitions == record["num-partitions"]
         assert all(record[f] == hellos()[2].config_records[RESULT][f] for f in fields)
-    assert len(set(grid._hosts.values())) == len(grid._hosts)
+    assert len(set(roster.hosts.values())) == len(roster.hosts)
 
 
 @cache
 def hellos() -> dict[int, RecordDict]:
-    flower.take_identity()
+    internals.take_identity()
     nodes = range(2, 2 + NODES)
     return {node: honestly("plain", Message(RecordDict(), node, HELLO)) for node in nodes}

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, Task, new_state, run
 from fedsim.errors import ConfigError, DivergenceError
+from fedsim.models import mlp
 from fedsim.splits import IID, Partition
 from fedsim.testing import check_client_strategy
 

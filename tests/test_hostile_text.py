@@ -18,17 +18,17 @@ import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsim import Experiment, cli
-from fedsim.study.compare import config
-from fedsim.clients import SGD
 from fedsim.apps import app
-from fedsim.flower import internals as flower
-from fedsim.apps.local import FIRST, AppGrid
-from fedsim.engines.supernodes.replies import RESULT
-from fedsim.engines.supernodes.engine import ORDER, WEIGHTS
-from fedsim.errors import ConfigError, FedsimError
 from fedsim.apps.export import export
+from fedsim.apps.local import FIRST, AppGrid
+from fedsim.clients import SGD
+from fedsim.engines.supernodes.node import received_client
+from fedsim.engines.supernodes.replies import ORDER, RESULT, WEIGHTS
+from fedsim.errors import ConfigError, FedsimError
+from fedsim.flower import records, strategies
 from fedsim.modules import EVERY, Modules
 from fedsim.splits import IID
+from fedsim.study import config
 
 #: A module in the current folder: allowed to be imported, and none of it may be called but strategies.
 TRAP = """
@@ -149,7 +149,7 @@ MALFORMED = [
     "NAME(x=" + "9" * 5_000 + ")",
     "N" * 100_000,
 ]
-FIELDS = {"client": "SGD", "split": "IID", "server": "FedAvg", "compress": "TopK"}
+FIELDS = {"client": "SGD", "split": "IID", "server": "FedAvg", "transforms": "TopK"}
 TEXTS = [(field, text.replace("NAME", name)) for field, name in FIELDS.items() for text in [*CALLABLES, *MALFORMED]]
 #: A message cannot hold half a character.
 IN_MESSAGES = [*CALLABLES, *(text for text in MALFORMED if "\ud800" not in text)]
@@ -158,7 +158,7 @@ FOREIGN = "elsewhere_mine:Mine(lr=0.2)"
 
 
 def value(field: str, text: str) -> str | list[str]:
-    return [text] if field == "compress" else text
+    return [text] if field == "transforms" else text
 
 
 def through_build(field: str, text: str) -> None:
@@ -234,11 +234,11 @@ def test_a_message_names_fedsims_strategies_only(text: str, trap: Path) -> None:
 def told(text: str) -> Message:
     """What a SuperNode answers that is told to train with the client strategy of a text."""
     settings = {"experiment": 'split = "IID(4)"'}
-    with flower.quiet(), AppGrid(app.client_app, 1, run_config=settings) as grid:
+    with strategies.quiet(), AppGrid(app.client_app, 1, run_config=settings) as grid:
         parameters = app._made(settings["experiment"], None, None).net.num_parameters
         order: Any = {"round": 1, "client": text, "clients": [0, 1], "loss-limit": 1e9, "purpose": 5}
         weights = {"weights": np.zeros(parameters, dtype=np.float32)}
-        content = RecordDict({WEIGHTS: flower.record(weights), ORDER: ConfigRecord(order)})
+        content = RecordDict({WEIGHTS: records.record(weights), ORDER: ConfigRecord(order)})
         [reply] = grid.send_and_receive([Message(content, dst_node_id=FIRST, message_type="train")])
     return reply
 
@@ -246,8 +246,8 @@ def told(text: str) -> Message:
 def test_a_message_names_fedsims_strategies_or_the_experiments_own(trap: Path) -> None:
     assert told("FedProx(proximal_mu=0.5)").content.array_records[RESULT]["partition_ids"].numpy().tolist() == [0, 1]
     mine = type(config.build("client", "trap:Mine"))
-    assert config.received_client("trap:Mine(mu=2.0)", mine).mu == 2.0  # type: ignore[attr-defined]
-    assert config.received_client("SGD(lr=0.25)", mine) == SGD(lr=0.25)
+    assert received_client("trap:Mine(mu=2.0)", mine).mu == 2.0  # type: ignore[attr-defined]
+    assert received_client("SGD(lr=0.25)", mine) == SGD(lr=0.25)
 
 
 # Which modules a text may import.
@@ -389,8 +389,8 @@ def test_a_directory_of_somebody_else_runs_nothing_of_theirs(trap: Path, capsys:
         "data_dir = []",
         "'' = 1",
         "client = {}",
-        "compress = 'TopK()'",
-        "compress = [[]]",
+        "transforms = 'TopK()'",
+        "transforms = [[]]",
         f"{'x' * 100_000} = 1",
     ],
 )

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import streams
-from fedsim.models import mlp
 from fedsim.clients import SGD, Context, FedProx, base
 from fedsim.kernels.numpy import evaluate
+from fedsim.models import mlp
 from fedsim.splits import Partition
 
 RNG = np.random.default_rng(0)

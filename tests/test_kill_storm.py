@@ -23,10 +23,10 @@ import pandas as pd
 import pytest
 
 from fedsim import cli
-from fedsim.study.compare import runner as run
-from fedsim.study.compare import directory as rundir
-from fedsim.study.compare import compare as study
 from fedsim.files import EARLIER
+from fedsim.study import compare as study
+from fedsim.study import directory as rundir
+from fedsim.study import runner as run
 
 #: Operations by which files come, change and go.
 OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")
@@ -81,7 +81,9 @@ class Storm:
     def __init__(self, place: Path, kind: str) -> None:
         self.place, self.kind, self.kills = place, kind, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["fedsim.cli", "fedsim.study.runner", "fedsim.study.compare", "fedsim.report.plots"])
+        self._context.set_forkserver_preload(
+            ["fedsim.cli", "fedsim.study.runner", "fedsim.study.compare", "fedsim.report.plots"]
+        )
         self.reference, _, self.seconds = self.finished("reference")
         self.operations = int((place / "reference" / "count").read_text())
 

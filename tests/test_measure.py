@@ -12,17 +12,17 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from fedsim import Experiment, data
-from fedsim.models import mlp
-from fedsim.study.baselines import centralised
 from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
-from fedsim.rounds.drift import Movements
-from fedsim.study.experiment import Result
+from fedsim.models import mlp
 from fedsim.report.tables import splits_table
+from fedsim.rounds.statistics import drift
 from fedsim.servers import FedMedian
 from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Partition, Shards, skew
 from fedsim.splits.measure import gini, summary
 from fedsim.streams import Purpose, generator
+from fedsim.study.baselines import centralised
+from fedsim.study.experiment import Result
 
 
 def test_measures_are_their_definitions() -> None:
@@ -100,10 +100,10 @@ def first_round(experiment: Experiment) -> tuple[NDArray[Any], NDArray[Any], NDA
     ends = []
     for client in range(len(held.partition)):
         alone = Partition(held.partition.indices, held.partition.offsets)
-        from fedsim.rounds.grid import InProcessGrid
+        from fedsim.rounds.grid import make_grid
 
-        grid = InProcessGrid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
-        [update] = grid.train(grid.site.task(start, 1), np.array([client]))
+        grid = make_grid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
+        [update] = grid.engine.train(grid.runtime.task(start, 1), np.array([client]))
         ends.append(update.weights[0])
     return start, np.array(ends), held.partition.sizes / held.partition.sizes.sum()
 
@@ -150,15 +150,11 @@ def test_identical_clients_agree_and_one_client_has_nobody_to_agree_with() -> No
     one = replace(BASE, split=IID(1)).run().history.iloc[1:]
     assert one["update_cosine"].isna().all()
     np.testing.assert_allclose(one["gradient_diversity"], 1)
-    alike = Movements()
-    alike.add(np.array([2.0, 2.0]), np.array([5, 5]))
-    alike.mean_length = 2.0
-    assert alike.drift() == pytest.approx((2.0, 0.5, 1.0))
-    opposed = Movements()
-    opposed.add(np.array([2.0, 2.0]), np.array([5, 5]))
-    opposed.mean_length = 0.0
-    assert opposed.drift().update_cosine == pytest.approx(-1)
-    assert np.isnan(opposed.drift().gradient_diversity)
+    norms, examples = np.array([2.0, 2.0]), np.array([5, 5])
+    assert drift(norms, examples, mean_norm=2.0) == pytest.approx((2.0, 0.5, 1.0))
+    opposed = drift(norms, examples, mean_norm=0.0)
+    assert opposed.update_cosine == pytest.approx(-1)
+    assert np.isnan(opposed.gradient_diversity)
 
 
 def test_non_iid_clients_disagree_more() -> None:

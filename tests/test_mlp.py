@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.models import mlp
 from fedsim.errors import ConfigError
+from fedsim.models import mlp
 
 RNG = np.random.default_rng
 

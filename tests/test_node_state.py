@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsim.engines.supernodes.state import NodeState
 from fedsim.engines.client_state import ClientState
+from fedsim.engines.supernodes.state import NodeState
 from fedsim.errors import FedsimError
 
 CLIENTS = np.array([4, 2, 7])
@@ -18,7 +18,7 @@ def new(clients: np.ndarray) -> dict[str, np.ndarray]:
 
 def again(state: NodeState) -> NodeState:
     """As Flower's context gives it back."""
-    return NodeState(9, state.dump())
+    return NodeState(9, state.state_dict())
 
 
 def test_what_was_not_accepted_is_not_used() -> None:
@@ -48,9 +48,9 @@ def test_client_state_is_dumped_and_restored_by_client() -> None:
     state = ClientState(9)
     state.store(np.array([7, 2]), {"x": np.array([7.0, 2.0])})
     state.store(np.array([4, 0]), {"x": np.array([4.0, 0.0])})
-    dumped = state.dump()
+    dumped = state.state_dict()
     assert dumped["clients"].tolist() == [0, 2, 4, 7]
     assert dumped["state x"].tolist() == [0, 2, 4, 7]
     restored = ClientState(9)
-    restored.restore(dumped)
+    restored.load_state_dict(dumped)
     assert restored.rows(CLIENTS)["x"].tolist() == [4, 2, 7]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
-from fedsim.updates.compression import Int8, TopK
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
+from fedsim.updates.compression import Int8, TopK
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytestmark = pytest.mark.xdist_group("ray")  # one process, one cluster
@@ -49,7 +49,7 @@ def _cluster() -> Iterator[None]:
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)),
         replace(BASE, split=TimeOrdered(IID(12), 2, by="label")),
-        replace(BASE, client=clients.FedNova(), compress=(TopK(0.2), Int8())),
+        replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())),
         replace(BASE, client=clients.FedLC()),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",
@@ -102,8 +102,8 @@ def test_errors_are_raised_as_in_process() -> None:
 
 
 def test_no_cluster_is_said() -> None:
-    from fedsim.engines.ray import RayGrid, _reach
+    from fedsim.engines.ray import RayEngine, _reach
 
     with pytest.raises(ConfigError, match=r"no Ray cluster at .127\.0\.0\.1:1.: Connection refused"):
         _reach("127.0.0.1:1")
-    assert replace(BASE, rounds=1).run(engine=partial(RayGrid, address="auto")).kernel == "numpy"  # the one there is
+    assert replace(BASE, rounds=1).run(engine=partial(RayEngine, address="auto")).kernel == "numpy"  # the one there is

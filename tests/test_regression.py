@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
 from fedsim import Experiment, compare
-from fedsim.models import mlp
 from fedsim.clients import SCAFFOLD, SGD, Context, FedLC
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError
+from fedsim.models import mlp
 from fedsim.splits import IID, Dirichlet, LabelNoise, LabelPermutation
 
 RNG = np.random.default_rng(0)

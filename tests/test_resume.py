@@ -22,13 +22,12 @@ import pytest
 from helpers import same
 from numpy.typing import NDArray
 
-from fedsim import Experiment, clients, data, servers
-from fedsim.study.compare import checkpoint
-from fedsim.study.compare import runner as run
-from fedsim.study.compare import directory as rundir
+from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
-from fedsim import files
 from fedsim.splits import Dirichlet, TimeOrdered
+from fedsim.study import checkpoint
+from fedsim.study import directory as rundir
+from fedsim.study import runner as run
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.5),
@@ -114,7 +113,7 @@ def test_a_resumed_run_knows_which_losses_are_divergence(tmp_path: Path) -> None
 RUN = """
 import sys
 from fedsim import Experiment, clients
-from fedsim.study.compare import runner as run
+from fedsim.study import runner as run
 from fedsim.splits import Dirichlet
 run.CHECKPOINT_SECONDS = 0.0
 run.CHECKPOINT_SHARE = 1e9

@@ -22,13 +22,12 @@ from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
 from fedsim.clients.base import Update
-from fedsim.flower import internals as flower
 from fedsim.errors import ConfigError, DivergenceError
+from fedsim.flower import records
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import krum
-from fedsim.servers.fedavg import Rule
-from fedsim.servers.rows import columns
 from fedsim.splits import IID, Dirichlet, LogNormal, Shards
+from fedsim.updates.aggregators import Aggregator, columns
 
 Array = NDArray[Any]
 
@@ -284,7 +283,7 @@ def test_bulyans_second_step_agrees_with_flowers() -> None:
     """Flower's takes a rule that selects; given Bulyan's of the paper, the results are the same."""
 
     def select(contents: list[RecordDict], f: int, count: int) -> list[RecordDict]:
-        rows = [flower.flatten(next(iter(content.array_records.values()))) for content in contents]
+        rows = [records.flatten(next(iter(content.array_records.values()))) for content in contents]
         chosen = bulyan_selection(np.array(rows), f)
         assert len(chosen) == count
         return [contents[k] for k in chosen]
@@ -308,7 +307,7 @@ def test_all_that_a_strategy_keeps_is_in_its_state(name: str) -> None:
         new = []
         for server in (one, other):
             sent(server, weights)
-            new.append(server.step(t, weights, combined(server.rule(), rows, examples)))
+            new.append(server.step(t, weights, combined(server.aggregator(), rows, examples)))
         np.testing.assert_array_equal(*new)
         weights = new[0]
         other = make()
@@ -330,7 +329,7 @@ class Nodes:
 
 def cohort(server: servers.FedAvg, t: int, ids: Sequence[int], evaluate: bool = False) -> list[int]:
     configure = server.configure_evaluate if evaluate else server.configure_train
-    instructions = configure(t, flower.record({"W1": np.zeros(2)}), ConfigRecord(), Nodes(ids))  # type: ignore[arg-type]
+    instructions = configure(t, records.record({"W1": np.zeros(2)}), ConfigRecord(), Nodes(ids))  # type: ignore[arg-type]
     return [int(node) for node in getattr(instructions, "node_ids", ())]
 
 
@@ -376,7 +375,7 @@ def test_sizes_of_cohorts(fraction: float, least: int, size: int) -> None:
         assert len(cohort(servers.FedAvg(**options), 1, range(2, 9), purpose == "evaluate")) == size
 
 
-def combined(rule: Rule, rows: NDArray[Any], examples: NDArray[np.intp]) -> NDArray[Any]:
+def combined(rule: Aggregator, rows: NDArray[Any], examples: NDArray[np.intp]) -> NDArray[Any]:
     """What a rule makes of rows, handed over in two blocks."""
     for block in (slice(0, 3), slice(3, None)):
         n = len(rows[block])
@@ -384,11 +383,11 @@ def combined(rule: Rule, rows: NDArray[Any], examples: NDArray[np.intp]) -> NDAr
             Update(np.arange(n), examples[block], rows[block], np.ones(n)),
             examples[block].astype(np.float64),
         )
-    return rule.value()
+    return rule.result()
 
 
 def sent(server: servers.FedAvg, weights: NDArray[Any]) -> None:
-    server._sent, server._sent_flat = flower.record({"W1": weights}), None
+    server._sent, server._sent_flat = records.record({"W1": weights}), None
 
 
 def test_the_geometric_median_minimises_the_sum_of_distances() -> None:
@@ -401,18 +400,18 @@ def test_the_geometric_median_minimises_the_sum_of_distances() -> None:
     for iterations, atol in ((300, 1e-4), (4, 0.1)):
         server = servers.RFA(iterations=iterations)
         sent(server, np.zeros(3))
-        np.testing.assert_allclose(combined(server.rule(), rows, examples), best, atol=atol)
+        np.testing.assert_allclose(combined(server.aggregator(), rows, examples), best, atol=atol)
 
 
 def test_centred_clipping_bounds_what_one_client_can_do() -> None:
     rows = np.concatenate([0.1 * RNG.normal(size=(9, 5)), np.full((1, 5), 1e9)])
     server = servers.CenteredClipping(tau=1.0)
     sent(server, np.zeros(5))
-    first = combined(server.rule(), rows, np.ones(10, np.intp))
+    first = combined(server.aggregator(), rows, np.ones(10, np.intp))
     assert np.linalg.norm(first - rows[:9].sum(axis=0) / 10) == pytest.approx(0.1, rel=1e-6)  # tau / clients
     wide = servers.CenteredClipping(tau=1e6)
     sent(wide, np.zeros(5))
-    np.testing.assert_allclose(combined(wide.rule(), rows[:9], np.ones(9, np.intp)), rows[:9].mean(axis=0))
+    np.testing.assert_allclose(combined(wide.aggregator(), rows[:9], np.ones(9, np.intp)), rows[:9].mean(axis=0))
 
 
 def test_fedexp_extrapolates_as_its_formula_says() -> None:
@@ -420,7 +419,7 @@ def test_fedexp_extrapolates_as_its_formula_says() -> None:
     old, rows, examples = 0.1 * rng.normal(size=4), rng.normal(size=(6, 4)), rng.integers(1, 9, 6)
     server = servers.FedExP(epsilon=0.01)
     sent(server, old)
-    mean = combined(server.rule(), rows, examples)
+    mean = combined(server.aggregator(), rows, examples)
     shares = examples / examples.sum()
     moved = shares @ rows - old
     eta = max(1, shares @ ((rows - old) ** 2).sum(axis=1) / (2 * (moved @ moved + 0.01)))
@@ -604,7 +603,7 @@ def test_multi_krum_never_averages_malicious_updates_for_lack_of_others() -> Non
     rows = np.concatenate([RNG.normal(size=(5, 3)), np.full((2, 3), 1e6)])
     server = servers.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=6)
     sent(server, np.zeros(3))
-    np.testing.assert_allclose(combined(server.rule(), rows, np.ones(7, np.intp)), rows[:5].mean(axis=0))
+    np.testing.assert_allclose(combined(server.aggregator(), rows, np.ones(7, np.intp)), rows[:5].mean(axis=0))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -766,7 +765,7 @@ def test_bulyan_of_an_even_selection_uses_the_mean_of_the_two_middle_values() ->
     server = servers.Bulyan(num_malicious_nodes=1)
     sent(server, np.zeros(50))
     expected = bulyan(1)(1, np.zeros(50), rows, np.ones(8), np.ones(8))
-    np.testing.assert_allclose(combined(server.rule(), rows, np.ones(8, np.intp)), expected)
+    np.testing.assert_allclose(combined(server.aggregator(), rows, np.ones(8, np.intp)), expected)
 
 
 @pytest.mark.parametrize("parameters", [1, 4, 8, 10])

@@ -59,15 +59,15 @@ def test_nobody_can_write(tmp_path: Path) -> None:
 
 
 def test_training_on_it_copies_nothing_and_gives_the_same_bits(tmp_path: Path) -> None:
-    from fedsim.rounds.grid import InProcessGrid
+    from fedsim.rounds.grid import make_grid
 
     dataset = data.load("digits")
     shared = share(dataset, tmp_path / "there")
     base = Experiment(split=IID(5), rounds=2)
     plain, mapped = (Experiment(dataset=d, split=IID(5), rounds=2).run() for d in (dataset, shared))
     assert all(np.array_equal(plain.weights[k], mapped.weights[k]) for k in plain.weights)
-    grid = InProcessGrid(base.network(shared), base.federate(shared), base.client)
-    assert np.shares_memory(grid.site.x, shared.x_train)
+    grid = make_grid(base.network(shared), base.federate(shared), base.client)
+    assert np.shares_memory(grid.runtime.x, shared.x_train)
 
 
 def test_everything_else_comes_along(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from fedsim import Experiment, data, splits
-from fedsim.study.compare import config
 from fedsim.clients import SGD
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -43,6 +42,7 @@ from fedsim.splits import (
     Split,
     TimeOrdered,
 )
+from fedsim.study import config
 
 #: What is none of the things that are allowed.
 ANY: Any = 3

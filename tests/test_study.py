@@ -17,21 +17,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedsim import Experiment, compare
-from fedsim.study.compare import baselines
-from fedsim.models import mlp
-from fedsim.study.compare import compare as study_module
-from fedsim.study.baselines import centralised
 from fedsim.clients import SGD, FedPer, FedProx
-from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.study.experiment import Result
-from fedsim.report import plots, split_plots
 from fedsim.files import keep_earlier, writable_directory, write_whole
+from fedsim.models import mlp
+from fedsim.report import plots, split_plots
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
+from fedsim.study import baselines
+from fedsim.study import compare as study_module
+from fedsim.study.baselines import centralised
 from fedsim.study.compare import Study, Variant, half_width, variants
+from fedsim.study.experiment import Result
+from fedsim.updates.compression import TopK
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
 
@@ -187,7 +187,7 @@ def test_local_accuracy_has_its_column() -> None:
 
 
 def test_the_centralised_baseline_is_alone_and_on_clients_data() -> None:
-    experiment = Experiment(split=LabelNoise(IID(6), 0.9, 0.9), rounds=3, min_clients=6, compress=(TopK(0.01),))
+    experiment = Experiment(split=LabelNoise(IID(6), 0.9, 0.9), rounds=3, min_clients=6, transforms=(TopK(0.01),))
     clean = replace(experiment, split=IID(6))
     noisy, plain = (centralised(e).run() for e in (experiment, clean))
     assert noisy.history["clients"].tolist() == [0, 1, 1, 1]

@@ -23,22 +23,23 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from helpers import same
 
 from fedsim import Experiment, clients, servers
-from fedsim.study.compare import config
+from fedsim.apps import app
+from fedsim.apps.export import export
+from fedsim.apps.local import AppGrid, load_app, run_flower
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf
-from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
-from fedsim.apps import app
-from fedsim.flower import internals as flower
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
-from fedsim.apps.local import AppGrid, load_app, run_flower
+from fedsim.engines.supernodes.node import hello
 from fedsim.engines.supernodes.replies import RESULT, Layout, read_array, training_layout
-from fedsim.engines.runtime import Site
-from fedsim.engines.supernodes.engine import SuperNodeGrid, hello
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.study.experiment import Result
-from fedsim.apps.export import export
+from fedsim.flower import internals, records, strategies
 from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, Partition, TimeOrdered
+from fedsim.study import config
+from fedsim.study.experiment import Result
+from fedsim.updates.compression import TopK
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, fraction_evaluate=0.5, test_fraction=0.1
@@ -47,8 +48,8 @@ BASE = Experiment(
 
 def on_supernodes(experiment: Experiment, nodes: int, client_app: ClientApp = app.client_app, **options: Any) -> Result:
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), AppGrid(client_app, nodes, run_config=settings, workers=4) as grid:
-        engine = partial(SuperNodeGrid, grid=grid, **({"nodes": nodes} | options))
+    with strategies.quiet(), AppGrid(client_app, nodes, run_config=settings, workers=4) as grid:
+        engine = partial(SuperNodeEngine, grid=grid, **({"nodes": nodes} | options))
         return experiment.run(engine=engine)
 
 
@@ -110,7 +111,7 @@ def test_an_exported_app_is_the_experiment(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("field", "text"),
-    [("client", "own_parts:Client"), ("server", "own_parts:Server"), ("compress", "own_parts:Half")],
+    [("client", "own_parts:Client"), ("server", "own_parts:Server"), ("transforms", "own_parts:Half")],
 )
 def test_an_exported_app_has_the_files_of_ones_own_classes(
     field: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +123,7 @@ def test_an_exported_app_has_the_files_of_ones_own_classes(
     )
     monkeypatch.chdir(tmp_path)
     made = config.build(field, text)
-    changed: dict[str, Any] = {field: (made,) if field == "compress" else made}
+    changed: dict[str, Any] = {field: (made,) if field == "transforms" else made}
     folder = export(replace(BASE, **changed), tmp_path / "app")
     assert (folder / "own_parts.py").read_text() == (tmp_path / "own_parts.py").read_text()
 
@@ -139,7 +140,7 @@ def faulty(
 
     @made.query()
     def _query(message: Message, context: Context) -> Message:
-        return hello(message, context, app._site(context, None))
+        return hello(message, context, app._runtime(context, None))
 
     def handler(kind: str) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
@@ -165,7 +166,7 @@ def altered(name: str, change: Callable[[Any], Any]) -> Callable[[Message, Conte
         record = reply.content.array_records[RESULT]
         arrays = {k: np.array(a.numpy()) for k, a in record.items()}
         arrays[name] = change(arrays[name])
-        return Message(RecordDict({RESULT: flower.record(arrays)}), reply_to=message)
+        return Message(RecordDict({RESULT: records.record(arrays)}), reply_to=message)
 
     return fault
 
@@ -177,7 +178,7 @@ def added(name: str, make: Callable[[int], Any]) -> Callable[[Message, Context],
         reply = app.client_app(message, context)
         arrays = {k: a.numpy() for k, a in reply.content.array_records[RESULT].items()}
         arrays[name] = make(len(arrays["partition_ids"]))
-        return Message(RecordDict({RESULT: flower.record(arrays)}), reply_to=message)
+        return Message(RecordDict({RESULT: records.record(arrays)}), reply_to=message)
 
     return fault
 
@@ -288,7 +289,7 @@ def layout_of(experiment: Experiment) -> Layout:
     """What a SuperNode sends in an experiment's first round."""
     federated = experiment.federate(experiment.load_data())
     net = experiment.network(federated.dataset)
-    site = Site(net, federated, experiment.client, experiment.seed, "numpy", experiment.compress)
+    site = ClientRuntime(net, federated, experiment.client, experiment.seed, "numpy", experiment.transforms)
     weights = np.zeros(net.num_parameters, np.float32)
     half = ServerHalf(experiment.client, net, len(federated.partition.indices), 0)
     down = half.down(weights) if experiment.client.broadcast else {}
@@ -345,8 +346,8 @@ def test_the_second_of_two_answers_does_not_count() -> None:
 
     experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=2)
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), Repeating(app.client_app, 4, run_config=settings) as grid:
-        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    with strategies.quiet(), Repeating(app.client_app, 4, run_config=settings) as grid:
+        result = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
     assert result.history["clients"].tolist() == [0, 12, 9]
     assert result.failures["reason"].unique().tolist() == ["SuperNode 2 answered another message"]
 
@@ -381,8 +382,8 @@ def on_named_strategy(experiment: Experiment, nodes: int) -> Result:
         patch.setattr("fedsim.engines.supernodes.engine.client_text", lambda strategy: "SGD()")
         patch.setattr("fedsim.engines.supernodes.engine.received_client", lambda text, own: experiment.client)
         settings = {"experiment": config.to_toml(replace(experiment, client=SGD()))}
-        with flower.quiet(), AppGrid(app.client_app, nodes, run_config=settings, workers=1) as grid:
-            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=nodes))
+        with strategies.quiet(), AppGrid(app.client_app, nodes, run_config=settings, workers=1) as grid:
+            return experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=nodes))
 
 
 # What SuperNodes say about themselves.
@@ -472,8 +473,8 @@ def test_two_supernodes_with_one_partition() -> None:
 
     settings = {"experiment": config.to_toml(experiment)}
     excluding = replace(experiment, on_failure="exclude")
-    with flower.quiet(), Leaving(greeting(lie(partition_id=0)), 4, run_config=settings) as grid:
-        result = excluding.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    with strategies.quiet(), Leaving(greeting(lie(partition_id=0)), 4, run_config=settings) as grid:
+        result = excluding.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
     assert result.failures["partition_id"].tolist() == [1, 5, 9] * 2
     assert result.history["clients"].tolist() == [0, 9, 9]
 
@@ -495,8 +496,11 @@ def test_sites_with_tables_of_their_own_are_refused(tmp_path: Path) -> None:
     def run(*order: int) -> Result:
         settings = {"experiment": config.to_toml(replace(experiment, data_dir=None))}
         configs = [places[k] for k in order]
-        with flower.quiet(), AppGrid(app.client_app, 2, run_config=settings, node_configs=configs, workers=1) as grid:
-            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=2))
+        with (
+            strategies.quiet(),
+            AppGrid(app.client_app, 2, run_config=settings, node_configs=configs, workers=1) as grid,
+        ):
+            return experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=2))
 
     assert same(run(0, 0), experiment.run())
     with pytest.raises(FedsimError, match="SuperNode 3 is refused: it has other data than the server: its labels"):
@@ -596,10 +600,12 @@ class Wire(AppGrid):
         with no_object_id_recompute():
             objects = {name: each.deflate() for name, each in get_all_nested_objects(content).items()}
             arrived: Any = inflate_object_from_contents(content.object_id, objects)
-        return flower.make_message(metadata, arrived)
+        return internals.make_message(metadata, arrived)
 
 
-@pytest.mark.parametrize("experiment", [replace(BASE, client=clients.SCAFFOLD()), replace(BASE, compress=(TopK(0.1),))])
+@pytest.mark.parametrize(
+    "experiment", [replace(BASE, client=clients.SCAFFOLD()), replace(BASE, transforms=(TopK(0.1),))]
+)
 def test_a_round_is_serialised_once(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many SuperNodes the model goes to; and the bytes give the same bits as no bytes."""
     made: list[int] = []
@@ -612,8 +618,8 @@ def test_a_round_is_serialised_once(experiment: Experiment, monkeypatch: pytest.
 
     monkeypatch.setattr(np, "save", counting)
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), Wire(app.client_app, 6, run_config=settings, workers=2) as grid:
-        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=6))
+    with strategies.quiet(), Wire(app.client_app, 6, run_config=settings, workers=2) as grid:
+        result = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=6))
     assert same(result, experiment.run())
     size = sum(values.size for values in result.weights.values())
     down = 1 + len(experiment.client.broadcast)
@@ -637,10 +643,10 @@ def test_a_client_that_hangs_is_not_waited_for_beyond_the_timeout() -> None:
     settings = {"experiment": config.to_toml(experiment)}
     with (
         faulty(2, hang, (1,)) as client_app,
-        flower.quiet(),
+        strategies.quiet(),
         AppGrid(client_app, 4, run_config=settings, workers=4) as grid,
     ):
-        engine = partial(SuperNodeGrid, grid=grid, nodes=4, timeout=2.0)
+        engine = partial(SuperNodeEngine, grid=grid, nodes=4, timeout=2.0)
         result = experiment.run(engine=engine, on_round=row_written)
     assert hanging == [True]
     assert result.failures["partition_id"].tolist() == [2, 6, 10]
@@ -655,14 +661,14 @@ def test_a_word_of_the_superlink_for_a_supernode_that_is_gone() -> None:
             replies = list(super().send_and_receive(messages, timeout=timeout))
             for k, reply in enumerate(replies):
                 if reply.metadata.message_type == "train" and reply.metadata.src_node_id == 3:
-                    metadata = flower.reply_metadata(1, "x", "train", "", 0.0)
-                    replies[k] = flower.make_message(metadata, error=Error(5, "Node unavailable"))
+                    metadata = internals.reply_metadata(1, "x", "train", "", 0.0)
+                    replies[k] = internals.make_message(metadata, error=Error(5, "Node unavailable"))
             return replies
 
     experiment = replace(BASE, fraction_train=1.0, fraction_evaluate=0.0, on_failure="exclude", rounds=1)
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), Answering(app.client_app, 4, run_config=settings) as grid:
-        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4))
+    with strategies.quiet(), Answering(app.client_app, 4, run_config=settings) as grid:
+        result = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
     assert result.failures["partition_id"].tolist() == [1, 5, 9]
     assert result.failures["reason"].iloc[0] == "SuperNode 3 did not answer: Node unavailable"
 
@@ -751,8 +757,8 @@ def test_supernodes_that_are_missing_are_said() -> None:
             return list(super().get_node_ids())[:2]
 
     settings = {"experiment": config.to_toml(experiment)}
-    with flower.quiet(), Half(app.client_app, 4, run_config=settings) as grid:
-        result = experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=4, wait=0.5))
+    with strategies.quiet(), Half(app.client_app, 4, run_config=settings) as grid:
+        result = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4, wait=0.5))
     assert len(result.failures) == 6
     assert result.failures["reason"].iloc[0] == "no SuperNode is partition 2 of 4"
 
@@ -761,14 +767,14 @@ def test_supernodes_that_are_missing_are_said() -> None:
             return []
 
     said = pytest.raises(FedsimError, match="no SuperNode has answered")
-    with flower.quiet(), Nobody(app.client_app, 4) as grid, said:
-        experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=1, wait=0.3))
+    with strategies.quiet(), Nobody(app.client_app, 4) as grid, said:
+        experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=1, wait=0.3))
 
 
 def test_a_supernode_that_cannot_start_says_why() -> None:
     settings = {"experiment": 'dataset = "mnist"\ndata_dir = "/nowhere"'}
-    with flower.quiet(), AppGrid(app.client_app, 2, run_config=settings) as grid:
-        engine = partial(SuperNodeGrid, grid=grid, nodes=2)
+    with strategies.quiet(), AppGrid(app.client_app, 2, run_config=settings) as grid:
+        engine = partial(SuperNodeEngine, grid=grid, nodes=2)
         with pytest.raises(FedsimError, match=r"SuperNode \d cannot start: DataError: data_dir is '/nowhere'"):
             BASE.run(engine=engine)
 
@@ -787,8 +793,8 @@ def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
             raise InterruptedError
 
     def run(**options: Any) -> Result:
-        with flower.quiet(), AppGrid(app.client_app, 3, run_config=settings) as grid:
-            return experiment.run(engine=partial(SuperNodeGrid, grid=grid, nodes=3), directory=tmp_path, **options)
+        with strategies.quiet(), AppGrid(app.client_app, 3, run_config=settings) as grid:
+            return experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=3), directory=tmp_path, **options)
 
     with pytest.raises(InterruptedError):
         run(on_round=stop)

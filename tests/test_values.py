@@ -17,15 +17,16 @@ import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 
-from fedsim import Experiment, cli, clients, compare, data, servers, splits
-from fedsim.updates import compression
-from fedsim.study.compare import config
+from fedsim import Experiment, cli, clients, compare, data, servers, splits, updates
+from fedsim.checks import check_integer, check_real, to_builtin
 from fedsim.clients import SGD, FedProx, FedRep
-from fedsim.updates.compression import TopK
 from fedsim.data import Dataset
-from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError, plain, real, whole
+from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
+from fedsim.objects import to_text
 from fedsim.servers import FedAdam, FedAvg, MultiKrum
 from fedsim.splits import IID, Dirichlet, LabelDirichlet, LogNormal, Rotation, Split, TimeOrdered
+from fedsim.study import config
+from fedsim.updates.compression import TopK
 
 #: What a file, a command line or a program may put into any field.
 ODD: list[Any] = [
@@ -86,7 +87,7 @@ def classes(module: Any, base: type) -> list[type]:
 
 def places() -> list[tuple[type, str]]:
     """Every field of every class that a configuration can name."""
-    kinds = [(splits, Split), (splits, splits.Sizes), (clients, SGD), (compression, compression.Transform)]
+    kinds = [(splits, Split), (splits, splits.Sizes), (clients, SGD), (updates, updates.UpdateTransform)]
     every = [c for module, base in kinds for c in classes(module, base)] + [Experiment]
     return [(c, f.name) for c in every for f in fields(c)]
 
@@ -101,8 +102,8 @@ def use(made: Any) -> None:
         made = Experiment(split=made)
     if isinstance(made, SGD):
         made = Experiment(client=made)
-    if isinstance(made, compression.Transform):
-        made = Experiment(compress=(made,))
+    if isinstance(made, updates.UpdateTransform):
+        made = Experiment(transforms=(made,))
     if made.server is None:
         text = config.to_toml(replace(made, dataset="digits"))
         if ":" not in text.replace("fedsim.", ""):
@@ -148,13 +149,13 @@ def test_numbers_of_numpy_become_pythons() -> None:
         ([np.int64(1), (np.float32(2), "b")], [1, (2.0, "b")]),
         ({"k": np.int64(1)}, {"k": 1}),
     ]:
-        found = plain(value)
+        found = to_builtin(value)
         assert found == expected
         assert type(found) is type(expected)
-    assert [type(part) for part in plain((np.int64(1), np.float32(2)))] == [int, float]
+    assert [type(part) for part in to_builtin((np.int64(1), np.float32(2)))] == [int, float]
     array, table = np.array([1, 2]), {"a": 1}
-    assert plain(array) is array
-    assert plain(table) is table
+    assert to_builtin(array) is array
+    assert to_builtin(table) is table
 
 
 def test_an_experiment_of_numpys_numbers_is_that_of_pythons() -> None:
@@ -171,7 +172,7 @@ def test_an_experiment_of_numpys_numbers_is_that_of_pythons() -> None:
         seed=7,
         weight_divergence=True,
         min_clients=2,
-        compress=(TopK(0.5, error_feedback=True),),
+        transforms=(TopK(0.5, error_feedback=True),),
         kernel="numpy",
     )
     numpys = Experiment(
@@ -194,12 +195,12 @@ def test_an_experiment_of_numpys_numbers_is_that_of_pythons() -> None:
         seed=np.uint64(7),
         weight_divergence=np.bool_(True),
         min_clients=np.int64(2),
-        compress=(TopK(np.float32(0.5), error_feedback=np.bool_(True)),),
+        transforms=(TopK(np.float32(0.5), error_feedback=np.bool_(True)),),
         kernel="numpy",
     )
     assert numpys.split == python.split
     assert numpys.client == python.client
-    assert numpys.compress == python.compress
+    assert numpys.transforms == python.transforms
     assert str(numpys.client) == str(python.client)
     assert config.to_toml(replace(numpys, fraction_evaluate=1.0)) == config.to_toml(python)
     one, other = python.run(), numpys.run(workers=np.int64(1), block_size=np.int64(2))
@@ -221,7 +222,7 @@ def test_splits_of_numpys_numbers_are_those_of_pythons(numpys: Callable[[], Spli
     made = numpys()
     assert made == python
     assert repr(made) == repr(python)
-    assert config.build("split", config._call(made, vars(splits))) == python
+    assert config.build("split", to_text(made, vars(splits))) == python
 
 
 def test_seeds_of_numpy_give_the_same_bits() -> None:
@@ -276,16 +277,16 @@ def test_numbers_that_cannot_be_used_are_refused(make: Callable[[], Any], senten
 
 
 def test_checkers_return_plain_numbers() -> None:
-    assert type(whole("n", np.int64(3))) is int
-    assert type(real("x", np.float32(0.5))) is float
-    assert type(real("x", 2)) is int  # as written, so that texts stay as they are
+    assert type(check_integer("n", np.int64(3))) is int
+    assert type(check_real("x", np.float32(0.5))) is float
+    assert type(check_real("x", 2)) is int  # as written, so that texts stay as they are
     for value in (True, np.bool_(True), 2.0, "2"):
         with pytest.raises(ConfigError):
-            whole("n", value)
+            check_integer("n", value)
     with pytest.raises(ConfigError, match=r"n is 5; allowed: a whole number, 0 to 4"):
-        whole("n", 5, 0, 4)
+        check_integer("n", 5, 0, 4)
     with pytest.raises(ConfigError, match=r"n is -1; allowed: a whole number, 0 or more"):
-        whole("n", -1)
+        check_integer("n", -1)
 
 
 @pytest.mark.parametrize(

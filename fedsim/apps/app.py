@@ -22,12 +22,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from threadpoolctl import threadpool_limits
 
-from fedsim.study.compare import config
-from fedsim.engines.runtime import Site
-from fedsim.engines.supernodes.engine import SuperNodeGrid, answer, hello
-from fedsim.errors import real, whole
-from fedsim.study.experiment import Experiment
+from fedsim.checks import check_integer, check_real
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.engines.supernodes.node import answer, hello
 from fedsim.modules import Modules
+from fedsim.study import config
+from fedsim.study.build import build_runtime
+from fedsim.study.experiment import Experiment
 from fedsim.text import read_toml
 
 
@@ -63,18 +65,19 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
         _end_with_parent()
     experiment = experiment_of(settings, folder=folder)
     nodes, retries = settings.get("nodes", 0), settings.get("retries", 0)
-    whole("nodes", nodes)
-    whole("retries", retries)
+    check_integer("nodes", nodes)
+    check_integer("retries", retries)
     wait, timeout = settings.get("wait", 120.0), settings.get("timeout", 0.0)
-    real("wait", wait, 0)
-    real("timeout", timeout, 0)
+    check_real("wait", wait, 0)
+    check_real("timeout", timeout, 0)
     engine = partial(
-        SuperNodeGrid,
+        SuperNodeEngine,
         grid=grid,
         nodes=nodes or len(list(grid.get_node_ids())) or 1,
         wait=wait,
         timeout=timeout or None,
         retries=retries,
+        on_failure=experiment.on_failure,
     )
     out = str(settings.get("out", "")) or None
     result = experiment.run(engine=engine, directory=out, on_round=_say)
@@ -101,34 +104,30 @@ def _say(row: Mapping[str, float]) -> None:
 
 
 def _hello(message: Message, context: Context, folder: Path | None) -> Message:
-    return hello(message, context, _site(context, folder))  # what is wrong here is said now
+    return hello(message, context, _runtime(context, folder))  # what is wrong here is said now
 
 
 def _train(message: Message, context: Context, folder: Path | None) -> Message:
-    return answer(message, context, _site(context, folder), "train")
+    return answer(message, context, _runtime(context, folder), "train")
 
 
 def _evaluate(message: Message, context: Context, folder: Path | None) -> Message:
-    return answer(message, context, _site(context, folder), "evaluate")
+    return answer(message, context, _runtime(context, folder), "evaluate")
 
 
-def _site(context: Context, folder: Path | None) -> Site:
+def _runtime(context: Context, folder: Path | None) -> ClientRuntime:
     data_dir = str(context.node_config.get("data-dir", "") or os.environ.get("FEDSIM_DATA", "")) or None
     return _made(str(context.run_config["experiment"]), data_dir, folder)
 
 
 @lru_cache(maxsize=1)
-def _made(text: str, data_dir: str | None, folder: Path | None) -> Site:
-    """Return the site of an experiment; a process answers many messages with it."""
+def _made(text: str, data_dir: str | None, folder: Path | None) -> ClientRuntime:
+    """Return the client runtime of an experiment; a process answers many messages with it."""
     threadpool_limits(1, "blas")  # for good: more threads would sum in another order
     experiment = experiment_of({"experiment": text}, data_dir, folder)
-    dataset = experiment.load_data()
-    federated = experiment.federate(dataset)
-    net = experiment.network(dataset)
-    kernel = experiment.kernel_for(net, federated)
-    site = Site(net, federated, experiment.client, experiment.seed, kernel, experiment.compress)
-    site.prepare()
-    return site
+    runtime = build_runtime(experiment)
+    runtime.prepare()
+    return runtime
 
 
 server_app, client_app = apps()

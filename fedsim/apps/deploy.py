@@ -33,9 +33,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import FedsimError, whole
-from fedsim.study.experiment import Experiment
 from fedsim.apps.export import export
+from fedsim.checks import check_integer
+from fedsim.errors import FedsimError
+from fedsim.study.experiment import Experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ class Deployment:
     """
 
     def __init__(self, nodes: int, data_dir: str | os.PathLike[str] | None = None, insecure: bool = False) -> None:
-        whole("nodes", nodes, 1)
+        check_integer("nodes", nodes, 1)
         self.nodes, self.insecure = nodes, insecure
         self._data_dir = os.path.abspath(data_dir) if data_dir else None
         self.folder = Path()

@@ -60,14 +60,14 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     import tomli_w
 
     from fedsim import __version__
-    from fedsim.study.config import to_toml
     from fedsim.files import writable_directory
+    from fedsim.study.config import to_toml
 
     text = to_toml(experiment)
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
-    parts = (experiment.client, experiment.split, experiment.server, *experiment.compress)
+    parts = (experiment.client, experiment.split, experiment.server, *experiment.transforms)
     files = [file for part in parts if (file := _source(part))]
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}

@@ -22,9 +22,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsim.flower import internals as flower
-from fedsim.rounds.grid import available_cores
-from fedsim.errors import ConfigError, near, whole
+from fedsim.checks import check_integer, suggest
+from fedsim.engines.workers import available_cores
+from fedsim.errors import ConfigError
+from fedsim.flower import internals, messages, strategies
 from fedsim.modules import Modules
 from fedsim.text import describe, toml_value
 
@@ -32,7 +33,7 @@ from fedsim.text import describe, toml_value
 FIRST = 2
 
 
-class AppGrid(flower.LocalGrid):
+class AppGrid(messages.LocalGrid):
     """Flower's Grid over SuperNodes in this process. Use it as a context manager.
 
     Parameters
@@ -56,16 +57,16 @@ class AppGrid(flower.LocalGrid):
         node_configs: Sequence[Mapping[str, Any]] | None = None,
         workers: int | None = None,
     ) -> None:
-        whole("num_supernodes", num_supernodes, 1)
+        check_integer("num_supernodes", num_supernodes, 1)
         if workers is not None:
-            whole("workers", workers, 1)
+            check_integer("workers", workers, 1)
         if node_configs is not None and len(node_configs) != num_supernodes:
             raise ConfigError(f"node_configs has {len(node_configs)} entries; allowed: {num_supernodes}, one each")
         super().__init__()
         self._app = client_app
         self._contexts = [
             Context(
-                run_id=flower.run_id(),
+                run_id=internals.run_id(),
                 node_id=FIRST + k,
                 node_config={
                     "partition-id": k,
@@ -105,8 +106,8 @@ class AppGrid(flower.LocalGrid):
             if not 0 <= node < len(self._contexts):
                 raise ValueError(f"message for an unknown node; nodes are {FIRST}..{FIRST + len(self._contexts) - 1}")
             message_id = self.next_id()
-            flower.stamp(message, message_id)
-            received = flower.make_message(message.metadata, _copy(message.content))
+            internals.stamp(message, message_id)
+            received = internals.make_message(message.metadata, _copy(message.content))
             self._replies[message_id] = self._pool.submit(self._handle, node, received)
             ids.append(message_id)
         return ids
@@ -127,10 +128,10 @@ class AppGrid(flower.LocalGrid):
         with self._locks[node]:
             try:
                 reply = self._app(message, self._contexts[node])
-                reply = flower.make_message(reply.metadata, _copy(reply.content)) if reply.has_content() else reply
+                reply = internals.make_message(reply.metadata, _copy(reply.content)) if reply.has_content() else reply
             except Exception as error:
                 reply = Message(Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=message)
-        flower.stamp(reply, f"{message.metadata.message_id}-reply")
+        internals.stamp(reply, f"{message.metadata.message_id}-reply")
         return reply
 
 
@@ -141,7 +142,7 @@ def _copy(content: RecordDict) -> RecordDict:
         if isinstance(record, ArrayRecord):
             mine: Any = ArrayRecord()
             for key, array in record.items():
-                mine[key] = array if isinstance(array, flower.Array) else _same(array)
+                mine[key] = array if isinstance(array, internals.Array) else _same(array)
         else:
             mine = MetricRecord() if isinstance(record, MetricRecord) else ConfigRecord()
             for key, value in record.items():
@@ -192,12 +193,12 @@ def run_flower(
         Whatever the ServerApp raises; what a ClientApp raises goes to the ServerApp as an error reply.
     """
     with (
-        flower.quiet(verbose),
+        strategies.quiet(verbose),
         AppGrid(client_app, num_supernodes, run_config=run_config, node_configs=node_configs, workers=workers) as grid,
     ):
         context = Context(
-            run_id=flower.run_id(),
-            node_id=flower.SERVER_NODE_ID,
+            run_id=internals.run_id(),
+            node_id=internals.SERVER_NODE_ID,
             node_config={},
             state=RecordDict(),
             run_config=dict(run_config or {}),
@@ -291,7 +292,7 @@ def overridden(config: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         key, equals, text = assignment.partition("=")
         if not equals or key not in config:
             known = ", ".join(config) or "nothing"
-            raise ConfigError(f"--run-config is {assignment!r}; the app takes {known}{near(key, config)}")
+            raise ConfigError(f"--run-config is {assignment!r}; the app takes {known}{suggest(key, config)}")
         changed[key] = toml_value(f"--run-config {key}", text)
     return changed
 

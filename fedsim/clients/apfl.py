@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
+from fedsim.models import mlp
 
 
 class APFL(SGD):
@@ -35,7 +35,7 @@ class APFL(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("APFL's alpha", self.alpha, 0, 1)
+        check_real("APFL's alpha", self.alpha, 0, 1)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the local one."""

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.models import mlp
 from fedsim.clients.check_hooks import (
     check_array,
     check_kept,
@@ -31,6 +30,7 @@ from fedsim.clients.check_hooks import (
 )
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.kernels.numpy import Fit, Spread, alone, evaluate
+from fedsim.models import mlp
 from fedsim.splits import Partition
 from fedsim.streams import Purpose, generator, keys
 
@@ -119,8 +119,8 @@ class Update:
         Sent besides the weights; kept until the client's next round.
     encoded : dict of str to ndarray, shape (clients, ...)
         What is sent in the place of the weights, where it is compressed; the weights are what the server decodes.
-    moved : ndarray of float64, shape (clients,), optional
-        How far the weights are from the global ones, once somebody has looked.
+    update_norm : ndarray of float64, shape (clients,), optional
+        Euclidean distance of the weights from the global ones; None where it has not been computed.
     failed : dict of int to FedsimError
         Partition id -> why a client is not among the rows.
     """
@@ -132,7 +132,7 @@ class Update:
     up: Mapping[str, Array] = field(default_factory=dict)
     state: Mapping[str, Array] = field(default_factory=dict)
     encoded: Mapping[str, Array] = field(default_factory=dict)
-    moved: NDArray[np.float64] | None = None
+    update_norm: NDArray[np.float64] | None = None
     failed: Mapping[int, FedsimError] = field(default_factory=dict)
 
     def rows(self, select: NDArray[np.bool_]) -> Update:
@@ -507,7 +507,7 @@ def run(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
         loss[np.isnan(values).reshape(rows, -1).any(axis=1)] = np.nan
     nothing_but_a_fit = not overrides(strategy, "train") and PRIVATE not in state
     moved = context.moved if nothing_but_a_fit else None
-    return Update(clients, context.num_examples, weights, loss, context.up, context.state, moved=moved)
+    return Update(clients, context.num_examples, weights, loss, context.up, context.state, update_norm=moved)
 
 
 def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:

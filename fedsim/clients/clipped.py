@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
 
 
 class ClippedSGD(SGD):
@@ -30,7 +30,7 @@ class ClippedSGD(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("ClippedSGD's max_norm", self.max_norm, 0, open_low=True)
+        check_real("ClippedSGD's max_norm", self.max_norm, 0, open_low=True)
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         """Clip each client's gradient."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
 
 
 class Ditto(SGD):
@@ -32,7 +32,7 @@ class Ditto(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("Ditto's lam", self.lam, 0)
+        check_real("Ditto's lam", self.lam, 0)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the personal one."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_integer, check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real, whole
+from fedsim.models import mlp
 
 
 class _Mixing(SGD):
@@ -62,9 +62,9 @@ class FedALA(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("FedALA's mixed_layers", self.mixed_layers, 1)
-        real("FedALA's mixing_lr", self.mixing_lr, 0, open_low=True)
-        whole("FedALA's first_epochs", self.first_epochs, 1)
+        check_integer("FedALA's mixed_layers", self.mixed_layers, 1)
+        check_real("FedALA's mixing_lr", self.mixing_lr, 0, open_low=True)
+        check_integer("FedALA's first_epochs", self.first_epochs, 1)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the last, all of it taken in."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
 
 
 class FedDyn(SGD):
@@ -36,7 +36,7 @@ class FedDyn(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("FedDyn's alpha", self.alpha, 0, open_low=True)
+        check_real("FedDyn's alpha", self.alpha, 0, open_low=True)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with g_k = 0."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD, needs_softmax
-from fedsim.errors import real
+from fedsim.models import mlp
 
 
 class FedLC(SGD):
@@ -31,7 +31,7 @@ class FedLC(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("FedLC's tau", self.tau, 0)
+        check_real("FedLC's tau", self.tau, 0)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Calibrate the scores before the softmax."""

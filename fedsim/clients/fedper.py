@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.models import mlp
+from fedsim.checks import check_integer
 from fedsim.clients.sgd import SGD, count_layers
-from fedsim.errors import whole
+from fedsim.models import mlp
 
 
 class FedPer(SGD):
@@ -28,7 +28,7 @@ class FedPer(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
+        check_integer(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
 
     def private_layers(self, net: mlp.MLP) -> Sequence[int]:
         """Keep the last layers."""

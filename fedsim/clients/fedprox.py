@@ -6,9 +6,9 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 
 from __future__ import annotations
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Affine, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
 
 
 class FedProx(SGD):
@@ -27,7 +27,7 @@ class FedProx(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("FedProx's proximal_mu", self.proximal_mu, 0)
+        check_real("FedProx's proximal_mu", self.proximal_mu, 0)
 
     def affine(self, ctx: Context) -> Affine:
         """Pull by `proximal_mu`."""

@@ -7,9 +7,9 @@ is sent.
 
 from __future__ import annotations
 
+from fedsim.checks import check_integer
 from fedsim.clients.base import Array, Context
 from fedsim.clients.fedper import FedPer
-from fedsim.errors import whole
 
 
 class FedRep(FedPer):
@@ -29,7 +29,7 @@ class FedRep(FedPer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("FedRep's head_epochs", self.head_epochs, 1)
+        check_integer("FedRep's head_epochs", self.head_epochs, 1)
 
     def train(self, ctx: Context) -> Array:
         """Train the head, then the representation."""

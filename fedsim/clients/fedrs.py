@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD, needs_softmax
-from fedsim.errors import real
+from fedsim.models import mlp
 
 
 class FedRS(SGD):
@@ -30,7 +30,7 @@ class FedRS(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("FedRS's alpha", self.alpha, 0, 1)
+        check_real("FedRS's alpha", self.alpha, 0, 1)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Restrict the scores before the softmax."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
+from fedsim.models import mlp
 
 
 class FedSAM(SGD):
@@ -30,7 +30,7 @@ class FedSAM(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("FedSAM's rho", self.rho, 0)
+        check_real("FedSAM's rho", self.rho, 0)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Climb, and take the gradient there; the loss is that before climbing."""

@@ -6,9 +6,9 @@ Eichner, Beaufays and Ramage, "Federated evaluation of on-device personalization
 
 from __future__ import annotations
 
+from fedsim.checks import check_integer, check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real, whole
 
 
 class FineTune(SGD):
@@ -30,9 +30,9 @@ class FineTune(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("FineTune's tune_epochs", self.tune_epochs, 1)
+        check_integer("FineTune's tune_epochs", self.tune_epochs, 1)
         if self.tune_lr is not None:
-            real("FineTune's tune_lr", self.tune_lr, 0, open_low=True)
+            check_real("FineTune's tune_lr", self.tune_lr, 0, open_low=True)
 
     def personalise(self, ctx: Context) -> Array:
         """Fine-tune."""

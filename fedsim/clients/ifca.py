@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.checks import check_integer
 from fedsim.clients.base import Array, Context, ServerContext, ServerHalf
 from fedsim.clients.sgd import SGD
-from fedsim.errors import whole
 
 
 class IFCA(SGD):
@@ -37,7 +37,7 @@ class IFCA(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("IFCA's clusters", self.clusters, 1)
+        check_integer("IFCA's clusters", self.clusters, 1)
 
     def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
         """Draw the other models."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.models import mlp
+from fedsim.checks import check_integer
 from fedsim.clients.sgd import SGD, count_layers
-from fedsim.errors import whole
+from fedsim.models import mlp
 
 
 class LGFedAvg(SGD):
@@ -28,7 +28,7 @@ class LGFedAvg(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("LGFedAvg's global_layers", self.global_layers, 1)
+        check_integer("LGFedAvg's global_layers", self.global_layers, 1)
 
     def private_layers(self, net: mlp.MLP) -> Sequence[int]:
         """Keep the first layers."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.models import mlp
 from fedsim.clients.sgd import SGD
+from fedsim.models import mlp
 
 
 class LocalOnly(SGD):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real
 
 
 class MimeLite(SGD):
@@ -34,7 +34,7 @@ class MimeLite(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("MimeLite's beta", self.beta, 0, 1, open_high=True)
+        check_real("MimeLite's beta", self.beta, 0, 1, open_high=True)
 
     def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
         """Start with m = 0."""

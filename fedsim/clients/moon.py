@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.models import mlp
+from fedsim.checks import check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import ConfigError, real
+from fedsim.errors import ConfigError
+from fedsim.models import mlp
 
 
 def _cosine(z: Array, other: Array) -> tuple[Array, Array]:
@@ -46,8 +47,8 @@ class MOON(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("MOON's mu", self.mu, 0)
-        real("MOON's temperature", self.temperature, 0, open_low=True)
+        check_real("MOON's mu", self.mu, 0)
+        check_real("MOON's temperature", self.temperature, 0, open_low=True)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the client's last, which makes the contrastive loss flat."""

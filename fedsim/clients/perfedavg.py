@@ -6,10 +6,10 @@ Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning
 
 from __future__ import annotations
 
-from fedsim.models import mlp
+from fedsim.checks import check_integer, check_real
 from fedsim.clients.base import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real, whole
+from fedsim.models import mlp
 
 
 class PerFedAvg(SGD):
@@ -31,8 +31,8 @@ class PerFedAvg(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("PerFedAvg's inner_lr", self.inner_lr, 0, open_low=True)
-        whole("PerFedAvg's tune_epochs", self.tune_epochs, 1)
+        check_real("PerFedAvg's inner_lr", self.inner_lr, 0, open_low=True)
+        check_integer("PerFedAvg's tune_epochs", self.tune_epochs, 1)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Step on the first half, and take the gradient there on the second."""

@@ -6,11 +6,11 @@ algorithm 1.
 
 from __future__ import annotations
 
-from fedsim.models import mlp
+from fedsim.checks import check_integer, check_real
 from fedsim.clients.base import Array, Context, ServerContext
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.sgd import SGD
-from fedsim.errors import real, whole
+from fedsim.models import mlp
 
 
 class PFedMe(SGD):
@@ -42,10 +42,10 @@ class PFedMe(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("PFedMe's lam", self.lam, 0, open_low=True)
-        real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
-        whole("PFedMe's inner_steps", self.inner_steps, 1)
-        real("PFedMe's beta", self.beta, 0, open_low=True)
+        check_real("PFedMe's lam", self.lam, 0, open_low=True)
+        check_real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
+        check_integer("PFedMe's inner_steps", self.inner_steps, 1)
+        check_real("PFedMe's beta", self.beta, 0, open_low=True)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Return the envelope's gradient; the loss is that at w."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.checks import check_integer
 from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
 from fedsim.clients.sgd import SGD
-from fedsim.errors import whole
 
 
 class SCAFFOLD(SGD):
@@ -35,7 +35,7 @@ class SCAFFOLD(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("SCAFFOLD's option", self.option, 1, 2)
+        check_integer("SCAFFOLD's option", self.option, 1, 2)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with c_i = 0."""

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 from numpy.typing import NDArray
 
-from fedsim.models import mlp
+from fedsim.checks import check_flag, check_integer, check_real, convert_fields
 from fedsim.clients.base import Affine, Context, ServerContext, ServerHalf
-from fedsim.errors import ConfigError, flag, plain_fields, real, whole
+from fedsim.errors import ConfigError
+from fedsim.models import mlp
 
 Array = NDArray[Any]
 
@@ -79,21 +80,21 @@ class SGD(ClientStrategy):
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        convert_fields(self)
         name = type(self).__name__
         for field in fields(self):
             if field.type in (bool, "bool"):
-                flag(f"{name}'s {field.name}", getattr(self, field.name))
-        real(f"{name}'s lr", self.lr, 0, open_low=True)
-        whole(f"{name}'s epochs", self.epochs, 1)
+                check_flag(f"{name}'s {field.name}", getattr(self, field.name))
+        check_real(f"{name}'s lr", self.lr, 0, open_low=True)
+        check_integer(f"{name}'s epochs", self.epochs, 1)
         if self.batch_size is not None:
-            whole(f"{name}'s batch_size", self.batch_size, 1)
-        real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
-        real(f"{name}'s weight_decay", self.weight_decay, 0)
-        real(f"{name}'s lr_decay", self.lr_decay, 0, 1, open_low=True)
-        whole(f"{name}'s lr_decay_every", self.lr_decay_every, 1)
+            check_integer(f"{name}'s batch_size", self.batch_size, 1)
+        check_real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
+        check_real(f"{name}'s weight_decay", self.weight_decay, 0)
+        check_real(f"{name}'s lr_decay", self.lr_decay, 0, 1, open_low=True)
+        check_integer(f"{name}'s lr_decay_every", self.lr_decay_every, 1)
         if self.steps is not None:
-            whole(f"{name}'s steps", self.steps, 1)
+            check_integer(f"{name}'s steps", self.steps, 1)
 
     @classmethod
     def of(cls, other: SGD, **changes: Any) -> Self:
@@ -265,5 +266,5 @@ def needs_softmax(strategy: SGD, net: mlp.MLP) -> None:
 def count_layers(field: str, value: int, net: mlp.MLP) -> int:
     """Return how many layers a network has; raise ConfigError unless `value` of them leave at least one other."""
     depth = len(net.sizes) - 1
-    whole(field, value, 1, depth - 1)
+    check_integer(field, value, 1, depth - 1)
     return depth

@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fedsim.checks import suggest
 from fedsim.data import article, digits, idx, synthetic
 from fedsim.data.dataset import Dataset
 from fedsim.data.hub import hub
 from fedsim.data.table import SUFFIXES, table
-from fedsim.errors import ConfigError, near
+from fedsim.errors import ConfigError
 from fedsim.text import make, parse
 
 __all__ = ["DATASETS", "SUFFIXES", "Dataset", "check", "hub", "load", "synthetic", "table"]
@@ -43,7 +44,7 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     """
     name, args, keywords = parse("dataset", text, {})
     if name not in DATASETS:
-        hint = "; a file is table('FILE', label='COLUMN')" if name.endswith(SUFFIXES) else near(name, DATASETS)
+        hint = "; a file is table('FILE', label='COLUMN')" if name.endswith(SUFFIXES) else suggest(name, DATASETS)
         raise ConfigError(f"dataset is {text!r}; allowed: {', '.join(DATASETS)}{hint}")
     try:
         inspect.signature(DATASETS[name]).bind(*args, **keywords)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.models import mlp
 from fedsim.data.dataset import Dataset
+from fedsim.models import mlp
 from fedsim.streams import Purpose, generator
 
 _TRAIN, _TEST, _FEATURES, _CLASSES = 1_000, 1_000, 100, 10

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_path, check_real, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.data.table import column_names, encode, table
-from fedsim.errors import ConfigError, DataError, check_path, missing_extra, near, real, shown
+from fedsim.errors import ConfigError, DataError, missing_extra
 
 
 def hub(
@@ -63,12 +64,12 @@ def hub(
     if data_dir is not None:
         check_path("hub's data_dir", data_dir)
     if config is not None and not isinstance(config, str):
-        raise ConfigError(f"hub's config is {shown(config)}; allowed: the name of a configuration")
-    test_fraction = real("hub's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
+        raise ConfigError(f"hub's config is {shorten(config)}; allowed: the name of a configuration")
+    test_fraction = check_real("hub's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     known = [p.name for p in inspect.signature(table).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
-            raise ConfigError(f"hub has no option {option!r}; allowed: those of table{near(option, known)}")
+            raise ConfigError(f"hub has no option {option!r}; allowed: those of table{suggest(option, known)}")
     names = column_names("hub's client_column", client_column)
     try:
         import datasets
@@ -87,7 +88,7 @@ def hub(
     for what, column in (("label", label), *(("client_column", name) for name in names)):
         if column not in columns:
             raise ConfigError(
-                f"{path}'s {what} is {shown(column)}; allowed: {', '.join(columns)}{near(column, columns)}"
+                f"{path}'s {what} is {shorten(column)}; allowed: {', '.join(columns)}{suggest(column, columns)}"
             )
     images = [c for c, kind in train.features.items() if isinstance(kind, datasets.Image)]
     if not images:

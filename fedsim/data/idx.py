@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_path
 from fedsim.data.dataset import Dataset
-from fedsim.errors import DataError, check_path
+from fedsim.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.checks import check_real, check_seed
 from fedsim.data.dataset import Dataset
-from fedsim.errors import real, seed_number
 from fedsim.streams import Purpose, generator
 
 _DEVICES, _FEATURES, _CLASSES = 30, 60, 10
@@ -29,15 +29,15 @@ def synthetic(alpha: float = 1.0, beta: float = 1.0, seed: int = 0) -> Dataset:
         How much their features differ, at least 0.
     seed : int
     """
-    real("synthetic's alpha", alpha, 0)
-    real("synthetic's beta", beta, 0)
-    seed_number("synthetic's seed", seed)
+    check_real("synthetic's alpha", alpha, 0)
+    check_real("synthetic's beta", beta, 0)
+    check_seed("synthetic's seed", seed)
     return _devices(f"synthetic({alpha:g}, {beta:g})", alpha, beta, False, seed)
 
 
 def synthetic_iid(seed: int = 0) -> Dataset:
     """Return FedProx's synthetic-IID: as `synthetic`, with one model, drawn from N(0, 1), and one place for all."""
-    seed_number("synthetic_iid's seed", seed)
+    check_seed("synthetic_iid's seed", seed)
     return _devices("synthetic_iid", 0.0, 0.0, True, seed)
 
 
@@ -80,7 +80,7 @@ def fcube(seed: int = 0) -> Dataset:
     ----------
     seed : int
     """
-    seed_number("fcube's seed", seed)
+    check_seed("fcube's seed", seed)
     rng = generator(seed, Purpose.DATA, 3)
     octants = np.repeat(np.arange(4), 1000)
     signs = np.column_stack([np.ones(4000), np.where(octants > 1, -1, 1), np.where(octants % 2, -1, 1)])

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_flag, check_integer, check_path, check_real, shorten, suggest
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, DataError, check_path, flag, missing_extra, near, real, shown, whole
+from fedsim.errors import ConfigError, DataError, missing_extra
 from fedsim.streams import Purpose, generator
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def table(
     check_path("table's path", path)
     if data_dir is not None:
         check_path("table's data_dir", data_dir)
-    real("table's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
+    check_real("table's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     file = Path(path)
     if data_dir and not file.exists():
         file = Path(data_dir) / file
@@ -259,8 +260,8 @@ def encode(
 
     `test` says which rows, shape (rows,), are the test set; default chosen at random.
     """
-    max_categories = whole("table's max_categories", max_categories, 2)
-    regression = None if regression is None else flag("table's regression", regression)
+    max_categories = check_integer("table's max_categories", max_categories, 2)
+    regression = None if regression is None else check_flag("table's regression", regression)
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
     try:
@@ -278,7 +279,7 @@ def encode(
         for column in chosen:
             if not isinstance(column, str) or column not in columns:
                 allowed = " ".join(", ".join(columns[:30]).split())  # a name may have a line end
-                raise ConfigError(f"{name}'s {what} is {shown(column)}; allowed: {allowed}{near(column, columns)}")
+                raise ConfigError(f"{name}'s {what} is {shorten(column)}; allowed: {allowed}{suggest(column, columns)}")
     notes: list[str] = []
     known = frame[[label, *clients]].notna().all(axis=1)
     if not known.all():
@@ -316,7 +317,7 @@ def column_names(field: str, value: str | Sequence[str]) -> list[str]:
     """Return a column's name, or a list of them, as a list; raise ConfigError for anything else."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{field} is {shown(value)}; allowed: a column's name, or a list of names")
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a column's name, or a list of names")
     return list(names)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedsim.clients.base import Update
+from fedsim.errors import FedsimError
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -78,15 +81,31 @@ class ClientState:
                 self._arrays[name] = grown
             self._arrays[name][self._slots[clients]] = rows
 
-    def dump(self) -> dict[str, Array]:
-        """Return everything as arrays, for a checkpoint: ``clients`` and one array per name, in that order of rows."""
+    def commit(self, round_number: int, updates: Sequence[Update]) -> None:
+        """Store the state of the clients whose updates an accepted round has aggregated."""
+        for update in updates:
+            self.store(update.partition_ids, update.state)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return everything as arrays, for a checkpoint: ``clients``, and one array per name in that order of rows."""
         if self._slots is None:
             return {"clients": np.empty(0, np.intp)}
         clients = np.flatnonzero(self._slots >= 0)
         return {"clients": clients} | {f"state {k}": v[self._slots[clients]] for k, v in self._arrays.items()}
 
-    def restore(self, dumped: Mapping[str, Array]) -> None:
-        """Take what `dump` gave."""
-        self.__init__(self._num_clients)  # type: ignore[misc]
-        state = {name.removeprefix("state "): rows for name, rows in dumped.items() if name.startswith("state ")}
-        self.store(dumped["clients"], state)
+    def load_state_dict(self, state: Mapping[str, Array] | None) -> None:
+        """Take up what `state_dict` returned.
+
+        Raises
+        ------
+        FedsimError
+            It is None: the state was kept where nobody can fetch it.
+        """
+        if state is None:
+            raise FedsimError(
+                "client state was kept on SuperNodes and ended with the interrupted run; start the run anew in another "
+                "directory"
+            )
+        self._slots, self._used, self._arrays = None, 0, {}
+        rows = {name.removeprefix("state "): values for name, values in state.items() if name.startswith("state ")}
+        self.store(state["clients"], rows)

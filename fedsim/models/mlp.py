@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, one_of, whole
+from fedsim.checks import check_choice, check_integer
+from fedsim.errors import ConfigError
 
 Array = NDArray[Any]
 
@@ -142,10 +143,10 @@ class MLP:
         if len(self.sizes) < 2:
             raise ConfigError(f"sizes is {self.sizes!r}; allowed: at least inputs and outputs")
         for size in self.sizes:
-            whole("sizes", size, 1)
-        one_of("activation", self.activation, ACTIVATIONS)
-        one_of("loss", self.loss, LOSSES)
-        one_of("dtype", self.dtype, ("float32", "float64"))
+            check_integer("sizes", size, 1)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("dtype", self.dtype, ("float32", "float64"))
 
     @cached_property
     def layout(self) -> dict[str, tuple[slice, tuple[int, ...]]]:

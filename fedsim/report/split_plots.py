@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import one_of
+from fedsim.checks import check_choice
 from fedsim.report.style import COLOURS, STYLE, save
 from fedsim.splits.measure import gini
 
@@ -47,7 +47,7 @@ def plot_splits(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    one_of("kind", kind, KINDS)
+    check_choice("kind", kind, KINDS)
     classes = max(table.shape[1] for table in counts.values())
     names = list(label_names) or [str(k) for k in range(classes)]
     draw = {"bars": _bars, "bubbles": _bubbles, "sizes": _sizes}[kind]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import real, whole
-from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows, distances_to
+from fedsim.checks import check_integer, check_real
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, distances_to
 
 
 class CenteredClipping(FedAvg):
@@ -39,11 +39,11 @@ class CenteredClipping(FedAvg):
     def __init__(self, *, tau: float | None = None, iterations: int = 1, **options: Any) -> None:
         super().__init__(**options)
         if tau is not None:
-            real("CenteredClipping's tau", tau, 0, open_low=True)
-        whole("CenteredClipping's iterations", iterations, 1)
+            check_real("CenteredClipping's tau", tau, 0, open_low=True)
+        check_integer("CenteredClipping's iterations", iterations, 1)
         self.tau, self.iterations = tau, iterations
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Clip around the center and average."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
@@ -59,4 +59,4 @@ class CenteredClipping(FedAvg):
             self.state["center"] = center
             return start + center
 
-        return Rows(combine)
+        return GatheringAggregator(combine)

@@ -4,16 +4,15 @@ McMahan, Moore, Ramage, Hampson and Aguera y Arcas, "Communication-efficient lea
 decentralized data", AISTATS 2017 (arXiv:1602.05629), algorithm 1: in each round a random set of ``max(C * K, 1)``
 clients trains, and ``w_{t+1} = sum_k n_k / n * w_k`` over that set.
 
-A round's aggregation is three steps, each a method to override: a `rule` combines the clients' weights as they stream
-in; the client strategy's server half, if any, makes something of it and of whatever else clients sent (SCAFFOLD's
+A round's aggregation is three steps, each a method to override: an `aggregator` combines the clients' weights as they
+arrive; the client strategy's server half, if any, makes something of it and of whatever else clients sent (SCAFFOLD's
 control variates); and `step` goes from the old global weights to the new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -21,52 +20,20 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
-from fedsim.flower import internals as flower
-from fedsim.rounds.replies import Replies
+from fedsim.checks import check_integer, check_seed, shorten
+from fedsim.clients.base import ServerHalf, Update, has_server_half
 from fedsim.engines.runtime import mean_evaluation
-from fedsim.errors import ConfigError, plain, real, seed_number, shown, whole
-from fedsim.kernels.mean import RunningMean
+from fedsim.errors import ConfigError
+from fedsim.flower import records
+from fedsim.flower.messages import Instructions
 from fedsim.kernels.numpy import add_weighted
+from fedsim.rounds.outcome import RoundOutcome
+from fedsim.servers.options import MINIMUM, check_flower_options
 from fedsim.streams import Purpose, generator
+from fedsim.updates.aggregation import Aggregation
+from fedsim.updates.aggregators import Aggregator, Mean
 
 Array = NDArray[Any]
-
-
-class Rule(Protocol):
-    """Combines a round's weights."""
-
-    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        """Take a block of updates, in cohort order, each with its weight in the mean, shape (clients,)."""
-
-    def value(self) -> Array:
-        """Return the combination, shape (parameters,); at least one update has been added."""
-
-
-#: What Flower's strategies call the least numbers of clients, all 1 by default here: fractions decide.
-MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-
-
-def check_flower_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a server strategy's options with plain numbers; ConfigError for a fraction or count that is none.
-
-    Parameters
-    ----------
-    name : str
-        Of the strategy.
-    options : mapping
-        Option -> value; only those of Flower's FedAvg, and ``seed``, are checked.
-    """
-    checked = {option: plain(value) for option, value in options.items()}
-    for option, value in checked.items():
-        field = f"{name}'s {option}"
-        if option in ("fraction_train", "fraction_evaluate"):
-            real(field, value, 0, 1)
-        elif option in MINIMUM:
-            whole(field, value)
-        elif option == "seed":
-            seed_number(field, value)
-    return checked
 
 
 class FedAvg(FlowerFedAvg):
@@ -95,11 +62,11 @@ class FedAvg(FlowerFedAvg):
         name = type(self).__name__
         minimum = dict.fromkeys(MINIMUM, 1)
         super().__init__(**(minimum | check_flower_options(name, flower_options)))
-        self.seed = seed_number(f"{name}'s seed", seed)
+        self.seed = check_seed(f"{name}'s seed", seed)
         if half is not None and not isinstance(half, ServerHalf):
-            raise ConfigError(f"{name}'s half is {shown(half)}; allowed: a ServerHalf")
+            raise ConfigError(f"{name}'s half is {shorten(half)}; allowed: a ServerHalf")
         self.half = half
-        self.min_clients = whole(f"{name}'s min_clients", min_clients, 1)
+        self.min_clients = check_integer(f"{name}'s min_clients", min_clients, 1)
         self.state: dict[str, Array] = {}
         #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
         self.streams = False
@@ -109,7 +76,7 @@ class FedAvg(FlowerFedAvg):
 
     # What other strategies override.
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Return what combines a round's weights; by default the mean."""
         return Mean(self._add_weighted)
 
@@ -124,9 +91,9 @@ class FedAvg(FlowerFedAvg):
     def check_groups(cls, client: str) -> None:
         """Raise ConfigError unless this class can average a client strategy's updates in groups, as IFCA needs.
 
-        A rule or step of a class's own combines or moves one model, and there is one for each group.
+        An aggregator or step of a class's own combines or moves one model, and there is one for each group.
         """
-        if cls.rule is not FedAvg.rule or cls.step is not FedAvg.step:
+        if cls.aggregator is not FedAvg.aggregator or cls.step is not FedAvg.step:
             raise ConfigError(
                 f"client {client} averages in groups, which the server {cls.__name__} does not; allowed: FedAvg"
             )
@@ -142,12 +109,12 @@ class FedAvg(FlowerFedAvg):
             chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
             nodes = chosen + nodes[0] if numbered else [nodes[k] for k in chosen]
         if purpose is Purpose.SAMPLE_EVALUATE:
-            return flower.Instructions(record, nodes, MessageType.EVALUATE)
+            return Instructions(record, nodes, MessageType.EVALUATE)
         # A subclass that looks at replies gets them.
         streams = self.streams and type(self).aggregate_train is FedAvg.aggregate_train
         self._add_weighted = getattr(grid, "add_weighted", add_weighted)
-        aggregator = self._aggregation() if streams else None
-        return flower.Instructions(record, nodes, MessageType.TRAIN, aggregator, self.min_clients)
+        aggregation = self._aggregation() if streams else None
+        return Instructions(record, nodes, MessageType.TRAIN, aggregation, self.min_clients)
 
     def check_clients(self, num_clients: int) -> None:
         """Raise ConfigError if rounds of a run with so many registered clients could never be accepted."""
@@ -165,7 +132,7 @@ class FedAvg(FlowerFedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._sent, self._sent_flat = arrays, None
         if self.half and self.half.strategy.broadcast:
-            content[flower.DOWN] = flower.record(self.half.down(self.global_weights))
+            content[records.DOWN] = records.record(self.half.down(self.global_weights))
         return content
 
     @property
@@ -173,7 +140,7 @@ class FedAvg(FlowerFedAvg):
         """The weights sent last, shape (parameters,); read-only."""
         if self._sent_flat is None:
             assert self._sent is not None, "configure_train comes before aggregate_train"
-            self._sent_flat = flower.flatten(self._sent)
+            self._sent_flat = records.flatten(self._sent)
         return self._sent_flat
 
     def configure_train(
@@ -202,10 +169,8 @@ class FedAvg(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the cohort's weights into the new global model."""
-        if isinstance(replies, Replies):
-            sums = replies.aggregator
-            if not isinstance(sums, Aggregation):
-                sums = self._aggregation(replies.updates)
+        if isinstance(replies, RoundOutcome):
+            sums = self._aggregation(replies.updates) if replies.keeps_rows else replies.aggregation
             flat = self._stepped(server_round, sums)
             if flat is None:
                 return None, None
@@ -216,12 +181,12 @@ class FedAvg(FlowerFedAvg):
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
-        like, _ = flower.parts(next(iter(valid[0].content.array_records.values())))
-        return flower.unflatten(like, flat), metrics
+        like, _ = records.parts(next(iter(valid[0].content.array_records.values())))
+        return records.unflatten(like, flat), metrics
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
         """Return the sums of a round's updates; more can be added."""
-        sums = Aggregation(self.rule(), self.half, self._add_weighted, self.check_groups)
+        sums = Aggregation(self.aggregator(), self.half, self._add_weighted, self.check_groups)
         for update in updates:
             sums.add(update)
         return sums
@@ -244,11 +209,11 @@ class FedAvg(FlowerFedAvg):
         """Return an ordinary reply as a block of one."""
         metrics = next(iter(reply.content.metric_records.values()))
         examples = np.array([metrics[self.weighted_by_key]])
-        weights, up = flower.parts(next(iter(reply.content.array_records.values())))
+        weights, up = records.parts(next(iter(reply.content.array_records.values())))
         loss = np.array([float(metrics.get("train_loss", np.nan))])  # type: ignore[arg-type]
         node = np.array([reply.metadata.src_node_id])
         sent = {name: values[None] for name, values in up.items()}
-        return Update(node, examples, flower.flatten(weights)[None], loss, sent)
+        return Update(node, examples, records.flatten(weights)[None], loss, sent)
 
     def _cohort_order(self, message: Message) -> tuple[float, int]:
         size = 0.0
@@ -259,7 +224,7 @@ class FedAvg(FlowerFedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average clients' loss and accuracy, each by its number of examples."""
-        if not isinstance(replies, Replies):
+        if not isinstance(replies, RoundOutcome):
             return super().aggregate_evaluate(server_round, replies)
         if not replies.evaluations:
             return None
@@ -269,85 +234,3 @@ class FedAvg(FlowerFedAvg):
 
 def _cohort_size(num_clients: int, fraction: float, least: int) -> int:
     return min(num_clients, max(int(num_clients * fraction), least))
-
-
-class Aggregation:
-    """A round's running sums: the weights as a rule combines them, and the means of what else clients sent.
-
-    Parameters
-    ----------
-    rule : Rule
-    half : ServerHalf, optional
-    add_weighted : callable
-        How to add up weights; see `fedsim.kernels`.
-    check_groups : callable
-        Called with a client strategy's name if it weighs in groups; raises if the server cannot.
-    """
-
-    def __init__(
-        self,
-        rule: Rule,
-        half: ServerHalf | None,
-        add_weighted: Callable[..., None],
-        check_groups: Callable[[str], None],
-    ) -> None:
-        self._rule, self._add_weighted, self._check_groups = rule, add_weighted, check_groups
-        self._half = half if half and has_server_half(half.strategy) else None
-        own_weights = self._half is not None and overrides(self._half.strategy, "weigh")
-        #: The mean by examples, where the rule gives another combination.
-        self._mean = None if isinstance(rule, Mean) and not own_weights else RunningMean(add_weighted)
-        self._besides: dict[str, RunningMean] = {}
-        self.clients = self.examples = 0
-        self._losses: list[NDArray[np.float64]] = []
-
-    def add(self, update: Update) -> None:
-        """Add a block of updates; blocks come in cohort order."""
-        if not len(update.partition_ids):
-            return
-        self.clients += len(update.partition_ids)
-        self.examples += int(update.num_examples.sum())
-        self._losses.append(update.train_loss * update.num_examples)
-        half = self._half
-        weights = half.weigh(update.num_examples, update.up) if half else update.num_examples
-        factors = np.asarray(weights, dtype=np.float64)
-        if half and factors.ndim > 1:
-            self._check_groups(type(half.strategy).__name__)
-        self._rule.add(update, factors)
-        if self._mean:
-            self._mean.add(update.weights, update.num_examples)
-        for name, rows in update.up.items():
-            add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
-            self._besides.setdefault(name, RunningMean(add)).add(rows, factors)
-
-    @property
-    def train_loss(self) -> float:
-        """The mean training loss over the clients' examples."""
-        return float(np.concatenate(self._losses).sum() / self.examples)
-
-    @cached_property
-    def combined(self) -> Array:
-        """The weights as the rule combines them; at least one update has been added."""
-        return self._rule.value()
-
-    def mean(self) -> Array:
-        """Return the mean of the weights by examples, shape (parameters,)."""
-        return self._mean.value() if self._mean else self.combined
-
-    def means(self) -> dict[str, Array]:
-        """Return the combined weights and the means of what else clients sent."""
-        return {"weights": self.combined} | {name: mean.value() for name, mean in self._besides.items()}
-
-
-class Mean:
-    """FedAvg's rule."""
-
-    def __init__(self, add_weighted: Callable[..., None] = add_weighted) -> None:
-        self._mean = RunningMean(add_weighted)
-
-    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        """Add a block."""
-        self._mean.add(update.weights, weights)
-
-    def value(self) -> Array:
-        """Return the mean."""
-        return self._mean.value()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.errors import real
-from fedsim.servers.fedavg import Array, FedAvg
+from fedsim.checks import check_real
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Array
 
 
 class FedAvgM(FedAvg):
@@ -28,8 +29,8 @@ class FedAvgM(FedAvg):
 
     def __init__(self, *, server_learning_rate: float = 1.0, server_momentum: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
-        real("FedAvgM's server_learning_rate", server_learning_rate, 0, open_low=True)
-        real("FedAvgM's server_momentum", server_momentum, 0, 1, open_high=True)
+        check_real("FedAvgM's server_learning_rate", server_learning_rate, 0, open_low=True)
+        check_real("FedAvgM's server_momentum", server_momentum, 0, 1, open_high=True)
         self.server_learning_rate, self.server_momentum = server_learning_rate, server_momentum
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Update
-from fedsim.errors import real
-from fedsim.servers.fedavg import Array, FedAvg, Mean, Rule
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Aggregator, Array, Mean
 
 
 class FedExP(FedAvg):
@@ -32,11 +33,11 @@ class FedExP(FedAvg):
 
     def __init__(self, *, epsilon: float = 1e-3, **options: Any) -> None:
         super().__init__(**options)
-        real("FedExP's epsilon", epsilon, 0)
+        check_real("FedExP's epsilon", epsilon, 0)
         self.epsilon = epsilon
         self._spread: _Spread | None = None
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Average, and measure how far clients moved."""
         self._spread = _Spread(self.global_weights, self._add_weighted)
         return self._spread

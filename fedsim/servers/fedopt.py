@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import real
-from fedsim.servers.fedavg import Array, FedAvg
+from fedsim.checks import check_real
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Array
 
 
 class FedOpt(FedAvg):
@@ -38,10 +39,10 @@ class FedOpt(FedAvg):
     ) -> None:
         super().__init__(**options)
         name = type(self).__name__
-        real(f"{name}'s eta", eta, 0, open_low=True)
-        real(f"{name}'s beta_1", beta_1, 0, 1, open_high=True)
-        real(f"{name}'s beta_2", beta_2, 0, 1, open_high=True)
-        real(f"{name}'s tau", tau, 0, open_low=True)
+        check_real(f"{name}'s eta", eta, 0, open_low=True)
+        check_real(f"{name}'s beta_1", beta_1, 0, 1, open_high=True)
+        check_real(f"{name}'s beta_2", beta_2, 0, 1, open_high=True)
+        check_real(f"{name}'s tau", tau, 0, open_low=True)
         self.eta, self.beta_1, self.beta_2, self.tau = eta, beta_1, beta_2, tau
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:

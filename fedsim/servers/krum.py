@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, whole
+from fedsim.checks import check_integer
+from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
-from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import COLUMN_BYTES, Rows, columns
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import COLUMN_BYTES, Aggregator, Array, GatheringAggregator, columns
 
 
 def squared_distances(rows: Array) -> NDArray[np.float64]:
@@ -69,7 +70,7 @@ class _Selecting(FedAvg):
 
     def __init__(self, *, num_malicious_nodes: int = 0, **options: Any) -> None:
         super().__init__(**options)
-        whole(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
+        check_integer(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
         self.num_malicious_nodes = num_malicious_nodes
         self.min_clients = max(self.min_clients, self.needed)
 
@@ -108,7 +109,7 @@ class MultiKrum(_Selecting):
 
     def __init__(self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 1, **options: Any) -> None:
         super().__init__(num_malicious_nodes=num_malicious_nodes, **options)
-        whole(f"{type(self).__name__}'s num_nodes_to_select", num_nodes_to_select, 1)
+        check_integer(f"{type(self).__name__}'s num_nodes_to_select", num_nodes_to_select, 1)
         self.num_nodes_to_select = num_nodes_to_select
 
     def check_cohort(self, clients: int) -> None:
@@ -121,7 +122,7 @@ class MultiKrum(_Selecting):
                 f"{clients} clients of a round without the {self.num_malicious_nodes} that may be malicious"
             )
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Choose and average."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
@@ -131,7 +132,7 @@ class MultiKrum(_Selecting):
             mean.add(rows[chosen], weights[chosen])
             return mean.value()
 
-        return Rows(combine)
+        return GatheringAggregator(combine)
 
 
 class Krum(MultiKrum):
@@ -188,7 +189,7 @@ class Bulyan(_Selecting):
 
     clients_per_malicious = 4
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Select with Krum, then average coordinate by coordinate."""
         bad = self.num_malicious_nodes
 
@@ -209,4 +210,4 @@ class Bulyan(_Selecting):
                 mean[place] = np.take_along_axis(values, window, axis=1).mean(axis=1)
             return mean
 
-        return Rows(combine)
+        return GatheringAggregator(combine)

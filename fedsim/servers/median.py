@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import real
-from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows, columns
+from fedsim.checks import check_real
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, columns
 
 
 def trimmed_mean(rows: Array, cut: int) -> Array:
@@ -46,13 +46,13 @@ class FedMedian(FedAvg):
         As for FedAvg.
     """
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Take the middle value, or the mean of the middle two."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
             return trimmed_mean(rows, (len(rows) - 1) // 2)
 
-        return Rows(combine)
+        return GatheringAggregator(combine)
 
 
 class FedTrimmedAvg(FedAvg):
@@ -68,13 +68,13 @@ class FedTrimmedAvg(FedAvg):
 
     def __init__(self, *, beta: float = 0.2, **options: Any) -> None:
         super().__init__(**options)
-        real("FedTrimmedAvg's beta", beta, 0, 0.5, open_high=True)
+        check_real("FedTrimmedAvg's beta", beta, 0, 0.5, open_high=True)
         self.beta = beta
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Cut and average."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
             return trimmed_mean(rows, int(self.beta * len(rows)))
 
-        return Rows(combine)
+        return GatheringAggregator(combine)

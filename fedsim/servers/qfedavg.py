@@ -6,15 +6,17 @@ algorithm 2.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_real
 from fedsim.clients.base import Update
-from fedsim.errors import ConfigError, real
+from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
-from fedsim.servers.fedavg import Array, FedAvg, Rule
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Aggregator, Array
 
 
 class QFedAvg(FedAvg):
@@ -35,21 +37,23 @@ class QFedAvg(FedAvg):
 
     def __init__(self, *, q: float = 0.1, client_learning_rate: float | None = None, **options: Any) -> None:
         super().__init__(**options)
-        real("QFedAvg's q", q, 0)
+        check_real("QFedAvg's q", q, 0)
         if client_learning_rate is None:
             if not self.half:
                 raise ConfigError("QFedAvg's client_learning_rate is missing, and there is no client strategy to ask")
             client_learning_rate = self.half.strategy.lr
-        real("QFedAvg's client_learning_rate", client_learning_rate, 0, open_low=True)
+        check_real("QFedAvg's client_learning_rate", client_learning_rate, 0, open_low=True)
         self.q, self.client_learning_rate = q, client_learning_rate
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Weigh by loss."""
         return _Fair(self.global_weights, self.q, 1 / self.client_learning_rate, self._add_weighted)
 
 
 class _Fair:
     """Streams ``sum Delta_k`` and ``sum h_k`` of the paper's eq. 7 and 8."""
+
+    needs: ClassVar[Literal["sums", "rows"]] = "sums"
 
     def __init__(self, old: Array, q: float, lipschitz: float, add_weighted: Any) -> None:
         self._old, self._q, self._lipschitz = old, q, lipschitz
@@ -63,7 +67,7 @@ class _Fair:
             square = float(gradient @ gradient)
             self._h += self._q * loss ** (self._q - 1) * square + self._lipschitz * loss**self._q
 
-    def value(self) -> Array:
+    def result(self) -> Array:
         delta = self._lipschitz * self._mean.totals[0] * (self._old - self._mean.value())
         new: Array = self._old - delta / self._h
         return new

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import real, whole
-from fedsim.servers.fedavg import Array, FedAvg, Rule
-from fedsim.servers.rows import Rows, distances_to
+from fedsim.checks import check_integer, check_real
+from fedsim.servers.fedavg import FedAvg
+from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, distances_to
 
 
 class RFA(FedAvg):
@@ -33,11 +33,11 @@ class RFA(FedAvg):
 
     def __init__(self, *, iterations: int = 4, smoothing: float = 1e-6, **options: Any) -> None:
         super().__init__(**options)
-        whole("RFA's iterations", iterations, 1)
-        real("RFA's smoothing", smoothing, 0, open_low=True)
+        check_integer("RFA's iterations", iterations, 1)
+        check_real("RFA's smoothing", smoothing, 0, open_low=True)
         self.iterations, self.smoothing = iterations, smoothing
 
-    def rule(self) -> Rule:
+    def aggregator(self) -> Aggregator:
         """Start from the old global weights and reweigh."""
 
         def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
@@ -49,4 +49,4 @@ class RFA(FedAvg):
                 point = mean
             return point
 
-        return Rows(combine)
+        return GatheringAggregator(combine)

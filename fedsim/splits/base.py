@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_integer, check_seed, convert_fields
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, plain_fields, seed_number, whole
+from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Indices, Partition
 from fedsim.streams import Purpose, generator
@@ -32,9 +33,9 @@ class Split(ABC):
     seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        convert_fields(self)
         if self.seed is not None:
-            seed_number(f"{type(self).__name__}'s seed", self.seed)
+            check_seed(f"{type(self).__name__}'s seed", self.seed)
 
     def __str__(self) -> str:
         """Return a short label: the family and what shapes it, without the number of clients."""
@@ -103,7 +104,7 @@ class CountedSplit(Split):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(f"{type(self).__name__}'s num_clients", self.num_clients, 1)
+        check_integer(f"{type(self).__name__}'s num_clients", self.num_clients, 1)
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None

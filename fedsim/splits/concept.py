@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.checks import check_integer
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, whole
+from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.wrapped import Graded, Wrapped
 from fedsim.streams import Purpose
@@ -68,7 +69,7 @@ class LabelPermutation(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("LabelPermutation's clusters", self.clusters, 1)
+        check_integer("LabelPermutation's clusters", self.clusters, 1)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide, and rename."""

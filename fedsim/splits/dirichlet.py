@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import real
+from fedsim.checks import check_real
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
@@ -40,7 +40,7 @@ class Dirichlet(CountedSplit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("Dirichlet's alpha", self.alpha, 0, open_low=True)
+        check_real("Dirichlet's alpha", self.alpha, 0, open_low=True)
         object.__setattr__(self, "sizes", check_sizes("Dirichlet's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_real, shorten, to_builtin_sequence
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, plain_sequence, real, shown
+from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.wrapped import Graded, Wrapped
 from fedsim.streams import Purpose
@@ -103,11 +104,11 @@ class Rotation(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "degrees", plain_sequence(self.degrees))
+        object.__setattr__(self, "degrees", to_builtin_sequence(self.degrees))
         if isinstance(self.degrees, str) or not isinstance(self.degrees, Sequence) or not self.degrees:
-            raise ConfigError(f"Rotation's degrees is {shown(self.degrees)}; allowed: a list of angles")
+            raise ConfigError(f"Rotation's degrees is {shorten(self.degrees)}; allowed: a list of angles")
         for angle in self.degrees:
-            real("Rotation's degrees", angle)
+            check_real("Rotation's degrees", angle)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide, and turn.

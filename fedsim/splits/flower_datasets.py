@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, missing_extra, near, shown
+from fedsim.checks import shorten, suggest
+from fedsim.errors import ConfigError, missing_extra
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Partition
 from fedsim.streams import Purpose
@@ -43,10 +44,10 @@ class FlowerDatasets(Split):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.partitioner, str):
-            raise ConfigError(f"FlowerDatasets's partitioner is {shown(self.partitioner)}; allowed: a class's name")
+            raise ConfigError(f"FlowerDatasets's partitioner is {shorten(self.partitioner)}; allowed: a class's name")
         if not isinstance(self.options, Mapping):
             raise ConfigError(
-                f"FlowerDatasets's options is {shown(self.options)}; allowed: a dict of the class's arguments"
+                f"FlowerDatasets's options is {shorten(self.options)}; allowed: a dict of the class's arguments"
             )
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ class FlowerDatasets(Split):
         if self.partitioner not in names:
             raise ConfigError(
                 f"FlowerDatasets's partitioner is {self.partitioner!r}; allowed: {', '.join(names)}"
-                f"{near(self.partitioner, names)}"
+                f"{suggest(self.partitioner, names)}"
             )
         disable_progress_bars()
         cls = getattr(partitioners, self.partitioner)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, flag, real, whole
+from fedsim.checks import check_flag, check_integer, check_real
+from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Indices, Partition
 
@@ -44,9 +45,9 @@ class LabelDirichlet(CountedSplit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("LabelDirichlet's alpha", self.alpha, 0, open_low=True)
-        whole("LabelDirichlet's min_size", self.min_size, 1)
-        flag("LabelDirichlet's balance", self.balance)
+        check_real("LabelDirichlet's alpha", self.alpha, 0, open_low=True)
+        check_integer("LabelDirichlet's min_size", self.min_size, 1)
+        check_flag("LabelDirichlet's balance", self.balance)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real, whole
+from fedsim.checks import check_integer, check_real
+from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, shuffled_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -38,8 +39,8 @@ class LabelsPerClient(CountedSplit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("LabelsPerClient's k", self.k, 1)
-        real("LabelsPerClient's overlap", self.overlap, 0, 1)
+        check_integer("LabelsPerClient's k", self.k, 1)
+        check_real("LabelsPerClient's overlap", self.overlap, 0, 1)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_real, shorten
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, real, shown
+from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Indices, Partition
@@ -40,8 +41,8 @@ class Mixture(Wrapped):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.other, Split):
-            raise ConfigError(f"Mixture's other is {shown(self.other)}; allowed: a split, such as IID(50)")
-        real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
+            raise ConfigError(f"Mixture's other is {shorten(self.other)}; allowed: a split, such as IID(50)")
+        check_real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
@@ -83,7 +84,7 @@ class Shared(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("Shared's fraction", self.fraction, 0, 1, open_low=True, open_high=True)
+        check_real("Shared's fraction", self.fraction, 0, 1, open_low=True, open_high=True)
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None

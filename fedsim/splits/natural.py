@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, near, shown, whole
+from fedsim.checks import check_integer, shorten, suggest
+from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -34,9 +35,9 @@ class Natural(Split):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.column is not None and not isinstance(self.column, str):
-            raise ConfigError(f"Natural's column is {shown(self.column)}; allowed: the name of a column")
+            raise ConfigError(f"Natural's column is {shorten(self.column)}; allowed: the name of a column")
         if self.num_clients is not None:
-            whole("Natural's num_clients", self.num_clients, 1)
+            check_integer("Natural's num_clients", self.num_clients, 1)
 
     def __str__(self) -> str:
         return f"Natural({self.column})" if self.column else "Natural"
@@ -54,7 +55,7 @@ class Natural(Split):
         names = list(groups or {})
         if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):
             has = f"it has {', '.join(names)}" if names else "this dataset has no column that says whose examples are"
-            raise ConfigError(f"Natural's column is {self.column!r}; {has}{near(str(self.column), names)}")
+            raise ConfigError(f"Natural's column is {self.column!r}; {has}{suggest(str(self.column), names)}")
         values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
         clients = self.num_clients or len(values)
         if clients > len(values):

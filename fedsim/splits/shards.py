@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, whole
+from fedsim.checks import check_integer
+from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, shuffled_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -33,7 +34,7 @@ class Shards(CountedSplit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("Shards's per_client", self.per_client, 1)
+        check_integer("Shards's per_client", self.per_client, 1)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Divide."""

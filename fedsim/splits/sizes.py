@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, plain_fields, plain_sequence, real, shown, whole
+from fedsim.checks import check_integer, check_real, convert_fields, shorten, to_builtin_sequence
+from fedsim.errors import ConfigError
 from fedsim.splits.partition import Indices
 
 
@@ -19,7 +20,7 @@ class Sizes(ABC):
     """A law of client sizes; clients come in random order of size."""
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        convert_fields(self)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({next(iter(vars(self).values()))})"
@@ -53,8 +54,8 @@ class LogNormal(Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("LogNormal's sigma", self.sigma, 0, 50)
-        whole("LogNormal's least", self.least, 1)
+        check_real("LogNormal's sigma", self.sigma, 0, 50)
+        check_integer("LogNormal's least", self.least, 1)
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw."""
@@ -78,8 +79,8 @@ class PowerLaw(Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("PowerLaw's exponent", self.exponent, 0, 50)
-        whole("PowerLaw's least", self.least, 1)
+        check_real("PowerLaw's exponent", self.exponent, 0, 50)
+        check_integer("PowerLaw's least", self.least, 1)
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the order."""
@@ -108,8 +109,8 @@ class DirichletSizes(Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
-        whole("DirichletSizes's least", self.least, 1)
+        check_real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
+        check_integer("DirichletSizes's least", self.least, 1)
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw."""
@@ -120,12 +121,12 @@ def check_sizes(field: str, sizes: Any, num_clients: int) -> Any:
     """Return `sizes`, an array as a tuple; ConfigError unless it is None, a law, or a number for each client."""
     if sizes is None or isinstance(sizes, Sizes):
         return sizes
-    sizes = plain_sequence(sizes)
+    sizes = to_builtin_sequence(sizes)
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != num_clients:
         laws = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
-        raise ConfigError(f"{field} is {shown(sizes)}; allowed: {laws}, or {num_clients} numbers of examples")
+        raise ConfigError(f"{field} is {shorten(sizes)}; allowed: {laws}, or {num_clients} numbers of examples")
     for size in sizes:
-        whole(field, size, 1)
+        check_integer(field, size, 1)
     return sizes
 
 

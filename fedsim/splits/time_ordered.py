@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fedsim.checks import check_integer, shorten, suggest
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError, near, shown, whole
+from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.wrapped import Wrapped
 
@@ -37,10 +38,10 @@ class TimeOrdered(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("TimeOrdered's windows", self.windows, 1)
-        whole("TimeOrdered's rounds_per_window", self.rounds_per_window, 1)
+        check_integer("TimeOrdered's windows", self.windows, 1)
+        check_integer("TimeOrdered's rounds_per_window", self.rounds_per_window, 1)
         if self.by is not None and not isinstance(self.by, str):
-            raise ConfigError(f"TimeOrdered's by is {shown(self.by)}; allowed: the name of a column, or 'label'")
+            raise ConfigError(f"TimeOrdered's by is {shorten(self.by)}; allowed: the name of a column, or 'label'")
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide, and order.
@@ -54,7 +55,7 @@ class TimeOrdered(Wrapped):
         data, indices = held.dataset, held.partition.indices
         keys = {**data.groups, "label": data.y_train}
         if self.by is not None and self.by not in keys:
-            raise ConfigError(f"TimeOrdered's by is {self.by!r}; allowed: {', '.join(keys)}{near(self.by, keys)}")
+            raise ConfigError(f"TimeOrdered's by is {self.by!r}; allowed: {', '.join(keys)}{suggest(self.by, keys)}")
         key = indices if self.by is None else keys[self.by][indices]
         return replace(
             held, partition=held.partition.sort(key), windows=self.windows, rounds_per_window=self.rounds_per_window

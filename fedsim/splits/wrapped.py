@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError, real, shown
+from fedsim.checks import check_real, shorten
+from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Partition
@@ -33,7 +34,7 @@ class Wrapped(Split):
         super().__post_init__()
         if not isinstance(self.split, Split):
             raise ConfigError(
-                f"{type(self).__name__}'s split is {shown(self.split)}; allowed: a split, such as IID(50)"
+                f"{type(self).__name__}'s split is {shorten(self.split)}; allowed: a split, such as IID(50)"
             )
 
     @property
@@ -71,7 +72,7 @@ class Graded(Wrapped):
     def check(self, least: float, most: float) -> None:
         """Raise ConfigError unless both ends lie within bounds."""
         for name in ("high", "low"):
-            real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
+            check_real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
 
     def strengths(self, partition: Partition) -> NDArray[np.float64]:
         """Return the strength at each entry of the partition's `indices`."""

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from fedsim.clients import SGD, FedSGD
-from fedsim.study.experiment import Experiment
 from fedsim.splits import Pooled
+from fedsim.study.experiment import Experiment
 
 
 def centralised(experiment: Experiment) -> Experiment:
@@ -19,7 +19,7 @@ def centralised(experiment: Experiment) -> Experiment:
     with its step size, batch size, momentum and weight decay.
     """
     client = SGD.of(experiment.client)
-    alone: dict[str, Any] = {"server": None, "fraction_train": 1.0, "min_clients": 1, "compress": ()}
+    alone: dict[str, Any] = {"server": None, "fraction_train": 1.0, "min_clients": 1, "transforms": ()}
     return replace(experiment, split=Pooled(experiment.split), client=client, **alone)
 
 

@@ -88,9 +88,9 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
             raise ValueError(f"{content} is no {kind} of numbers")
         return array if kind == "array" else array[()]
     if kind == "record":
-        from fedsim.flower import internals as flower
+        from fedsim.flower import records
 
-        return flower.record(_arrays(unpack(content, arrays)))
+        return records.record(_arrays(unpack(content, arrays)))
     if kind == "dict":
         return {k: unpack(v, arrays) for k, v in content.items()}
     if kind == "items":

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import data, text
-from fedsim.errors import ConfigError, near, one_of, plain_sequence, seed_number, shown, whole
+from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
+from fedsim.errors import ConfigError
 from fedsim.study.experiment import Experiment, Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.rounds.grid import InProcessGrid
+    from fedsim.engines.engine import Engine
 
 #: What a study leaves in its directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
 TABLES = ("rounds.csv", "clients.csv", "summary.csv")
@@ -206,7 +207,7 @@ class Study:
         """
         from fedsim.report.plots import SCORES, plot_accuracy
 
-        one_of("whose", whose, SCORES)
+        check_choice("whose", whose, SCORES)
         if whose == "local":
             self.need_evaluation()
         plot_accuracy(self, path, whose)
@@ -256,13 +257,13 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
         An axis that is no setting of an experiment, has no values, or has a value that is not allowed.
     """
     known = [f.name for f in fields(Experiment)]
-    axes = {axis: plain_sequence(values) for axis, values in axes.items()}
+    axes = {axis: to_builtin_sequence(values) for axis, values in axes.items()}
     labels: dict[str, list[str]] = {}
     for axis, values in axes.items():
         if axis not in known or axis == "seed":
-            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{near(axis, known)}")
+            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{suggest(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ConfigError(f"{axis} is {shown(values)}; compare wants a list of values, at least one")
+            raise ConfigError(f"{axis} is {shorten(values)}; compare wants a list of values, at least one")
         shorts = [_short(v) for v in values]
         labels[axis] = shorts if len(set(shorts)) == len(shorts) else [text.short(v) for v in values]
     combinations = []
@@ -282,15 +283,15 @@ def _short(value: Any) -> str:
 
 def _seeds(seeds: Any, first: int) -> Sequence[int]:
     """Return a study's seeds: those given, or so many from the experiment's own on."""
-    seeds = plain_sequence(seeds)
+    seeds = to_builtin_sequence(seeds)
     if isinstance(seeds, str) or not isinstance(seeds, Sequence):
-        return range(first, first + whole("seeds", seeds, 1, MOST_SEEDS))
+        return range(first, first + check_integer("seeds", seeds, 1, MOST_SEEDS))
     if not seeds:
         raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
     for seed in seeds:
-        seed_number("seeds", seed)
+        check_seed("seeds", seed)
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds is {shown(seeds)}; allowed: each seed once")
+        raise ConfigError(f"seeds is {shorten(seeds)}; allowed: each seed once")
     return seeds
 
 
@@ -298,9 +299,9 @@ def _check_baselines(names: Any) -> None:
     from fedsim.study.baselines import BASELINES
 
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ConfigError(f"baselines is {shown(names)}; allowed: a list of {', '.join(BASELINES)}")
+        raise ConfigError(f"baselines is {shorten(names)}; allowed: a list of {', '.join(BASELINES)}")
     for name in names:
-        one_of("baselines", name, BASELINES)
+        check_choice("baselines", name, BASELINES)
 
 
 def _baselines(base: Experiment, names: Sequence[str], axes: Sequence[str]) -> list[tuple[dict[str, str], Experiment]]:
@@ -319,7 +320,7 @@ def compare(
     on_round: Callable[[Mapping[str, float]], None] | None = None,
     workers: int | None = None,
     verbose: bool = False,
-    engine: str | Callable[..., InProcessGrid] = "in-process",
+    engine: str | Callable[..., Engine] = "in-process",
     directory: str | os.PathLike[str] | None = None,
     **axes: Sequence[Any],
 ) -> Study:

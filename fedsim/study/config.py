@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import clients, splits
-from fedsim.updates import compression
-from fedsim.clients import SGD
-from fedsim.errors import ConfigError, near, plain, real, shown, whole
-from fedsim.study.experiment import Experiment
+from fedsim import clients, splits, updates
+from fedsim.checks import check_integer, check_real, shorten, suggest, to_builtin
+from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
-from fedsim.text import call, make, making, parse, read_toml, toml_value
+from fedsim.objects import class_name, classes_of, from_text, read_call, to_text
+from fedsim.study.experiment import Experiment
+from fedsim.text import call, making, read_toml, toml_value
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,14 @@ def _kinds(field: str) -> tuple[type, ...]:
         from flwr.serverapp.strategy import Strategy
 
         return (Strategy,)
-    return {"split": (splits.Split,), "client": (clients.SGD,), "compress": (compression.Transform,)}[field]
+    return {"split": (splits.Split,), "client": (clients.SGD,), "transforms": (updates.UpdateTransform,)}[field]
 
 
 def _namespace(field: str) -> dict[str, Any]:
     """Return the classes that a field's text may name without a module."""
     if field == "server":
         return _servers()
-    return _classes({"split": splits, "client": clients, "compress": compression}[field], _kinds(field))
-
-
-def _classes(module: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
-    found = {name: getattr(module, name) for name in module.__all__}
-    classes = {name: cls for name, cls in found.items() if inspect.isclass(cls) and not inspect.isabstract(cls)}
-    return {name: cls for name, cls in classes.items() if issubclass(cls, kinds)}
+    return classes_of({"split": splits, "client": clients, "transforms": updates}[field], *_kinds(field))
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -81,7 +75,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server", "compress"}
+    field : {"split", "client", "server", "transforms"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules
@@ -93,40 +87,18 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
         Not of that form, an unknown name, a class of another kind, a module that the text may not import, or arguments
         that the class does not take.
     """
-    return _build(field, text, _namespace(field), modules)
 
+    def load(head: str) -> type:
+        return load_class(field, head, _kinds(field), modules)
 
-def received_client(text: str, own: type[SGD]) -> SGD:
-    """Make the client strategy of a message: of fedsim's or of the class `own`; nothing is imported.
-
-    Raises
-    ------
-    ConfigError
-        As for `build`.
-    """
-    known = _namespace("client")
-    made: SGD = _build("client", text, known | {_name(own, known): own}, None)
-    return made
-
-
-def _build(field: str, text: str, names: Mapping[str, Any], modules: Modules | None) -> Any:
-    head = text.strip().partition("(")[0].strip()
-    nested = _classes(splits, (splits.Split, splits.Sizes)) if field == "split" else {}
-    if head in names:
-        target = names[head]
-    elif ":" in head and modules is not None:
-        target = load_class(field, head, _kinds(field), modules)
-    else:
-        own = " or module:Class" if modules is not None else ""
-        raise ConfigError(f"{field} is {shown(text)}; allowed: {', '.join(names)}{own}{near(head[:100], names)}")
-    _, args, keywords = parse(field, text, nested)
-    if field == "server":
-        if args:
-            raise ConfigError(f"{field} is {shown(text)}; its options must be named, as in FedAdam(eta=0.1)")
-        _check_options(target, keywords)
-        return partial(target, **keywords) if keywords else target
-    with making(field, head):
-        return make(field, target, head, args, keywords)
+    if field != "server":
+        nested = classes_of(splits, splits.Split, splits.Sizes) if field == "split" else {}
+        return from_text(field, text, _namespace(field), nested, load)
+    target, _, args, keywords = read_call(field, text, _namespace(field), {}, load)
+    if args:
+        raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
+    _check_options(target, keywords)
+    return partial(target, **keywords) if keywords else target
 
 
 def _check_options(server: type, given: Mapping[str, Any]) -> None:
@@ -137,7 +109,7 @@ def _check_options(server: type, given: Mapping[str, Any]) -> None:
         if option not in options:
             allowed = ", ".join(options) or "none"
             raise ConfigError(
-                f"server {name} has no option {option!r} in text; allowed: {allowed}{near(option, options)}"
+                f"server {name} has no option {option!r} in text; allowed: {allowed}{suggest(option, options)}"
             )
         declared = options[option].removesuffix(" | None")
         if value is None and declared != options[option]:
@@ -145,10 +117,10 @@ def _check_options(server: type, given: Mapping[str, Any]) -> None:
         if declared == "bool" and not isinstance(value, bool):
             raise ConfigError(f"{name}'s {option} is {value!r}; allowed: True or False")
         if declared == "int":
-            whole(f"{name}'s {option}", value)
+            check_integer(f"{name}'s {option}", value)
         if declared == "float":
             share = option.startswith("fraction_")
-            real(f"{name}'s {option}", value, *((0, 1) if share else ()))
+            check_real(f"{name}'s {option}", value, *((0, 1) if share else ()))
 
 
 def _options(server: type) -> dict[str, str]:
@@ -180,7 +152,7 @@ def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return a TOML value as the Python argument it stands for."""
     if field in ("split", "client", "server") and isinstance(raw, str):
         return build(field, raw, modules)
-    if field == "compress" and isinstance(raw, list | tuple):
+    if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
     if field == "hidden" and isinstance(raw, list):
         return tuple(raw)
@@ -207,7 +179,9 @@ def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> E
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
         if name not in known:
-            raise ConfigError(f"unknown setting {shown(name)}; allowed: {', '.join(known)}{near(name[:100], known)}")
+            raise ConfigError(
+                f"unknown setting {shorten(name)}; allowed: {', '.join(known)}{suggest(name[:100], known)}"
+            )
     return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
@@ -236,9 +210,9 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set is {shown(assignment)}; allowed: key=value")
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: key=value")
         outer, dot, inner = key.strip().partition(".")
-        raw = toml_value(f"--set {shown(key)}", text)
+        raw = toml_value(f"--set {shorten(key)}", text)
         if not dot:
             experiment({outer: raw}, EVERY)  # checks the name and the value by themselves
             base = replace(base, **{outer: value_of(outer, raw)})
@@ -247,8 +221,8 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         names = [f.name for f in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {shown(assignment)}; allowed: {allowed}{near(inner[:100], names)}")
-        with making("--set", shown(assignment)):
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner[:100], names)}")
+        with making("--set", shorten(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})
     return base
@@ -356,35 +330,17 @@ def to_toml(experiment: Experiment) -> str:
         if setting.name == "server":
             value = _server_text(value)
         elif setting.name in ("split", "client"):
-            value = _call(value, _namespace(setting.name))
-        elif setting.name == "compress":
-            value = [_call(transform, _namespace("compress")) for transform in value]
+            value = to_text(value, _namespace(setting.name))
+        elif setting.name == "transforms":
+            value = [to_text(transform, _namespace("transforms")) for transform in value]
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
-        settings[setting.name] = plain(value)
+        settings[setting.name] = to_builtin(value)
     return tomli_w.dumps(settings)
-
-
-def _call(value: Any, known: Mapping[str, Any]) -> str:
-    """Write an object as the call that makes it."""
-    settings = {f.name: getattr(value, f.name) for f in fields(value)}
-    shown = {f.name: settings[f.name] for f in fields(value) if settings[f.name] is not None or f.default is not None}
-    return call(_name(type(value), known), [], shown)
-
-
-def client_text(client: SGD) -> str:
-    """Return the text that makes a client strategy again."""
-    return _call(client, _namespace("client"))
 
 
 def _server_text(server: Any) -> str:
     made = server if isinstance(server, partial) else partial(server)
-    return call(_name(made.func, _servers()), [], made.keywords)
-
-
-def _name(cls: Any, known: Mapping[str, Any]) -> str:
-    """Return how a text names a class."""
-    name: str = cls.__name__
-    return name if name in known and known[name] is cls else f"{cls.__module__}:{cls.__qualname__}"
+    return call(class_name(made.func, _servers()), [], made.keywords)

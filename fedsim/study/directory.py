@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from fedsim.study.compare import checkpoint
 from fedsim.errors import ConfigError
 from fedsim.files import (
     keep_earlier,
@@ -29,6 +28,7 @@ from fedsim.files import (
     write_csv,
     write_whole,
 )
+from fedsim.study import checkpoint
 
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment, Result

@@ -13,32 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import data, kernels
-from fedsim.models import mlp
+from fedsim.checks import (
+    LARGEST,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_path,
+    check_real,
+    check_seed,
+    convert_fields,
+    shorten,
+    to_builtin,
+    to_builtin_sequence,
+)
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
 from fedsim.clients.check_hooks import check_signatures
-from fedsim.updates.compression import Transform, check_chain
-from fedsim.errors import (
-    LARGEST,
-    ConfigError,
-    check_path,
-    flag,
-    one_of,
-    plain,
-    plain_fields,
-    plain_sequence,
-    real,
-    seed_number,
-    shown,
-    whole,
-)
+from fedsim.errors import ConfigError
+from fedsim.models import mlp
 from fedsim.splits import IID, FederatedDataset, Split
+from fedsim.updates.transform import UpdateTransform, check_transforms
 
 if TYPE_CHECKING:
     import pandas as pd
     from flwr.serverapp.strategy import Strategy
 
-    from fedsim.rounds.grid import InProcessGrid
+    from fedsim.engines.engine import Engine
 
 
 def history_columns(score: str) -> tuple[str, ...]:
@@ -172,8 +172,8 @@ class Experiment:
     min_clients : int
         Fewest clients whose updates make a new global model, at most the clients sampled in a round; a round with
         fewer changes nothing. More than 1 needs a server of fedsim.
-    compress : sequence of Transform
-        What clients do to what they send, one after another; see `fedsim.updates.compression`.
+    transforms : sequence of UpdateTransform
+        Applied one after another to the updates that clients send; see `fedsim.updates`.
 
     Raises
     ------
@@ -199,48 +199,50 @@ class Experiment:
     kernel: str = "auto"
     weight_divergence: bool = False
     min_clients: int = 1
-    compress: tuple[Transform, ...] = ()
+    transforms: tuple[UpdateTransform, ...] = ()
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        convert_fields(self)
         if isinstance(self.dataset, str):
             data.check(self.dataset)
         elif not isinstance(self.dataset, data.Dataset):
-            raise ConfigError(f"dataset is {shown(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
+            raise ConfigError(f"dataset is {shorten(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
         for name, kind in (("split", Split), ("client", SGD)):
             if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} is {shown(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
         check_signatures(self.client, SGD)
-        object.__setattr__(self, "hidden", plain_sequence(self.hidden))
+        object.__setattr__(self, "hidden", to_builtin_sequence(self.hidden))
         if not isinstance(self.hidden, tuple | list):
-            raise ConfigError(f"hidden is {shown(self.hidden)}; allowed: a list of layer widths")
+            raise ConfigError(f"hidden is {shorten(self.hidden)}; allowed: a list of layer widths")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
-            whole("hidden", width, 1)
+            check_integer("hidden", width, 1)
         mlp.MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
         if self.server is not None and not callable(self.server):
-            raise ConfigError(f"server is {shown(self.server)}; allowed: a Flower Strategy class or a partial of one")
-        if isinstance(self.server, partial) and plain(self.server.keywords) is not self.server.keywords:
-            plain_server = partial(self.server.func, *self.server.args, **plain(self.server.keywords))
+            raise ConfigError(f"server is {shorten(self.server)}; allowed: a Flower Strategy class or a partial of one")
+        if isinstance(self.server, partial) and to_builtin(self.server.keywords) is not self.server.keywords:
+            plain_server = partial(self.server.func, *self.server.args, **to_builtin(self.server.keywords))
             object.__setattr__(self, "server", plain_server)
-        real("fraction_train", self.fraction_train, 0, 1, open_low=True)
-        real("fraction_evaluate", self.fraction_evaluate, 0, 1)
-        real("test_fraction", self.test_fraction, 0, 1, open_high=True)
-        whole("rounds", self.rounds, 1)
-        seed_number("seed", self.seed)
-        one_of("on_failure", self.on_failure, ("raise", "exclude"))
-        one_of("kernel", self.kernel, kernels.KERNELS)
-        whole("min_clients", self.min_clients, 1)
-        if isinstance(self.compress, Transform) or not isinstance(self.compress, tuple | list):
-            raise ConfigError(f"compress is {shown(self.compress)}; allowed: a list of transforms, such as [TopK(0.1)]")
-        object.__setattr__(self, "compress", tuple(self.compress))
-        for transform in self.compress:
-            if not isinstance(transform, Transform):
-                raise ConfigError(f"compress has {shown(transform)}; allowed: transforms, such as TopK(0.1)")
-        check_chain(self.compress)
-        flag("weight_divergence", self.weight_divergence)
+        check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
+        check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
+        check_real("test_fraction", self.test_fraction, 0, 1, open_high=True)
+        check_integer("rounds", self.rounds, 1)
+        check_seed("seed", self.seed)
+        check_choice("on_failure", self.on_failure, ("raise", "exclude"))
+        check_choice("kernel", self.kernel, kernels.KERNELS)
+        check_integer("min_clients", self.min_clients, 1)
+        if isinstance(self.transforms, UpdateTransform) or not isinstance(self.transforms, tuple | list):
+            raise ConfigError(
+                f"transforms is {shorten(self.transforms)}; allowed: a list of transforms, such as [TopK(0.1)]"
+            )
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        for transform in self.transforms:
+            if not isinstance(transform, UpdateTransform):
+                raise ConfigError(f"transforms has {shorten(transform)}; allowed: transforms, such as TopK(0.1)")
+        check_transforms(self.transforms)
+        check_flag("weight_divergence", self.weight_divergence)
 
     def run(
         self,
@@ -250,7 +252,7 @@ class Experiment:
         on_round: Callable[[Mapping[str, float]], None] | None = None,
         verbose: bool = False,
         directory: str | os.PathLike[str] | None = None,
-        engine: str | Callable[..., InProcessGrid] = "in-process",
+        engine: str | Callable[..., Engine] = "in-process",
     ) -> Result:
         """Run it; the same experiment gives the same bits, whatever the arguments here.
 
@@ -269,7 +271,8 @@ class Experiment:
             by Ctrl-C or by force, it goes on from the last checkpoint to the bits of an uninterrupted run. Earlier
             results are kept beside it.
         engine : {"in-process", "ray"} or callable
-            Where clients run; or what makes such a Grid, as ``functools.partial(RayGrid, address="auto")`` does.
+            Where clients run; or the class of an engine, or a partial of one:
+            ``functools.partial(RayEngine, address="auto")``.
 
         Raises
         ------
@@ -316,7 +319,7 @@ class Experiment:
         net = mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
         if net.num_parameters > LARGEST:
             raise ConfigError(
-                f"hidden is {shown(self.hidden)}, which makes {net.num_parameters:,} parameters; "
+                f"hidden is {shorten(self.hidden)}, which makes {net.num_parameters:,} parameters; "
                 f"allowed: at most {LARGEST:,}"
             )
         return net
@@ -335,7 +338,8 @@ class Experiment:
         ConfigError
             It cannot be made, or cannot carry a server half or groups that the client strategy needs.
         """
-        from fedsim.servers.fedavg import MINIMUM, FedAvg
+        from fedsim.servers.fedavg import FedAvg
+        from fedsim.servers.options import MINIMUM
 
         make: Callable[..., Strategy] = self.server or FedAvg
         cls = make.func if isinstance(make, partial) else make
@@ -376,7 +380,7 @@ class Experiment:
 
 def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
     """Check a server's options: those that fedsim knows, and of Flower's own classes all numbers, flags and names."""
-    from fedsim.servers.fedavg import check_flower_options
+    from fedsim.servers.options import check_flower_options
 
     check_flower_options(name, options)
     if not getattr(cls, "__module__", "").startswith("flwr."):
@@ -386,18 +390,18 @@ def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
         if option not in options:
             continue
         if kind in (float, "float"):
-            real(field, options[option])
+            check_real(field, options[option])
         elif kind in (int, "int"):
-            whole(field, options[option])
+            check_integer(field, options[option])
         elif kind in (str, "str") and not isinstance(options[option], str):
-            raise ConfigError(f"{field} is {shown(options[option])}; allowed: text")
+            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: text")
         elif option.endswith(("_fn", "_rule")) and not (options[option] is None or callable(options[option])):
-            raise ConfigError(f"{field} is {shown(options[option])}; allowed: a function")
+            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: a function")
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:
     """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
-    from fedsim.servers.fedavg import MINIMUM
+    from fedsim.servers.options import MINIMUM
 
     found: set[str] = set()
     for part in make.__mro__ if isinstance(make, type) else [make]:

@@ -20,21 +20,24 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim import engines
-from fedsim.study.compare import checkpoint
-from fedsim.models import mlp
 from fedsim.clients import SGD
 from fedsim.clients.base import ServerHalf
-from fedsim.flower import internals as flower
-from fedsim.rounds.grid import InProcessGrid, Traffic
-from fedsim.engines.runtime import mean_evaluation
 from fedsim.engines.client_state import ClientState
+from fedsim.engines.engine import Engine, choose
+from fedsim.engines.runtime import ClientRuntime, mean_evaluation
+from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
-from fedsim.study.experiment import Result, history_columns
-from fedsim.study.directory import RunDirectory, notice
+from fedsim.flower import internals, records, strategies
+from fedsim.models import mlp
+from fedsim.rounds.grid import RoundGrid
+from fedsim.rounds.statistics import RoundStatistics
+from fedsim.rounds.validity import ValidityChecks
 from fedsim.servers import FedAvg
-from fedsim.splits import FederatedDataset
 from fedsim.streams import Purpose, generator, keys
+from fedsim.study import checkpoint
+from fedsim.study.build import build_runtime
+from fedsim.study.directory import RunDirectory, notice
+from fedsim.study.experiment import Result, history_columns
 from fedsim.text import describe
 
 if TYPE_CHECKING:
@@ -58,12 +61,12 @@ def execute(
     on_round: Callable[[Mapping[str, float]], None],
     verbose: bool,
     directory: str | os.PathLike[str] | None,
-    engine: str | Callable[..., InProcessGrid],
+    engine: str | Callable[..., Engine],
 ) -> Result:
     """Run an experiment, as `Experiment.run` says."""
     with ExitStack() as stack:
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
-        run = _Run(experiment, workers, block_size, on_round, folder, engines.choose(engine))
+        run = _Run(experiment, workers, block_size, on_round, folder, choose(engine))
         result = run.execute(verbose)
         if folder:
             folder.finish(result)
@@ -78,33 +81,21 @@ class _Run:
         block_size: int | None,
         on_round: Callable[[Mapping[str, float]], None],
         folder: RunDirectory | None,
-        engine: Callable[..., InProcessGrid],
+        engine: Callable[..., Engine],
     ) -> None:
         self.experiment, self.on_round, self.folder = experiment, on_round, folder
-        dataset = experiment.load_data()
-        federated = experiment.federate(dataset)
-        self.net = experiment.network(dataset)
-        client = experiment.client
-        self.kernel = experiment.kernel_for(self.net, federated)
+        runtime = build_runtime(experiment)
+        federated, client = runtime.federated, experiment.client
+        self.net, self.kernel = runtime.net, runtime.kernel_name
         self.half = ServerHalf(client, self.net, lambda number: len(federated.at(number).indices), experiment.seed)
-        self.grid = engine(
-            self.net,
-            federated,
-            client,
-            experiment.seed,
-            kernel=self.kernel,
-            workers=workers,
-            block_size=block_size,
-            on_failure=experiment.on_failure,
-            compress=experiment.compress,
-        )
+        self.grid = RoundGrid(engine(runtime, workers=workers, block_size=block_size), experiment.on_failure)
         self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
-        self.score = "r2" if dataset.regression else "accuracy"
-        self.reference = _Centralised(self, federated) if experiment.weight_divergence else None
+        self.score = "r2" if federated.dataset.regression else "accuracy"
+        self.reference = _Centralised(runtime, self.weights) if experiment.weight_divergence else None
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
         self.failures: list[dict[str, Any]] = []
-        self.arrays = flower.to_record(
+        self.arrays = records.to_record(
             self.net, self.weights
         )  # a server strategy may keep more digits than the network
         self.strategy: Strategy
@@ -117,12 +108,12 @@ class _Run:
         experiment = self.experiment
         sampling_seed = int(keys(experiment.seed, Purpose.FLOWER)[0])
         with ExitStack() as stack:
-            stack.enter_context(flower.quiet(verbose))
-            stack.enter_context(flower.seeded_sampling(sampling_seed))
+            stack.enter_context(strategies.quiet(verbose))
+            stack.enter_context(strategies.seeded_sampling(sampling_seed))
             stack.enter_context(self.grid)
             if self.reference:
-                stack.enter_context(self.reference.grid)
-            stack.enter_context(flower.cheap_collection())  # once all is imported and compiled
+                stack.enter_context(self.reference.engine)
+            stack.enter_context(strategies.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
             stack.enter_context(np.errstate(all="ignore"))  # what is not finite is found by its value
             self.strategy = experiment.strategy(self.half, len(self.grid.get_node_ids()))
@@ -133,13 +124,13 @@ class _Run:
             self.started = self.saved = time.perf_counter()
             if done < experiment.rounds:
                 try:
-                    flower.Later(self.strategy, done).start(
+                    strategies.ResumedStrategy(self.strategy, done).start(
                         self.grid,
                         self.arrays,
                         num_rounds=experiment.rounds - done,
                         evaluate_fn=lambda number, arrays: self._round_done(number + done, arrays),
                     )
-                except flower.AppExitException as error:
+                except internals.AppExitException as error:
                     raise FedsimError(f"Flower's {type(self.strategy).__name__} gave up: {error}") from error
                 except UNFIT as error:
                     if _raised_by_flower(error):
@@ -167,31 +158,31 @@ class _Run:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""
         if server_round < len(self.rows):
             return None  # the last round before an interruption
-        self.arrays, self.weights = arrays, flower.to_flat(self.net, arrays)
+        self.arrays, self.weights = arrays, records.to_flat(self.net, arrays)
         loss, accuracy = self.grid.evaluate_test(self.weights)
-        traffic, evaluations = self.grid.take_round()
+        statistics, evaluations = self.grid.take_statistics()
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_largest(traffic)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
-            self.grid.limit_loss(loss)
-        if traffic.rejected is not None:
-            self._say_rejected(server_round, *traffic.rejected)
+            self.grid.checks.limit_loss(loss)
+        if statistics.rejected is not None:
+            self._say_rejected(server_round, *statistics.rejected)
         now = time.perf_counter()
         values = (
             server_round,
             loss,
             accuracy,
-            traffic.train_loss,
+            statistics.train_loss,
             *mean_evaluation(evaluations),
-            traffic.clients,
-            len(traffic.failed),
-            *traffic.movements.drift(),
+            statistics.clients,
+            len(statistics.failed),
+            *statistics.drift(),
             self.reference.divergence(server_round, self.weights) if self.reference else float("nan"),
-            traffic.bytes_up,
-            traffic.bytes_down,
+            statistics.bytes_up,
+            statistics.bytes_down,
             now - self.started,
         )
         self.started = now
@@ -202,7 +193,7 @@ class _Run:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             self.client_rows.append(dict(zip((*CLIENTS, self.score), (numbers, *columns), strict=True)))
-        for client, reason in sorted(traffic.failed.items()):
+        for client, reason in sorted(statistics.failed.items()):
             self.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
         self.on_round(row)
         if self.folder:
@@ -252,7 +243,7 @@ class _Run:
                     "history": self.rows,
                     "clients": self.client_rows,
                     "failures": self.failures,
-                    "client_state": self.grid.kept(),
+                    "client_state": self.grid.engine.client_state.state_dict(),
                     "half": self.half.state,
                     "centralised": self.reference.weights if self.reference else None,
                     "server": _state_of(self.strategy),
@@ -290,7 +281,7 @@ class _Run:
         """Take up what `_checkpoint` wrote; anything else raises."""
         _need(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
-        self.weights = flower.to_flat(self.net, self.arrays)
+        self.weights = records.to_flat(self.net, self.arrays)
         self.rows = _rows(saved["history"], history_columns(self.score), float)
         _need(0 < len(self.rows) <= self.experiment.rounds + 1, "history")
         _need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
@@ -317,22 +308,22 @@ class _Run:
             self.reference.weights = central
         _load_state(self.strategy, saved["server"])
         random.setstate(saved["sampling"])
-        self.grid.limit_loss(self.rows[0]["test_loss"])
+        self.grid.checks.limit_loss(self.rows[0]["test_loss"])
 
     def _take_up_clients(self, state: Any) -> None:
         """Take up client state, after comparing it with what a client begins with."""
         if state is not None:
             _need(isinstance(state, dict) and all(isinstance(v, np.ndarray) for v in state.values()), "client_state")
-            site, held = self.grid.site, state["clients"]
+            runtime, held = self.grid.runtime, state["clients"]
             _need(held.ndim == 1 and held.dtype.kind == "i" and bool((np.diff(held) > 0).all()), "client_state")
             _need(all(len(rows) == len(held) for rows in state.values()), "client_state")
             if len(held):
-                _need(held[0] >= 0 and held[-1] < len(site.partition), "client_state")
-                new = site.load_state(site.task(self.weights, 1), held[:1], ClientState(len(site.partition)))
+                _need(held[0] >= 0 and held[-1] < len(runtime.partition), "client_state")
+                new = runtime.load_state(runtime.task(self.weights, 1), ClientState(len(runtime.partition)), held[:1])
                 shapes = {f"state {name}": rows.shape[1:] for name, rows in new.items()}
                 found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
                 _need(found == shapes, "client_state")
-        self.grid.resume(state)
+        self.grid.engine.client_state.load_state_dict(state)
 
 
 def _need(fits: bool, name: str) -> None:
@@ -357,27 +348,29 @@ def _raised_by_flower(error: BaseException) -> bool:
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
 
 
-def _largest(traffic: Traffic) -> str:
+def _largest(statistics: RoundStatistics) -> str:
     """Name the client whose update was the largest of a round."""
-    if not traffic.clients:
+    if not statistics.clients:
         return ""
-    client, length = traffic.largest_update
+    client, length = statistics.largest_update
     return f"; the largest update was client {client}'s, of length {length:.3g}"
 
 
 class _Centralised:
     """Training on all examples in one place, round by round, to measure the global weights against."""
 
-    def __init__(self, run: _Run, federated: FederatedDataset) -> None:
-        experiment = run.experiment
-        client = SGD.of(experiment.client)
-        self.grid = InProcessGrid(run.net, federated.pooled(), client, experiment.seed, kernel=run.kernel, workers=1)
-        self.weights = run.weights
+    def __init__(self, clients: ClientRuntime, weights: NDArray[Any]) -> None:
+        pooled, client = clients.federated.pooled(), SGD.of(clients.client)
+        self._runtime = ClientRuntime(clients.net, pooled, client, clients.seed, clients.kernel_name)
+        self.engine = ThreadEngine(self._runtime, workers=1)
+        self.weights = weights
 
     def divergence(self, server_round: int, weights: NDArray[Any]) -> float:
         """Train for the round, and return ``|w - w_central| / |w_central|``."""
         if server_round:
-            [update] = self.grid.train(self.grid.site.task(self.weights, server_round), np.zeros(1, dtype=np.intp))
+            task = self._runtime.task(self.weights, server_round)
+            [update] = self.engine.train(task, np.zeros(1, dtype=np.intp))
+            update = ValidityChecks(self._runtime.net.dtype).keep_valid(task, update, {})
             self.weights = update.weights[0]
         away = np.subtract(weights, self.weights, dtype=np.float64)
         return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))

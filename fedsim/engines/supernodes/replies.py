@@ -19,18 +19,21 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.clients.base import Task, Update
-from fedsim.flower import internals as flower
-from fedsim.engines.supernodes.fingerprint import difference
-from fedsim.engines.runtime import Site
 from fedsim.engines.client_state import ClientState
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.fingerprint import difference
 from fedsim.errors import FedsimError
+from fedsim.flower import internals
 from fedsim.splits import Partition
 from fedsim.text import printable
+from fedsim.updates.transform import Pipeline
 
 Array = NDArray[Any]
 #: Name -> the shape of a client's row, and the dtype.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
+#: Names of the records of a message to a SuperNode.
+WEIGHTS, ORDER = "fedsim.weights", "fedsim.order"
 #: Names of a reply's records: arrays with a row per client; why other clients have none.
 RESULT, FAILED = "fedsim.result", "fedsim.failed"
 #: Prefixes of what a reply holds besides weights.
@@ -111,7 +114,7 @@ EVALUATION: Layout = {
 }
 
 
-def training_layout(site: Site, task: Task, clients: NDArray[np.intp]) -> Layout:
+def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp]) -> Layout:
     """Return what a client of this round's strategy sends, learnt by training one on a few of its examples.
 
     Parameters
@@ -131,7 +134,7 @@ def training_layout(site: Site, task: Task, clients: NDArray[np.intp]) -> Layout
         sizes[client] = len(few)
         trial, one = replace(task, partition=Partition.of_sizes(few, sizes)), np.array([client])
         try:
-            update = site.train(trial, one, partial(site.load_state, trial, state=ClientState(len(sizes))))
+            update = runtime.train(trial, one, partial(runtime.load_state, trial, ClientState(len(sizes))))
         except FedsimError as error:
             reason = first_line(str(error))
             continue
@@ -188,7 +191,7 @@ def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[An
     ReplyError
         It is no array of that shape and dtype.
     """
-    if isinstance(array, flower.Array):  # it has not left this process
+    if isinstance(array, internals.Array):  # it has not left this process
         values, start, data = array.__dict__["values"], 0, b""
         found, order, kind = values.shape, False, values.dtype
     else:
@@ -238,3 +241,78 @@ def unsound(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
 def first_line(text: str | None) -> str:
     """Return the first line of an error message that has come by message."""
     return printable(((text or "").strip() or "no reason given").splitlines()[0][:LONGEST])
+
+
+def read_reply(
+    kind: str, runtime: ClientRuntime, task: Task, clients: NDArray[np.intp], content: RecordDict, layout: Layout
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """Check a SuperNode's reply against what the server knows.
+
+    Parameters
+    ----------
+    kind : {"train", "evaluate"}
+    clients : ndarray of int, shape (clients,)
+        Whom the SuperNode was asked for.
+    layout : Layout
+        The arrays that it should have sent.
+
+    Returns
+    -------
+    rows : dict of int to dict
+        Partition id -> what counts of the client, by name.
+    failed : dict of int to str
+        Partition id -> why nothing of the client counts.
+    """
+    failed = read_failures(content, clients)
+    clients = np.array([c for c in clients if int(c) not in failed], dtype=np.intp)
+    try:
+        columns = read_columns(content, layout, clients)
+        if kind == "train" and runtime.pipeline:
+            columns["weights"] = _decoded(runtime.pipeline, task, columns)
+    except ReplyError as reason:
+        return {}, failed | dict.fromkeys(map(int, clients), str(reason))
+    ids = columns["partition_ids"]
+    held = (task.partition if kind == "train" else runtime.partition_test).sizes[ids]
+    wrong = _unsound_training(columns, runtime) if kind == "train" else _unsound_evaluation(columns, runtime)
+    for row in np.flatnonzero(columns["num_examples"] != held):
+        number = columns["num_examples"][row]
+        wrong[int(row)] = f"its SuperNode sent num_examples of {number}; the client has {held[row]}"
+    rows = {
+        int(client): {name: values[row] for name, values in columns.items()}
+        for row, client in enumerate(ids)
+        if row not in wrong
+    }
+    return rows, failed | {int(ids[row]): reason for row, reason in wrong.items()}
+
+
+def _decoded(pipeline: Pipeline, task: Task, columns: Mapping[str, Array]) -> Array:
+    """Return the weights that encoded arrays stand for."""
+    sent = {name.removeprefix(ENCODED): rows for name, rows in columns.items() if name.startswith(ENCODED)}
+    try:
+        with np.errstate(all="ignore"):
+            change = pipeline.decode(sent, task.seed, task.round, columns["partition_ids"])
+            weights: Array = task.global_weights + change
+    except (KeyError, ValueError, IndexError):
+        raise ReplyError("its SuperNode sent compressed weights that cannot be decoded") from None
+    return weights
+
+
+def _unsound_training(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
+    """Return, by row, which clients do not say that they have diverged, and still cannot be aggregated."""
+    finite = np.flatnonzero(np.isfinite(columns["train_loss"]))
+    sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
+    return {int(finite[row]): reason for row, reason in unsound(sent, runtime.net.dtype).items()}
+
+
+def _unsound_evaluation(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
+    """Return, by row, which clients' scores are impossible."""
+    wrong = {}
+    least, most = 0.0 if runtime.variance is None else -np.inf, float(np.finfo(runtime.net.dtype).max)
+    for row, (loss, accuracy) in enumerate(zip(columns["loss"], columns["accuracy"], strict=True)):
+        if not (np.isfinite(loss) and np.isfinite(accuracy)):
+            wrong[row] = "its SuperNode sent a loss or accuracy that is not finite"
+        elif max(abs(loss), abs(accuracy)) > most:
+            wrong[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.net.dtype}"
+        elif loss < 0 or not least <= accuracy <= 1:
+            wrong[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
+    return wrong

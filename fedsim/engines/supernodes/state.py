@@ -21,7 +21,7 @@ Indices = NDArray[np.intp]
 
 #: The round after which a client had this state.
 ROUND = "round"
-#: What precedes the names of the arrays of each part in a dump.
+#: What precedes the names of the arrays of each part in a state dict.
 PARTS = ("accepted ", "sent ")
 
 
@@ -32,15 +32,17 @@ class NodeState:
     ----------
     num_clients : int
         Of the whole federation.
-    dumped : mapping of str to ndarray, optional
-        What `dump` returned.
+    state : mapping of str to ndarray, optional
+        What `state_dict` returned.
     """
 
-    def __init__(self, num_clients: int, dumped: Mapping[str, Array] | None = None) -> None:
+    def __init__(self, num_clients: int, state: Mapping[str, Array] | None = None) -> None:
         self._accepted, self._sent = ClientState(num_clients), ClientState(num_clients)
         for part, prefix in zip((self._accepted, self._sent), PARTS, strict=True):
-            if dumped:
-                part.restore({k.removeprefix(prefix): rows for k, rows in dumped.items() if k.startswith(prefix)})
+            if state:
+                part.load_state_dict(
+                    {k.removeprefix(prefix): rows for k, rows in state.items() if k.startswith(prefix)}
+                )
 
     def accept(self, clients: Indices, rounds: Indices) -> None:
         """Take up which update of each client was the last that the server accepted.
@@ -81,7 +83,7 @@ class NodeState:
         """Keep clients' state after an update that is about to be sent."""
         self._sent.store(clients, {**state, ROUND: np.full(len(clients), round_number, np.int64)})
 
-    def dump(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Array]:
         """Return everything as named arrays."""
         parts = zip((self._accepted, self._sent), PARTS, strict=True)
-        return {prefix + name: rows for part, prefix in parts for name, rows in part.dump().items()}
+        return {prefix + name: rows for part, prefix in parts for name, rows in part.state_dict().items()}

@@ -1,0 +1,147 @@
+"""Checks of values that users give, each with an error of one sentence: which field, what value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from fedsim.errors import ConfigError
+
+#: The largest whole number where no other bound is given: counts and sizes are kept in 32 bits in places.
+LARGEST = 2**31 - 1
+#: The largest seed: streams of random numbers have keys of 64 bits, so a larger one would repeat a smaller one's.
+LARGEST_SEED = 2**64 - 1
+LARGEST_FLOAT = int(sys.float_info.max)
+
+
+def shorten(value: Any) -> str:
+    """Write a value for an error: as Python does, but shortened where that would take more than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= 200 else f"{text[:90]} ... {text[-90:]}"
+
+
+def suggest(word: Any, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or nothing."""
+    close = difflib.get_close_matches(word, list(allowed), n=1) if isinstance(word, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of the allowed words."""
+    words = list(allowed)
+    if not isinstance(value, str) or value not in words:
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words)}{suggest(value, words)}")
+
+
+def to_builtin(value: Any) -> Any:
+    """Return a number of another library as Python's own, also inside a list, tuple or dict; other values as they are.
+
+    ``np.int64(3)`` becomes 3, ``np.bool_(True)`` True and ``np.float32(0.5)`` 0.5: equal, and written as literals in
+    configuration files and labels.
+    """
+    if type(value) in (list, tuple):
+        parts = [to_builtin(part) for part in value]
+        return value if all(new is old for new, old in zip(parts, value, strict=True)) else type(value)(parts)
+    if type(value) is dict:
+        made = {to_builtin(key): to_builtin(part) for key, part in value.items()}
+        return value if all(made[key] is part for key, part in value.items()) else made
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a NumPy scalar, or an array of one number
+        value = value.item()
+    if type(value) in (bool, int, float) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return value
+
+
+def to_builtin_sequence(value: Any) -> Any:
+    """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `plain` does."""
+    if not isinstance(value, str) and getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
+        return _tuples(value.tolist())
+    return to_builtin(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else to_builtin(value)
+
+
+def convert_fields(instance: Any) -> None:
+    """Store the numbers in a frozen dataclass's fields as Python's own; see `plain`.
+
+    In a field of type float, a whole number of more than 64 bits becomes a float, as NumPy cannot calculate with it.
+    """
+    for field in fields(instance):
+        value = to_builtin(getattr(instance, field.name))
+        if field.type in (float, "float") and type(value) is int and 2**63 <= abs(value) <= LARGEST_FLOAT:
+            value = float(value)
+        object.__setattr__(instance, field.name, value)
+
+
+def check_integer(field: str, value: Any, least: int = 0, most: int = LARGEST) -> int:
+    """Return `value` as an int; raise ConfigError unless it is a whole number from `least` to `most`."""
+    value = to_builtin(value)
+    if type(value) is not int or not least <= value <= most:
+        too_large = type(value) is int and value > most
+        allowed = f"{least} to {most}" if too_large or most < LARGEST else f"{least} or more"
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a whole number, {allowed}")
+    return value
+
+
+def check_real(
+    field: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return `value`; raise ConfigError unless it is a finite number from `low` to `high`, an open end excluded."""
+    value = to_builtin(value)
+    try:
+        is_real = type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        is_real = False
+    below = is_real and (value < low or (open_low and value == low))
+    above = is_real and (value > high or (open_high and value == high))
+    if not is_real or below or above:
+        bounds = []
+        if low > -math.inf:
+            bounds.append(f"{'greater than' if open_low else 'at least'} {low:g}")
+        if high < math.inf:
+            bounds.append(f"{'less than' if open_high else 'at most'} {high:g}")
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a finite number {' and '.join(bounds)}".rstrip())
+    number: float = value
+    return number
+
+
+def check_flag(field: str, value: Any) -> bool:
+    """Return `value`; raise ConfigError unless it is True or False."""
+    value = to_builtin(value)
+    if type(value) is not bool:
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: true or false")
+    return value
+
+
+def check_seed(field: str, value: Any) -> int:
+    """Return `value` as an int; raise ConfigError unless it can seed a stream of random numbers."""
+    return check_integer(field, value, 0, LARGEST_SEED)
+
+
+def check_path(field: str, value: Any) -> None:
+    """Raise ConfigError unless `value` is a path, as text or an object of `pathlib`."""
+    name = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(name, str) or "\0" in name:
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a path")

@@ -1,0 +1,84 @@
+"""What a SuperNode does with the messages of `fedsim.engines.supernodes.engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from numpy.typing import NDArray
+
+from fedsim import clients as client_strategies
+from fedsim.clients import SGD
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.fingerprint import fingerprint
+from fedsim.engines.supernodes.replies import FAILED, ORDER, RESULT, WEIGHTS, columns_of, failures_record
+from fedsim.engines.supernodes.state import NodeState
+from fedsim.errors import FedsimError
+from fedsim.flower import records
+from fedsim.objects import class_name, classes_of, from_text
+from fedsim.streams import Purpose
+
+#: Name of the record in which a SuperNode keeps client state.
+STATE = "fedsim.state."
+
+
+def received_client(text: str, own: type[SGD]) -> SGD:
+    """Make the client strategy that a message names: of fedsim's, or of the class `own`; nothing is imported.
+
+    Raises
+    ------
+    ConfigError
+        As for `fedsim.objects.from_text`.
+    """
+    known = classes_of(client_strategies, SGD)
+    made: SGD = from_text("client", text, known | {class_name(own, known): own})
+    return made
+
+
+def hello(message: Message, context: Context, runtime: ClientRuntime) -> Message:
+    """Say which partition this SuperNode is, of how many, and what data it has."""
+    config = context.node_config
+    known = "partition-id" in config and "num-partitions" in config
+    if not known:
+        raise FedsimError("its node config lacks partition-id and num-partitions")
+    numbers = {name: int(config[name]) for name in ("partition-id", "num-partitions")}
+    said = ConfigRecord({**numbers, **fingerprint(runtime.federated)})
+    return Message(RecordDict({RESULT: said}), reply_to=message)
+
+
+def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str) -> Message:
+    """Train or evaluate the clients that a message names, whose examples this SuperNode holds."""
+    content = message.content
+    order = content.config_records[ORDER]
+    weights = content.array_records[WEIGHTS]["weights"].numpy()
+    down = {name: array.numpy() for name, array in content.array_records.get(records.DOWN, {}).items()}
+    client = received_client(str(order["client"]), type(runtime.client))
+    clients = np.array(order["clients"], dtype=np.intp)
+    task = runtime.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
+    state = None
+    if runtime.keeps_state(client):
+        record: Mapping[str, Any] = context.state.array_records.get(STATE, ArrayRecord())
+        state = NodeState(len(task.partition), {name: array.numpy() for name, array in record.items()})
+        state.accept(clients, np.array(order["accepted"], dtype=np.intp))
+
+    def load(some: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+        return runtime.load_state(task, state, some) if state is not None else {}
+
+    if kind == "evaluate":
+        found = runtime.evaluate(task, clients, load)
+        failed = found.failed
+        columns: dict[str, NDArray[Any]] = {
+            name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
+        }
+    else:
+        update = runtime.train(task, clients, load)
+        failed, columns = update.failed, columns_of(update)
+        if state is not None:
+            state.store(update.partition_ids, update.state, task.round)
+            context.state[STATE] = records.record(state.state_dict())
+    reply = RecordDict({RESULT: records.record(columns)})
+    if failed:
+        reply[FAILED] = failures_record(failed)
+    return Message(reply, reply_to=message)

@@ -1,0 +1,77 @@
+"""The default engine: clients on threads of this process, one per core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.checks import check_integer
+from fedsim.clients.base import Task, Update
+from fedsim.engines.blocks import Blocks
+from fedsim.engines.client_state import ClientState
+from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.workers import MAX_WORKERS, Workers, available_cores
+
+Indices = NDArray[np.intp]
+
+
+class ThreadEngine:
+    """Trains blocks of clients on threads.
+
+    Parameters
+    ----------
+    runtime : ClientRuntime
+    workers : int, optional
+        Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
+    block_size : int, optional
+        Clients trained together; default by the size of the model and the cost of training.
+    """
+
+    def __init__(self, runtime: ClientRuntime, *, workers: int | None = None, block_size: int | None = None) -> None:
+        count = worker_count(runtime, workers)
+        self.runtime, self.workers = runtime, Workers(count)
+        self.blocks = Blocks(runtime, count, block_size)
+        self.client_state = ClientState(len(runtime.partition))
+
+    def __enter__(self) -> Self:
+        self.runtime.prepare()
+        self.workers.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.workers.__exit__(*details)
+
+    def train(self, task: Task, clients: Indices) -> Iterator[Update]:
+        """Train clients; see `Engine`."""
+
+        def train_block(block: Indices) -> Update:
+            return self.runtime.train(task, block, partial(self.runtime.load_state, task, self.client_state))
+
+        if self.runtime.only_fits(task.strategy):
+            task = replace(task, spread=self.workers.run_on_all)
+            return map(train_block, self.blocks.shared(clients))
+        blocks = self.blocks.training(task, clients)
+        return self.workers.map(train_block, blocks, self.blocks.max_pending(blocks))
+
+    def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
+        """Evaluate clients; see `Engine`."""
+
+        def evaluate_block(block: Indices) -> Evaluation:
+            return self.runtime.evaluate(task, block, partial(self.runtime.load_state, task, self.client_state))
+
+        return self.workers.map(evaluate_block, self.blocks.evaluation(clients))
+
+
+def worker_count(runtime: ClientRuntime, workers: int | None) -> int:
+    """Return how many threads to use: the number asked for, or one per core with the compiled kernel, else one.
+
+    The NumPy kernel takes many small steps, for which threads would wait for one another's hold of Python.
+    """
+    if workers is None:
+        return available_cores() if runtime.kernel_name == "compiled" else 1
+    return check_integer("workers", workers, 1, MAX_WORKERS)

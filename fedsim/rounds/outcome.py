@@ -1,0 +1,152 @@
+"""The outcome of a round, and the replies that Flower's strategies read from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedsim.clients.base import Task, Update
+from fedsim.engines.runtime import Evaluation
+from fedsim.flower import internals, records
+from fedsim.models.mlp import MLP
+from fedsim.updates.aggregation import Aggregation
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round that are given the same task, in cohort order: by falling shard size, then partition id.
+
+    Attributes
+    ----------
+    kind : str
+        Flower's ``MessageType.TRAIN`` or ``EVALUATE``.
+    task : Task
+    clients : ndarray of int, shape (clients,)
+        Partition ids.
+    messages : list of Message, optional
+        The message to each client, where the server strategy made any.
+    """
+
+    kind: str
+    task: Task
+    clients: NDArray[np.intp]
+    messages: list[Message] | None
+
+
+class RoundOutcome(Sequence[Message]):
+    """What a finished round has given; reading it trains nobody.
+
+    As a sequence it holds the clients' replies as Flower's messages, made when the first is read. A round whose updates
+    were only added up has no replies.
+
+    Parameters
+    ----------
+    net : MLP
+    cohorts : list of Cohort
+    aggregation : Aggregation
+        Takes the updates.
+    keeps_rows : bool
+        Whether updates are kept too, for a strategy that reads replies.
+    min_clients : int
+        The fewest updates with which the round is accepted.
+
+    Attributes
+    ----------
+    updates : list of Update
+        In cohort order; without weights where they were only added to the aggregation.
+    evaluations : list of Evaluation
+    failed : dict of int to str
+        Partition id -> why there is no reply.
+    """
+
+    def __init__(
+        self, net: MLP, cohorts: list[Cohort], aggregation: Aggregation, *, keeps_rows: bool, min_clients: int = 0
+    ) -> None:
+        self.cohorts, self.aggregation = cohorts, aggregation
+        self.keeps_rows, self.min_clients = keeps_rows, min_clients
+        self.updates: list[Update] = []
+        self.evaluations: list[Evaluation] = []
+        self.failed: dict[int, str] = {}
+        self._net = net
+        self._messages: list[Message] | None = None
+
+    def add(self, update: Update) -> None:
+        """Add a block of updates; blocks come in cohort order."""
+        self.aggregation.add(update)
+        if not self.keeps_rows:
+            update = replace(update, weights=update.weights[:, :0].copy(), up={}, encoded={})
+        self.updates.append(update)
+
+    @property
+    def clients(self) -> int:
+        """Number of updates."""
+        return self.aggregation.clients
+
+    @property
+    def accepted(self) -> bool:
+        """Whether there are enough updates for a new model."""
+        return self.clients >= self.min_clients
+
+    def to_record(self, flat: NDArray[Any]) -> ArrayRecord:
+        """Return flat weights as Flower's record."""
+        return records.to_record(self._net, flat)
+
+    def __len__(self) -> int:
+        return sum(len(cohort.clients) for cohort in self.cohorts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._replies()[index]
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._replies())
+
+    def _replies(self) -> list[Message]:
+        if self._messages is None:
+            assert self.keeps_rows, "the updates of this round have been added up; there are no replies to read"
+            contents = {MessageType.TRAIN: self._trained(), MessageType.EVALUATE: self._evaluated()}
+            self._messages = [m for cohort in self.cohorts for m in self._of_cohort(cohort, contents[cohort.kind])]
+        return self._messages
+
+    def _trained(self) -> dict[int, RecordDict]:
+        contents = {}
+        for update in self.updates:
+            columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
+            for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
+                metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
+                arrays = records.to_record(self._net, weights)
+                arrays.update(records.record({records.UP + name: sent[row] for name, sent in update.up.items()}))
+                contents[int(client)] = RecordDict({"arrays": arrays, "metrics": metrics})
+        return contents
+
+    def _evaluated(self) -> dict[int, RecordDict]:
+        contents = {}
+        for result in self.evaluations:
+            rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)
+            for client, examples, loss, accuracy in rows:
+                metrics = MetricRecord(
+                    {"num-examples": int(examples), "eval_loss": float(loss), "eval_accuracy": float(accuracy)}
+                )
+                contents[int(client)] = RecordDict({"metrics": metrics})
+        return contents
+
+    def _of_cohort(self, cohort: Cohort, contents: dict[int, RecordDict]) -> Iterator[Message]:
+        created = time.time()
+        for place, client in enumerate(cohort.clients):
+            sent = cohort.messages[place].metadata if cohort.messages else None
+            metadata = internals.reply_metadata(
+                int(client) + 2,
+                sent.message_id if sent else f"{cohort.kind}-{cohort.task.round}-{client}",
+                sent.message_type if sent else cohort.kind,
+                sent.group_id if sent else "",
+                created,
+            )
+            if int(client) in contents:
+                yield internals.make_message(metadata, contents[int(client)])
+            else:
+                yield internals.make_message(metadata, error=Error(0, self.failed[int(client)]))

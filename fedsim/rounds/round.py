@@ -1,0 +1,107 @@
+"""One round, from the sampled cohort to an outcome that has been accepted or rejected.
+
+    cohort        clients in cohort order, and their task: the global model, the round, the client strategy
+    engine.train  blocks of clients: local training, then each transform's `on_client` and `on_server`
+    keep_valid    clients that failed or diverged are left out, with the reason
+    outcome.add   the aggregation of the server strategy adds the block up, or keeps its rows
+    commit        if there are enough updates: client state and statistics are stored, once
+
+Nothing is stored by a round that is rejected. The server strategy then takes the outcome and makes its step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import MessageType
+
+from fedsim.clients.base import Update
+from fedsim.engines.engine import Engine
+from fedsim.flower.records import array_bytes
+from fedsim.rounds.outcome import Cohort, RoundOutcome
+from fedsim.rounds.statistics import RoundStatistics
+from fedsim.rounds.validity import ValidityChecks
+
+
+def run_round(
+    engine: Engine, outcome: RoundOutcome, checks: ValidityChecks, statistics: RoundStatistics, model_bytes: int
+) -> None:
+    """Train or evaluate the cohorts of an outcome, and store what an accepted round changes.
+
+    Parameters
+    ----------
+    engine : Engine
+    outcome : RoundOutcome
+        Empty; it takes the updates, the evaluations and the failures.
+    checks : ValidityChecks
+    statistics : RoundStatistics
+        Extended.
+    model_bytes : int
+        Bytes of the weights that a client exchanges with the server, where no transform encodes them.
+    """
+    for cohort in outcome.cohorts:
+        down = sum(array_bytes(values) for values in cohort.task.down.values())
+        statistics.bytes_down += len(cohort.clients) * (model_bytes + down)
+        if cohort.kind == MessageType.TRAIN:
+            train(engine, cohort, outcome, checks, statistics, model_bytes)
+        else:
+            evaluate(engine, cohort, outcome, checks, statistics)
+    outcome.failed |= statistics.failed
+    if outcome.accepted:
+        commit(engine, outcome, statistics)
+    else:
+        statistics.rejected = outcome.clients, outcome.min_clients
+
+
+def train(
+    engine: Engine,
+    cohort: Cohort,
+    outcome: RoundOutcome,
+    checks: ValidityChecks,
+    statistics: RoundStatistics,
+    model_bytes: int,
+) -> None:
+    """Train a cohort and give its valid updates to the outcome."""
+    task = cohort.task
+    empty = task.partition.sizes[cohort.clients] == 0
+    statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
+    if empty.all():
+        return
+    for block in engine.train(task, cohort.clients[~empty]):
+        update = checks.keep_valid(task, block, statistics.failed)
+        if len(update.partition_ids):
+            statistics.bytes_up += len(update.partition_ids) * sent_bytes(update, model_bytes)
+            outcome.add(update)
+
+
+def sent_bytes(update: Update, model_bytes: int) -> int:
+    """Return the bytes that each client of a block sends."""
+    encoded = sum(array_bytes(rows[0]) for rows in update.encoded.values())
+    return (encoded or model_bytes) + sum(array_bytes(rows[0]) for rows in update.up.values())
+
+
+def evaluate(
+    engine: Engine, cohort: Cohort, outcome: RoundOutcome, checks: ValidityChecks, statistics: RoundStatistics
+) -> None:
+    """Evaluate a cohort on its own examples; a client that has none is not a failure."""
+    sizes = engine.runtime.partition_test.sizes[cohort.clients]
+    outcome.failed |= {int(k): f"client {k} has no examples to evaluate on" for k in cohort.clients[sizes == 0]}
+    if not sizes.any():
+        return
+    for evaluation in engine.evaluate(cohort.task, cohort.clients[sizes > 0]):
+        for client, error in evaluation.failed.items():
+            checks.fail(client, error, statistics.failed)
+        if len(evaluation.partition_ids):
+            outcome.evaluations.append(evaluation)
+
+
+def commit(engine: Engine, outcome: RoundOutcome, statistics: RoundStatistics) -> None:
+    """Store what an accepted round changes: client state and statistics."""
+    if not outcome.updates:
+        return
+    task = outcome.cohorts[0].task
+    engine.client_state.commit(task.round, outcome.updates)
+    for update in outcome.updates:
+        statistics.record(update)
+    if len(outcome.cohorts) == 1:  # else clients started from different weights
+        movement = engine.runtime.kernel.movement(outcome.aggregation.mean()[None], task.global_weights)
+        statistics.mean_update_norm = float(np.asarray(movement)[0])

@@ -1,0 +1,110 @@
+"""What a round did: clients, failures, bytes, and how far clients' updates went apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.clients.base import Update
+
+Indices = NDArray[np.intp]
+
+
+class Drift(NamedTuple):
+    """Client drift, from the updates ``d_k = w_k - w``, with ``p_k`` the clients' shares of the examples.
+
+    Attributes
+    ----------
+    client_drift : float
+        Mean of ``|d_k|`` over clients.
+    gradient_diversity : float
+        ``sum |p_k d_k|^2 / |sum p_k d_k|^2``: 1 where updates are orthogonal, 1 / K where K equal clients agree, large
+        where they cancel (Yin et al., "Gradient diversity: a key ingredient for scalable distributed learning",
+        AISTATS 2018, arXiv:1706.05699, definition 1).
+    update_cosine : float
+        Mean cosine between the updates of two clients, pairs weighted by ``p_j |d_j| p_k |d_k|``; from -1 to 1. That
+        mean is ``(|sum p_k d_k|^2 - sum |p_k d_k|^2) / ((sum |p_k d_k|)^2 - sum |p_k d_k|^2)``, which needs no pairs.
+    """
+
+    client_drift: float
+    gradient_diversity: float
+    update_cosine: float
+
+
+def drift(norms: NDArray[np.float64], examples: Indices, mean_norm: float) -> Drift:
+    """Return a round's client drift; NaN where it is not defined (no client; one client has no pair).
+
+    Parameters
+    ----------
+    norms : ndarray of float64, shape (clients,)
+        ``|d_k|``.
+    examples : ndarray of int, shape (clients,)
+    mean_norm : float
+        ``|sum p_k d_k|``.
+    """
+    if not len(norms):
+        return Drift(*[float("nan")] * 3)
+    shares = norms * (examples / examples.sum())
+    squares, mean = float((shares * shares).sum()), mean_norm**2
+    pairs = float(shares.sum()) ** 2 - squares
+    diversity = squares / mean if mean > 0 else float("nan")
+    cosine = (mean - squares) / pairs if len(norms) > 1 and pairs > 0 else float("nan")
+    return Drift(float(norms.mean()), diversity, min(max(cosine, -1.0), 1.0))
+
+
+@dataclass
+class RoundStatistics:
+    """What one round did.
+
+    Attributes
+    ----------
+    failed : dict of int to str
+        Partition id -> why, for clients left out.
+    bytes_down, bytes_up : int
+        Serialised arrays sent to and received from clients.
+    mean_update_norm : float
+        Length of the mean update, weighted by examples; NaN if no mean was taken.
+    rejected : tuple of two int, optional
+        Of a round that was not accepted: how many updates it had, and how many it needed.
+    """
+
+    failed: dict[int, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    mean_update_norm: float = float("nan")
+    rejected: tuple[int, int] | None = None
+    _updates: list[Update] = field(default_factory=list)
+
+    def record(self, update: Update) -> None:
+        """Count a block of updates of an accepted round."""
+        assert update.update_norm is not None
+        self._updates.append(update)
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0), *(getattr(update, name) for update in self._updates)])
+
+    @property
+    def clients(self) -> int:
+        """Clients that trained and were aggregated."""
+        return sum(len(update.partition_ids) for update in self._updates)
+
+    @property
+    def train_loss(self) -> float:
+        """The mean over the aggregated clients' examples, or NaN."""
+        if not self.clients:
+            return float("nan")
+        losses, examples = self._column("train_loss"), self._column("num_examples")
+        return float((losses * examples).sum() / examples.sum())
+
+    @property
+    def largest_update(self) -> tuple[int, float]:
+        """The client with the longest update, and its length; at least one client was aggregated."""
+        norms = self._column("update_norm")
+        return int(self._column("partition_ids")[norms.argmax()]), float(norms.max())
+
+    def drift(self) -> Drift:
+        """Return the client drift of the round."""
+        return drift(self._column("update_norm"), self._column("num_examples"), self.mean_update_norm)

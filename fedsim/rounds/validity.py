@@ -1,0 +1,72 @@
+"""Which updates of a round count: a client that failed or diverged is left out, or ends the run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.checks import check_choice
+from fedsim.clients.base import Task, Update
+from fedsim.errors import DivergenceError, FedsimError
+
+#: A client whose training loss exceeds this multiple of the untrained model's loss has diverged.
+DIVERGED = 10.0
+
+
+class ValidityChecks:
+    """Decides which clients are left out, and records or raises why.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the weights: an update longer than its largest number has diverged.
+    on_failure : {"raise", "exclude"}
+        Whether a failure ends the run or leaves the client out of the round.
+    """
+
+    def __init__(self, dtype: str, on_failure: str = "raise") -> None:
+        check_choice("on_failure", on_failure, ("raise", "exclude"))
+        self.on_failure = on_failure
+        self._max_loss = float(np.finfo(np.float64).max)
+        self._max_norm = float(np.finfo(dtype).max)
+
+    def limit_loss(self, untrained_loss: float) -> None:
+        """Set the largest training loss that counts, from the untrained model's test loss."""
+        self._max_loss = DIVERGED * max(untrained_loss, 1.0)
+
+    def fail(self, client: int, error: FedsimError, failed: dict[int, str]) -> None:
+        """Raise the error, or record it and leave the client out of the round."""
+        if self.on_failure == "raise":
+            raise error
+        failed[client] = error.reason
+
+    def keep_valid(self, task: Task, update: Update, failed: dict[int, str]) -> Update:
+        """Return the updates that count.
+
+        Parameters
+        ----------
+        task : Task
+        update : Update
+        failed : dict of int to str
+            Partition id -> reason; extended by the clients that are left out.
+        """
+        for client, error in update.failed.items():
+            self.fail(client, error, failed)
+        assert update.update_norm is not None
+        valid = np.abs(update.train_loss) <= self._max_loss  # not for NaN
+        valid &= update.update_norm <= self._max_norm
+        for row in np.flatnonzero(~valid):
+            self.fail(int(update.partition_ids[row]), self._diverged(task, update, int(row)), failed)
+        return update if valid.all() else update.rows(valid)
+
+    def _diverged(self, task: Task, update: Update, row: int) -> DivergenceError:
+        loss, norm = float(update.train_loss[row]), float(update.update_norm[row])  # type: ignore[index]
+        if not np.isfinite(loss):
+            what = "weights or loss not finite"
+        elif norm <= self._max_norm:
+            what = f"training loss {loss:.3g}"
+        else:
+            what = f"its update is too large: length {norm:.3g}"
+        return DivergenceError(
+            f"training diverged in round {task.round} at client {update.partition_ids[row]} ({what}) "
+            f"with {task.strategy}; a smaller lr usually helps"
+        )

@@ -1,0 +1,91 @@
+"""What a round's updates add up to: the weights by an aggregator, and the means of what else clients sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
+from fedsim.kernels.mean import RunningMean
+from fedsim.kernels.numpy import add_weighted
+from fedsim.updates.aggregators import Aggregator, Mean
+
+Array = NDArray[Any]
+
+
+class Aggregation:
+    """Takes a round's updates block by block, in cohort order.
+
+    Parameters
+    ----------
+    aggregator : Aggregator
+        Of the weights.
+    half : ServerHalf, optional
+        The server half of the client strategy, which may weigh clients in its own way.
+    add_weighted : callable
+        How to add up weights; see `fedsim.kernels`.
+    check_groups : callable
+        Called with a client strategy's name if it weighs in groups; raises if the server cannot.
+
+    Attributes
+    ----------
+    clients, examples : int
+        Of the updates so far.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        half: ServerHalf | None = None,
+        add_weighted: Callable[..., None] = add_weighted,
+        check_groups: Callable[[str], None] = lambda client: None,
+    ) -> None:
+        self.aggregator, self._add_weighted, self._check_groups = aggregator, add_weighted, check_groups
+        self._half = half if half and has_server_half(half.strategy) else None
+        own_weights = self._half is not None and overrides(self._half.strategy, "weigh")
+        #: The mean by examples, where the aggregator returns something else.
+        self._mean = None if isinstance(aggregator, Mean) and not own_weights else RunningMean(add_weighted)
+        self._besides: dict[str, RunningMean] = {}
+        self.clients = self.examples = 0
+        self._losses: list[NDArray[np.float64]] = []
+
+    def add(self, update: Update) -> None:
+        """Add a block of updates."""
+        if not len(update.partition_ids):
+            return
+        self.clients += len(update.partition_ids)
+        self.examples += int(update.num_examples.sum())
+        self._losses.append(update.train_loss * update.num_examples)
+        half = self._half
+        weights = half.weigh(update.num_examples, update.up) if half else update.num_examples
+        factors = np.asarray(weights, dtype=np.float64)
+        if half and factors.ndim > 1:
+            self._check_groups(type(half.strategy).__name__)
+        self.aggregator.add(update, factors)
+        if self._mean:
+            self._mean.add(update.weights, update.num_examples)
+        for name, rows in update.up.items():
+            add = self._add_weighted if rows.dtype == update.weights.dtype else add_weighted
+            self._besides.setdefault(name, RunningMean(add)).add(rows, factors)
+
+    @property
+    def train_loss(self) -> float:
+        """The mean training loss over the clients' examples."""
+        return float(np.concatenate(self._losses).sum() / self.examples)
+
+    @cached_property
+    def combined(self) -> Array:
+        """The weights as the aggregator combines them; at least one update has been added."""
+        return self.aggregator.result()
+
+    def mean(self) -> Array:
+        """Return the mean of the weights by examples, shape (parameters,)."""
+        return self._mean.value() if self._mean else self.combined
+
+    def means(self) -> dict[str, Array]:
+        """Return the combined weights and the means of what else clients sent."""
+        return {"weights": self.combined} | {name: mean.value() for name, mean in self._besides.items()}
