@@ -249,11 +249,11 @@ def test_it_is_written_and_read_as_text() -> None:
     [
         (lambda: TopK(0), "TopK's fraction is 0; allowed"),
         (lambda: RandomMask(1.5), "RandomMask's fraction is 1.5"),
-        (lambda: replace(BASE, transforms=ANY), "compress is 3; allowed: a list"),
-        (lambda: replace(BASE, transforms=(ANY,)), "compress has 3; allowed: transforms"),
+        (lambda: replace(BASE, transforms=ANY), "transforms is 3; allowed: a list"),
+        (lambda: replace(BASE, transforms=(ANY,)), "transforms has 3; allowed: transforms"),
         (
             lambda: config.apply(BASE, ['transforms=["Int9()"]']),
-            r"compress is 'Int9\(\)'; allowed: Float16, Int8.*Int8",
+            r"transforms is 'Int9\(\)'; allowed: Float16, Int8.*Int8",
         ),
     ],
 )

@@ -770,7 +770,7 @@ def test_bulyan_of_an_even_selection_uses_the_mean_of_the_two_middle_values() ->
 
 @pytest.mark.parametrize("parameters", [1, 4, 8, 10])
 def test_blocks_of_columns_are_all_columns(parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.servers.rows.COLUMN_BYTES", 5 * 4 * 8)  # four columns
+    monkeypatch.setattr("fedsim.updates.aggregators.COLUMN_BYTES", 5 * 4 * 8)  # four columns
     rows = RNG.normal(size=(5, parameters))
     blocks = list(columns(rows))
     np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]).T, rows)

@@ -108,7 +108,8 @@ class ClientRuntime:
         #: Of the test targets, for regression.
         self.variance = float(data.y_test.var()) if data.regression else None
         self.partition, self._window = federated.at(1), 1
-        self.pipeline = Pipeline(transforms, ~private_mask(client, net), net.dtype) if transforms else None
+        shared = ~private_mask(client, net)
+        self.pipeline = Pipeline(transforms, shared, net.dtype) if transforms else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make the runtime anew in another process, from the arguments that made it here."""
