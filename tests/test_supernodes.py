@@ -215,7 +215,7 @@ FAULTS: dict[str, tuple[Callable[[Message, Context], Message | None], str]] = {
     "raises": (boom, "failed: OSError: the disk is full"),
     "sends NaN": (altered("weights", lambda w: w * np.nan), "training diverged|not finite"),
     "sends a number that overflows": (altered("weights", lambda w: w * 0 + 1e38), "sent weights too large for float32"),
-    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), "training loss -1e+09"),
+    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), r"training loss -1e\+09"),
     "sends bytes": (unreadable(b"no array"), "sent weights of bytes that are no array"),
     "sends a pickle": (unreadable(pickled), "sent weights of shape .* and dtype object"),
     "sends a header only": (unreadable(header), r"sent weights of shape \(1000000000000,\)"),
@@ -380,7 +380,7 @@ def on_named_strategy(experiment: Experiment, nodes: int) -> Result:
     """Run with a strategy of this file, which a SuperNode takes as it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedsim.engines.supernodes.engine.to_text", lambda strategy, names: "SGD()")
-        patch.setattr("fedsim.engines.supernodes.engine.received_client", lambda text, own: experiment.client)
+        patch.setattr("fedsim.engines.supernodes.node.received_client", lambda text, own: experiment.client)
         settings = {"experiment": config.to_toml(replace(experiment, client=SGD()))}
         with strategies.quiet(), AppGrid(app.client_app, nodes, run_config=settings, workers=1) as grid:
             return experiment.run(
