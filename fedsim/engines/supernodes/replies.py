@@ -300,6 +300,8 @@ def _decoded(pipeline: Pipeline, task: Task, columns: Mapping[str, Array]) -> Ar
 def _unsound_training(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
     """Return, by row, which clients do not say that they have diverged, and still cannot be aggregated."""
     finite = np.flatnonzero(np.isfinite(columns["train_loss"]))
+    if not len(finite):
+        return {}
     sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
     return {int(finite[row]): reason for row, reason in unsound(sent, runtime.net.dtype).items()}
 
