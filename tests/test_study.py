@@ -23,13 +23,14 @@ from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import keep_earlier, writable_directory, write_whole
 from fedsim.models import mlp
 from fedsim.report import plots, split_plots
+from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
 from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
 from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
-from fedsim.study.compare import Study, Variant, half_width, variants
+from fedsim.study.compare import Study, Variant, variants
 from fedsim.study.experiment import Result
 from fedsim.updates.compression import TopK
 

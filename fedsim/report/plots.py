@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import data
+from fedsim.report.intervals import half_width
 from fedsim.report.style import COLOURS, STYLE, save
 
 if TYPE_CHECKING:
@@ -152,8 +153,6 @@ def _line(number: int) -> dict[str, Any]:
 
 def _curves(study: Study, column: str, axes: Axes, bounds: Sequence[float]) -> list[tuple[float, str, str]]:
     """Draw a column of the history by round; return each variant's last value, label and colour."""
-    from fedsim.study.compare import half_width
-
     ends: list[tuple[float, str, str]] = []
     for number, variant in enumerate(study.variants):
         style = _line(number)

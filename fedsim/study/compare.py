@@ -18,6 +18,7 @@ import numpy as np
 from fedsim import data, text
 from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
 from fedsim.errors import ConfigError
+from fedsim.report.intervals import half_width
 from fedsim.study.experiment import Experiment, Result
 
 if TYPE_CHECKING:
@@ -55,16 +56,6 @@ class Variant:
     def label(self) -> str:
         """All labels in one line."""
         return ", ".join(self.labels.values())
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half of the 95 % confidence interval of the mean (Student's t), or NaN for fewer than two values."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n < 2:
-        return math.nan
-    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
