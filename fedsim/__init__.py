@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsim.data import Dataset
     from fedsim.study.compare import Study, compare
-    from fedsim.study.experiment import Experiment, Result
+    from fedsim.study.experiment import Experiment
+    from fedsim.study.result import Result
 
 # Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -20,7 +21,7 @@ __all__ = ["Dataset", "Experiment", "Result", "Study", "compare"]
 _HOME = {
     "Dataset": "fedsim.data",
     "Experiment": "fedsim.study.experiment",
-    "Result": "fedsim.study.experiment",
+    "Result": "fedsim.study.result",
     "Study": "fedsim.study.compare",
     "compare": "fedsim.study.compare",
 }

@@ -350,40 +350,23 @@ def _resume(args: argparse.Namespace) -> None:
 
 def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
     from fedsim.study.directory import RESULTS
+    from fedsim.study.progress import ProgressBar
 
     try:
-        result = experiment.run(
-            workers=args.workers,
-            on_round=_progress(experiment),
-            verbose=args.verbose,
-            directory=args.out,
-            engine=_engine(args),
-        )
+        with ProgressBar(experiment.rounds, leave=False) as bar:
+            result = experiment.run(
+                workers=args.workers, callbacks=[bar], verbose=args.verbose, directory=args.out, engine=_engine(args)
+            )
     except KeyboardInterrupt:
         if args.out:
             print(f"interrupted; fedsim resume {args.out} goes on", file=sys.stderr)
         raise
     known = result.history.dropna(axis="columns", how="all")
     print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if result.stop_reason:
+        print(f"stopped after round {result.rounds} of {experiment.rounds}: {result.stop_reason}")
     if args.out:
         print(f"wrote {', '.join(RESULTS)} to {args.out}")
-
-
-def _progress(experiment: Experiment) -> Callable[[Any], None]:
-    from tqdm import tqdm
-
-    from fedsim.study.compare import score_of
-
-    bar = tqdm(total=experiment.rounds, unit="round", disable=None, leave=False)
-
-    def tick(row: Any) -> None:
-        if row["round"]:
-            bar.update()
-            bar.set_postfix(score_of(row))
-        if row["round"] == experiment.rounds:
-            bar.close()
-
-    return tick
 
 
 def _compare(args: argparse.Namespace) -> None:

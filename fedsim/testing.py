@@ -37,6 +37,7 @@ from fedsim.data import Dataset
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.models import mlp
 from fedsim.splits import CountedSplit, Partition
+from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.text import describe
 
 Array = NDArray[Any]
@@ -327,21 +328,17 @@ def state_survives_resume(strategy: SGD) -> None:
     """Go on to the same bits after an interruption."""
     experiment = _experiment(strategy)
 
-    def stop(row: Any) -> None:
-        if row["round"] == 3:
-            raise _StopError
+    from fedsim.study import saving
 
-    from fedsim.study import runner as runs
-
-    seconds, runs.CHECKPOINT_SECONDS = runs.CHECKPOINT_SECONDS, -1e9
+    seconds, saving.CHECKPOINT_SECONDS = saving.CHECKPOINT_SECONDS, -1e9
     try:
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.suppress(_StopError):
-                experiment.run(directory=folder, on_round=stop)
+                experiment.run(directory=folder, callbacks=[_Stop()])
             with contextlib.redirect_stderr(io.StringIO()):  # which would say where it goes on
                 resumed = experiment.run(directory=folder)
     finally:
-        runs.CHECKPOINT_SECONDS = seconds
+        saving.CHECKPOINT_SECONDS = seconds
     need(
         _same(experiment.run(), resumed),
         "a resumed run differs from an uninterrupted one: keep what lasts in ctx.state (clients) or ctx.state of "
@@ -351,6 +348,14 @@ def state_survives_resume(strategy: SGD) -> None:
 
 class _StopError(Exception):
     pass
+
+
+class _Stop(Callback):
+    """Ends a run in round 3 as if it had been killed."""
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        if finished.number == 3:
+            raise _StopError
 
 
 @check

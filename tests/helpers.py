@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fedsim.study.experiment import Result
+from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.experiment import Experiment
+from fedsim.study.result import Result
+
+
+class OnRound(Callback):
+    """Calls a function with each row of the history, those of a resumed run first."""
+
+    def __init__(self, function: Callable[[Mapping[str, float]], Any]) -> None:
+        self._function = function
+
+    def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
+        for row in history:
+            self._function(row)
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        self._function(finished.metrics)
 
 
 def same(a: Result, b: Result) -> bool:

@@ -21,13 +21,14 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numba
 import numpy as np
+from helpers import OnRound
 from threadpoolctl import threadpool_info
 
 from fedsim import Experiment, clients, servers, splits
 from fedsim.data import Dataset
 from fedsim.splits import Dirichlet, LogNormal
 from fedsim.study import baselines
-from fedsim.study.experiment import Result
+from fedsim.study.result import Result
 from fedsim.updates import compression
 
 FILE = Path(__file__).with_suffix(".json")
@@ -190,7 +191,7 @@ class _Stop(Exception):  # noqa: N818 - nothing is wrong
 
 def interrupted(experiment: Experiment) -> Result:
     """Run it in a directory, break it off after round 2, and go on."""
-    from fedsim.study import runner as run
+    from fedsim.study import saving as run
 
     def stop(row: Any) -> None:
         if row["round"] == 2:
@@ -201,7 +202,7 @@ def interrupted(experiment: Experiment) -> Result:
     try:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                experiment.run(directory=folder, on_round=stop)
+                experiment.run(directory=folder, callbacks=[OnRound(stop)])
             except _Stop:
                 return experiment.run(directory=folder)
             raise AssertionError("the run was not interrupted")

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import Experiment, cli
+from fedsim import cli
 from fedsim.apps import deploy
 from fedsim.report.catalogue import client_entries, server_entries
+from fedsim.study.callbacks import FinishedRound
+from fedsim.study.progress import ProgressBar
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWPIECE = str(ROOT / "experiments" / "iid_vs_noniid.py")
@@ -467,9 +469,9 @@ def test_a_terminal_sees_the_score_of_every_round(monkeypatch: pytest.MonkeyPatc
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    tick = cli._progress(Experiment(rounds=3))
-    for number in range(4):
-        tick({"round": number, "test_accuracy": number / 4})
+    with ProgressBar(rounds=3) as bar:
+        for number in range(4):
+            bar.round_finished(FinishedRound(number, {"test_accuracy": number / 4}, {}, None, dict))
     assert [score in terminal.getvalue() for score in ("=0.000", "=0.250", "=0.500", "=0.750")] == [False, *[True] * 3]
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import same
+from helpers import OnRound, same
 
 from fedsim import Experiment, clients, data, servers
 from fedsim.errors import FedsimError
 from fedsim.splits import Dirichlet
 from fedsim.study import directory as rundir
-from fedsim.study import runner as run
+from fedsim.study import saving as run
 from fedsim.study.checkpoint import CHECKSUM
 
 Entries = dict[str, Any]
@@ -62,7 +62,7 @@ def checkpoint_of(made: Experiment, folder: Path) -> bytes:
     before = run.CHECKPOINT_SECONDS, run.CHECKPOINT_SHARE
     run.CHECKPOINT_SECONDS, run.CHECKPOINT_SHARE = 0.0, 1e9
     try:
-        made.run(directory=folder, on_round=stop)
+        made.run(directory=folder, callbacks=[OnRound(stop)])
     except _StopError:
         return (folder / rundir.CHECKPOINT).read_bytes()
     finally:

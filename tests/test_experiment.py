@@ -16,7 +16,7 @@ from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
 from fedsim.models import mlp
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
-from fedsim.study.experiment import Result, history_columns
+from fedsim.study.result import Result, history_columns
 
 
 class Unequal(CountedSplit):

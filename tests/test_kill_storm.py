@@ -26,7 +26,7 @@ from fedsim import cli
 from fedsim.files import EARLIER
 from fedsim.study import compare as study
 from fedsim.study import directory as rundir
-from fedsim.study import runner as run
+from fedsim.study import saving as run
 
 #: Operations by which files come, change and go.
 OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")

@@ -22,7 +22,7 @@ from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Part
 from fedsim.splits.measure import gini, summary
 from fedsim.streams import Purpose, generator
 from fedsim.study.baselines import centralised
-from fedsim.study.experiment import Result
+from fedsim.study.result import Result
 
 
 def test_measures_are_their_definitions() -> None:

@@ -19,7 +19,7 @@ import flwr.serverapp.strategy as stock
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import same
+from helpers import OnRound, same
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, data, files, servers
@@ -27,7 +27,7 @@ from fedsim.errors import ConfigError
 from fedsim.splits import Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
-from fedsim.study import runner as run
+from fedsim.study import saving as run
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.5),
@@ -80,9 +80,9 @@ def test_resume_equals_run(experiment: Experiment, tmp_path: Path) -> None:
     whole = experiment.run()
     for at in (0, 1, 4, 6):
         with pytest.raises(PowerError):
-            experiment.run(directory=tmp_path, on_round=cut(at))
+            experiment.run(directory=tmp_path, callbacks=[OnRound(cut(at))])
         seen: list[float] = []
-        resumed = experiment.run(directory=tmp_path, on_round=lambda row: seen.append(row["round"]))  # noqa: B023
+        resumed = experiment.run(directory=tmp_path, callbacks=[OnRound(lambda row: seen.append(row["round"]))])  # noqa: B023
         assert same(whole, resumed)
         assert seen == list(range(7))
         assert not (tmp_path / "checkpoint.npz").exists()
@@ -104,22 +104,24 @@ def test_a_resumed_run_knows_which_losses_are_divergence(tmp_path: Path) -> None
     whole = experiment.run()
     assert whole.failures[["round", "partition_id"]].to_numpy().tolist() == [[4, 3]]
     with pytest.raises(PowerError):
-        experiment.run(directory=tmp_path, on_round=cut(2))
+        experiment.run(directory=tmp_path, callbacks=[OnRound(cut(2))])
     resumed = experiment.run(directory=tmp_path)
     assert same(whole, resumed)
     assert resumed.failures.equals(whole.failures)
 
 
-RUN = """
+RUN = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from helpers import OnRound
 from fedsim import Experiment, clients
-from fedsim.study import runner as run
+from fedsim.study import saving as run
 from fedsim.splits import Dirichlet
 run.CHECKPOINT_SECONDS = 0.0
 run.CHECKPOINT_SHARE = 1e9
 e = Experiment(split=Dirichlet(12, alpha=0.5), hidden=(8,), rounds=400, client=clients.SCAFFOLD())
 try:
-    e.run(directory=sys.argv[1], on_round=lambda row: print(int(row["round"]), flush=True))
+    e.run(directory=sys.argv[1], callbacks=[OnRound(lambda row: print(int(row["round"]), flush=True))])
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -159,7 +161,7 @@ def test_two_runs_do_not_write_into_one_directory(tmp_path: Path) -> None:
 
 def test_another_experiments_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(PowerError):
-        BASE.run(directory=tmp_path, on_round=cut(3))
+        BASE.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
     with pytest.raises(ConfigError, match="interrupted run of another experiment"):
         replace(BASE, seed=1).run(directory=tmp_path)
     BASE.run(directory=tmp_path)
@@ -171,7 +173,7 @@ def test_arrays_of_ones_own_resume_by_their_content(tmp_path: Path) -> None:
     digits = data.load("digits")
     own = replace(BASE, dataset=data.Dataset("own", digits.x_train, digits.y_train, digits.x_test, digits.y_test, 10))
     with pytest.raises(PowerError):
-        own.run(directory=tmp_path, on_round=cut(3))
+        own.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
     other = replace(own, dataset=replace(own.dataset, x_train=digits.x_train * 0.5))  # type: ignore[type-var]
     with pytest.raises(ConfigError, match="another experiment"):
         other.run(directory=tmp_path)
@@ -214,7 +216,7 @@ class Drifting(servers.FedExP):
 def test_attributes_of_ones_own_server_are_resumed(tmp_path: Path) -> None:
     experiment = replace(BASE, server=Drifting)
     with pytest.raises(PowerError):
-        experiment.run(directory=tmp_path, on_round=cut(4))
+        experiment.run(directory=tmp_path, callbacks=[OnRound(cut(4))])
     assert same(experiment.run(directory=tmp_path), experiment.run())
 
 
@@ -232,7 +234,9 @@ class Secretive(servers.FedAvg):
 
 def test_what_no_checkpoint_can_hold_of_ones_own_server_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="server Secretive's schedule is a Schedule, which a checkpoint cannot hold"):
-        replace(BASE, server=Secretive).run(directory=tmp_path, on_round=lambda row: pytest.fail("it has begun"))
+        replace(BASE, server=Secretive).run(
+            directory=tmp_path, callbacks=[OnRound(lambda row: pytest.fail("it has begun"))]
+        )
 
 
 def test_a_table_file_that_changed_is_noticed(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_a_table_file_that_changed_is_noticed(tmp_path: Path) -> None:
         frame.to_csv(file, index=False)
         experiment = Experiment(dataset=text, split=Dirichlet(3, alpha=5.0), rounds=3, hidden=(4,))
         with pytest.raises(PowerError):
-            experiment.run(directory=out, on_round=cut(2))
+            experiment.run(directory=out, callbacks=[OnRound(cut(2))])
         changed = frame.copy()
         if change:
             change(changed)
@@ -299,7 +303,7 @@ def test_a_restart_before_the_first_checkpoint_leaves_nothing(monkeypatch: pytes
     out = tmp_path / "out"
     for experiment in (BASE, replace(BASE, seed=1), BASE):  # nothing was done, so another experiment may begin there
         with pytest.raises(PowerError):
-            experiment.run(directory=out, on_round=cut(2))
+            experiment.run(directory=out, callbacks=[OnRound(cut(2))])
     for name in (".checkpoint.npz.ab_d12x9", ".history.csv.abcdefgh", ".mine.abcdefgh", ".history.csv.backup"):
         (out / name).touch()
     assert same(BASE.run(directory=out), BASE.run())
@@ -319,7 +323,7 @@ def test_a_directory_that_is_deleted_ends_the_run(at: int, replaced: bool, tmp_p
                 replace(BASE, rounds=1).run(directory=out)
 
     with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
-        BASE.run(directory=out, on_round=on_round)
+        BASE.run(directory=out, callbacks=[OnRound(on_round)])
     assert out.exists() == replaced
     if replaced:
         assert len(pd.read_csv(out / "history.csv")) == 2

@@ -27,6 +27,7 @@ from fedsim.flower import records
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers import krum
 from fedsim.splits import IID, Dirichlet, LogNormal, Shards
+from fedsim.study.server import make_strategy
 from fedsim.updates.aggregators import Aggregator, columns
 
 Array = NDArray[Any]
@@ -661,7 +662,7 @@ def test_groups_need_a_server_that_averages(name: str) -> None:
     server = partial(getattr(servers, name), **TWINS.get(name, {}))
     experiment = replace(BASE, client=clients.IFCA(), server=server)
     with pytest.raises(ConfigError, match=f"client IFCA averages in groups, which the server {name} does not"):
-        experiment.strategy()
+        make_strategy(experiment)
 
 
 def test_groups_under_a_server_of_ones_own() -> None:
@@ -680,7 +681,7 @@ def test_groups_under_a_server_of_ones_own() -> None:
     base = replace(BASE, client=clients.IFCA(), rounds=2)
     assert same(replace(base, server=Counting).run(), base.run())
     with pytest.raises(ConfigError, match="client IFCA averages in groups, which the server Halfway does not"):
-        replace(base, server=Halfway).strategy()
+        make_strategy(replace(base, server=Halfway))
     with pytest.raises(ConfigError, match="client Undeclared averages in groups, which the server FedExP does not"):
         replace(base, client=Undeclared(), server=servers.FedExP).run()
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import OnRound
 from matplotlib.figure import Figure
 
 from fedsim import Experiment, compare
@@ -31,7 +32,7 @@ from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
 from fedsim.study.compare import Study, Variant, variants
-from fedsim.study.experiment import Result
+from fedsim.study.result import Result
 from fedsim.updates.compression import TopK
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
@@ -219,7 +220,7 @@ def test_what_is_finished_is_written_as_it_finishes(monkeypatch: pytest.MonkeyPa
             seen.append(pd.read_csv(out / "summary.csv")["seeds"].tolist() if (out / "summary.csv").exists() else [])
 
     axes: dict[str, Any] = {"split": [IID(10), Shards(10, per_client=2)]}
-    whole = compare(BASE, seeds=2, directory=out, on_round=on_round, **axes)
+    whole = compare(BASE, seeds=2, directory=out, callbacks=[OnRound(on_round)], **axes)
     assert seen == [[], [1], [2], [2, 1]]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # its own tables are no earlier results
     whole.to_csv(tmp_path / "again")
@@ -253,7 +254,7 @@ def test_a_study_that_ends_early_writes_what_is_finished(
     for last in (1, 3):
         begun = 0
         with pytest.raises(error):
-            compare(BASE, seeds=3, directory=out, on_round=on_round, client=[SGD(lr=0.1), SGD(lr=0.2)])
+            compare(BASE, seeds=3, directory=out, callbacks=[OnRound(on_round)], client=[SGD(lr=0.1), SGD(lr=0.2)])
         assert not (out / ".rounds.csv.abcdefgh").exists()
         said = capsys.readouterr().err
         assert ("2 of its 6 runs" in said) == (last == 3)
@@ -269,7 +270,7 @@ def test_two_studies_do_not_write_into_one_directory(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="another run is writing"):
             compare(BASE, directory=tmp_path / "out")
 
-    compare(BASE, directory=tmp_path / "out", on_round=on_round)
+    compare(BASE, directory=tmp_path / "out", callbacks=[OnRound(on_round)])
 
 
 def history(*scores: float) -> pd.DataFrame:
@@ -462,5 +463,5 @@ def test_a_study_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
 
     with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
-        compare(BASE, seeds=2, directory=out, on_round=on_round)
+        compare(BASE, seeds=2, directory=out, callbacks=[OnRound(on_round)])
     assert not out.exists()

@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from helpers import same
+from helpers import OnRound, same
 
 from fedsim import Experiment, clients, servers
 from fedsim.apps import app
@@ -38,7 +38,7 @@ from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, Partition, TimeOrdered
 from fedsim.study import config
-from fedsim.study.experiment import Result
+from fedsim.study.result import Result
 from fedsim.updates.compression import TopK
 
 BASE = Experiment(
@@ -649,7 +649,7 @@ def test_a_client_that_hangs_is_not_waited_for_beyond_the_timeout() -> None:
         AppGrid(client_app, 4, run_config=settings, workers=4) as grid,
     ):
         engine = partial(SuperNodeEngine, grid=grid, nodes=4, timeout=2.0)
-        result = experiment.run(engine=engine, on_round=row_written)
+        result = experiment.run(engine=engine, callbacks=[OnRound(row_written)])
     assert hanging == [True]
     assert result.failures["partition_id"].tolist() == [2, 6, 10]
     assert result.failures["reason"].str.contains("did not answer within 2 s").all()
@@ -805,7 +805,7 @@ def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
             )
 
     with pytest.raises(InterruptedError):
-        run(on_round=stop)
+        run(callbacks=[OnRound(stop)])
     if type(client) is SGD:
         assert same(run(), experiment.run())
     else:

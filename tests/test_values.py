@@ -26,6 +26,7 @@ from fedsim.objects import to_text
 from fedsim.servers import FedAdam, FedAvg, MultiKrum
 from fedsim.splits import IID, Dirichlet, LabelDirichlet, LogNormal, Rotation, Split, TimeOrdered
 from fedsim.study import config
+from fedsim.study.server import make_strategy
 from fedsim.updates.compression import TopK
 
 #: What a file, a command line or a program may put into any field.
@@ -111,7 +112,7 @@ def use(made: Any) -> None:
             assert config.to_toml(again) == text
     made.network(SMALL)
     made.federate(SMALL)
-    made.strategy()
+    make_strategy(made)
 
 
 @pytest.mark.parametrize(("cls", "field"), places(), ids=lambda value: getattr(value, "__name__", value))
@@ -333,7 +334,7 @@ def test_studies_of_odd_numbers_are_refused(arguments: dict[str, Any], sentence:
 )
 def test_fractions_and_counts_of_a_server_are_checked(cls: Any, option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{cls.__name__}'s {option} is .*; allowed"):
-        Experiment(server=partial(cls, **{option: value})).strategy()
+        make_strategy(Experiment(server=partial(cls, **{option: value})))
 
 
 @pytest.mark.parametrize(
@@ -345,11 +346,17 @@ def test_fractions_and_counts_of_a_server_are_checked(cls: Any, option: str, val
         (lambda: FedAvg(half=1), "FedAvg's half is 1; allowed: a ServerHalf"),
         (lambda: FedAvg(min_clients=0), "FedAvg's min_clients is 0"),
         (lambda: MultiKrum(num_malicious_nodes=10**23), "num_malicious_nodes is 10{23}"),
-        (lambda: Experiment(server=partial(stock.FedAdam, eta=float("inf"))).strategy(), "FedAdam's eta is inf"),
-        (lambda: Experiment(server=partial(stock.FedProx, proximal_mu="x")).strategy(), "FedProx's proximal_mu is 'x'"),
-        (lambda: Experiment(server=partial(stock.MultiKrum, num_nodes_to_select=0.5)).strategy(), "to_select is 0.5"),
-        (lambda: Experiment(server=partial(stock.FedAvg, weighted_by_key=3)).strategy(), "weighted_by_key is 3"),
-        (lambda: Experiment(server=partial(stock.FedAvg, train_metrics_aggr_fn=3)).strategy(), "aggr_fn is 3"),
+        (lambda: make_strategy(Experiment(server=partial(stock.FedAdam, eta=float("inf")))), "FedAdam's eta is inf"),
+        (
+            lambda: make_strategy(Experiment(server=partial(stock.FedProx, proximal_mu="x"))),
+            "FedProx's proximal_mu is 'x'",
+        ),
+        (
+            lambda: make_strategy(Experiment(server=partial(stock.MultiKrum, num_nodes_to_select=0.5))),
+            "to_select is 0.5",
+        ),
+        (lambda: make_strategy(Experiment(server=partial(stock.FedAvg, weighted_by_key=3))), "weighted_by_key is 3"),
+        (lambda: make_strategy(Experiment(server=partial(stock.FedAvg, train_metrics_aggr_fn=3))), "aggr_fn is 3"),
     ],
 )
 def test_other_options_of_servers_are_checked(make: Callable[[], Any], sentence: str) -> None:

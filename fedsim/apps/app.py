@@ -29,6 +29,7 @@ from fedsim.engines.supernodes.node import answer, hello
 from fedsim.modules import Modules
 from fedsim.study import config
 from fedsim.study.build import build_runtime
+from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 from fedsim.text import read_toml
 
@@ -80,8 +81,8 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
         on_failure=experiment.on_failure,
     )
     out = str(settings.get("out", "")) or None
-    result = experiment.run(engine=engine, directory=out, on_round=_say)
-    print(f"fedsim: done after {experiment.rounds} rounds, {result.score}={result.final_accuracy:.4g}", flush=True)
+    result = experiment.run(engine=engine, directory=out, callbacks=[_Log()])
+    print(f"fedsim: done after {result.rounds} rounds, {result.score}={result.final_score:.4g}", flush=True)
 
 
 def _end_with_parent() -> None:
@@ -96,11 +97,13 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _say(row: Mapping[str, float]) -> None:
-    """Print a row of the history: a server's log is all that its user sees."""
-    shown = {name: value for name, value in row.items() if value == value and name != "round"}
-    words = " ".join(f"{name}={value:.4g}" for name, value in shown.items())
-    print(f"fedsim: round {row['round']:.0f} {words}", flush=True)
+class _Log(Callback):
+    """Prints the metrics of each round: a server's user sees its log only."""
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        shown = {name: value for name, value in finished.metrics.items() if value == value and name != "round"}
+        words = " ".join(f"{name}={value:.4g}" for name, value in shown.items())
+        print(f"fedsim: round {finished.number} {words}", flush=True)
 
 
 def _hello(message: Message, context: Context, folder: Path | None) -> Message:

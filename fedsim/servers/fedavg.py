@@ -12,7 +12,7 @@ control variates); and `step` goes from the old global weights to the new.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -55,6 +55,14 @@ class FedAvg(FlowerFedAvg):
         As for ``flwr.serverapp.strategy.FedAvg`` (``fraction_train``, ``fraction_evaluate``, ...). The minimum
         numbers of nodes default to 1 here.
     """
+
+    _given_options: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Remember the options, from which an experiment makes a fresh strategy for each run."""
+        made = super().__new__(cls)
+        made._given_options = None if args else options
+        return made
 
     def __init__(
         self, *, seed: int = 0, half: ServerHalf | None = None, min_clients: int = 1, **flower_options: Any

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedsim.errors import ConfigError
 
 #: Of the file; raised when older files can no longer be read.
-VERSION = 3
+VERSION = 4
 #: Bytes of the checksum at the file's end: hexadecimal digits, which no archive's own records can be mistaken for.
 CHECKSUM = 64
 #: Kinds of array that a checkpoint holds: booleans and numbers.
@@ -177,3 +177,9 @@ def unusable(path: Path, why: str) -> ConfigError:
     return ConfigError(
         f"the checkpoint {str(path)!r} {why}; restore an intact copy, or delete it to start the run from its beginning"
     )
+
+
+def need(fits: bool, name: str) -> None:
+    """Raise ConfigError unless a part of a checkpoint fits the run that is to go on from it."""
+    if not fits:
+        raise ConfigError(f"its {name} has other types or shapes")

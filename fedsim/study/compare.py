@@ -19,12 +19,15 @@ from fedsim import data, text
 from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import half_width
-from fedsim.study.experiment import Experiment, Result
+from fedsim.study.experiment import Experiment
+from fedsim.study.progress import ProgressBar
+from fedsim.study.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fedsim.engines.engine import Engine
+    from fedsim.study.callbacks import Callback
 
 #: What a study leaves in its directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
 TABLES = ("rounds.csv", "clients.csv", "summary.csv")
@@ -308,7 +311,7 @@ def compare(
     seeds: int | Sequence[int] = 1,
     baselines: Sequence[str] = (),
     progress: bool | None = None,
-    on_round: Callable[[Mapping[str, float]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     workers: int | None = None,
     verbose: bool = False,
     engine: str | Callable[..., Engine] = "in-process",
@@ -326,8 +329,8 @@ def compare(
         What to run besides, of `base`; see `fedsim.study.baselines`.
     progress : bool, optional
         Show a progress bar; default: only on a terminal.
-    on_round : callable, optional
-        Called with each row of each history.
+    callbacks : sequence of Callback
+        Called in each run; see `fedsim.study.callbacks`.
     workers : int, optional
         Threads.
     verbose : bool
@@ -353,8 +356,6 @@ def compare(
     >>> [variant.label for variant in study.variants]
     ['IID', 'Shards(2)']
     """
-    from tqdm import tqdm
-
     seeds = _seeds(seeds, base.seed)
     _check_baselines(baselines)
     chosen = variants(base, **axes)
@@ -368,7 +369,7 @@ def compare(
     found: list[Variant] = []
     with ExitStack() as stack:
         files = _StudyFiles(stack, directory, sum(len(e) for _, e in runs)) if directory is not None else None
-        bar = stack.enter_context(tqdm(total=total, unit="round", disable=None if progress is None else not progress))
+        bar = stack.enter_context(ProgressBar(total, progress))
         for labels, experiments in runs:
             found.append(Variant(labels, ()))
             for experiment in experiments:
@@ -380,16 +381,8 @@ def compare(
                     ready = replace(experiment, dataset=loaded[key])
                 else:
                     ready = experiment
-                bar.set_description(f"{', '.join([*labels.values(), f'seed {experiment.seed}'])}")
-
-                def tick(row: Mapping[str, float]) -> None:
-                    if row["round"]:
-                        bar.update()
-                        bar.set_postfix(score_of(row))
-                    if on_round is not None:
-                        on_round(row)
-
-                result = ready.run(workers=workers, on_round=tick, verbose=verbose, engine=engine)
+                bar.describe(", ".join([*labels.values(), f"seed {experiment.seed}"]))
+                result = ready.run(workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine)
                 if found[0].results and result.score != found[0].results[0].score:
                     raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
                 found[-1] = replace(found[-1], results=(*found[-1].results, replace(result, experiment=experiment)))
@@ -459,9 +452,3 @@ class _StudyFiles:
             )
         elif not self._finished:
             notice(f"the study ended before its first run had finished; nothing was written to {self._folder.path}")
-
-
-def score_of(row: Mapping[str, float]) -> dict[str, str]:
-    """Return what a progress bar shows of a row of the history."""
-    column = "test_accuracy" if "test_accuracy" in row else "test_r2"
-    return {column.removeprefix("test_"): f"{row[column]:.3f}"}

@@ -31,7 +31,8 @@ from fedsim.files import (
 from fedsim.study import checkpoint
 
 if TYPE_CHECKING:
-    from fedsim.study.experiment import Experiment, Result
+    from fedsim.study.experiment import Experiment
+    from fedsim.study.result import Result
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: What a finished run leaves.

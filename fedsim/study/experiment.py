@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim import data, kernels
 from fedsim.checks import (
@@ -27,104 +25,23 @@ from fedsim.checks import (
     to_builtin_sequence,
 )
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
+from fedsim.clients.base import numpy_hooks
 from fedsim.clients.check_hooks import check_signatures
 from fedsim.errors import ConfigError
 from fedsim.models import mlp
 from fedsim.splits import IID, FederatedDataset, Split
+from fedsim.study.callbacks import Callback, EarlyStopping
+from fedsim.text import short
 from fedsim.updates.transform import UpdateTransform, check_transforms
 
 if TYPE_CHECKING:
-    import pandas as pd
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engines.engine import Engine
+    from fedsim.study.result import Result
 
 
-def history_columns(score: str) -> tuple[str, ...]:
-    """Return the columns of `Result.history`, in order, for a score: ``"accuracy"`` or ``"r2"``."""
-    return (
-        "round",
-        "test_loss",
-        f"test_{score}",
-        "train_loss",
-        "local_loss",
-        f"local_{score}",
-        "clients",
-        "failures",
-        "client_drift",
-        "gradient_diversity",
-        "update_cosine",
-        "weight_divergence",
-        "bytes_up",
-        "bytes_down",
-        "seconds",
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What an experiment found.
-
-    Attributes
-    ----------
-    experiment : Experiment
-    history : DataFrame
-        One row per round, round 0 being the untrained model: ``round, test_loss, test_accuracy, train_loss`` (mean
-        over the cohort's examples as they were trained on), ``local_loss, local_accuracy`` (mean over the examples
-        of the clients that evaluated; NaN if none did), ``clients`` (aggregated), ``failures`` (left out), how far
-        clients went apart (``client_drift, gradient_diversity, update_cosine``; see `fedsim.rounds.drift.Drift`),
-        ``weight_divergence`` (from training on all examples in one place; NaN unless asked for), ``bytes_up,
-        bytes_down`` (serialised arrays, all clients together), ``seconds`` (wall clock of the round). For regression
-        ``test_r2`` and ``local_r2`` are in the place of accuracies: ``1 - loss / variance of the test targets``.
-    clients : DataFrame
-        One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
-        that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
-    weights : dict of ndarray
-        Final global model: ``W1, b1, W2, b2, ...``.
-    kernel : {"numpy", "compiled"}
-        What trained the clients.
-    score : {"accuracy", "r2"}
-        What is measured: accuracy, or for regression R squared.
-    failures : DataFrame
-        One row per client that was left out of a round: ``round, partition_id, reason``.
-    """
-
-    experiment: Experiment
-    history: pd.DataFrame
-    clients: pd.DataFrame
-    weights: dict[str, NDArray[Any]]
-    kernel: str
-    score: str
-    failures: pd.DataFrame
-
-    @property
-    def test_scores(self) -> NDArray[np.float64]:
-        """Test accuracy, or R squared, by round from round 0."""
-        scores: NDArray[np.float64] = self.history[f"test_{self.score}"].to_numpy(dtype=float)
-        return scores
-
-    @property
-    def final_accuracy(self) -> float:
-        """Test accuracy after the last round; R squared for regression."""
-        return float(self.test_scores[-1])
-
-    def rounds_to(self, target: float) -> float:
-        """Return after how many rounds test accuracy (or R squared) passes `target`, or NaN if it never does.
-
-        As the FedAvg paper counts: each round's accuracy is the best so far, interpolated linearly between rounds.
-        """
-        best = np.maximum.accumulate(self.test_scores)
-        above = np.flatnonzero(best >= target)
-        if not len(above):
-            return float("nan")
-        k = int(above[0])
-        if k == 0:
-            return 0.0
-        return float(k - 1 + (target - best[k - 1]) / (best[k] - best[k - 1]))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Experiment:
     """One federated-learning run, fully described.
 
@@ -143,9 +60,10 @@ class Experiment:
     dtype : {"float32", "float64"}
     client : SGD
         The client strategy.
-    server : callable
-        A Flower ``Strategy`` class, or ``functools.partial`` of one with its own options. It is called with
-        ``fraction_train``, ``fraction_evaluate``, minimum node counts of 1 and, if it takes one, ``seed``. Default:
+    server : Strategy or callable
+        A server strategy of fedsim, such as ``FedAdam(eta=0.1)``, whose options are used to make a fresh one for each
+        run; or a Flower ``Strategy`` class, or ``functools.partial`` of one. It is made with ``fraction_train``,
+        ``fraction_evaluate``, minimum node counts of 1 and, if it takes one, ``seed``, unless it has its own. Default:
         fedsim's FedAvg.
     fraction_train : float
         Share of clients trained in each round (the FedAvg paper's C), greater than 0 and at most 1; at least one.
@@ -174,6 +92,8 @@ class Experiment:
         fewer changes nothing. More than 1 needs a server of fedsim.
     transforms : sequence of UpdateTransform
         Applied one after another to the updates that clients send; see `fedsim.updates`.
+    early_stopping : EarlyStopping, optional
+        Ends the run before its last round; see `fedsim.study.callbacks`.
 
     Raises
     ------
@@ -200,6 +120,7 @@ class Experiment:
     weight_divergence: bool = False
     min_clients: int = 1
     transforms: tuple[UpdateTransform, ...] = ()
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -220,11 +141,7 @@ class Experiment:
         for width in self.hidden:
             check_integer("hidden", width, 1)
         mlp.MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
-        if self.server is not None and not callable(self.server):
-            raise ConfigError(f"server is {shorten(self.server)}; allowed: a Flower Strategy class or a partial of one")
-        if isinstance(self.server, partial) and to_builtin(self.server.keywords) is not self.server.keywords:
-            plain_server = partial(self.server.func, *self.server.args, **to_builtin(self.server.keywords))
-            object.__setattr__(self, "server", plain_server)
+        object.__setattr__(self, "server", _server_class(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
         check_real("test_fraction", self.test_fraction, 0, 1, open_high=True)
@@ -243,13 +160,29 @@ class Experiment:
                 raise ConfigError(f"transforms has {shorten(transform)}; allowed: transforms, such as TopK(0.1)")
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
+        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
+            raise ConfigError(f"early_stopping is {shorten(self.early_stopping)}; allowed: an EarlyStopping object")
+
+    def _values(self) -> list[Any]:
+        """Return the values of the fields; a partial as what it consists of, so that equal ones compare equal."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return [(v.func, v.args, v.keywords) if isinstance(v, partial) else v for v in values]
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, Experiment) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.seed, self.rounds, self.hidden, repr(self.split), repr(self.client)))
+
+    def __repr__(self) -> str:
+        return short(self)
 
     def run(
         self,
         *,
         workers: int | None = None,
         block_size: int | None = None,
-        on_round: Callable[[Mapping[str, float]], None] | None = None,
+        callbacks: Sequence[Callback] = (),
         verbose: bool = False,
         directory: str | os.PathLike[str] | None = None,
         engine: str | Callable[..., Engine] = "in-process",
@@ -262,8 +195,8 @@ class Experiment:
             Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
         block_size : int, optional
             Clients trained together; default by the size of the model.
-        on_round : callable, optional
-            Called with each row of the history as it is known.
+        callbacks : sequence of Callback
+            Called after each round; see `fedsim.study.callbacks`.
         verbose : bool
             Show Flower's log.
         directory : path, optional
@@ -284,9 +217,9 @@ class Experiment:
         DataError
             The dataset cannot be found or is not fit to train on.
         """
-        from fedsim.study.runner import execute
+        from fedsim.study.runner import run
 
-        return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory, engine)
+        return run(self, workers, block_size, callbacks, verbose, directory, engine)
 
     def load_data(self) -> data.Dataset:
         """Return the dataset."""
@@ -324,91 +257,26 @@ class Experiment:
             )
         return net
 
-    def strategy(self, half: ServerHalf | None = None, num_clients: int | None = None) -> Strategy:
-        """Return a fresh server strategy, which carries the client strategy's server half if it can.
 
-        Parameters
-        ----------
-        half : ServerHalf, optional
-        num_clients : int, optional
-            Refuse a strategy that waits for more clients than there are.
+def _server_class(server: Any) -> Any:
+    """Return a server strategy's class, or a partial of it with the options that were given to the object.
 
-        Raises
-        ------
-        ConfigError
-            It cannot be made, or cannot carry a server half or groups that the client strategy needs.
-        """
-        from fedsim.servers.fedavg import FedAvg
-        from fedsim.servers.options import MINIMUM
-
-        make: Callable[..., Strategy] = self.server or FedAvg
-        cls = make.func if isinstance(make, partial) else make
-        name = getattr(cls, "__name__", repr(cls))
-        settings: dict[str, Any] = {
-            "fraction_train": self.fraction_train,
-            "fraction_evaluate": self.fraction_evaluate,
-            "seed": self.seed,
-            **dict.fromkeys(MINIMUM, 1),
-        }
-        if isinstance(cls, type) and issubclass(cls, FedAvg):
-            settings |= {"half": half, "min_clients": self.min_clients}
-            if self.client.grouped:
-                cls.check_groups(type(self.client).__name__)
-        elif self.min_clients > 1:
-            raise ConfigError(f"min_clients is {self.min_clients}, which the server {name} does not heed; allowed: 1")
-        elif half and has_server_half(self.client):
-            raise ConfigError(
-                f"client {type(self.client).__name__} has a server half, which the server {name} does not carry; "
-                "allowed: a server of fedsim.servers or a subclass of one"
-            )
-        own = make.keywords if isinstance(make, partial) else {}
-        accepted = _parameters(cls)
-        _check_options(cls, name, own)
-        settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
-        try:
-            made = make(**settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"server {name} cannot be made: {error}") from None
-        for option in MINIMUM:
-            least = getattr(made, option, 0)
-            if num_clients is not None and least > num_clients:
-                raise ConfigError(
-                    f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients"
-                )
-        return made
-
-
-def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
-    """Check a server's options: those that fedsim knows, and of Flower's own classes all numbers, flags and names."""
-    from fedsim.servers.options import check_flower_options
-
-    check_flower_options(name, options)
-    if not getattr(cls, "__module__", "").startswith("flwr."):
-        return  # fedsim's classes, and the user's, check their own
-    for option, parameter in inspect.signature(cls).parameters.items():
-        field, kind = f"{name}'s {option}", parameter.annotation
-        if option not in options:
-            continue
-        if kind in (float, "float"):
-            check_real(field, options[option])
-        elif kind in (int, "int"):
-            check_integer(field, options[option])
-        elif kind in (str, "str") and not isinstance(options[option], str):
-            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: text")
-        elif option.endswith(("_fn", "_rule")) and not (options[option] is None or callable(options[option])):
-            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: a function")
-
-
-def _parameters(make: Callable[..., Any]) -> set[str]:
-    """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
-    from fedsim.servers.options import MINIMUM
-
-    found: set[str] = set()
-    for part in make.__mro__ if isinstance(make, type) else [make]:
-        if isinstance(part, type) and "__init__" not in vars(part):
-            continue
-        parameters = inspect.signature(vars(part)["__init__"] if isinstance(part, type) else part).parameters
-        found |= set(parameters)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return found
-    return found if isinstance(make, type) else found | {"fraction_train", "fraction_evaluate", "seed", *MINIMUM}
+    Raises
+    ------
+    ConfigError
+        It is something else, or an object of Flower's that does not tell its options.
+    """
+    if server is None or not hasattr(type(server), "aggregate_train"):
+        if server is not None and not callable(server):
+            raise ConfigError(f"server is {shorten(server)}; allowed: a server strategy, or the class of one")
+        if isinstance(server, partial) and to_builtin(server.keywords) is not server.keywords:
+            return partial(server.func, *server.args, **to_builtin(server.keywords))
+        return server
+    name = type(server).__name__
+    options = getattr(server, "_given_options", None)
+    if options is None:
+        raise ConfigError(
+            f"server is a {name} object, whose options are unknown; allowed: the class, or functools.partial of it"
+        )
+    cls: Any = type(server)
+    return partial(cls, **to_builtin(options)) if options else cls

@@ -1,0 +1,141 @@
+"""Callbacks: what watches a run, and may end it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from fedsim.checks import check_choice, check_integer, check_real, convert_fields
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsim.study.experiment import Experiment
+    from fedsim.study.result import Result
+
+
+class FinishedRound:
+    """A round that has been evaluated, as callbacks see it.
+
+    Attributes
+    ----------
+    number : int
+        0 for the untrained model.
+    metrics : dict of str to float
+        The round's row of `Result.history`.
+    failures : dict of int to str
+        Partition id -> why, for clients that were left out.
+    rejected : tuple of two int, optional
+        Of a round that was not accepted: how many updates it had, and how many it needed.
+    stop_reason : str
+        Why the run ends after this round; empty if it goes on.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        metrics: Mapping[str, float],
+        failures: Mapping[int, str],
+        rejected: tuple[int, int] | None,
+        weights: Callable[[], dict[str, NDArray[Any]]],
+    ) -> None:
+        self.number, self.metrics, self.failures, self.rejected = number, metrics, failures, rejected
+        self.stop_reason = ""
+        self._weights = weights
+
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """A copy of the global model, as `Result.weights`."""
+        return self._weights()
+
+    def stop(self, reason: str) -> None:
+        """End the run after this round; its result holds the rounds so far, and the reason."""
+        self.stop_reason = self.stop_reason or reason
+
+
+class Callback:
+    """Watches a run; extend it, and override what is needed. Exceptions end the run."""
+
+    def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
+        """Take note that a run begins.
+
+        Parameters
+        ----------
+        experiment : Experiment
+        history : sequence of mapping
+            Rows of the rounds that an interrupted run has finished; empty for a new run.
+        """
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        """Look at a round, once its model has been evaluated; round 0 is the untrained model."""
+
+    def run_finished(self, result: Result) -> None:
+        """Take the result of a run that was not interrupted."""
+
+
+#: What `EarlyStopping` can watch. Losses should fall, scores should rise.
+METRICS = ("test_loss", "test_accuracy", "test_r2", "train_loss", "local_loss", "local_accuracy", "local_r2")
+
+
+@dataclass(frozen=True)
+class EarlyStopping(Callback):
+    """Ends a run when a metric has reached a target, or has not improved for some rounds.
+
+    Parameters
+    ----------
+    metric : str
+        A column of `Result.history`: a loss, which should fall, or an accuracy or R squared, which should rise.
+    target : float, optional
+        Stop once the metric is as good as this.
+    patience : int, optional
+        Stop after so many rounds without a new best value, at least 1. A round without the metric (NaN) brings none.
+
+    Raises
+    ------
+    ConfigError
+        Neither target nor patience is given, or a value is not allowed.
+    """
+
+    metric: str = "test_accuracy"
+    target: float | None = None
+    patience: int | None = None
+    _best: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+        check_choice("EarlyStopping's metric", self.metric, METRICS)
+        if self.target is None and self.patience is None:
+            raise ConfigError("EarlyStopping has neither target nor patience; allowed: one of them, or both")
+        if self.target is not None:
+            check_real("EarlyStopping's target", self.target)
+        if self.patience is not None:
+            check_integer("EarlyStopping's patience", self.patience, 1)
+
+    def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
+        """Start anew, with the rounds that have been finished."""
+        self._best.clear()
+        for row in history:
+            self._add(row)
+
+    def _add(self, row: Mapping[str, float]) -> float:
+        """Add a round's value to the best so far; return the value, in the direction in which larger is better."""
+        if self.metric not in row:
+            columns = ", ".join(name for name in METRICS if name in row)
+            raise ConfigError(f"EarlyStopping's metric is {self.metric!r}; this experiment has {columns}")
+        value = -row[self.metric] if self.metric.endswith("loss") else row[self.metric]
+        before = self._best[-1] if self._best else -math.inf
+        self._best.append(max(before, value) if value == value else before)
+        return value
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        """Stop if the target is reached, or patience is at its end."""
+        value, shown = self._add(finished.metrics), finished.metrics[self.metric]
+        sign = -1 if self.metric.endswith("loss") else 1
+        if self.target is not None and value >= sign * self.target:
+            finished.stop(f"{self.metric} reached {self.target:g} in round {finished.number}: {shown:.4g}")
+        rounds, best = self.patience, self._best
+        if rounds is not None and len(best) > rounds and best[-1] == best[-1 - rounds] > -math.inf:
+            finished.stop(f"{self.metric} has not improved for {rounds} rounds; the best was {sign * best[-1]:.4g}")

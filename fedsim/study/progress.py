@@ -1,0 +1,52 @@
+"""Progress bars, on terminals only unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from tqdm import tqdm
+
+from fedsim.study.callbacks import Callback, FinishedRound
+
+if TYPE_CHECKING:
+    from fedsim.study.experiment import Experiment
+
+
+class ProgressBar(Callback):
+    """Shows the rounds of one run or of several, and the latest score. Use it as a context manager.
+
+    Parameters
+    ----------
+    rounds : int
+        Of all runs together.
+    show : bool, optional
+        Default: only on a terminal.
+    leave : bool
+        Leave the full bar on the terminal at the end.
+    """
+
+    def __init__(self, rounds: int, show: bool | None = None, leave: bool = True) -> None:
+        self._bar = tqdm(total=rounds, unit="round", disable=None if show is None else not show, leave=leave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def describe(self, run: str) -> None:
+        """Show which run this is."""
+        self._bar.set_description(run)
+
+    def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
+        """Count the rounds that have been finished."""
+        if len(history) > 1:
+            self._bar.update(len(history) - 1)
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        """Count the round, and show the test score."""
+        if finished.number:
+            self._bar.update()
+            score = "accuracy" if "test_accuracy" in finished.metrics else "r2"
+            self._bar.set_postfix({score: f"{finished.metrics[f'test_{score}']:.3f}"})

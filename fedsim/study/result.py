@@ -1,0 +1,134 @@
+"""The result of an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.study.experiment import Experiment
+
+
+def history_columns(score: str) -> tuple[str, ...]:
+    """Return the columns of `Result.history`, in order, for a score: ``"accuracy"`` or ``"r2"``."""
+    return (
+        "round",
+        "test_loss",
+        f"test_{score}",
+        "train_loss",
+        "local_loss",
+        f"local_{score}",
+        "clients",
+        "failures",
+        "client_drift",
+        "gradient_diversity",
+        "update_cosine",
+        "weight_divergence",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The result of an experiment.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    history : DataFrame
+        One row per round; round 0 is the untrained model.
+
+        - ``test_loss, test_accuracy``: of the global model on the test set.
+        - ``train_loss``: mean over the cohort's examples, measured before each update.
+        - ``local_loss, local_accuracy``: mean over the examples of the clients that evaluated; NaN if none did.
+        - ``clients, failures``: how many clients were aggregated, and how many were left out.
+        - ``client_drift, gradient_diversity, update_cosine``: see `fedsim.rounds.statistics.Drift`.
+        - ``weight_divergence``: from training on all examples in one place; NaN unless asked for.
+        - ``bytes_up, bytes_down``: serialised arrays, all clients together.
+        - ``seconds``: wall clock of the round.
+
+        For regression ``test_r2`` and ``local_r2`` take the place of accuracies: ``1 - loss / variance of the test
+        targets``.
+    clients : DataFrame
+        One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
+        that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
+    weights : dict of ndarray
+        The final global model: ``W1, b1, W2, b2, ...``.
+    kernel : {"numpy", "compiled"}
+        What trained the clients.
+    score : {"accuracy", "r2"}
+        What is measured: accuracy, or for regression R squared.
+    failures : DataFrame
+        One row per client that was left out of a round: ``round, partition_id, reason``.
+    stop_reason : str
+        Why a callback ended the run before its last round; empty if none did.
+    """
+
+    experiment: Experiment
+    history: pd.DataFrame
+    clients: pd.DataFrame
+    weights: dict[str, NDArray[Any]]
+    kernel: str
+    score: str
+    failures: pd.DataFrame
+    stop_reason: str = ""
+
+    def __repr__(self) -> str:
+        return f"Result({self.experiment!r}: test {self.score} {self.final_score:.4f} after {self.rounds} rounds)"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p>{escape(repr(self))}</p>{self.history.tail(1).to_html(index=False)}"
+
+    @property
+    def rounds(self) -> int:
+        """The number of the last round."""
+        return len(self.history) - 1
+
+    @property
+    def test_scores(self) -> NDArray[np.float64]:
+        """Test accuracy, or for regression R squared, by round from round 0."""
+        scores: NDArray[np.float64] = self.history[f"test_{self.score}"].to_numpy(dtype=float)
+        return scores
+
+    @property
+    def final_score(self) -> float:
+        """Test accuracy, or for regression R squared, after the last round."""
+        return float(self.test_scores[-1])
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last round.
+
+        Raises
+        ------
+        ConfigError
+            For regression; `final_score` is R squared there.
+        """
+        if self.score != "accuracy":
+            raise ConfigError("final_accuracy is for labels, and the targets here are real numbers; use final_score")
+        return self.final_score
+
+    def rounds_to(self, target: float) -> float:
+        """Return after how many rounds the test score passes `target`, or NaN if it never does.
+
+        As the FedAvg paper counts: each round's score is the best so far, interpolated linearly between rounds.
+        """
+        best = np.maximum.accumulate(self.test_scores)
+        above = np.flatnonzero(best >= target)
+        if not len(above):
+            return float("nan")
+        k = int(above[0])
+        if k == 0:
+            return 0.0
+        return float(k - 1 + (target - best[k - 1]) / (best[k] - best[k - 1]))

@@ -1,0 +1,150 @@
+"""Everything of a run that lasts from one round to the next, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedsim.clients.base import ServerHalf
+from fedsim.engines.client_state import ClientState
+from fedsim.flower import records
+from fedsim.models import mlp
+from fedsim.rounds.grid import RoundGrid
+from fedsim.streams import Purpose, generator
+from fedsim.study.centralised import CentralisedTraining
+from fedsim.study.checkpoint import need, pack
+from fedsim.study.experiment import Experiment
+from fedsim.study.result import history_columns
+from fedsim.study.server import make_strategy
+from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
+
+#: Columns of `Result.clients`, in order, before the score.
+CLIENTS = ("round", "partition_id", "num_examples", "loss")
+#: Columns of `Result.failures`, in order.
+FAILURES = ("round", "partition_id", "reason")
+
+
+class RunState:
+    """The state of a run.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    grid : RoundGrid
+        It has the client state.
+
+    Attributes
+    ----------
+    arrays : ArrayRecord
+        The global model; a server strategy may keep more digits than the model's dtype.
+    weights : ndarray, shape (parameters,)
+        The same in the model's dtype.
+    rows, client_rows, failures : list of dict
+        The history, the clients' scores and the failures so far.
+    strategy : Strategy
+        The server strategy.
+    half : ServerHalf
+    centralised : CentralisedTraining, optional
+    """
+
+    def __init__(self, experiment: Experiment, grid: RoundGrid) -> None:
+        runtime, federated = grid.runtime, grid.runtime.federated
+        self.net, self._experiment, self._grid = runtime.net, experiment, grid
+        self.score = "r2" if federated.dataset.regression else "accuracy"
+        self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
+        self.arrays = records.to_record(self.net, self.weights)
+        self.rows: list[dict[str, float]] = []
+        self.client_rows: list[dict[str, NDArray[Any]]] = []
+        self.failures: list[dict[str, Any]] = []
+        self.half = ServerHalf(
+            experiment.client, self.net, lambda number: len(federated.at(number).indices), experiment.seed
+        )
+        self.strategy: Strategy = make_strategy(experiment, self.half, len(grid.get_node_ids()))
+        self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
+
+    def check_can_be_saved(self) -> None:
+        """Raise ConfigError if the server strategy has a state that no checkpoint can hold."""
+        for name, value in strategy_state_dict(self.strategy).items():
+            pack(value, {}, f"server {type(self.strategy).__name__}'s {name}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it, for a checkpoint."""
+        return {
+            "arrays": self.arrays,
+            "history": self.rows,
+            "clients": self.client_rows,
+            "failures": self.failures,
+            "client_state": self._grid.engine.client_state.state_dict(),
+            "half": self.half.state,
+            "centralised": self.centralised.weights if self.centralised else None,
+            "server": strategy_state_dict(self.strategy),
+            "sampling": random.getstate(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned; anything else raises."""
+        need(type(saved["arrays"]) is ArrayRecord, "arrays")
+        self.arrays = saved["arrays"]
+        self.weights = records.to_flat(self.net, self.arrays)
+        self.rows = _rows(saved["history"], history_columns(self.score), float)
+        need(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
+        need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
+        self.client_rows = _rows(saved["clients"], (*CLIENTS, self.score), np.ndarray)
+        for part in self.client_rows:
+            need({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
+        self.failures = _rows(saved["failures"], FAILURES, (int, str))
+        need(all(type(row["reason"]) is str for row in self.failures), "failures")
+        self._load_client_state(saved["client_state"])
+        self._load_half(saved["half"])
+        if self.centralised:
+            central = saved["centralised"]
+            need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
+            need(central.dtype == self.weights.dtype, "centralised")
+            self.centralised.weights = central
+        load_strategy_state(self.strategy, saved["server"])
+        random.setstate(saved["sampling"])
+        self._grid.checks.limit_loss(self.rows[0]["test_loss"])
+
+    def _load_half(self, state: Any) -> None:
+        need(state is None or (isinstance(state, dict) and _all_arrays(state)), "half")
+        if state is not None:
+            fresh = self.half.strategy.server_state(self.weights, self.half)
+            for name in self.half.strategy.broadcast:
+                need(state[name].shape == np.shape(fresh[name]) and state[name].dtype == fresh[name].dtype, "half")
+        self.half.state = state
+
+    def _load_client_state(self, state: Any) -> None:
+        """Take up client state, after comparing it with that of a new client."""
+        if state is not None:
+            need(isinstance(state, dict) and _all_arrays(state), "client_state")
+            runtime, clients = self._grid.runtime, state["clients"]
+            need(clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state")
+            need(all(len(rows) == len(clients) for rows in state.values()), "client_state")
+            if len(clients):
+                need(clients[0] >= 0 and clients[-1] < len(runtime.partition), "client_state")
+                task = runtime.task(self.weights, 1)
+                new = runtime.load_state(task, ClientState(len(runtime.partition)), clients[:1])
+                shapes = {f"state {name}": rows.shape[1:] for name, rows in new.items()}
+                found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
+                need(found == shapes, "client_state")
+        self._grid.engine.client_state.load_state_dict(state)
+
+
+def _all_arrays(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(values, np.ndarray) for values in state.values())
+
+
+def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """Return a list of rows, or raise if they have other columns or values of another kind."""
+    need(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
+    allowed = (int, float) if kind is float else kind
+    for row in value:
+        need(tuple(row) == tuple(columns), "rows")
+        need(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
+    return value  # type: ignore[no-any-return]

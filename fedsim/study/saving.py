@@ -1,0 +1,59 @@
+"""The callback that writes checkpoints, and turns Ctrl-C into an orderly stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any, Self
+
+from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.directory import RunDirectory, notice
+from fedsim.study.run_state import RunState
+
+#: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
+#: this share of the time.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
+
+
+class Checkpoints(Callback):
+    """Writes a run's state every few seconds. While it is open, the first Ctrl-C ends the run after the round.
+
+    Parameters
+    ----------
+    folder : RunDirectory
+    state : RunState
+    """
+
+    def __init__(self, folder: RunDirectory, state: RunState) -> None:
+        self._folder, self._state = folder, state
+        self._interrupted = threading.Event()
+        self._saved, self._saving = time.perf_counter(), 0.0
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.getsignal(signal.SIGINT)
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        self._interrupted.set()
+        notice("stopping after this round; Ctrl-C again stops at once")
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        """Write a checkpoint if it is time, or if the run ends here; raise KeyboardInterrupt after Ctrl-C."""
+        self._folder.check()
+        now = time.perf_counter()
+        due = max(CHECKPOINT_SECONDS, self._saving / CHECKPOINT_SHARE)
+        if self._interrupted.is_set() or now - self._saved >= due:
+            self._folder.save({**self._state.state_dict(), "stop_reason": finished.stop_reason})
+            self._saved = time.perf_counter()
+            self._saving = self._saved - now
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt

@@ -1,0 +1,99 @@
+"""The server strategy of an experiment: its options checked, and a fresh object for each run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.checks import check_integer, check_real, shorten
+from fedsim.clients.base import ServerHalf, has_server_half
+from fedsim.errors import ConfigError
+from fedsim.servers.fedavg import FedAvg
+from fedsim.servers.options import MINIMUM, check_flower_options
+from fedsim.study.experiment import Experiment
+
+
+def make_strategy(experiment: Experiment, half: ServerHalf | None = None, num_clients: int | None = None) -> Strategy:
+    """Return a fresh server strategy, which carries the client strategy's server half if it can.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    half : ServerHalf, optional
+    num_clients : int, optional
+        Refuse a strategy that waits for more clients than there are.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be made, or cannot carry a server half or groups that the client strategy needs.
+    """
+    make: Callable[..., Strategy] = experiment.server or FedAvg
+    cls = make.func if isinstance(make, partial) else make
+    name = getattr(cls, "__name__", repr(cls))
+    settings: dict[str, Any] = {
+        "fraction_train": experiment.fraction_train,
+        "fraction_evaluate": experiment.fraction_evaluate,
+        "seed": experiment.seed,
+        **dict.fromkeys(MINIMUM, 1),
+    }
+    if isinstance(cls, type) and issubclass(cls, FedAvg):
+        settings |= {"half": half, "min_clients": experiment.min_clients}
+        if experiment.client.grouped:
+            cls.check_groups(type(experiment.client).__name__)
+    elif experiment.min_clients > 1:
+        raise ConfigError(f"min_clients is {experiment.min_clients}, which the server {name} does not heed; allowed: 1")
+    elif half and has_server_half(experiment.client):
+        raise ConfigError(
+            f"client {type(experiment.client).__name__} has a server half, which the server {name} does not carry; "
+            "allowed: a server of fedsim.servers or a subclass of one"
+        )
+    own = make.keywords if isinstance(make, partial) else {}
+    accepted = _parameters(cls)
+    _check_options(cls, name, own)
+    settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
+    try:
+        made = make(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"server {name} cannot be made: {error}") from None
+    for option in MINIMUM:
+        least = getattr(made, option, 0)
+        if num_clients is not None and least > num_clients:
+            raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients")
+    return made
+
+
+def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Check a server's options: those that fedsim knows, and of Flower's own classes all numbers, flags and names."""
+    check_flower_options(name, options)
+    if not getattr(cls, "__module__", "").startswith("flwr."):
+        return  # fedsim's classes, and the user's, check their own
+    for option, parameter in inspect.signature(cls).parameters.items():
+        field, kind = f"{name}'s {option}", parameter.annotation
+        if option not in options:
+            continue
+        if kind in (float, "float"):
+            check_real(field, options[option])
+        elif kind in (int, "int"):
+            check_integer(field, options[option])
+        elif kind in (str, "str") and not isinstance(options[option], str):
+            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: text")
+        elif option.endswith(("_fn", "_rule")) and not (options[option] is None or callable(options[option])):
+            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: a function")
+
+
+def _parameters(make: Callable[..., Any]) -> set[str]:
+    """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
+    found: set[str] = set()
+    for part in make.__mro__ if isinstance(make, type) else [make]:
+        if isinstance(part, type) and "__init__" not in vars(part):
+            continue
+        parameters = inspect.signature(vars(part)["__init__"] if isinstance(part, type) else part).parameters
+        found |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return found
+    return found if isinstance(make, type) else found | {"fraction_train", "fraction_evaluate", "seed", *MINIMUM}
