@@ -111,6 +111,7 @@ def test_a_study_file() -> None:
         ("compress", "Int9", "compress is 'Int9'; allowed: Float16, Int8, RandomMask, TopK or module:Class"),
         ("client", "fedsim.clients", "client is 'fedsim.clients'; allowed: APFL"),
         ("client", "fedsim.clients:1", "client names 'fedsim.clients:1'; allowed: module:Class"),
+        ("client", "fedsim.clients:SGD.x", "client names 'fedsim.clients:SGD.x'; allowed: module:Class"),
         ("client", "fedsim.clients:IID", "client names 'IID', which 'fedsim.clients' does not have$"),
         ("client", "fedsim.splits:IID", "client names 'fedsim.splits:IID'; allowed: a concrete subclass of SGD"),
         ("split", "fedsim.splits:CountedSplit", "allowed: a concrete subclass of Split"),
@@ -326,7 +327,7 @@ class FedProx(clients.SGD):
 
 class Server(servers.FedAvgM):
     def __init__(self, half, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key, table: int,
-                 flag: bool = False, other=None, *args, **options):
+                 server_momentum: int = 0, flag: bool = False, other=None, *args, **options):
         super().__init__(**options)
 
 
@@ -371,6 +372,7 @@ def test_the_options_of_a_server_are_its_own_and_those_it_hands_on(own: Path) ->
         "flag": "bool",
         "other": "",
         **bases,
+        "server_momentum": "int",  # as the class itself declares it
     }
     assert bases["server_momentum"] == "float"
     assert not {"half", "weighted_by_key", "train_metrics_aggr_fn"} & set(bases)
