@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 from matplotlib.figure import Figure
 
 from fedsim import Experiment, cli, compare, config, data, deploy
 from fedsim.clients import SGD, FedDyn
+from fedsim.engines.flower_app import run_flower
 from fedsim.errors import ConfigError
 from fedsim.report import plots, split_plots
 from fedsim.report.catalogue import catalogue, client_entries, server_entries
@@ -635,6 +639,22 @@ def test_who_ends_the_program_is_the_innermost_object_of_the_users_or_a_function
     assert capsys.readouterr().err.endswith(f"error: {place}; allowed: to return, or to raise an error\n")
 
 
+def test_a_function_of_a_flower_app_that_exits_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    app = ServerApp()
+
+    @app.main()
+    def serve(grid: Grid, context: Context) -> None:
+        sys.exit(3)
+
+    def main() -> None:
+        run_flower(app, ClientApp(), 1)
+
+    with pytest.raises(SystemExit) as left:
+        cli.guard(main)
+    assert left.value.code == 2
+    assert f"error: serve in {__file__}, line " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("argument", "code"), [("--no", 2), ("--help", 0)])
 def test_a_scripts_own_arguments_are_left_to_its_parser(
     argument: str, code: int, capsys: pytest.CaptureFixture[str]
@@ -752,6 +772,9 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     names = ["accuracy", "drift", "splits", "local_accuracy", "accuracy_by_skew"]
     pictures = ", ".join(f"{name}.png" for name in names)
     assert last == f"wrote rounds.csv, clients.csv, summary.csv, {pictures} to out"
+    assert pd.read_csv("out/summary.csv")["split"].tolist() == ["IID", "Dirichlet(0.5)"]
+    said = here(capsys, "compare", "s.toml", "--set", "dataset=mnist", "--data-dir", "nowhere", code=2)[1]
+    assert "data_dir is 'nowhere' but holds neither" in said
     study.plot("accuracy.png")
     study.plot("local_accuracy.png", "local")
     study.plot_drift("drift.png")
@@ -892,7 +915,9 @@ def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.Ca
     rows = "".join(f"{k},{'ill' if k % 2 else 'well'}\n" for k in range(40))
     (small / "data/t.csv").write_text("a,y\n" + rows)
     here(capsys, "splits", "IID(2)", "--dataset", "t.csv", "--label", "y", "--data-dir", "data", "--out", "t.svg")
-    assert {"<!-- ill -->", "<!-- well -->"} <= {line.strip() for line in (small / "t.svg").read_text().splitlines()}
+    assert {"<!-- ill -->", "<!-- well -->", "<!-- Who holds which labels of t.csv -->"} <= {
+        line.strip() for line in (small / "t.svg").read_text().splitlines()
+    }
     for option, value in (("most", "0"), ("seed", "-1"), ("kind", "pie")):
         assert f"--{option} is " in here(capsys, "splits", "IID(3)", f"--{option}", value, code=2)[1]
 
@@ -916,6 +941,8 @@ def test_the_datasets_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[
         loaded = data.load(name)
         examples = len(loaded.x_train) + (len(loaded.x_test) if name == "digits" else 0)
         assert f" {examples:,} " in listed[name]
+    for name in ("mnist", "fashion_mnist"):
+        assert " 70,000 images 28 x 28; " in listed[name]  # as they were published
     devices = data.load("synthetic")
     assert f"{len(set(devices.groups['device']))} devices of {devices.x_train.shape[1]} features" in listed["synthetic"]
 
