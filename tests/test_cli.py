@@ -984,6 +984,7 @@ def test_the_catalogue_lists_each_strategys_own_parameters_and_its_paper_in_shor
         '    IID data", KDD 2021'
     )
     assert blocks["LocalOnly"].splitlines()[0] == "LocalOnly()"
+    assert [entry.paper for entry in client_entries() if entry.name == "LocalOnly"] == [""]  # it is of no paper
     assert blocks["FedSGD"].splitlines()[0] == "FedSGD(batch_size=None, steps=1)"
     assert blocks["PFedMe"].splitlines()[0] == "PFedMe(lr=0.005, lam=15.0, personal_lr=0.05, inner_steps=5, beta=1.0)"
     assert 'Deng et al., "Adaptive personalized federated learning", 2020 (arXiv:2003.13461)' in blocks["APFL"]
