@@ -232,7 +232,7 @@ def test_the_place_of_a_mistake_is_where_the_method_is_written() -> None:
     [
         (lambda s, c: c.fit(np.zeros(3)), "Mistaken's start of fit() has shape (3,)"),
         (lambda s, c: c.fit(np.zeros((3, PARAMETERS))), f"start of fit() has shape (3, {PARAMETERS})"),
-        (lambda s, c: c.fit(np.zeros((1, 4, PARAMETERS))), f"start of fit() has shape (1, 4, {PARAMETERS})"),
+        (lambda s, c: c.fit(np.zeros((1, PARAMETERS, 1))), f"start of fit() has shape (1, {PARAMETERS}, 1)"),
         (
             lambda s, c: c.fit(by=returning("affine", clients.Affine(1.0, center=np.zeros(3)))),
             "Mistaken's affine's center has shape (3,)",
@@ -452,6 +452,25 @@ def test_a_hook_sees_the_rows_of_its_clients() -> None:
     np.testing.assert_array_equal(update.state["private layers"], state["private layers"])
 
 
+def test_every_fit_of_a_round_shuffles_anew() -> None:
+    orders: list[list[float]] = []
+
+    class Thrice(SGD):
+        def gradient(self, weights: Any, x: Any, y: Any, ctx: Any) -> Any:
+            orders[-1].extend(x[0, :, 0])
+            return np.ones(len(weights)), np.zeros_like(weights)
+
+        def train(self, ctx: Any) -> Array:
+            for _ in range(3):
+                orders.append([])
+                weights = ctx.fit()
+            return np.asarray(weights)
+
+    run(Task(NET, Thrice(batch_size=4), X, Y, RAGGED, START, 1, 0), ALL[:1], {})
+    assert [sorted(order) for order in orders] == [sorted(X[:13, 0])] * 3
+    assert len(set(map(tuple, orders))) == 3
+
+
 def test_fits_of_some_layers_name_layers() -> None:
     context = Context(Task(NET, SGD(), X, Y, HELD, START, 1, 0), IDS, {})
     for layers in ([], [0], [3]):
@@ -471,9 +490,10 @@ def test_step_sizes_are_the_contexts_own() -> None:
 
 
 def test_a_network_of_one_output_has_two_labels() -> None:
+    """Also for a client that lacks one."""
     net = mlp.MLP((6, 1), loss="binary_cross_entropy", dtype="float64")
-    task = Task(net, SGD(), X, np.arange(40) % 2, HELD, mlp.initialise(net, RNG), 1, 0)
-    assert Context(task, IDS, {}).label_counts.tolist() == [[13, 12], [7, 8]]
+    task = Task(net, SGD(), X, np.arange(40) % 2 * (np.arange(40) < 25), HELD, mlp.initialise(net, RNG), 1, 0)
+    assert Context(task, IDS, {}).label_counts.tolist() == [[13, 12], [15, 0]]
 
 
 @pytest.mark.parametrize(
