@@ -285,6 +285,18 @@ class Counted(SGD):
         return ctx.fit()
 
 
+class WeighsLater(Counted):
+    """Weighs clients by the others of their block, from their second round on."""
+
+    def train(self, ctx: Context) -> Array:
+        weights = super().train(ctx)
+        ctx.up["rounds"] = ctx.state["rounds"]
+        return weights
+
+    def weigh(self, num_examples: Array, up: Any) -> Array:
+        return np.asarray(num_examples / num_examples.sum() if up["rounds"].max() > 1 else num_examples)
+
+
 class Sends(SGD):
     """Has something of the server's to send."""
 
@@ -434,6 +446,7 @@ FOUND: list[tuple[str, SGD, str]] = [
         made(weigh=lambda s, n, up: n / n.sum()),
         "a round through Flower's messages differs from one in blocks",
     ),
+    ("ordinary messages give the same bits", WeighsLater(), "differs from one in blocks"),
     (
         "both kernels agree",
         made(affine=lambda s, c: Affine(1e-5 * (c._task.kernel == "compiled"), center=c.global_weights + 1)),
@@ -477,9 +490,9 @@ def test_losses_that_rise_are_shown() -> None:
     assert math.log(3) - 0.5 < first < last
 
 
-def test_checks_leave_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    seconds, share = runs.CHECKPOINT_SECONDS, runs.CHECKPOINT_SHARE
+def test_checks_leave_no_trace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 3.5)
+    monkeypatch.setattr(runs, "CHECKPOINT_SHARE", 0.25)
     assert not alone("state survives resume", Counted())
-    assert seconds == runs.CHECKPOINT_SECONDS
-    assert share == runs.CHECKPOINT_SHARE
+    assert (runs.CHECKPOINT_SECONDS, runs.CHECKPOINT_SHARE) == (3.5, 0.25)
     assert capsys.readouterr() == ("", "")
