@@ -354,6 +354,7 @@ FOUND: list[tuple[str, SGD, str]] = [
         "ctx.state['rounds'] is not finite",
     ),
     ("trains", made(Sends, train=lambda s, c: (c.down["control"].fill(1), c.fit())[1]), "read-only"),
+    ("trains", made(train=lambda s, c: (c.global_weights.fill(1), c.fit())[1]), "read-only"),
     (
         "learns",
         made(train=lambda s, c: np.repeat(c.start, len(c.partition_ids), axis=0)),
