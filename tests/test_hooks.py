@@ -344,6 +344,7 @@ def test_private_layers_leave_what_train_returned_alone() -> None:
     head[5 * 7 :] = True
     np.testing.assert_array_equal(update.weights[:, head], np.broadcast_to(START[head], (2, 18)))
     np.testing.assert_array_equal(update.weights[:, ~head], copies[0][:, ~head])
+    np.testing.assert_array_equal(update.state["private layers"], copies[0][:, head])
 
 
 @pytest.mark.parametrize("base", [SGD, clients.FedPer])
