@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
 
 def plain_sequence(value: Any) -> Any:
     """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `plain` does."""
-    if not isinstance(value, str) and getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
+    if getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
         return _tuples(value.tolist())
     return plain(value)
 
