@@ -243,6 +243,7 @@ def test_a_supernode_is_told_its_partition_and_where_its_data_are(
     assert parse_config_args([Deployment(3, name)._node_config(2)]) == told | {"data-dir": str(tmp_path / name)}
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     ("code", "seconds", "reason"),
     [
