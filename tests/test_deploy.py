@@ -59,7 +59,8 @@ def test_the_reason_of_a_failed_flwr_run_is_its_whole_box() -> None:
     assert deploy._reason([]) == "it said nothing"
     assert deploy._reason([*lines, "flwr.AppError: one", "LostException: two", "last"]) == "LostException: two"
     assert deploy._reason(["│ stray │", *lines, "╭─ Error ─╮", "│ more │", "╰─────────╯"]) == "more"
-    assert deploy._reason(["no Error: here", "──"]) == "no Error: here"
+    assert deploy._reason(["no Error: here", "last", "──"]) == "last"
+    assert deploy._reason([*lines, "│ stray │"]) == whole
 
 
 BASE = Experiment(split=Dirichlet(4, alpha=0.4), client=clients.SCAFFOLD(), rounds=2, fraction_evaluate=1.0)
@@ -205,6 +206,8 @@ def test_certificates_are_for_loopback_and_for_a_week(tmp_path: Path) -> None:
     with pytest.raises(VerificationError):
         verify(x509.DNSName("example.org"))
     assert server.subject.rfc4514_string() == "CN=localhost"
+    known = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    assert server.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier == known
     assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
     other = tmp_path / "other"
