@@ -92,6 +92,7 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
         net, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
     )
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
+    strategy.streams = True  # as in a run
     arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
     numbers = itertools.count(1)
 

@@ -37,6 +37,8 @@ def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
         make_grid(net, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
     )
     arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    if isinstance(strategy, servers.FedAvg):
+        strategy.streams = True  # as in a run
 
     def step() -> None:
         strategy.aggregate_train(1, grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid)))

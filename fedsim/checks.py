@@ -68,7 +68,7 @@ def to_builtin(value: Any) -> Any:
 
 def to_builtin_sequence(value: Any) -> Any:
     """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `plain` does."""
-    if not isinstance(value, str) and getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
+    if getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
         return _tuples(value.tolist())
     return to_builtin(value)
 

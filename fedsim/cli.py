@@ -34,6 +34,7 @@ def guard(main: Callable[[], None]) -> NoReturn:
     program = Path(sys.argv[0]).name
     try:
         main()
+        sys.stdout.flush()  # an error of writing is one of main's
     except FedsimError as error:
         _leave(f"{program}: error: {error}", 2)
     except BrokenPipeError:  # the reader of our output has left, as head does

@@ -14,6 +14,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from inspect import get_annotations
 from typing import Any
 
 import numpy as np
@@ -212,11 +213,13 @@ def _equal_rows(a: Update, b: Update, rows: Any) -> str:
 def is_a_frozen_dataclass(strategy: SGD) -> None:
     """Hyperparameters are declared, so that they show in labels and files."""
     need(is_dataclass(strategy), "declare hyperparameters as annotated class attributes, as in mu: float = 0.1")
-    own = {name for cls in type(strategy).__mro__ for name in vars(cls).get("__annotations__", {})}
+    own = {name for cls in type(strategy).__mro__ for name in get_annotations(cls)}
+    defaults = {f.name: f.default for f in fields(strategy)}
     loose = [
         name
         for name, value in vars(type(strategy)).items()
-        if isinstance(value, int | float) and not name.startswith("_") and name not in own
+        if value is not defaults.get(name, value)  # an inherited hyperparameter, which keeps its base's default
+        or (isinstance(value, int | float) and not name.startswith("_") and name not in own)
     ]
     need(
         not loose,
@@ -330,7 +333,8 @@ def state_survives_resume(strategy: SGD) -> None:
 
     from fedsim.study import saving
 
-    seconds, saving.CHECKPOINT_SECONDS = saving.CHECKPOINT_SECONDS, -1e9
+    before = saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE
+    saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE = 0.0, 1e9  # a checkpoint after every round
     try:
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.suppress(_StopError):
@@ -338,7 +342,7 @@ def state_survives_resume(strategy: SGD) -> None:
             with contextlib.redirect_stderr(io.StringIO()):  # which would say where it goes on
                 resumed = experiment.run(directory=folder)
     finally:
-        saving.CHECKPOINT_SECONDS = seconds
+        saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE = before
     need(
         _same(experiment.run(), resumed),
         "a resumed run differs from an uninterrupted one: keep what lasts in ctx.state (clients) or ctx.state of "

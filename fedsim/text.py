@@ -90,10 +90,7 @@ def make(field: str, target: Callable[..., Any], name: str, args: list[Any], key
     try:
         inspect.signature(target).bind(*args, **keywords)
     except TypeError as error:
-        if is_dataclass(target):
-            settings = [f.name for f in fields(target)]
-        else:
-            settings = list(inspect.signature(target).parameters)
+        settings = list(inspect.signature(target).parameters)
         hint = "".join({suggest(k, settings) for k in keywords if k not in settings})
         raise ConfigError(
             f"{field} is {call(name, args, keywords)!r}: {name} takes "
@@ -209,7 +206,7 @@ def raised_by_user_class(error: BaseException) -> bool:
     last = max((i for i, name in enumerate(frames) if not name.startswith(_LIBRARIES)), default=-1)
     package = [i for i, name in enumerate(frames) if name.startswith(_PACKAGE)]
     # The first frame of the package is the command itself, which calls a script's main function.
-    return len(package) > 1 and package[1] < last and package[-1] < last
+    return len(package) > 1 and package[-1] < last
 
 
 def short(value: Any) -> str:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import logging
+import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from matplotlib.figure import Figure
 
-from fedsim import cli
+from fedsim import Experiment, cli, compare, data
 from fedsim.apps import deploy
-from fedsim.report.catalogue import client_entries, server_entries
+from fedsim.apps.local import run_flower
+from fedsim.clients import SGD, FedDyn
+from fedsim.errors import ConfigError
+from fedsim.report import plots, split_plots
+from fedsim.report.catalogue import catalogue, client_entries, server_entries
+from fedsim.report.tables import shards_table, splits_table
+from fedsim.splits import IID, Dirichlet
+from fedsim.study import config
 from fedsim.study.callbacks import FinishedRound
 from fedsim.study.progress import ProgressBar
+from fedsim.testing import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWPIECE = str(ROOT / "experiments" / "iid_vs_noniid.py")
@@ -255,7 +274,10 @@ def test_ctrl_c_ends_a_run_whose_clients_are_busy(experiment: str, workers: str,
             assert "stopping after this round" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
         assert process.wait(timeout=100) == 130
-        assert process.stderr.read().strip().endswith("interrupted")
+        last = process.stderr.read().strip().splitlines()
+        assert last[-1].endswith("interrupted")
+        told = [line for line in last if line.startswith("interrupted;")]
+        assert told == (["interrupted; fedsim resume out goes on"] if out else [])
     finally:
         process.kill()
         process.communicate()
@@ -315,6 +337,7 @@ def test_a_table_of_numbers_is_regressed_on_and_runs_again(patients: str, tmp_pa
     done = fedsim(*command, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "test_r2" in done.stdout
+    assert "patients.csv: 240 training and 60 test examples, 8 features, numbers to regress on" in done.stderr
     again = fedsim("run", str(tmp_path / "out" / "experiment.toml"))
     assert again.stdout.splitlines()[-1].split()[:4] == done.stdout.splitlines()[-2].split()[:4]
     shown = fedsim("splits", "Natural", "--dataset", patients, "--label", "days", "--client-column", "clinic")
@@ -447,7 +470,7 @@ def test_check_says_what_to_fix(tmp_path: Path) -> None:
     )
     good = fedsim("check", "mine:Good(mu=0.5)", cwd=tmp_path)
     assert good.returncode == 0, good.stderr
-    assert good.stdout.count("passed: ") >= 20
+    assert [line.partition(": ")[0] for line in good.stdout.splitlines()] == ["passed"] * len(CHECKS)
     bad = fedsim("check", "mine:Bad", cwd=tmp_path)
     assert bad.returncode == 2
     assert "it must be (clients, parameters)" in bad.stderr
@@ -469,10 +492,15 @@ def test_a_terminal_sees_the_score_of_every_round(monkeypatch: pytest.MonkeyPatc
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with ProgressBar(rounds=3) as bar:
+    with ProgressBar(rounds=3, leave=False) as bar:
         for number in range(4):
             bar.round_finished(FinishedRound(number, {"test_accuracy": number / 4}, {}, None, dict))
-    assert [score in terminal.getvalue() for score in ("=0.000", "=0.250", "=0.500", "=0.750")] == [False, *[True] * 3]
+    shown = terminal.getvalue()
+    assert [score in shown for score in ("=0.000", "=0.250", "=0.500", "=0.750")] == [False, *[True] * 3]
+    assert "3/3" in shown
+    assert "round/s" in shown
+    assert shown.endswith("\r")  # at the end the bar is wiped out
+    assert not shown.split("\r")[-2].strip()
 
 
 def test_a_run_that_is_submitted_is_not_deployed_here_too(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,3 +535,474 @@ def test_a_table_is_found_in_the_folder_of_data_and_accuracy_is_a_share_of_its_t
     assert done.returncode == 0, done.stderr
     right = pd.read_csv(tmp_path / "elsewhere" / "out" / "history.csv")["test_accuracy"] * 60
     np.testing.assert_allclose(right, right.round(), atol=1e-9)
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
+    """What the command says in this process, on standard output and on standard error."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    assert left.value.code == code, said
+    return said.out, said.err
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small experiment, the current one."""
+    (tmp_path / "e.toml").write_text('split = "IID(4)"\nhidden = [2]\nrounds = 1\nkernel = "numpy"\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SMALL: dict[str, Any] = {"split": IID(4), "hidden": (2,), "rounds": 1, "kernel": "numpy"}
+
+
+def no_buffer_setting() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ConfigError("no"), "no"),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), "a.csv: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("odd"), "odd"),
+        (MemoryError("1 TiB"), "not enough memory: 1 TiB"),
+    ],
+)
+def test_an_error_of_the_user_is_one_sentence_after_the_programs_name(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/tool", "run"])
+    with pytest.raises(SystemExit) as left:
+        cli.guard(main)
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", f"tool: error: {sentence}\n")
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_ctrl_c_waits_for_no_thread_and_loses_no_output(daemon: bool, tmp_path: Path) -> None:
+    """Without threads that Python would wait for, it ends as usual, exit handlers included."""
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import atexit, threading, time\nfrom fedsim import cli\natexit.register(print, 'the end')\n"
+        f"threading.Thread(target=time.sleep, args=(1000,), daemon={daemon}).start()\n\n\n"
+        "def main():\n    print('said')\n    raise KeyboardInterrupt\n\n\ncli.guard(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=no_buffer_setting(), capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (130, "tool.py: interrupted\n")
+    assert done.stdout == ("said\nthe end\n" if daemon else "said\n")
+
+
+@pytest.mark.parametrize("command", ["data", "strategies"])
+def test_a_reader_that_has_left_is_no_error_of_many_lines(command: str) -> None:
+    """As head and less leave, whether the output is long or short."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedsim.cli", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=no_buffer_setting(),
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(100) == 1
+
+
+class Outer:
+    def go(self) -> None:
+        Inner().stop()
+
+
+class Inner:
+    def stop(self) -> None:
+        leave()
+
+
+def leave() -> None:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(("main", "who", "line"), [(Outer().go, "Inner's stop", Inner.stop), (leave, "leave", leave)])
+def test_who_ends_the_program_is_the_innermost_object_of_the_users_or_a_function(
+    main: Any, who: str, line: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.guard(main)
+    assert left.value.code == 2
+    place = f"{who} in {__file__}, line {line.__code__.co_firstlineno + 1}, ended the program (SystemExit(3))"
+    assert capsys.readouterr().err.endswith(f"error: {place}; allowed: to return, or to raise an error\n")
+
+
+def test_a_function_of_a_flower_app_that_exits_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    app = ServerApp()
+
+    @app.main()
+    def serve(grid: Grid, context: Context) -> None:
+        sys.exit(3)
+
+    def main() -> None:
+        run_flower(app, ClientApp(), 1)
+
+    with pytest.raises(SystemExit) as left:
+        cli.guard(main)
+    assert left.value.code == 2
+    assert f"error: serve in {__file__}, line " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--no", 2), ("--help", 0)])
+def test_a_scripts_own_arguments_are_left_to_its_parser(
+    argument: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.guard(lambda: print(cli.Parser(prog="tool").parse_args([argument])))
+    assert left.value.code == code
+    error = "tool: error: unrecognized arguments: --no (see tool --help)\n"
+    assert capsys.readouterr().err == (error if code else "")
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    [found] = [a.choices for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return found
+
+
+def test_the_help_says_what_each_command_does_and_the_defaults_there_are() -> None:
+    """Only fedsim compare takes a strategy or a split several times."""
+    named = 0
+    for name, command in commands().items():
+        said = command.description or ""
+        assert said[0].isupper(), name
+        assert said.endswith("."), name
+        for action in command._actions:
+            found = re.search(r"default: ([\w-]+)", action.help or "")
+            if found and action.default is not None:
+                assert found[1] == str(action.default), (name, action.dest)
+                named += 1
+            if action.dest in ("client", "split") and name in ("run", "compare"):
+                assert ("repeat it to compare several" in str(action.help)) == (name == "compare")
+    assert named == 7
+
+
+def test_every_command_of_the_documentation_is_understood() -> None:
+    found = 0
+    for page in [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for line in re.findall(r"^    fedsim (.*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            cli.parser().parse_args(shlex.split(line.replace("--nodes N", "--nodes 2")))
+            found += 1
+    assert found > 30
+
+
+def test_an_empty_path_is_refused_everywhere(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what an unset variable of the shell gives."""
+    for arguments in (
+        ["resume", ""],
+        ["compare", "e.toml", "--out", ""],
+        ["splits", "IID(4)", "--out", ""],
+        ["deploy", "local", "e.toml", "--out", ""],
+    ):
+        assert "it is ''; allowed: a path (see fedsim " in here(capsys, *arguments, code=2)[1]
+
+
+def test_run_applies_the_last_client_and_split_then_settings_and_writes_all_that_is_known(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--client", "FedProx", "--client", "FedDyn(alpha=0.5)", "--split", "IID(9)", "--split", "IID(3)"]
+    changes = ["--set", "client.lr=0.05", "--set", "rounds=2", "--data-dir", "7"]
+    out, told = here(capsys, "run", "e.toml", *chosen, *changes, "--out", "out")
+    assert told == ""
+    made = config.experiment(config.read("out/experiment.toml"))
+    assert made == Experiment(**SMALL | {"split": IID(3), "rounds": 2}, client=FedDyn(alpha=0.5, lr=0.05), data_dir="7")
+    *table, last = out.splitlines()
+    assert last == (
+        "wrote history.csv, clients.csv, failures.csv, weights.npz, experiment.toml, environment.json to out"
+    )
+    history = pd.read_csv("out/history.csv")
+    known = [name for name in history if history[name].notna().any()]
+    assert table[0].split() == known
+    assert "local_accuracy" not in known
+    assert [line.split()[2] for line in table[1:]] == [f"{value:.4g}" for value in history["test_accuracy"]]
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_flowers_log_is_shown_if_asked_for(command: str, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records: list[logging.LogRecord] = []
+
+    class Recording(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Recording()
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    try:
+        arguments = [command, "e.toml", *(["--split", "IID(4)", "--seeds", "1"] if command == "compare" else [])]
+        here(capsys, *arguments)
+        assert not records
+        here(capsys, *arguments, "-v")
+        assert records
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: dict[str, list[Any]] = {}
+
+    def save(figure: Figure, path: str | Path) -> None:
+        drawn[str(path)] = [
+            (axes.get_title(), axes.get_ylabel(), [line.get_ydata() for line in axes.lines]) for axes in figure.axes
+        ]
+
+    monkeypatch.setattr(plots, "save", save)
+    monkeypatch.setattr(split_plots, "save", save)
+    (small / "s.toml").write_text((small / "e.toml").read_text() + '[compare]\nsplit = ["IID(4)"]\nseeds = 1\n')
+    chosen = ["--split", "IID(3)", "--split", "Dirichlet(3, alpha=0.5)", "--seeds", "2", "--target", "0.15"]
+    changes = ["--set", "fraction_evaluate=1.0", "--set", "client.lr=0.2", "--data-dir", "7"]
+    out, _ = here(capsys, "compare", "s.toml", *chosen, *changes, "--out", "out")
+    base = Experiment(**SMALL, fraction_evaluate=1.0, client=SGD(lr=0.2), data_dir="7")
+    study = compare(base, split=[IID(3), Dirichlet(3, alpha=0.5)], seeds=2)
+    *table, last = out.splitlines()
+    assert table == study.table(0.15).to_string().splitlines()
+    names = ["accuracy", "drift", "splits", "local_accuracy", "accuracy_by_skew"]
+    pictures = ", ".join(f"{name}.png" for name in names)
+    assert last == f"wrote rounds.csv, clients.csv, summary.csv, {pictures} to out"
+    assert pd.read_csv("out/summary.csv")["split"].tolist() == ["IID", "Dirichlet(0.5)"]
+    said = here(capsys, "compare", "s.toml", "--set", "dataset=mnist", "--data-dir", "nowhere", code=2)[1]
+    assert "data_dir is 'nowhere' but holds neither" in said
+    study.plot("accuracy.png")
+    study.plot("local_accuracy.png", "local")
+    study.plot_drift("drift.png")
+    study.plot_splits("splits.png")
+    study.plot_score_by_skew("accuracy_by_skew.png")
+    assert len({repr(drawn[f"{name}.png"]) for name in names}) == len(names)
+    for name in names:
+        assert repr(drawn[f"out/{name}.png"]) == repr(drawn[f"{name}.png"]), name
+
+
+def test_an_address_is_for_an_engine_that_has_one(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = here(capsys, "run", "e.toml", "--address", "auto", code=2)[1]
+    assert "--address is for --engine ray; --engine is 'in-process'" in said
+    assert (
+        "engine is 'rai'; allowed: in-process, ray; did you mean 'ray'?"
+        in here(capsys, "run", "e.toml", "--engine", "rai", code=2)[1]
+    )
+    pytest.importorskip("ray")
+    made = cli._engine(cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"]))
+    assert (made.func.__name__, made.keywords) == ("RayGrid", {"address": "host:1"})
+
+
+def test_where_and_how_an_experiment_is_deployed(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def local(
+        experiment: Experiment, nodes: int, out: str | None, say: Any, insecure: bool, **settings: Any
+    ) -> pd.DataFrame:
+        asked.append(("local", experiment.rounds, nodes, out, insecure, settings))
+        say("fedsim: round 1")
+        say("INFO: of Flower")
+        return pd.DataFrame({"round": [0, 1], "loss": [0.123456, 1.0], "nothing": [np.nan, np.nan]})
+
+    def submit(experiment: Experiment, superlink: str, say: Any, out: str, **settings: Any) -> None:
+        asked.append((superlink, experiment.rounds, out, settings))
+
+    monkeypatch.setattr(deploy, "local", local)
+    monkeypatch.setattr(deploy, "submit", submit)
+    out, told = here(capsys, "deploy", "local", "e.toml", "--set", "rounds=3", "--out", "o", "--insecure")
+    assert told == "fedsim: round 1\n"
+    assert [line.split() for line in out.splitlines()] == [
+        ["round", "loss"],
+        ["0", "0.1235"],
+        ["1", "1"],
+        ["wrote", "the", "results", "to", "o"],
+    ]
+    settings = ["--nodes", "1", "--timeout", "0.5", "--retries", "0"]
+    out, told = here(capsys, "deploy", "local", "e.toml", "-v", *settings)
+    assert told == "fedsim: round 1\nINFO: of Flower\n"
+    assert "wrote" not in out
+    here(capsys, "deploy", "mine", "e.toml", "--nodes", "2", "--out", "/there")
+    here(capsys, "deploy", "mine", "e.toml")
+    here(capsys, "run", "e.toml", "--engine", "deployment", "--workers", "3", "--address", "mine")
+    here(capsys, "run", "e.toml", "--engine", "deployment", "--client", "FedProx")
+    assert asked == [
+        ("local", 3, 4, "o", True, {}),
+        ("local", 1, 1, None, False, {"timeout": 0.5, "retries": 0}),
+        ("mine", 1, "/there", {"nodes": 2}),
+        ("mine", 1, "", {}),
+        ("mine", 1, "", {"nodes": 3}),
+        ("local", 1, 4, None, False, {}),
+    ]
+    said = here(capsys, "deploy", "mine", "e.toml", "--insecure", code=2)[1]
+    assert "--insecure is for a local deployment; a connection of yours says itself" in said
+    for option, value in (("nodes", "0"), ("timeout", "0"), ("timeout", "nan"), ("retries", "-1")):
+        said = here(capsys, "deploy", "local", "e.toml", f"--{option}", value, code=2)[1]
+        assert f"--{option} is {value}" in said.replace("0.0", "0")
+
+
+def test_export_writes_the_changed_experiment_and_its_run_configuration(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--nodes", "3", "--timeout", "2.5", "--retries", "1"]
+    out, _ = here(capsys, "export", "e.toml", "app", "--set", "rounds=5", "--data-dir", "7", *settings)
+    assert out == "wrote a Flower app to app; flwr run app runs it\n"
+    written = tomllib.loads((small / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert (written["nodes"], written["timeout"], written["retries"]) == (3, 2.5, 1)
+    made = config.experiment(tomllib.loads(written["experiment"]))
+    assert made == Experiment(**SMALL | {"rounds": 5}, data_dir="7")
+
+
+def test_a_module_of_a_file_is_allowed_by_the_person(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small / "elsewhere").mkdir()
+    (small / "elsewhere/foreign_cli.py").write_text("from fedsim.clients import SGD\n\nclass Mine(SGD):\n    pass\n")
+    monkeypatch.syspath_prepend(small / "elsewhere")
+    text = (small / "e.toml").read_text()
+    (small / "f.toml").write_text(text + 'client = "foreign_cli:Mine"\n')
+    (small / "s.toml").write_text(text + '[compare]\nclient = ["foreign_cli:Mine", "SGD"]\n')
+    for command, file in (("run", "f.toml"), ("compare", "s.toml")):
+        assert "allow it by --module foreign_cli" in here(capsys, command, file, code=2)[1]
+        here(capsys, command, file, "--module", "foreign_cli")
+
+
+def test_options_of_a_table_are_its_arguments() -> None:
+    options = [
+        "--label",
+        "y",
+        "--client-column",
+        "a",
+        "--client-column",
+        "b",
+        "--drop",
+        "c",
+        "--drop",
+        "d",
+        "--categorical",
+        "e",
+    ]
+    for command in (["run", "T.CSV"], ["compare", "T.CSV"], ["splits", "Natural", "--dataset", "T.CSV"]):
+        found = cli._table(cli.parser().parse_args([*command, *options]), "T.CSV")
+        assert found == "table('T.CSV', label='y', client_column=['a', 'b'], drop=['c', 'd'], categorical=['e'])"
+    for option in ("label", "client-column", "drop", "categorical"):
+        args = cli.parser().parse_args(["run", "e.toml", f"--{option}", "x"])
+        with pytest.raises(ConfigError, match=f"--{option} is for a table .*csv, .*parquet.*; 'e.toml' is none"):
+            cli._table(args, "e.toml")
+
+
+def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts that have the same short label are told apart, and a picture shows its kind and the dataset's labels."""
+    texts = ["IID(3)", "IID( 5 )"]
+    out, _ = here(capsys, "splits", *texts, "--seed", "7", "--most", "3")
+    digits = data.load("digits")
+    held = {text: config.build("split", text).federate(digits, 7) for text in texts}
+    table = splits_table(held).to_string()
+    first, second = (shards_table(held[text]).head(3).to_string() for text in texts)
+    assert out == (
+        f"digits: 1,442 training examples; means over clients\n{table}\n\n{texts[0]}\n{first}\n"
+        f"\n{texts[1]}\n{second}\n... and 2 more clients (--most 5 shows all)\n"
+    )
+    out, _ = here(capsys, "splits", "IID(3)", "--kind", "sizes", "--out", "s.svg")
+    assert out.endswith("\nwrote s.svg\n")
+    assert "<!-- How many examples clients hold of digits -->" in (small / "s.svg").read_text()
+    (small / "data").mkdir()
+    rows = "".join(f"{k},{'ill' if k % 2 else 'well'}\n" for k in range(40))
+    (small / "data/t.csv").write_text("a,y\n" + rows)
+    here(capsys, "splits", "IID(2)", "--dataset", "t.csv", "--label", "y", "--data-dir", "data", "--out", "t.svg")
+    assert {"<!-- ill -->", "<!-- well -->", "<!-- Who holds which labels of t.csv -->"} <= {
+        line.strip() for line in (small / "t.svg").read_text().splitlines()
+    }
+    for option, value in (("most", "0"), ("seed", "-1"), ("kind", "pie")):
+        assert f"--{option} is " in here(capsys, "splits", "IID(3)", f"--{option}", value, code=2)[1]
+
+
+def test_resume_says_what_there_is_not(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (small / "run").mkdir()
+    said = here(capsys, "resume", "run", code=2)[1]
+    assert "'run' has no experiment.toml; allowed: a directory that fedsim run --out wrote" in said
+    (small / "run/experiment.toml").write_text("rounds = 1\n")
+    said = here(capsys, "resume", "run", code=2)[1]
+    assert "the run in 'run' has no checkpoint.npz; there is nothing to resume" in said
+    (small / "run/history.csv").touch()
+    assert "the run in 'run' is complete; there is nothing to resume" in here(capsys, "resume", "run", code=2)[1]
+
+
+def test_the_datasets_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = here(capsys, "data")
+    listed = {line.split()[0]: line for line in out.splitlines()}
+    assert list(listed) == ["digits", "article", "article_teacher", "mnist", "fashion_mnist", *list(data.DATASETS)[5:]]
+    for name in ("digits", "article", "fcube"):
+        loaded = data.load(name)
+        examples = len(loaded.x_train) + (len(loaded.x_test) if name == "digits" else 0)
+        assert f" {examples:,} " in listed[name]
+    for name in ("mnist", "fashion_mnist"):
+        assert " 70,000 images 28 x 28; " in listed[name]  # as they were published
+    devices = data.load("synthetic")
+    assert f"{len(set(devices.groups['device']))} devices of {devices.x_train.shape[1]} features" in listed["synthetic"]
+
+
+def test_earlier_results_are_mentioned_if_there_were_any(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.report_kept(None)
+    assert capsys.readouterr().out == ""
+    cli.report_kept(Path("out.1"))
+    assert capsys.readouterr().out == "kept the earlier results in out.1\n"
+
+
+def test_an_app_of_flower_says_how_long_it_ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = cli.parser().parse_args(["flower", "app", "--nodes", "3", "--workers", "2", "-v", "--run-config", "a=1"])
+    asked: list[Any] = []
+
+    def run_app(*given: Any) -> float:
+        asked.extend(given)
+        return 1.25
+
+    monkeypatch.setattr("fedsim.apps.local.run_app", run_app)
+    args.action(args)
+    assert asked == ["app", 3, ["a=1"], 2, True]
+    assert capsys.readouterr().out == "the app has run for 1.2 s\n"
+
+
+def test_the_catalogue_lists_each_strategys_own_parameters_and_its_paper_in_short() -> None:
+    """Parameters of SGD and FedAvg are listed once, unless a strategy has another default."""
+    text = catalogue()
+    blocks = {block.partition("(")[0]: block for block in text.split("\n\n")}
+    assert blocks["SGD"].startswith(
+        "SGD(lr=0.1, epochs=1, batch_size=10, momentum=0.0, weight_decay=0.0, lr_decay=1.0, lr_decay_every=1, "
+        "steps=None)\n    Minibatch SGD; extend it"
+    )
+    assert blocks["FedRS"].splitlines()[0] == "FedRS(alpha=0.5)"
+    assert blocks["FedRS"].endswith(
+        '\n    Li and Zhan, "FedRS: federated learning with restricted softmax for label distribution non-\n'
+        '    IID data", KDD 2021'
+    )
+    assert blocks["LocalOnly"].splitlines()[0] == "LocalOnly()"
+    assert [entry.paper for entry in client_entries() if entry.name == "LocalOnly"] == [""]  # it is of no paper
+    assert blocks["FedSGD"].splitlines()[0] == "FedSGD(batch_size=None, steps=1)"
+    assert blocks["PFedMe"].splitlines()[0] == "PFedMe(lr=0.005, lam=15.0, personal_lr=0.05, inner_steps=5, beta=1.0)"
+    assert 'Deng et al., "Adaptive personalized federated learning", 2020 (arXiv:2003.13461)' in blocks["APFL"]
+    assert blocks["FedAvg"].splitlines()[0] == "FedAvg(min_clients=1)"
+    assert blocks["FedMedian"].splitlines()[0] == "FedMedian()"
+    assert blocks["FedAdam"].splitlines()[0] == "FedAdam(eta=0.1, beta_1=0.9, beta_2=0.99, tau=0.001)"
+    assert "`" not in text
+    assert all(len(line) <= 96 for line in text.splitlines() if line.startswith(" "))
+    titles = [text.splitlines()[k - 1] for k, line in enumerate(text.splitlines()) if line.startswith("===")]
+    assert [title.partition(";")[0] for title in titles] == ["Client strategies", "Server strategies"]
+    for title in titles:
+        assert f"{title}\n{'=' * len(title)}\n\n" in text
+    servers = text[text.index("Server strategies") :]
+    assert re.findall(r"^(\w+)\(", servers, re.MULTILINE) == [entry.name for entry in server_entries()]
+    first, *others = [entry.name for entry in server_entries()]
+    assert first == "FedAvg"
+    assert others == sorted(others, key=str.lower)

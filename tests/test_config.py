@@ -15,16 +15,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import Experiment
+from fedsim import Experiment, clients, data, servers
 from fedsim.apps import app
 from fedsim.apps.export import export
 from fedsim.apps.local import load_app, run_flower
-from fedsim.clients import SGD, FedProx
+from fedsim.clients import SGD, FedProx, FedSGD
+from fedsim.engines.supernodes.node import received_client
 from fedsim.errors import ConfigError
+from fedsim.modules import Modules
+from fedsim.objects import classes_of, to_text
 from fedsim.servers import FedAvg
-from fedsim.splits import IID, Dirichlet, Natural, Shards
-from fedsim.study import config
-from fedsim.updates.compression import TopK
+from fedsim.splits import IID, Dirichlet, LogNormal, Natural, Pooled, Shards
+from fedsim.study import baselines, config
+from fedsim.updates.compression import Int8, TopK
+
+
+def client_text(client: SGD) -> str:
+    """The text in which a message names a client strategy."""
+    return to_text(client, classes_of(clients, SGD))
+
 
 EXPERIMENTS = [
     Experiment(),
@@ -55,6 +64,11 @@ def test_text_is_python() -> None:
     assert config.build("client", "SGD(lr=0.5, batch_size=None)") == SGD(lr=0.5, batch_size=None)
     assert config.build("split", "fedsim.splits:IID(3)") == IID(3)
     assert config.build("server", "FedAvg") is FedAvg
+    assert config.build("client", " SGD (lr=0.5) ") == SGD(lr=0.5)
+    assert config.build("split", "IID(3, sizes=LogNormal(0.5))") == IID(3, sizes=LogNormal(0.5))
+    assert config.build("server", "FedAdam") is servers.FedAdam  # not Flower's of this name
+    assert config.build("server", "FedProx") is stock.FedProx
+    assert config.build("server", "FedAvg(min_train_nodes=2)").keywords == {"min_train_nodes": 2}
 
 
 def test_set_reaches_into_objects() -> None:
@@ -93,7 +107,24 @@ def test_a_study_file() -> None:
         ("client", "nowhere:Mine", "No module named 'nowhere'; allowed: a module in the current folder or on"),
         ("client", "fedsim.clients:SDG", "did you mean 'SGD'"),
         ("server", "FedAdm", "did you mean 'FedAdam'"),
-        ("server", "FedAdam(0.1)", "options must be named"),
+        ("server", "FedAdam(0.1)", r"server is 'FedAdam\(0.1\)'; its options must be named"),
+        ("server", "Strategy", "server is 'Strategy'; allowed: .*FedAvg"),
+        ("server", "QFedAvg(client_learning_rate='x')", "QFedAvg's client_learning_rate is 'x'; allowed: a finite"),
+        ("server", "QFedAvg(q=None)", "QFedAvg's q is None; allowed: a finite number"),
+        (
+            "server",
+            "FedAvg(fraction_evaluate=-0.1)",
+            "FedAvg's fraction_evaluate is -0.1; allowed: .*at least 0",
+        ),
+        ("server", "Krum(num_malicious_nodes=1.0)", "Krum's num_malicious_nodes is 1.0; allowed: a whole number"),
+        ("compress", "Int9", "compress is 'Int9'; allowed: Float16, Int8, RandomMask, TopK or module:Class"),
+        ("client", "fedsim.clients", "client is 'fedsim.clients'; allowed: APFL"),
+        ("client", "fedsim.clients:1", "client names 'fedsim.clients:1'; allowed: module:Class"),
+        ("client", "fedsim.clients:SGD.x", "client names 'fedsim.clients:SGD.x'; allowed: module:Class"),
+        ("client", "fedsim.clients:IID", "client names 'IID', which 'fedsim.clients' does not have$"),
+        ("client", "fedsim.splits:IID", "client names 'fedsim.splits:IID'; allowed: a concrete subclass of SGD"),
+        ("split", "fedsim.splits:CountedSplit", "allowed: a concrete subclass of Split"),
+        ("client", "no_package.inner:Mine", "No module named 'no_package'; allowed: a module in the current folder"),
     ],
 )
 def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
@@ -109,6 +140,11 @@ def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
         ("client.lrr=3", "allowed: client.lr, client.epochs, client.batch_size, .*; did you mean 'lr'"),
         ("hidden.x=3", "allowed: split.NAME and client.NAME"),
         ("rounds=many", "rounds is 'many'"),
+        ("rounds", "--set is 'rounds'; allowed: key=value"),
+        ("nothing.x=3", "--set is 'nothing.x=3'; allowed: split.NAME and client.NAME"),
+        ("server.eta=3", "allowed: split.NAME and client.NAME"),
+        ("client.lr=-1", "SGD's lr is -1; allowed: a finite number greater than 0"),
+        ("split.num_clients=" + "[" * 5_000, "--set 'split.num_clients' is .*; allowed: a value in TOML"),
     ],
 )
 def test_bad_assignments_are_refused(assignment: str, sentence: str) -> None:
@@ -191,3 +227,225 @@ def test_a_server_of_flower_does_not_wait_for_clients_that_never_come(option: st
     server = config.build("server", f"FedProx({option}=5)")
     with pytest.raises(ConfigError, match=f"FedProx's {option} is 5; allowed: at most 4, the number of clients"):
         Experiment(split=IID(4), server=server, rounds=1, fraction_evaluate=0.5).run()
+
+
+def test_a_key_may_have_blanks_and_a_later_change_stands_on_an_earlier_one() -> None:
+    changed = config.apply(Experiment(), [" rounds = 3", "client=FedProx", "client.proximal_mu = 0.5", "split.seed=4"])
+    assert changed == Experiment(rounds=3, client=FedProx(proximal_mu=0.5), split=IID(50, seed=4))
+    assert config.apply(Experiment(), ['compress=["Int8", "TopK(0.5)"]']).transforms == (Int8(), TopK(0.5))
+
+
+def test_what_is_chosen_takes_the_place_of_a_studys_own() -> None:
+    """What a study does not say is one seed and no baseline; what is chosen needs no table."""
+    settings = tomllib.loads(
+        '[compare]\nsplit = ["IID(5)"]\nclient = ["SGD"]\nseeds = [3, 4]\nbaselines = ["centralised"]'
+    )
+    plan = config.plan(settings, (), {"split": ["IID(6)", "IID(7)"]})
+    assert plan.axes == {"split": [IID(6), IID(7)], "client": [SGD()]}
+    assert (plan.seeds, plan.baselines) == ([3, 4], ["centralised"])
+    assert config.plan(settings, (), {"seeds": 7}).seeds == 7
+    plan = config.plan({"rounds": 3}, (), {"client": ["FedProx"]})
+    assert (plan.base, plan.axes) == (Experiment(rounds=3), {"client": [FedProx()]})
+    assert (plan.seeds, plan.baselines) == (1, ())
+    assert "compare" in settings  # as it was
+
+
+def test_a_setting_that_an_experiment_has_not_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'roundz'; allowed: dataset, .*; did you mean 'rounds'\?"):
+        config.experiment({"roundz": 3})
+    with pytest.raises(ConfigError, match=r"a \[compare\] table makes this a study.* run it with fedsim compare"):
+        config.experiment({"compare": {}})
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"seed = \xff")
+    with pytest.raises(ConfigError, match=r"'.*a.toml' is not TOML: 'utf-8' codec can't decode"):
+        config.read(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text('dataset = "é😀"', encoding="utf-8")
+    assert config.read(str(tmp_path / "a.toml")) == {"dataset": "é😀"}
+    with pytest.raises(ConfigError, match=r"'none.toml' cannot be read: No such file or directory"):
+        config.read("none.toml")
+
+
+def write_table(place: Path, rows: int, clients: int, regression: bool = False) -> str:
+    lines = [f"{k},c{k % clients},d{k % 2},{k / 7 if regression else k % 2}" for k in range(rows)]
+    place.write_text("\n".join(["a,c,d,y", *lines]) + "\n")
+    return f"table({str(place)!r}, label='y'"
+
+
+def test_a_table_makes_a_study_of_its_clients_against_as_many_others(tmp_path: Path) -> None:
+    """As docs/data.md says: its clients, IID and Dirichlet(0.1); 30 rounds; a fifth of each client for its own test."""
+    text = write_table(tmp_path / "t.csv", 600, 60) + ", client_column=['c', 'd'])"
+    plan = config.table_plan(text, None, ["seed=5"], {"seeds": 2})
+    assert plan.base == Experiment(
+        dataset=text,
+        split=Natural("c"),
+        client=SGD(lr=0.05),
+        rounds=30,
+        fraction_train=50 / 60,  # about fifty clients in a round
+        fraction_evaluate=1.0,
+        test_fraction=0.2,
+        seed=5,
+    )
+    assert plan.axes == {"split": [Natural("c"), Natural("d"), IID(60), Dirichlet(60, alpha=0.1)]}
+    assert plan.seeds == 2
+    assert config.table_plan(text).seeds == 3
+    assert config.table_plan(text, None, (), {"split": ["IID(3)"]}).axes == {"split": [IID(3)]}
+
+
+def test_a_table_without_clients_is_shared_by_ten_or_fewer(tmp_path: Path) -> None:
+    plan = config.table_plan(write_table(tmp_path / "t.csv", 100, 2, regression=True) + ", regression=True)")
+    assert plan.base.split == IID(10)
+    assert (plan.base.loss, plan.base.fraction_train) == ("mse", 1.0)
+    assert plan.axes == {"split": [IID(10), Dirichlet(10, alpha=0.1)]}
+    few = config.table_plan(write_table(tmp_path / "few.csv", 15, 2) + ")")  # 12 of them for training
+    assert few.base.split == IID(6)
+    assert few.base.loss == "cross_entropy"
+    many = config.table_plan(write_table(tmp_path / "many.csv", 2000, 750) + ", client_column='c')")
+    assert many.base.split == Natural("c")
+    held = len(Natural("c").federate(data.load(str(many.base.dataset))).partition)
+    assert 500 < held <= 750
+    assert many.axes["split"][1:] == [IID(held), Dirichlet(held, alpha=0.1)]
+    assert many.base.fraction_train == 0.1
+
+
+def test_an_experiment_on_arrays_has_no_text() -> None:
+    with pytest.raises(ConfigError, match="an experiment on arrays of your own has no TOML form"):
+        config.to_toml(Experiment(dataset=Experiment().load_data()))
+
+
+def test_what_a_file_says_is_all_that_differs_from_nothing(tmp_path: Path) -> None:
+    """A setting of None is left out; a path is text; the whole of an object is written."""
+    settings = tomllib.loads(
+        config.to_toml(Experiment(data_dir=tmp_path, split=IID(3), transforms=(Int8(), TopK(0.5))))
+    )
+    assert settings["data_dir"] == str(tmp_path)
+    assert settings["split"] == "IID(num_clients=3)"
+    assert settings["compress"] == ["Int8()", "TopK(fraction=0.5, error_feedback=True)"]
+    assert settings["hidden"] == [32]
+    assert "server" not in settings
+    assert "data_dir" not in config.to_toml(Experiment())
+
+
+OWN = """
+from fedsim import clients, servers
+from fedsim.splits import CountedSplit
+
+
+class FedProx(clients.SGD):
+    nu: float = 0.5
+
+
+class Server(servers.FedAvgM):
+    def __init__(self, half, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key, table: int,
+                 server_momentum: int = 0, flag: bool = False, other=None, *args, **options):
+        super().__init__(**options)
+
+
+class Closed(servers.FedAvgM):
+    def __init__(self, rate: float, server_momentum: "int | None" = None):
+        super().__init__()
+
+
+class Abstract(CountedSplit):
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a module of one's own classes."""
+    (tmp_path / "own_config.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_config", raising=False)
+    return tmp_path
+
+
+def test_a_class_of_ones_own_named_like_fedsims_is_written_with_its_module(own: Path) -> None:
+    mine = config.build("client", "own_config:FedProx(nu=0.25)")
+    text = client_text(mine)
+    assert text.startswith("own_config:FedProx(lr=0.1, ")
+    assert received_client(text, type(mine)) == mine
+    assert type(received_client("FedProx()", type(mine))) is FedProx
+    assert config.experiment({"client": text}).client == mine
+    assert client_text(SGD(steps=3, batch_size=None)) == (
+        "SGD(lr=0.1, epochs=1, batch_size=None, momentum=0.0, weight_decay=0.0, lr_decay=1.0, lr_decay_every=1, "
+        "steps=3)"
+    )
+
+
+def test_the_options_of_a_server_are_its_own_and_those_it_hands_on(own: Path) -> None:
+    """None of what fedsim makes itself; of fedsim's and Flower's classes those that are numbers."""
+    bases = config._options(servers.FedAvgM)
+    assert config._options(config.build("server", "own_config:Server")) == {
+        "table": "int",
+        "flag": "bool",
+        "other": "",
+        **bases,
+        "server_momentum": "int",  # as the class itself declares it
+    }
+    assert bases["server_momentum"] == "float"
+    assert not {"half", "weighted_by_key", "train_metrics_aggr_fn"} & set(bases)
+    closed = config.build("server", "own_config:Closed")
+    assert config._options(closed) == {"rate": "float", "server_momentum": "int | None"}
+    made = config.build("server", "own_config:Closed(server_momentum=None, rate=2)")
+    assert made.keywords == {"server_momentum": None, "rate": 2}
+    for text, sentence in (
+        ("Server(flag=1)", "Server's flag is 1; allowed: True or False"),
+        ("Server(table=None)", "Server's table is None; allowed: a whole number"),
+        ("Closed(server_momentum=0.5)", "Closed's server_momentum is 0.5; allowed: a whole number"),
+        ("Closed(seed=1)", "server Closed has no option 'seed' in text; allowed: rate, server_momentum"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            config.build("server", f"own_config:{text}")
+    assert config.build("server", "own_config:Server(flag=True)").keywords == {"flag": True}
+
+
+def test_an_allowed_module_adds_no_folder_to_search_and_the_current_one_comes_first(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "elsewhere").mkdir()
+    (own / "elsewhere/own_config.py").write_text("raise AssertionError('not this one')\n")
+    (own / "elsewhere/own_installed.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(own / "elsewhere")
+    before = list(sys.path)
+    with pytest.raises(ConfigError, match="No module named 'no_such_dependency'") as refused:
+        config.experiment({"client": "own_installed:Mine"}, Modules.here(["own_installed"]))
+    assert "allowed" not in str(refused.value)  # the module itself was found
+    assert config.experiment({"client": "fedsim.clients:SGD", "server": "flwr.serverapp.strategy:FedAdam"})
+    assert sys.path == before
+    for _ in range(2):
+        assert type(config.build("client", "own_config:FedProx")).__module__ == "own_config"
+    assert sys.path == [str(own), *before]
+    with pytest.raises(
+        ConfigError, match=r"client names the module 'os', which is not in '.*'; if you trust it, allow"
+    ):
+        config.experiment({"client": "os:path"})
+    with pytest.raises(ConfigError, match="client names the module 'os'; allowed here: classes of fedsim and Flower"):
+        config.experiment({"client": "os:path"}, Modules())
+    with pytest.raises(ConfigError, match="'own_config:Abstract'; allowed: a concrete subclass of Split"):
+        config.build("split", "own_config:Abstract(3)")
+
+
+def test_the_baselines_keep_the_training_and_leave_the_federation() -> None:
+    """All examples in one place, by plain SGD; or one step of every client in a round, with momentum on the server."""
+    federated = Experiment(
+        split=Dirichlet(9, alpha=0.3),
+        client=FedProx(lr=0.3, epochs=4, batch_size=7, momentum=0.5, weight_decay=0.01, proximal_mu=2.0),
+        server=servers.FedAdam,
+        fraction_train=0.5,
+        min_clients=2,
+        transforms=(Int8(),),
+        seed=6,
+    )
+    common: dict[str, Any] = {"lr": 0.3, "epochs": 4, "batch_size": 7, "weight_decay": 0.01}
+    assert baselines.BASELINES["centralised"](federated) == Experiment(
+        split=Pooled(Dirichlet(9, alpha=0.3)), client=SGD(**common, momentum=0.5), seed=6
+    )
+    parallel = baselines.BASELINES["data-parallel"](federated)
+    assert parallel.client == FedSGD(**common, momentum=0.0, steps=1)
+    assert isinstance(parallel.server, partial)
+    assert (parallel.server.func, parallel.server.keywords) == (servers.FedAvgM, {"server_momentum": 0.5})
+    assert (parallel.fraction_train, parallel.split, parallel.seed) == (1.0, federated.split, 6)
+    assert baselines.data_parallel(Experiment()).server is FedAvg

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Flower types what a record holds as any of its values.
 # mypy: disable-error-code="arg-type,assignment,index,misc,union-attr"
+import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.server import ServerAppComponents, ServerConfig
@@ -22,8 +24,10 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from fedsim import cli, data
-from fedsim.apps.local import AppGrid, load_app, overridden, run_flower
+from fedsim.apps import app as fedsim_app
+from fedsim.apps.local import AppGrid, load_app, overridden, run_app, run_flower
 from fedsim.errors import ConfigError
+from fedsim.flower import internals, records
 from fedsim.splits import IID
 
 NODES = 4
@@ -302,6 +306,150 @@ def test_messages_are_pushed_and_pulled_and_waited_for_no_longer_than_asked() ->
         release.set()
 
 
+def test_a_node_handles_one_message_after_another_and_nodes_work_at_the_same_time() -> None:
+    """Replies are in the order of the messages, whichever is ready first."""
+    both = threading.Barrier(2, timeout=30)
+    busy, most = [0, 0], [0, 0]
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        node = int(context.node_config["partition-id"])
+        assert context.node_id == message.metadata.dst_node_id == node + 2
+        busy[node] += 1
+        most[node] = max(most[node], busy[node])
+        if message.content:
+            both.wait()
+        time.sleep(0.1 * (1 - node))
+        busy[node] -= 1
+        return Message(RecordDict(), reply_to=message)
+
+    content = RecordDict({"config": ConfigRecord()})
+    with AppGrid(app, 2, workers=2) as grid:
+        replies = ask(grid, content)
+        assert not any(reply.has_error() for reply in replies)
+        assert [reply.metadata.src_node_id for reply in replies] == [2, 3]
+        assert [reply.metadata.message_id for reply in replies] == ["1-reply", "2-reply"]
+        replies = list(
+            grid.send_and_receive([Message(RecordDict(), dst_node_id=2, message_type="query") for _ in range(3)])
+        )
+        assert [reply.metadata.reply_to_message_id for reply in replies] == ["3", "4", "5"]
+    assert most == [1, 1]
+
+
+def test_one_worker_handles_one_message_at_a_time_and_leaving_drops_those_that_wait() -> None:
+    started, seen = threading.Event(), []
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        started.set()
+        time.sleep(0.2)
+        seen.append(context.node_id)
+        return Message(RecordDict(), reply_to=message)
+
+    with AppGrid(app, 3, workers=1) as grid:
+        ids = grid.push_messages([Message(RecordDict(), dst_node_id=n, message_type="query") for n in (4, 2, 3)])
+        assert list(grid.pull_messages([*ids, "unknown"])) == []
+        assert started.wait(30)
+    assert seen == [4]
+
+
+def test_only_nodes_there_are_get_messages() -> None:
+    with AppGrid(echo(), 2) as grid:
+        assert list(grid.get_node_ids()) == [2, 3]
+        for node in (1, 4):
+            with pytest.raises(ValueError, match=r"unknown node; nodes are 2\.\.3"):
+                grid.send_and_receive([Message(RecordDict(), dst_node_id=node, message_type="query")])
+
+
+def test_what_is_sent_and_what_comes_back_is_the_receivers_own() -> None:
+    """Whatever either does to its records, and to the run configuration, afterwards."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        content = message.content
+        content["config"]["list"].append(9)
+        content["metrics"]["numbers"].append(0.5)
+        content["arrays"]["plain"].data = b"changed"
+        content["arrays"]["plain"].shape = (7,)
+        content["arrays"]["more"] = Array(np.ones(1))
+        context.run_config["word"] = str(context.run_config["word"]) + "!"
+        kept = context.state.config_records.setdefault("kept", ConfigRecord({"calls": 0}))
+        kept["calls"] = int(kept["calls"]) + 1
+        kept["run"] = context.run_config["word"]
+        return Message(RecordDict({"kept": kept}), reply_to=message)
+
+    plain, lazy = Array(np.arange(3.0)), internals.Array(np.arange(2.0))
+    before = plain.data
+    content = RecordDict(
+        {
+            "config": ConfigRecord({"list": [1, 2], "word": "w"}),
+            "metrics": MetricRecord({"numbers": [0.25]}),
+            "arrays": ArrayRecord({"plain": plain, "lazy": lazy}),
+        }
+    )
+    run_config = {"word": "hello"}
+    with AppGrid(app, 2, run_config=run_config) as grid:
+        first, second = ask(grid, content), ask(grid, content)
+    assert content["config"] == ConfigRecord({"list": [1, 2], "word": "w"})
+    assert content["metrics"] == MetricRecord({"numbers": [0.25]})
+    assert list(content["arrays"]) == ["plain", "lazy"]
+    assert (plain.data, plain.shape, run_config) == (before, (3,), {"word": "hello"})
+    for replies, calls, word in ((first, 1, "hello!"), (second, 2, "hello!!")):
+        assert [dict(reply.content["kept"].items()) for reply in replies] == [{"calls": calls, "run": word}] * 2
+
+
+def test_what_arrives_is_what_was_sent() -> None:
+    received: list[RecordDict] = []
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        received.append(message.content)
+        return Message(message.content, reply_to=message)
+
+    values = np.arange(6, dtype=np.int16).reshape(2, 3)
+    content = RecordDict(
+        {
+            "c": ConfigRecord({"b": b"\x00", "t": True, "s": "s", "l": ["a"]}),
+            "m": MetricRecord({"n": 3, "x": [0.5]}),
+            "a": ArrayRecord({"plain": Array(values)}),
+            "lazy": records.record({"values": values}),
+        }
+    )
+    with AppGrid(app, 1) as grid:
+        [reply] = ask(grid, content)
+    assert received == [content]
+    assert reply.content == content
+    assert received[0]["a"]["plain"] == Array(values)
+    assert np.shares_memory(received[0]["lazy"]["values"].__dict__["values"], values), "arrays are not copied"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_server_finds_its_context_and_flowers_log_is_held_unless_asked_for(verbose: bool) -> None:
+    found: list[Any] = []
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        found.extend([context.node_id, dict(context.run_config), dict(context.node_config), logger.level])
+        context.run_config["word"] = "changed"
+        [reply] = ask(grid)
+        found.append(reply.content["config"]["run"])
+        found.append(reply.content["config"]["partition"])
+
+    run_config = {"word": "hello"}
+    run_flower(app, echo(), 1, run_config=run_config, node_configs=[{"partition-id": 7}], workers=1, verbose=verbose)
+    level = before if verbose else max(before, logging.ERROR)
+    assert found == [1, {"word": "hello"}, {}, level, "hello", 7]
+    assert run_config == {"word": "hello"}
+    assert logger.level == before
+
+
 def test_a_server_that_raises_raises() -> None:
     app = ServerApp()
 
@@ -349,20 +497,96 @@ def test_an_app_runs_from_its_folder(folder: Path, capsys: pytest.CaptureFixture
     assert "ended at [5. 5. 5.] on 3" in capsys.readouterr().out
 
 
+def test_an_app_says_its_supernodes_and_its_run_configuration_is_flat(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten SuperNodes are Flower's own default; what the caller says comes first."""
+    file = folder / "pyproject.toml"
+    text = file.read_text()
+    assert load_app(folder)[2:] == ({"rounds": 2, "model.width": 3}, None)
+    assert 0 < run_app(folder, assignments=["rounds=1", "model.width=1"], workers=1) < 60
+    assert "ended at [1.] on 10" in capsys.readouterr().out
+    file.write_text(
+        text + "a.b.c = 'deep'\n[tool.flwr.federations]\ndefault = 'mine'\nmine.options.num-supernodes = 7\n"
+        "other.options.num-supernodes = 8\n"
+    )
+    assert load_app(folder)[2:] == ({"rounds": 2, "model.width": 3, "a.b.c": "deep"}, 7)
+    run_app(folder, verbose=True)
+    assert "ended at [2. 2. 2.] on 7" in capsys.readouterr().out
+    run_app(folder, 3)
+    assert "on 3" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="workers is 0"):
+        run_app(folder, workers=0)
+    for odd in ("default = 'none'", "mine = 3\ndefault = 'mine'", "mine.x = 1\ndefault = 'mine'"):
+        file.write_text(text + f"[tool.flwr.federations]\n{odd}\n")
+        assert load_app(folder)[3] is None
+
+
+def test_run_configuration_is_changed_in_a_copy() -> None:
+    config = {"rounds": 1, "model.width": 2, "word": "a"}
+    changed = overridden(config, ["rounds=5", "word=b=c", "model.width=[1, 2]", "rounds=6"])
+    assert changed == {"rounds": 6, "model.width": [1, 2], "word": "b=c"}
+    assert config == {"rounds": 1, "model.width": 2, "word": "a"}
+    with pytest.raises(ConfigError, match=r"--run-config is 'rounds'; the app takes rounds, model.width, word"):
+        overridden(config, ["rounds"])
+    with pytest.raises(ConfigError, match=r"--run-config is 'x=1'; the app takes nothing$"):
+        overridden({}, ["x=1"])
+    with pytest.raises(ConfigError, match=r"^--run-config rounds is "):
+        overridden(config, ["rounds=" + "[" * 5_000])
+
+
+def test_two_apps_whose_modules_have_one_name_are_two_apps(tmp_path: Path) -> None:
+    """Also a module that the app's own imports; modules that lie elsewhere stay as they are."""
+    made = []
+    for number in range(2):
+        place = tmp_path / f"{number}"
+        (place / "twin_app").mkdir(parents=True)
+        (place / "pyproject.toml").write_text(
+            "[tool.flwr.app.components]\nserverapp = 'twin_app.server'\nclientapp = 'fedsim.apps.app:client_app'\n"
+        )
+        (place / "twin_app" / "__init__.py").write_text("")
+        (place / "twin_app" / "task.py").write_text(f"number = {number}\n")
+        (place / "twin_app" / "server.py").write_text(
+            "from flwr.serverapp import ServerApp\nfrom twin_app.task import number\napp = ServerApp()\n"
+            "app.number = number\n"
+        )
+        server_app, client_app, run_config, _ = load_app(place)
+        made.append(server_app.number)  # type: ignore[attr-defined]
+        assert client_app is fedsim_app.client_app
+        assert run_config == {}
+        assert load_app(place)[0] is server_app
+    assert made == [0, 1]
+    assert sys.modules["fedsim.apps.app"] is fedsim_app
+
+
 def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         load_app(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"--run-config is 'round=3'; the app takes rounds, model.width; did"):
         overridden({"rounds": 1, "model.width": 2}, ["round=3"])
-    (folder / "pyproject.toml").write_text("[project]\nname = 'x'\n")
-    with pytest.raises(ConfigError, match=r"has no serverapp and clientapp"):
-        load_app(folder)
+    for text in ("[project]\nname = 'x'\n", "tool = 3", "[tool.flwr.app.components]\nserverapp = 'a:b'\n"):
+        (folder / "pyproject.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"has no serverapp and clientapp"):
+            load_app(folder)
+    for text in ("a = = 3", "a = " + "[" * 5_000, "\udcff"):
+        (folder / "pyproject.toml").write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(ConfigError, match=r"pyproject.toml' is not TOML: "):
+            load_app(folder)
+    (folder / "leaving.py").write_text("raise SystemExit(0)\n")
     text = "[tool.flwr.app.components]\nserverapp = '{}'\nclientapp = 'little_app:client'\n"
-    for path, sentence in (("no_such:app", "cannot be imported"), ("json:loads", "is function; allowed: a ServerApp")):
+    for path, sentence in (
+        ("no_such:app", "cannot be imported: ModuleNotFoundError"),
+        ("leaving:app", r"cannot be imported: SystemExit: 0 \(leaving.py, line 1\)"),
+        ("little_app", "'little_app' is NoneType; allowed: a ServerApp"),
+        ("little_app:client", "is ClientApp; allowed: a ServerApp"),
+        ("json:loads", "is function; allowed: a ServerApp"),
+    ):
         (folder / "pyproject.toml").write_text(text.format(path))
         with pytest.raises(ConfigError, match=sentence):
             load_app(folder)
     with pytest.raises(ConfigError, match="num_supernodes is 0"):
         AppGrid(echo(), 0)
+    with pytest.raises(ConfigError, match="workers is 0; allowed: a whole number, 1 or more"):
+        AppGrid(echo(), 1, workers=0)
     with pytest.raises(ConfigError, match="node_configs has 1 entries; allowed: 2, one each"):
         AppGrid(echo(), 2, node_configs=[{}])

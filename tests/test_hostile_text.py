@@ -323,13 +323,14 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(trap: Path) -> None:
 # The command line: one sentence, exit status 2.
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     said = capsys.readouterr()
     assert left.value.code == 2, (arguments, said)
     assert len(said.err.strip().splitlines()) == 1, said.err
     assert said.out == ""
+    return said.err
 
 
 ON_THE_COMMAND_LINE = [text for text in IN_MESSAGES if "\x00" not in text]
@@ -345,6 +346,7 @@ def test_the_command_line_refuses(text: str, trap: Path, capsys: pytest.CaptureF
         (trap / "study.toml").write_text(tomli_w.dumps({"compare": {field: [value(field, mine)]}}))
         (trap / "run").mkdir(exist_ok=True)
         (trap / "run" / "experiment.toml").write_text(settings)
+        (trap / "run" / "checkpoint.npz").touch()
         refused(capsys, "run", "hostile.toml")
         refused(capsys, "compare", "study.toml")
         refused(capsys, "resume", "run")
@@ -364,10 +366,10 @@ def test_the_command_line_refuses(text: str, trap: Path, capsys: pytest.CaptureF
 def test_a_directory_of_somebody_else_runs_nothing_of_theirs(trap: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (trap / "theirs").mkdir()
     (trap / "theirs" / "elsewhere_theirs.py").write_text(ELSEWHERE)
-    (trap / "theirs" / "experiment.toml").write_text('client = "elsewhere_theirs:Mine()"\n')
-    refused(capsys, "resume", "theirs")
-    (trap / "theirs" / "experiment.toml").write_text(f'client = "{FOREIGN}"\n')
-    refused(capsys, "resume", "theirs")
+    (trap / "theirs" / "checkpoint.npz").touch()
+    for text in ("elsewhere_theirs:Mine()", FOREIGN):
+        (trap / "theirs" / "experiment.toml").write_text(f'client = "{text}"\n')
+        assert "client names the module 'elsewhere_" in refused(capsys, "resume", "theirs")
     assert untouched(trap)
 
 

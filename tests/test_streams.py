@@ -77,3 +77,43 @@ def test_a_number_and_an_array_of_it_have_one_stream() -> None:
             plain = streams.keys(seed, Purpose.SHUFFLE, 7, k)
             assert np.array_equal(plain, streams.keys(seed, Purpose.SHUFFLE, 7, np.array([k])))
             assert np.array_equal(plain, streams.keys(seed, Purpose.SHUFFLE, np.array([7]), k))
+
+
+def outputs(key: int, count: int) -> list[int]:
+    """The first outputs of SplitMix64 from a state, in plain integers."""
+    found = []
+    for k in range(1, count + 1):
+        z = (key + k * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        found.append(z ^ z >> 31)
+    return found
+
+
+def test_a_shuffle_sorts_by_the_upper_halves_of_the_streams_outputs() -> None:
+    """Anybody can do it again from the key: of equal halves the smaller number comes first."""
+    keys = streams.keys(3, Purpose.SHUFFLE, np.arange(5))
+    sizes = np.array([7, 7, 4, 1, 0])
+    shuffled = streams.permutations(keys, sizes)
+    assert shuffled.shape == (5, 7)
+    assert shuffled.dtype == np.intp
+    for key, size, row in zip(keys.tolist(), sizes, shuffled, strict=True):
+        upper = [z >> 32 for z in outputs(key, size)]
+        assert row[:size].tolist() == sorted(range(size), key=lambda k: (upper[k], k))
+    assert streams.permutations(keys[:0], sizes[:0]).shape == (0, 0)
+
+
+def test_a_generator_is_numpys_philox_with_the_streams_key() -> None:
+    key = int(streams.keys(5, Purpose.SPLIT, 2, 9)[0])
+    drawn = streams.generator(5, Purpose.SPLIT, 2, 9).random(4)
+    assert np.array_equal(drawn, np.random.Generator(np.random.Philox(key=key)).random(4))
+    assert not np.array_equal(drawn, streams.generator(5, Purpose.SPLIT, 9, 2).random(4))
+
+
+def test_ids_broadcast_to_a_key_each() -> None:
+    rounds, clients = np.arange(3)[:, None], np.array([4, 9])
+    keys = streams.keys(1, Purpose.SHUFFLE, 6, rounds, clients, 8)
+    assert keys.shape == (3, 2)
+    for a, b in np.ndindex(3, 2):
+        assert keys[a, b] == streams.keys(1, Purpose.SHUFFLE, 6, a, int(clients[b]), 8)[0]
+    assert streams.keys(1, Purpose.SHUFFLE).shape == (1,)

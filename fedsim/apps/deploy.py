@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import fcntl
 import ipaddress
+import json
 import os
 import re
 import secrets
@@ -159,15 +160,20 @@ class Deployment:
             if self.insecure
             else [f"--root-certificates={self.folder / 'ca.crt'}", f"--auth-supernode-private-key={key}"]
         )
-        config = f"partition-id={number} num-partitions={self.nodes}"
-        if self._data_dir:
-            config += f' data-dir="{self._data_dir}"'
-        port = _free_port()
+        port, config = _free_port(), self._node_config(number)
         arguments = [f"--superlink={LOOPBACK}:{self.port}", f"--port={port}", f"--node-config={config}"]
         name = f"supernode-{number}"
         process = self._launch(name, ["flower-supernode", *trust, *arguments, *self._isolation])
         self._start_executor(name, process, port, ["--insecure"])
         return process
+
+    def _node_config(self, number: int) -> str:
+        config = f"partition-id={number} num-partitions={self.nodes}"
+        if self._data_dir:
+            # A TOML string; Flower takes the first quotation mark for its end, escaped by a backslash or not.
+            path = json.dumps(self._data_dir, ensure_ascii=False)[1:-1].replace(r"\"", r"\u0022")
+            config += f' data-dir="{path}"'
+        return config
 
     def _launch(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -188,12 +194,13 @@ class Deployment:
         }
 
     def flwr(self, *arguments: str) -> str:
-        """Call ``flwr`` and return what it prints; FedsimError with its last line if it fails."""
+        """Call ``flwr`` and return what it prints; FedsimError with the reason if it fails."""
         done = subprocess.run(
             ["flwr", *arguments], env=self.environment, capture_output=True, text=True, cwd=self.folder, timeout=120
         )
         if done.returncode:
-            raise FedsimError(f"flwr {' '.join(arguments[:2])} failed: {_last_line(done.stdout + done.stderr)}")
+            reason = _reason((done.stdout + done.stderr).splitlines())
+            raise FedsimError(f"flwr {' '.join(arguments[:2])} failed: {reason}")
         return done.stdout
 
     def last_words(self, name: str) -> str:
@@ -456,7 +463,7 @@ def _listens(port: int) -> bool:
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """Return what a failed ``flwr run`` says is wrong: an exception, or what stands in its box."""
+    """Return what a failed ``flwr`` says is wrong: an exception, or what stands in its box."""
     said = [line.strip("│╭╮╰╯─ ") for line in lines]
     raised = [line for line in said if re.search(r"\w(Error|Exception): ", line)]
     start = max((i for i, line in enumerate(said) if line == "Error"), default=len(lines))

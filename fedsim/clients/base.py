@@ -278,7 +278,7 @@ class Context:
             y=task.y,
             partition=task.partition,
             clients=self.partition_ids,
-            start=self.start if start is None else self._rows_of("the start of fit()", start),
+            start=self.start if start is None else self._rows_of("start of fit()", start),
             steps=steps,
             shuffles=shuffles,
             batch_size=batch,

@@ -180,7 +180,7 @@ def check_server_state(strategy: SGD, hook: str, state: Any) -> dict[str, Array]
 def check_personal(strategy: SGD, values: Any, clients: Array, parameters: int) -> Array:
     """Return what `personalise` gave as rows of weights: one for all clients, or one for each."""
     rows = values[None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
-    count = 1 if isinstance(rows, np.ndarray) and len(rows) == 1 else len(clients)
+    count = 1 if isinstance(rows, np.ndarray) and rows.shape[:1] == (1,) else len(clients)
     rows = check_array(strategy, "personalise", "personalise() returned", rows, (count, parameters))
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():

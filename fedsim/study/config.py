@@ -137,7 +137,7 @@ def _options(server: type) -> dict[str, str]:
         stock = cls.__module__.partition(".")[0] in ("fedsim", "flwr")
         for parameter in parameters:
             kind = parameter.annotation if isinstance(parameter.annotation, str) else ""
-            if isinstance(parameter.annotation, type):
+            if isinstance(parameter.annotation, type) and parameter.annotation is not parameter.empty:
                 kind = parameter.annotation.__name__
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in INTERNAL:
                 continue
