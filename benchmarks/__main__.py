@@ -11,7 +11,7 @@ from benchmarks import engines, products, profile, servers, splits
 from benchmarks.bars import BARS
 from benchmarks.curves import CURVES, MEMORY, measure, memory, plot
 from benchmarks.measure import ROOT, machine
-from fedsim.cli import Parser, guard
+from fedsim.cli.guard import Parser, guard
 from fedsim.errors import FedsimError
 from fedsim.files import write_whole
 

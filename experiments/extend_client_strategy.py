@@ -8,7 +8,7 @@ import argparse
 import numpy as np
 
 from fedsim import Experiment, compare
-from fedsim.cli import guard
+from fedsim.cli.guard import guard
 from fedsim.clients import SGD, Affine, Array, Context, ServerContext
 from fedsim.models import mlp
 from fedsim.splits import Dirichlet

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from fedsim.cli import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard, report_kept
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory, write_csv
 from fedsim.report.style import COLOURS, STYLE, save

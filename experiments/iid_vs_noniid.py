@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import ArgumentDefaultsHelpFormatter
 
-from fedsim.cli import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard, report_kept
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory
 from fedsim.splits import IID, Dirichlet, Shards

@@ -23,9 +23,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from matplotlib.figure import Figure
 
-from fedsim import Experiment, cli, compare, data
+from fedsim import Experiment, compare, data
 from fedsim.apps import deploy
 from fedsim.apps.local import run_flower
+from fedsim.cli import guard as guards
+from fedsim.cli import main as cli
+from fedsim.cli import options as cli_options
+from fedsim.cli.guard import report_kept
 from fedsim.clients import SGD, FedDyn
 from fedsim.errors import ConfigError
 from fedsim.report import plots, split_plots
@@ -65,7 +69,7 @@ def experiment(tmp_path: Path) -> str:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, fedsim, fedsim.cli; fedsim.cli.parser().format_help(); print(*sys.modules)"
+    code = "import sys, fedsim, fedsim.cli.main; fedsim.cli.main.parser().format_help(); print(*sys.modules)"
     loaded = call("-c", code).stdout.split()
     assert "fedsim.cli" in loaded
     assert not {"flwr", "pandas", "matplotlib", "ray", "sklearn", "scipy", "numpy"} & set(loaded)
@@ -223,8 +227,8 @@ def test_an_error_of_fedsim_itself_keeps_its_traceback(tmp_path: Path) -> None:
     """Also if a script of the user's has called fedsim."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from fedsim import cli, text\n\n\ndef main():\n    text.describe(None)\n\n\n"
-        "if __name__ == '__main__':\n    cli.guard(main)\n"
+        "from fedsim import text\nfrom fedsim.cli import main as cli\n\n\ndef main():\n    text.describe(None)\n\n\n"
+        "if __name__ == '__main__':\n    guards.guard(main)\n"
     )
     done = call(str(script))
     assert done.returncode == 1
@@ -579,7 +583,7 @@ def test_an_error_of_the_user_is_one_sentence_after_the_programs_name(
 
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tool", "run"])
     with pytest.raises(SystemExit) as left:
-        cli.guard(main)
+        guards.guard(main)
     assert left.value.code == 2
     assert capsys.readouterr() == ("", f"tool: error: {sentence}\n")
 
@@ -589,9 +593,9 @@ def test_ctrl_c_waits_for_no_thread_and_loses_no_output(daemon: bool, tmp_path: 
     """Without threads that Python would wait for, it ends as usual, exit handlers included."""
     script = tmp_path / "tool.py"
     script.write_text(
-        "import atexit, threading, time\nfrom fedsim import cli\natexit.register(print, 'the end')\n"
+        "import atexit, threading, time\nfrom fedsim.cli import main as cli\natexit.register(print, 'the end')\n"
         f"threading.Thread(target=time.sleep, args=(1000,), daemon={daemon}).start()\n\n\n"
-        "def main():\n    print('said')\n    raise KeyboardInterrupt\n\n\ncli.guard(main)\n"
+        "def main():\n    print('said')\n    raise KeyboardInterrupt\n\n\nguards.guard(main)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], env=no_buffer_setting(), capture_output=True, text=True, timeout=100
@@ -637,7 +641,7 @@ def test_who_ends_the_program_is_the_innermost_object_of_the_users_or_a_function
     main: Any, who: str, line: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.guard(main)
+        guards.guard(main)
     assert left.value.code == 2
     place = f"{who} in {__file__}, line {line.__code__.co_firstlineno + 1}, ended the program (SystemExit(3))"
     assert capsys.readouterr().err.endswith(f"error: {place}; allowed: to return, or to raise an error\n")
@@ -654,7 +658,7 @@ def test_a_function_of_a_flower_app_that_exits_is_named(capsys: pytest.CaptureFi
         run_flower(app, ClientApp(), 1)
 
     with pytest.raises(SystemExit) as left:
-        cli.guard(main)
+        guards.guard(main)
     assert left.value.code == 2
     assert f"error: serve in {__file__}, line " in capsys.readouterr().err
 
@@ -664,7 +668,7 @@ def test_a_scripts_own_arguments_are_left_to_its_parser(
     argument: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.guard(lambda: print(cli.Parser(prog="tool").parse_args([argument])))
+        guards.guard(lambda: print(guards.Parser(prog="tool").parse_args([argument])))
     assert left.value.code == code
     error = "tool: error: unrecognized arguments: --no (see tool --help)\n"
     assert capsys.readouterr().err == (error if code else "")
@@ -797,7 +801,7 @@ def test_an_address_is_for_an_engine_that_has_one(small: Path, capsys: pytest.Ca
         in here(capsys, "run", "e.toml", "--engine", "rai", code=2)[1]
     )
     pytest.importorskip("ray")
-    made = cli._engine(cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"]))
+    made = cli_options.engine(cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"]))
     assert (made.func.__name__, made.keywords) == ("RayGrid", {"address": "host:1"})
 
 
@@ -892,12 +896,12 @@ def test_options_of_a_table_are_its_arguments() -> None:
         "e",
     ]
     for command in (["run", "T.CSV"], ["compare", "T.CSV"], ["splits", "Natural", "--dataset", "T.CSV"]):
-        found = cli._table(cli.parser().parse_args([*command, *options]), "T.CSV")
+        found = cli_options.table(cli.parser().parse_args([*command, *options]), "T.CSV")
         assert found == "table('T.CSV', label='y', client_column=['a', 'b'], drop=['c', 'd'], categorical=['e'])"
     for option in ("label", "client-column", "drop", "categorical"):
         args = cli.parser().parse_args(["run", "e.toml", f"--{option}", "x"])
         with pytest.raises(ConfigError, match=f"--{option} is for a table .*csv, .*parquet.*; 'e.toml' is none"):
-            cli._table(args, "e.toml")
+            cli_options.table(args, "e.toml")
 
 
 def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -952,9 +956,9 @@ def test_the_datasets_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[
 
 
 def test_earlier_results_are_mentioned_if_there_were_any(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.report_kept(None)
+    report_kept(None)
     assert capsys.readouterr().out == ""
-    cli.report_kept(Path("out.1"))
+    report_kept(Path("out.1"))
     assert capsys.readouterr().out == "kept the earlier results in out.1\n"
 
 

@@ -34,11 +34,12 @@ from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from fedsim import Experiment, cli, clients
+from fedsim import Experiment, clients
 from fedsim.apps import deploy
 from fedsim.apps.deploy import Deployment, private_folder
 from fedsim.apps.export import export
 from fedsim.apps.superlink import TokenPlugin, write_credentials
+from fedsim.cli import main as cli
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.splits import Dirichlet
 from fedsim.updates.compression import Int8, TopK

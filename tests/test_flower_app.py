@@ -23,9 +23,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from fedsim import cli, data
+from fedsim import data
 from fedsim.apps import app as fedsim_app
 from fedsim.apps.local import AppGrid, load_app, overridden, run_app, run_flower
+from fedsim.cli import main as cli
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, records
 from fedsim.splits import IID

@@ -17,10 +17,11 @@ import pytest
 import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedsim import Experiment, cli
+from fedsim import Experiment
 from fedsim.apps import app
 from fedsim.apps.export import export
 from fedsim.apps.local import FIRST, AppGrid
+from fedsim.cli import main as cli
 from fedsim.clients import SGD
 from fedsim.engines.supernodes.node import received_client
 from fedsim.engines.supernodes.replies import ORDER, RESULT, WEIGHTS
@@ -89,8 +90,8 @@ CALLABLES = [
     "pathlib:Path('SPRUNG')",
     "functools:partial(print)",
     "shutil:rmtree('.')",
-    "fedsim.cli:main(['strategies'])",
-    "fedsim.cli:Parser()",
+    "fedsim.cli.main:main(['strategies'])",
+    "fedsim.cli.guard:Parser()",
     "fedsim.apps.deploy:Deployment(1)",
     "fedsim.apps.export:export",
     "fedsim.data:table('SPRUNG', 'y')",

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import cli
+from fedsim.cli import main as cli
 from fedsim.files import EARLIER
 from fedsim.study import compare as study
 from fedsim.study import directory as rundir

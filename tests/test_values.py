@@ -17,8 +17,9 @@ import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 
-from fedsim import Experiment, cli, clients, compare, data, servers, splits, updates
+from fedsim import Experiment, clients, compare, data, servers, splits, updates
 from fedsim.checks import check_integer, check_real, to_builtin
+from fedsim.cli import main as cli
 from fedsim.clients import SGD, FedProx, FedRep
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError

@@ -1,0 +1,5 @@
+"""``python -m fedsim.cli``."""
+
+from fedsim.cli.main import main
+
+main()
