@@ -593,7 +593,7 @@ def test_ctrl_c_waits_for_no_thread_and_loses_no_output(daemon: bool, tmp_path: 
     """Without threads that Python would wait for, it ends as usual, exit handlers included."""
     script = tmp_path / "tool.py"
     script.write_text(
-        "import atexit, threading, time\nfrom fedsim.cli import main as cli\natexit.register(print, 'the end')\n"
+        "import atexit, threading, time\nfrom fedsim.cli import guard as guards\natexit.register(print, 'the end')\n"
         f"threading.Thread(target=time.sleep, args=(1000,), daemon={daemon}).start()\n\n\n"
         "def main():\n    print('said')\n    raise KeyboardInterrupt\n\n\nguards.guard(main)\n"
     )
@@ -802,7 +802,7 @@ def test_an_address_is_for_an_engine_that_has_one(small: Path, capsys: pytest.Ca
     )
     pytest.importorskip("ray")
     made = cli_options.engine(cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"]))
-    assert (made.func.__name__, made.keywords) == ("RayGrid", {"address": "host:1"})
+    assert (made.func.__name__, made.keywords) == ("RayEngine", {"address": "host:1"})
 
 
 def test_where_and_how_an_experiment_is_deployed(

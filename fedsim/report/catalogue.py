@@ -49,7 +49,7 @@ def server_entries() -> Iterator[Entry]:
     """Describe the server strategies, FedAvg first."""
     for name in sorted(servers.__all__, key=lambda name: (name != "FedAvg", name.lower())):
         cls = getattr(servers, name)
-        given = {"seed", "half"} if cls is servers.FedAvg else inspect.signature(servers.FedAvg).parameters
+        given = {"seed", "half"} if cls is servers.FedAvg else inspect.signature(servers.FedAvg.__init__).parameters
         parameters = inspect.signature(cls.__init__).parameters.values()
         own = {p.name: repr(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
         yield Entry(name, own, *_words(cls))
