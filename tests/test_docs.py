@@ -62,9 +62,9 @@ def test_the_chinese_readme_shows_the_same_results_and_commands() -> None:
 
 
 def test_the_guide_shows_the_strategies_of_its_script() -> None:
-    """Each class on the page is the script's, word for word; the script is run by another test."""
-    script = text(ROOT / "experiments/extend_client_strategy.py")
-    shown = [code for code in fenced(ROOT / "docs/extend.md", "python") if code.startswith("class ")]
+    """Each class on the page is the scripts', word for word; the scripts are run by other tests."""
+    script = "".join(text(ROOT / f"experiments/{name}.py") for name in ("extend_client_strategy", "extend_round"))
+    shown = [code for code in fenced(ROOT / "docs/extend.md", "python") if code.startswith(("class ", "@dataclass"))]
     assert len(shown) == len(re.findall("^class ", script, re.MULTILINE))
     for code in shown:
         assert code in script
