@@ -76,7 +76,7 @@ pytestmark = pytest.mark.xdist_group("deployment")  # one process, one shared de
     ids=lambda e: type(e.client).__name__,
 )
 def test_the_same_bits_over_tls(experiment: Experiment, deployment: Deployment, tmp_path: Path) -> None:
-    """One experiment of each family: client state, private layers, a server half, personalisation, a changed loss."""
+    """One experiment of each family: client state, private parameters, server hooks, personalisation, a new loss."""
     said: list[str] = []
     deployment.run(experiment, tmp_path, said.append)
     here = experiment.run()

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, Task, new_state, run
+from fedsim.clients.local_round import new_client_state, run_local_round
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.task import Task
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.models import mlp
+from fedsim.models import MLP
 from fedsim.splits import IID, Partition
 from fedsim.testing import check_client_strategy
 
@@ -42,7 +44,7 @@ class Kept(SGD):
     def client_state(self, ctx: Any) -> Any:
         return {"rounds": np.zeros((len(ctx.partition_ids), 2))}
 
-    def server_state(self, weights: Any, half: Any) -> Any:
+    def server_state(self, weights: Any, server_hooks: Any) -> Any:
         return {"rounds": np.zeros(1)}
 
 
@@ -118,8 +120,8 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
     ("weigh", lambda n, up: n[:-1], SGD, "weigh() returned an array of shape (3,); it must be (clients,), here (4,)"),
     ("weigh", lambda n, up: -n, SGD, "weigh() returned array([-"),
     ("weigh", lambda n, up: n * NAN, SGD, "allowed: finite numbers of at least 0"),
-    ("private_layers", [3], SGD, "private_layers() returned [3]; allowed: numbers of layers, 1 to 2"),
-    ("private_layers", 1, SGD, "private_layers() returned 1; allowed"),
+    ("private_groups", [3], SGD, "private_groups() returned [3]; allowed: some of the model's groups, (('W1', 'b1')"),
+    ("private_groups", 1, SGD, "private_groups() returned 1; allowed"),
 ]
 
 
@@ -127,7 +129,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
 def test_a_mistake_in_a_hook_is_one_sentence_with_its_place(hook: str, values: Any, also: type[SGD], said: str) -> None:
     strategy = returning(hook, values, also)
     if hook == "server_state":
-        strategy = replace(returning(hook, values, clients.SCAFFOLD))  # whose server half is asked for its state
+        strategy = replace(returning(hook, values, clients.SCAFFOLD))  # whose server hooks are called
     with pytest.raises(ConfigError) as caught:
         replace(BASE, client=strategy).run()
     message = str(caught.value)
@@ -206,14 +208,14 @@ def test_state_keeps_its_declared_type() -> None:
         replace(base, client=Truncates()).run()
 
 
-NET = mlp.MLP((6, 5, 3), "tanh", dtype="float64")
+NET = MLP((6, 5, 3), "tanh", dtype="float64")
 X, Y = RNG.normal(size=(40, 6)), RNG.integers(0, 3, 40)
-START = mlp.initialise(NET, RNG)
+START = NET.init(RNG)
 HELD = Partition(np.arange(40), np.array([0, 25, 40]))
 IDS = np.arange(2)
 
 
-def test_private_layers_leave_what_train_returned_alone() -> None:
+def test_private_groups_leave_what_train_returned_alone() -> None:
     """State that refers to the returned array is the trained model, in all of its layers."""
 
     class Remembers(clients.FedPer):
@@ -228,7 +230,7 @@ def test_private_layers_leave_what_train_returned_alone() -> None:
 
     copies: list[Array] = []
     task = Task(NET, Remembers(), X, Y, HELD, START, 1, 0)
-    update = run(task, IDS, new_state(task, IDS))
+    update = run_local_round(task, IDS, new_client_state(task, IDS))
     np.testing.assert_array_equal(update.state["last"], copies[0])
     np.testing.assert_array_equal(update.up["sent"], copies[0])
     head = np.zeros(NET.num_parameters, bool)
@@ -243,7 +245,7 @@ def test_a_round_needs_no_fit(base: type[SGD]) -> None:
 
     class OneStep(base):  # type: ignore[misc, valid-type]
         def train(self, ctx: Any) -> Array:
-            return np.asarray(ctx.start - self.lr * ctx.gradient(ctx.start)[1])
+            return np.asarray(ctx.start - self.lr * ctx.full_gradient(ctx.start)[1])
 
     ours, fedsgd = (replace(BASE, client=c).run() for c in (OneStep(), base(batch_size=None)))
     np.testing.assert_allclose(ours.history["test_loss"], fedsgd.history["test_loss"], rtol=1e-10)
@@ -280,8 +282,8 @@ def test_the_share_is_of_the_rounds_examples() -> None:
             shares.append(ctx.share)
             return ctx.mean["weights"]
 
-    half = ServerHalf(Spy(), NET, lambda number: {1: 40, 2: 10}[number], 0)
-    half.step(1, START, {"weights": START}, 10)
-    half.step(2, START, {"weights": START}, 10)
-    ServerHalf(Spy(), NET, 20, 0).step(7, START, {"weights": START}, 10)
+    hooks = ServerHooks(Spy(), NET, lambda number: {1: 40, 2: 10}[number], 0)
+    hooks.step(1, START, {"weights": START}, 10)
+    hooks.step(2, START, {"weights": START}, 10)
+    ServerHooks(Spy(), NET, 20, 0).step(7, START, {"weights": START}, 10)
     assert shares == [0.25, 1.0, 0.5]

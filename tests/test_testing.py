@@ -165,7 +165,7 @@ class Unmade(SGD):
         (Unannotated, "is a frozen dataclass", "write mu: float = ..."),
         (Unchecked, "keeps the checks of its base", "call super().__post_init__()"),
         (Ascends, "learns", "does not fall"),
-        (Double, "keeps the networks dtype", "make it with dtype=ctx.net.dtype"),
+        (Double, "keeps the models dtype", "make it with dtype=ctx.model.dtype"),
         (NotNeutral, "neutral hyperparameters give sgd", "differs from SGD's"),
         (Overflows, "trains", "not finite"),
         (MissingAxis, "trains", "needs [:, None]"),

@@ -26,11 +26,12 @@ from fedsim.checks import (
     to_builtin,
     to_builtin_sequence,
 )
-from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, has_server_half, numpy_hooks
+from fedsim.clients import SGD, ClientStrategy
 from fedsim.clients.check_hooks import check_signatures
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
-from fedsim.models import mlp
+from fedsim.models import MLP, Model
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.updates.transform import UpdateTransform, check_transforms
 
@@ -81,7 +82,7 @@ class Result:
         One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
         that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
     weights : dict of ndarray
-        Final global model: ``W1, b1, W2, b2, ...``.
+        The named arrays of the final global model; for the MLP ``W1, b1, W2, b2, ...``.
     kernel : {"numpy", "compiled"}
         What trained the clients.
     score : {"accuracy", "r2"}
@@ -141,7 +142,10 @@ class Experiment:
     activation : {"relu", "tanh", "sigmoid"}
     loss : {"cross_entropy", "binary_cross_entropy", "mse"}
     dtype : {"float32", "float64"}
-    client : SGD
+    model : callable, optional
+        Function of the `Dataset` that returns the `fedsim.models.Model` to train, in place of the MLP of ``hidden``,
+        ``activation``, ``loss`` and ``dtype``. It has no TOML form.
+    client : ClientStrategy
         The client strategy.
     server : callable
         A Flower ``Strategy`` class, or ``functools.partial`` of one with its own options. It is called with
@@ -188,7 +192,8 @@ class Experiment:
     activation: str = "relu"
     loss: str = "cross_entropy"
     dtype: str = "float32"
-    client: SGD = field(default_factory=SGD)
+    model: Callable[[data.Dataset], Model] | None = None
+    client: ClientStrategy = field(default_factory=SGD)
     server: Callable[..., Strategy] | None = None
     fraction_train: float = 1.0
     fraction_evaluate: float = 0.0
@@ -209,17 +214,18 @@ class Experiment:
             raise ConfigError(f"dataset is {shorten(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
-        for name, kind in (("split", Split), ("client", SGD)):
+        for name, kind in (("split", Split), ("client", ClientStrategy)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {shorten(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
-        check_signatures(self.client, SGD)
+        check_signatures(self.client)
         object.__setattr__(self, "hidden", to_builtin_sequence(self.hidden))
         if not isinstance(self.hidden, tuple | list):
             raise ConfigError(f"hidden is {shorten(self.hidden)}; allowed: a list of layer widths")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             check_integer("hidden", width, 1)
-        mlp.MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
+        MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
+        self._check_model()
         if self.server is not None and not callable(self.server):
             raise ConfigError(f"server is {shorten(self.server)}; allowed: a Flower Strategy class or a partial of one")
         if isinstance(self.server, partial) and to_builtin(self.server.keywords) is not self.server.keywords:
@@ -284,6 +290,8 @@ class Experiment:
         DataError
             The dataset cannot be found or is not fit to train on.
         """
+        if directory is not None and self.model is not None:
+            raise ConfigError("directory cannot be given with a model of your own, which has no TOML form")
         from fedsim.study.runner import execute
 
         return execute(self, workers, block_size, on_round or (lambda row: None), verbose, directory, engine)
@@ -296,47 +304,63 @@ class Experiment:
         """Return the dataset as clients hold it."""
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
-    def kernel_for(self, net: mlp.MLP, federated: FederatedDataset) -> str:
-        """Return the kernel that trains: the one asked for, or for ``"auto"`` by the size of a round."""
-        client, sizes = self.client, federated.partition.sizes / federated.windows
-        examples = client.epochs * sizes.sum()
-        if client.steps:
-            examples = client.steps * np.minimum(sizes, client.batch_size or np.inf).sum()
-        return kernels.choose(self.kernel, numpy_hooks(client), net, self.fraction_train * float(examples))
+    def _check_model(self) -> None:
+        if self.model is None:
+            return
+        if not callable(self.model):
+            raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
+        for replaced in ("hidden", "activation", "loss", "dtype"):
+            default = type(self).__dataclass_fields__[replaced].default
+            if getattr(self, replaced) != default:
+                raise ConfigError(f"{replaced} configures the MLP, which model replaces; allowed: one of the two")
 
-    def network(self, dataset: data.Dataset) -> mlp.MLP:
-        """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.
+    def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
+        """Return the kernel that trains: the one requested, or for ``"auto"`` by the size of a round."""
+        examples = self.client.examples_per_round(federated.partition.sizes / federated.windows).sum()
+        return kernels.choose(self.kernel, numpy_hooks(self.client), model, self.fraction_train * float(examples))
+
+    def make_model(self, dataset: data.Dataset) -> Model:
+        """Return the model for a dataset.
 
         Raises
         ------
         ConfigError
-            A loss for labels, and targets that are real numbers; or too many parameters.
+            The model or its loss does not fit the dataset, or it has too many parameters.
         """
+        model = self.model(dataset) if self.model else self._mlp(dataset)
+        if not isinstance(model, Model):
+            raise ConfigError(f"model returned {shorten(model)}; allowed: a fedsim.models.Model")
+        if model.num_parameters > LARGEST:
+            hidden = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
+            raise ConfigError(f"{hidden} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")
+        return model
+
+    def _mlp(self, dataset: data.Dataset) -> MLP:
+        """Return the MLP for a dataset; regression, and binary cross-entropy on two classes, have one output."""
+        if dataset.x_train.ndim > 2:
+            raise ConfigError(
+                f"{dataset.name} has examples of shape {dataset.x_train.shape[1:]}, and the MLP takes features in one "
+                "dimension; allowed: a model of your own, or reshaped examples"
+            )
         if dataset.regression and self.loss != "mse":
             raise ConfigError(f"loss is {self.loss!r}, and {dataset.name} has real-valued targets; allowed: mse")
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
-        net = mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
-        if net.num_parameters > LARGEST:
-            raise ConfigError(
-                f"hidden is {shorten(self.hidden)}, which makes {net.num_parameters:,} parameters; "
-                f"allowed: at most {LARGEST:,}"
-            )
-        return net
+        return MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
 
-    def strategy(self, half: ServerHalf | None = None, num_clients: int | None = None) -> Strategy:
-        """Return a fresh server strategy, which carries the client strategy's server half if it can.
+    def strategy(self, server_hooks: ServerHooks | None = None, num_clients: int | None = None) -> Strategy:
+        """Return a fresh server strategy, which calls the client strategy's server hooks if it can.
 
         Parameters
         ----------
-        half : ServerHalf, optional
+        server_hooks : ServerHooks, optional
         num_clients : int, optional
             Refuse a strategy that waits for more clients than there are.
 
         Raises
         ------
         ConfigError
-            It cannot be made, or cannot carry a server half or groups that the client strategy needs.
+            It cannot be made, or does not support the server hooks or groups that the client strategy needs.
         """
         from fedsim.servers.fedavg import FedAvg
         from fedsim.servers.options import MINIMUM
@@ -351,14 +375,14 @@ class Experiment:
             **dict.fromkeys(MINIMUM, 1),
         }
         if isinstance(cls, type) and issubclass(cls, FedAvg):
-            settings |= {"half": half, "min_clients": self.min_clients}
+            settings |= {"server_hooks": server_hooks, "min_clients": self.min_clients}
             if self.client.grouped:
                 cls.check_groups(type(self.client).__name__)
         elif self.min_clients > 1:
             raise ConfigError(f"min_clients is {self.min_clients}, which the server {name} does not heed; allowed: 1")
-        elif half and has_server_half(self.client):
+        elif server_hooks and needs_server_hooks(self.client):
             raise ConfigError(
-                f"client {type(self.client).__name__} has a server half, which the server {name} does not carry; "
+                f"client {type(self.client).__name__} has server hooks, which the server {name} does not call; "
                 "allowed: a server of fedsim.servers or a subclass of one"
             )
         own = make.keywords if isinstance(make, partial) else {}

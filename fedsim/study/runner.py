@@ -21,14 +21,15 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.task import mean_evaluation
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.engine import Engine, choose
-from fedsim.engines.runtime import ClientRuntime, mean_evaluation
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
-from fedsim.models import mlp
+from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.rounds.validity import ValidityChecks
@@ -86,17 +87,19 @@ class _Run:
         self.experiment, self.on_round, self.folder = experiment, on_round, folder
         runtime = build_runtime(experiment)
         federated, client = runtime.federated, experiment.client
-        self.net, self.kernel = runtime.net, runtime.kernel_name
-        self.half = ServerHalf(client, self.net, lambda number: len(federated.at(number).indices), experiment.seed)
+        self.model, self.kernel = runtime.model, runtime.kernel_name
+        self.server_hooks = ServerHooks(
+            client, self.model, lambda number: len(federated.at(number).indices), experiment.seed
+        )
         self.grid = RoundGrid(engine(runtime, workers=workers, block_size=block_size), experiment.on_failure)
-        self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
+        self.weights = self.model.init(generator(experiment.seed, Purpose.INIT))
         self.score = "r2" if federated.dataset.regression else "accuracy"
         self.reference = _Centralised(runtime, self.weights) if experiment.weight_divergence else None
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
         self.failures: list[dict[str, Any]] = []
         self.arrays = records.to_record(
-            self.net, self.weights
+            self.model, self.weights
         )  # a server strategy may keep more digits than the network
         self.strategy: Strategy
         self.started = self.saved = time.perf_counter()
@@ -116,7 +119,7 @@ class _Run:
             stack.enter_context(strategies.cheap_collection())  # once all is imported and compiled
             stack.enter_context(self._interruptible())
             stack.enter_context(np.errstate(all="ignore"))  # what is not finite is found by its value
-            self.strategy = experiment.strategy(self.half, len(self.grid.get_node_ids()))
+            self.strategy = experiment.strategy(self.server_hooks, len(self.grid.get_node_ids()))
             if isinstance(self.strategy, FedAvg):
                 self.strategy.check_clients(len(self.grid.get_node_ids()))
                 self.strategy.streams = True  # nobody else sees its replies
@@ -150,7 +153,7 @@ class _Run:
         history = pd.DataFrame(self.rows, columns=list(history_columns(self.score)))
         parts, columns = self.client_rows, (*CLIENTS, self.score)
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
-        weights = {k: v.copy() for k, v in mlp.views(self.net, self.weights).items()}
+        weights = {k: v.copy() for k, v in named_arrays(self.model, self.weights).items()}
         failures = pd.DataFrame(self.failures, columns=list(FAILURES))
         return Result(experiment, history, clients, weights, self.kernel, self.score, failures)
 
@@ -158,7 +161,7 @@ class _Run:
         """Evaluate the global model and write the round's row; Flower calls it before round 1 and after each."""
         if server_round < len(self.rows):
             return None  # the last round before an interruption
-        self.arrays, self.weights = arrays, records.to_flat(self.net, arrays)
+        self.arrays, self.weights = arrays, records.to_flat(self.model, arrays)
         loss, accuracy = self.grid.evaluate_test(self.weights)
         statistics, evaluations = self.grid.take_statistics()
         if not np.isfinite(loss):
@@ -244,7 +247,7 @@ class _Run:
                     "clients": self.client_rows,
                     "failures": self.failures,
                     "client_state": self.grid.engine.client_state.state_dict(),
-                    "half": self.half.state,
+                    "server_hooks": self.server_hooks.state,
                     "centralised": self.reference.weights if self.reference else None,
                     "server": _state_of(self.strategy),
                     "sampling": random.getstate(),
@@ -281,7 +284,7 @@ class _Run:
         """Take up what `_checkpoint` wrote; anything else raises."""
         _need(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
-        self.weights = records.to_flat(self.net, self.arrays)
+        self.weights = records.to_flat(self.model, self.arrays)
         self.rows = _rows(saved["history"], history_columns(self.score), float)
         _need(0 < len(self.rows) <= self.experiment.rounds + 1, "history")
         _need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
@@ -292,15 +295,17 @@ class _Run:
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
         _need(all(type(row["reason"]) is str for row in self.failures), "failures")
         self._take_up_clients(saved["client_state"])
-        half = saved["half"]
+        state = saved["server_hooks"]
         _need(
-            half is None or (isinstance(half, dict) and all(isinstance(v, np.ndarray) for v in half.values())), "half"
+            state is None or (isinstance(state, dict) and all(isinstance(v, np.ndarray) for v in state.values())),
+            "server_hooks",
         )
-        if half is not None:
-            fresh = self.half.strategy.server_state(self.weights, self.half)
-            for name in self.half.strategy.broadcast:
-                _need(half[name].shape == np.shape(fresh[name]) and half[name].dtype == fresh[name].dtype, "half")
-        self.half.state = half
+        if state is not None:
+            fresh = self.server_hooks.strategy.server_state(self.weights, self.server_hooks)
+            for name in self.server_hooks.strategy.broadcast:
+                same = state[name].shape == np.shape(fresh[name]) and state[name].dtype == fresh[name].dtype
+                _need(same, "server_hooks")
+        self.server_hooks.state = state
         if self.reference:
             central = saved["centralised"]
             _need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
@@ -361,7 +366,7 @@ class _Centralised:
 
     def __init__(self, clients: ClientRuntime, weights: NDArray[Any]) -> None:
         pooled, client = clients.federated.pooled(), SGD.of(clients.client)
-        self._runtime = ClientRuntime(clients.net, pooled, client, clients.seed, clients.kernel_name)
+        self._runtime = ClientRuntime(clients.model, pooled, client, clients.seed, clients.kernel_name)
         self.engine = ThreadEngine(self._runtime, workers=1)
         self.weights = weights
 
@@ -370,7 +375,7 @@ class _Centralised:
         if server_round:
             task = self._runtime.task(self.weights, server_round)
             [update] = self.engine.train(task, np.zeros(1, dtype=np.intp))
-            update = ValidityChecks(self._runtime.net.dtype).keep_valid(task, update, {})
+            update = ValidityChecks(self._runtime.model.dtype).keep_valid(task, update, {})
             self.weights = update.weights[0]
         away = np.subtract(weights, self.weights, dtype=np.float64)
         return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))
