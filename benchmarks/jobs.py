@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 from fedsim.clients import SGD
 from fedsim.data import Dataset
 from fedsim.flower import records, strategies
-from fedsim.models import mlp
+from fedsim.models import MLP
 from fedsim.rounds.grid import make_grid
 from fedsim.servers import FedAvg
 from fedsim.splits import FederatedDataset, Partition
@@ -53,9 +53,9 @@ class Job:
         return 2.0 * (3 * sum(weights) - weights[0]) * self.examples * self.epochs * self.cohort
 
     @property
-    def net(self) -> mlp.MLP:
+    def model(self) -> MLP:
         """The network."""
-        return mlp.MLP(self.sizes)
+        return MLP(self.sizes)
 
     @property
     def strategy(self) -> SGD:
@@ -87,13 +87,13 @@ TWO_NN = Job((784, 200, 200, 10), registered=100, cohort=10, examples=600)
 def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled") -> Iterator[Callable[[], None]]:
     """Give a function that samples, trains and aggregates one more round; the first has run already."""
     dataset = job.data()
-    net = job.net
+    model = job.model
     grid = make_grid(
-        net, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
+        model, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
     )
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
     strategy.streams = True  # as in a run
-    arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    arrays = records.to_record(model, model.init(np.random.default_rng(2)))
     numbers = itertools.count(1)
 
     def step() -> None:

@@ -23,7 +23,7 @@ from benchmarks.jobs import Job
 from fedsim.data import Dataset
 from fedsim.errors import FedsimError
 from fedsim.flower import strategies
-from fedsim.models import mlp
+from fedsim.models import named_arrays
 from fedsim.splits import Partition
 
 
@@ -78,7 +78,7 @@ def train(job: Job, layers: list[NDArray[Any]], x: NDArray[Any], y: NDArray[Any]
 def loop_rounds(job: Job) -> Iterator[Callable[[], None]]:
     """Give a function that trains one cohort client by client on one thread and averages the weights."""
     dataset, partition = shards(job)
-    start = [v.copy() for v in mlp.views(job.net, mlp.initialise(job.net, np.random.default_rng(2))).values()]
+    start = [v.copy() for v in named_arrays(job.model, job.model.init(np.random.default_rng(2))).values()]
     rng = np.random.default_rng(3)
 
     def step() -> None:
@@ -115,7 +115,7 @@ def client_app(job: Job) -> ClientApp:
         with threadpool_limits(1, "blas"):
             rows = partition[client]
             loss = train(job, layers, dataset.x_train[rows], dataset.y_train[rows], rng)
-        arrays = ArrayRecord({name: Array(v) for name, v in zip(job.net.layout, layers, strict=True)})
+        arrays = ArrayRecord({name: Array(v) for name, v in zip(job.model.layout, layers, strict=True)})
         metrics = MetricRecord({"num-examples": len(rows), "train_loss": loss})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
@@ -172,7 +172,7 @@ def _simulate(job: Job, orders: Connection) -> None:
             min_train_nodes=job.cohort,
             min_available_nodes=job.registered,
         )
-        start = mlp.views(job.net, mlp.initialise(job.net, np.random.default_rng(2)))
+        start = named_arrays(job.model, job.model.init(np.random.default_rng(2)))
         arrays = ArrayRecord({name: Array(values) for name, values in start.items()})
         number = 0
         with contextlib.suppress(EOFError):

@@ -46,18 +46,18 @@ PRODUCTS = (
 
 def measure(samples: int) -> dict[str, dict[str, float]]:
     """Return, by product, its seconds and its share of sgemm's operations per second."""
-    net, rows, times = TWO_NN.net, 10, 1000
-    table, _, length = compiled._layout(net)
-    scratch = compiled._scratch(net, length)
+    model, rows, times = TWO_NN.model, 10, 1000
+    table, _, length = compiled._layout(model)
+    scratch = compiled._scratch(model, length)
     lanes = compiled.VECTOR // scratch.itemsize
     scratch[:] = 1e-3 * np.random.default_rng(0).normal(size=length)
     calls: dict[str, Callable[[], object]] = {}
     operations = {}
     for kind, function, layer in PRODUCTS:
-        name = f"{kind}, {net.sizes[layer]}-{net.sizes[layer + 1]}"
+        name = f"{kind}, {model.sizes[layer]}-{model.sizes[layer + 1]}"
         calls[name] = partial(function, scratch, table, layer, rows, lanes, times)
         calls[name]()  # compiles
-        operations[name] = 2.0 * rows * net.sizes[layer] * net.sizes[layer + 1]
+        operations[name] = 2.0 * rows * model.sizes[layer] * model.sizes[layer + 1]
     product, flops = sgemm(1500, threads=1)
     taken = take_turns({**calls, "sgemm": product}, samples)
     speed = {name: [operations[name] * times / s for s in taken[name]] for name in calls}

@@ -14,7 +14,6 @@ from benchmarks.jobs import Job
 from benchmarks.measure import median, take_turns
 from fedsim import servers
 from fedsim.flower import records, strategies
-from fedsim.models import mlp
 from fedsim.rounds.grid import make_grid
 from fedsim.splits import FederatedDataset
 
@@ -32,11 +31,11 @@ NAMES = [name for name in servers.__all__ if hasattr(stock, name)]
 
 def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
     """Return a function that runs one more round from the same weights."""
-    data, net = JOB.data(), JOB.net
+    data, model = JOB.data(), JOB.model
     grid = stack.enter_context(
-        make_grid(net, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
+        make_grid(model, FederatedDataset(data, JOB.partition(data)), JOB.strategy, kernel="compiled")
     )
-    arrays = records.to_record(net, mlp.initialise(net, np.random.default_rng(2)))
+    arrays = records.to_record(model, model.init(np.random.default_rng(2)))
     if isinstance(strategy, servers.FedAvg):
         strategy.streams = True  # as in a run
 

@@ -1,4 +1,4 @@
-"""Client strategies of your own, from five lines to a server half; docs/extend.md goes through them one by one.
+"""Client strategies of your own, from five lines to server hooks; docs/extend.md goes through them one by one.
 
 Arrays have a row per client. Batches, shuffling, messages, threads, aggregation, checkpoints are fedsim's.
 """
@@ -9,8 +9,8 @@ import numpy as np
 
 from fedsim import Experiment, compare
 from fedsim.cli.guard import guard
-from fedsim.clients import SGD, Affine, Array, Context, ServerContext
-from fedsim.models import mlp
+from fedsim.clients import SGD, Affine, Array, ClientStrategy, Context, ServerContext
+from fedsim.models import Group, Model
 from fedsim.splits import Dirichlet
 from fedsim.testing import check_client_strategy
 
@@ -46,7 +46,7 @@ class LabelSmoothing(SGD):
             target = (1 - self.smoothing) * (labels[..., None] == np.arange(classes)) + self.smoothing / classes
             return -(target * np.log(p + 1e-30)).sum(axis=-1), (p - target).astype(scores.dtype)
 
-        return mlp.gradient(ctx.net, weights, x, y, loss=smooth)
+        return ctx.model.loss_and_gradient(weights, x, y, loss=smooth)
 
 
 class LastingMomentum(SGD):
@@ -55,7 +55,7 @@ class LastingMomentum(SGD):
     beta: float = 0.5
 
     def client_state(self, ctx: Context) -> dict[str, Array]:
-        return {"velocity": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+        return {"velocity": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.model.dtype)}
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         ctx.state["velocity"] = self.beta * ctx.state["velocity"] + (1 - self.beta) * grad
@@ -63,12 +63,12 @@ class LastingMomentum(SGD):
 
 
 class GlobalDirection(SGD):
-    """Uploads and a server half: clients step partly along the direction in which all of them moved last."""
+    """Uploads and server hooks: clients step partly along the direction in which all of them moved last."""
 
     share: float = 0.3
     broadcast = ("moved",)
 
-    def server_state(self, weights: Array, half: object) -> dict[str, Array]:
+    def server_state(self, weights: Array, server_hooks: object) -> dict[str, Array]:
         return {"moved": np.zeros_like(weights)}
 
     def affine(self, ctx: Context) -> Affine:
@@ -86,13 +86,13 @@ class GlobalDirection(SGD):
 
 
 class OwnHead(SGD):
-    """Private layers, and local evaluation: the last layer never leaves the client, which tunes it before use."""
+    """Private parameters and local evaluation: the last layer stays on the client, which tunes it before use."""
 
-    def private_layers(self, net: mlp.MLP) -> list[int]:
-        return [len(net.sizes) - 1]
+    def private_groups(self, model: Model) -> tuple[Group, ...]:
+        return model.groups[-1:]
 
     def personalise(self, ctx: Context) -> Array:
-        return ctx.fit(by=SGD.of(self, epochs=2), layers=self.private_layers(ctx.net))
+        return ctx.fit(by=SGD.of(self, epochs=2), groups=self.private_groups(ctx.model))
 
 
 class SlowStarter(SGD):
@@ -106,6 +106,16 @@ class SlowStarter(SGD):
         return steps
 
 
+class GradientStep(ClientStrategy):
+    """A strategy that is not SGD: one step along the gradient of all of the client's examples."""
+
+    rate: float = 0.5
+
+    def train(self, ctx: Context) -> Array:
+        _, grad = ctx.full_gradient(ctx.global_weights)
+        return ctx.global_weights - self.rate * grad
+
+
 STRATEGIES = (MyFedProx, FastFedProx, LabelSmoothing, LastingMomentum, GlobalDirection, OwnHead, SlowStarter)
 
 
@@ -114,12 +124,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--rounds", type=int, default=30, help="default: 30")
     args = parser.parse_args()
-    for cls in STRATEGIES:
+    for cls in (*STRATEGIES, GradientStep):
         print(f"{cls.__name__}: passes {len(check_client_strategy(cls))} checks")
     base = Experiment(
         split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=args.rounds, fraction_evaluate=1.0, test_fraction=0.2
     )
-    study = compare(base, client=[cls(epochs=5) for cls in (SGD, *STRATEGIES)], seeds=args.seeds)
+    study = compare(base, client=[*(cls(epochs=5) for cls in (SGD, *STRATEGIES)), GradientStep()], seeds=args.seeds)
     print(study.table().to_string())
 
 

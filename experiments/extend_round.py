@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fedsim import Experiment
 from fedsim.cli.guard import guard
 from fedsim.clients import Array
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.servers import FedAvg
 from fedsim.splits import Dirichlet
 from fedsim.study.callbacks import Callback, FinishedRound

@@ -1,6 +1,6 @@
-"""Checks that a client strategy keeps the promises on which fedsim's engines rely.
+"""Checks that a client strategy, or a model, keeps the promises on which fedsim relies.
 
->>> from fedsim.clients import SGD
+>>> from fedsim.clients import SGD, ClientStrategy
 >>> class Halved(SGD):
 ...     def direction(self, grad, weights, ctx):
 ...         return grad / 2
@@ -21,28 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.clients import SGD
-from fedsim.clients.base import (
-    PRIVATE,
-    ServerHalf,
-    Task,
-    Update,
-    new_state,
-    numpy_hooks,
-    personalise,
-    private_mask,
-    run,
-)
+from fedsim.clients import SGD, ClientStrategy
 from fedsim.clients.check_hooks import check_signatures
+from fedsim.clients.local_round import new_client_state, personalise, run_local_round
+from fedsim.clients.private import PRIVATE, private_mask
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.sgd import numpy_hooks
+from fedsim.clients.task import Task, Update
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.models import mlp
+from fedsim.models import MLP
+from fedsim.models.conformance import ModelError, check_model
 from fedsim.splits import CountedSplit, Partition
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.text import describe
 
+__all__ = ["ModelError", "StrategyError", "check_client_strategy", "check_model"]
+
 Array = NDArray[Any]
-Check = Callable[[SGD], None]
+Check = Callable[[ClientStrategy], None]
 
 #: Ragged on purpose: more than a batch, exactly one, fewer, and a single example.
 SIZES = (23, 20, 20, 13, 10, 7, 3, 1)
@@ -53,12 +50,12 @@ class StrategyError(FedsimError, AssertionError):
     """A client strategy breaks a promise; says which, and what to do."""
 
 
-def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
+def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> list[str]:
     """Try a client strategy on small clients of ragged sizes.
 
     Parameters
     ----------
-    strategy : SGD or subclass of it
+    strategy : ClientStrategy or subclass of it
         A class is tried with its defaults.
 
     Returns
@@ -72,8 +69,10 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
         Names every check that failed and what to fix.
     """
     if isinstance(strategy, type):
-        if not issubclass(strategy, SGD):
-            raise StrategyError(f"{strategy.__name__} is not a client strategy: let it extend fedsim.clients.SGD")
+        if not issubclass(strategy, ClientStrategy):
+            raise StrategyError(
+                f"{strategy.__name__} is not a client strategy: let it extend fedsim.clients.SGD or ClientStrategy"
+            )
         cls = strategy
         try:
             strategy = cls()
@@ -82,9 +81,11 @@ def check_client_strategy(strategy: SGD | type[SGD]) -> list[str]:
                 f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default, "
                 "or pass an object in place of the class"
             ) from error
-    if not isinstance(strategy, SGD):
-        raise StrategyError(f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD")
-    check_signatures(strategy, SGD)
+    if not isinstance(strategy, ClientStrategy):
+        raise StrategyError(
+            f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD or ClientStrategy"
+        )
+    check_signatures(strategy)
     failures, tried, wait = [], 0, ""
     for name, check in CHECKS.items():
         tried += 1
@@ -141,22 +142,22 @@ class _Ragged(CountedSplit):
         return Partition(np.arange(sum(SIZES)), np.concatenate([[0], np.cumsum(SIZES)]))
 
 
-def _network(dtype: str = "float64") -> mlp.MLP:
-    return mlp.MLP((6, 5, 3), "tanh", dtype=dtype)
+def _model(dtype: str = "float64") -> MLP:
+    return MLP((6, 5, 3), "tanh", dtype=dtype)
 
 
-def _task(strategy: SGD, dtype: str = "float64", kernel: str = "numpy", seed: int = 0) -> Task:
-    data, net = _dataset(), _network(dtype)
-    weights = mlp.initialise(net, np.random.default_rng(3))
+def _task(strategy: ClientStrategy, dtype: str = "float64", kernel: str = "numpy", seed: int = 0) -> Task:
+    data, model = _dataset(), _model(dtype)
+    weights = model.init(np.random.default_rng(3))
     x = data.x_train.astype(dtype)
     for shared in (weights, x):
         shared.flags.writeable = False
-    half = ServerHalf(strategy, net, len(data.y_train), seed)
-    down = half.down(weights)
+    server_hooks = ServerHooks(strategy, model, len(data.y_train), seed)
+    down = server_hooks.down(weights)
     for sent in down.values():
         sent.flags.writeable = False
     partition = _Ragged(len(SIZES)).partition(data.y_train)
-    return Task(net, strategy, x, data.y_train, partition, weights, 1, seed, down, kernel)
+    return Task(model, strategy, x, data.y_train, partition, weights, 1, seed, down, kernel)
 
 
 ALL = np.arange(len(SIZES))
@@ -164,14 +165,14 @@ ALL = np.arange(len(SIZES))
 
 def _rounds(task: Task, clients: NDArray[np.intp] = ALL, rounds: int = 2) -> Update:
     """Run a few rounds of the client side alone, from the same global weights."""
-    state = new_state(task, clients)
+    state = new_client_state(task, clients)
     for number in range(1, rounds + 1):
-        update = run(replace(task, round=number), clients, state)
+        update = run_local_round(replace(task, round=number), clients, state)
         state = dict(update.state)
     return update
 
 
-def _experiment(strategy: SGD, **changes: Any) -> Any:
+def _experiment(strategy: ClientStrategy, **changes: Any) -> Any:
     from fedsim.study.experiment import Experiment
 
     settings: dict[str, Any] = {
@@ -210,7 +211,7 @@ def _equal_rows(a: Update, b: Update, rows: Any) -> str:
 
 
 @check
-def is_a_frozen_dataclass(strategy: SGD) -> None:
+def is_a_frozen_dataclass(strategy: ClientStrategy) -> None:
     """Hyperparameters are declared, so that they show in labels and files."""
     need(is_dataclass(strategy), "declare hyperparameters as annotated class attributes, as in mu: float = 0.1")
     own = {name for cls in type(strategy).__mro__ for name in get_annotations(cls)}
@@ -228,7 +229,7 @@ def is_a_frozen_dataclass(strategy: SGD) -> None:
 
 
 @check
-def can_be_written_as_text(strategy: SGD) -> None:
+def can_be_written_as_text(strategy: ClientStrategy) -> None:
     """Fit into a configuration file."""
     values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}
     plain = (bool, int, float, str, type(None), tuple, list)
@@ -237,8 +238,10 @@ def can_be_written_as_text(strategy: SGD) -> None:
 
 
 @check
-def keeps_the_checks_of_its_base(strategy: SGD) -> None:
+def keeps_the_checks_of_its_base(strategy: ClientStrategy) -> None:
     """Bad hyperparameters are refused."""
+    if not isinstance(strategy, SGD):
+        return
     try:
         replace(strategy, lr=-1.0)
     except ConfigError:
@@ -247,7 +250,7 @@ def keeps_the_checks_of_its_base(strategy: SGD) -> None:
 
 
 @check
-def trains(strategy: SGD) -> None:
+def trains(strategy: ClientStrategy) -> None:
     """All clients, whatever their size, come back with finite numbers."""
     update = _rounds(_task(strategy))
     need(np.isfinite(update.train_loss).all(), "the loss, the weights or ctx.up of some client are not finite")
@@ -256,7 +259,7 @@ def trains(strategy: SGD) -> None:
 
 
 @check
-def learns(strategy: SGD) -> None:
+def learns(strategy: ClientStrategy) -> None:
     """Clients' loss falls over rounds."""
     losses = _experiment(strategy, rounds=15, fraction_train=1.0).run().history["train_loss"].to_numpy()[1:]
     need(
@@ -266,28 +269,32 @@ def learns(strategy: SGD) -> None:
 
 
 @check
-def works_with_one_batch_per_shard(strategy: SGD) -> None:
+def works_with_one_batch_per_shard(strategy: ClientStrategy) -> None:
     """Full batches."""
+    if not isinstance(strategy, SGD):
+        return
     update = _rounds(_task(replace(strategy, batch_size=None)))
     need(np.isfinite(update.train_loss).all(), "with batch_size=None the result is not finite")
 
 
 @check
-def works_with_batches_of_one(strategy: SGD) -> None:
+def works_with_batches_of_one(strategy: ClientStrategy) -> None:
     """Take batches of one."""
+    if not isinstance(strategy, SGD):
+        return
     update = _rounds(_task(replace(strategy, batch_size=1, lr=min(strategy.lr, 0.05))))
     need(np.isfinite(update.train_loss).all(), "with batch_size=1 the result is not finite")
 
 
 @check
-def works_on_one_client(strategy: SGD) -> None:
+def works_on_one_client(strategy: ClientStrategy) -> None:
     """Be a cohort of one, with a single example."""
     update = _rounds(_task(strategy), ALL[-1:])
     need(np.isfinite(update.train_loss).all(), "a single client with one example does not come back finite")
 
 
 @check
-def stacked_equals_one_by_one(strategy: SGD) -> None:
+def stacked_equals_one_by_one(strategy: ClientStrategy) -> None:
     """Give a client the same bits, whoever shares its block."""
     task = _task(strategy)
     whole = _rounds(task)
@@ -296,12 +303,12 @@ def stacked_equals_one_by_one(strategy: SGD) -> None:
         need(
             not differs,
             f"{differs} of a client depends on which clients share its block: work row by row "
-            "(axis=1, keepdims=True), and take nothing across clients",
+            "(axis=1, keepdims=True) and never combine rows",
         )
 
 
 @check
-def gives_the_same_bits_with_any_workers(strategy: SGD) -> None:
+def gives_the_same_bits_with_any_workers(strategy: ClientStrategy) -> None:
     """Threads and blocks do not matter."""
     experiment = _experiment(strategy)
     alone = experiment.run(workers=1)
@@ -310,7 +317,7 @@ def gives_the_same_bits_with_any_workers(strategy: SGD) -> None:
 
 
 @check
-def gives_the_same_bits_again(strategy: SGD) -> None:
+def gives_the_same_bits_again(strategy: ClientStrategy) -> None:
     """Nothing random but by seed, nothing kept in the object."""
     experiment = _experiment(strategy)
     need(
@@ -320,14 +327,14 @@ def gives_the_same_bits_again(strategy: SGD) -> None:
 
 
 @check
-def depends_on_the_seed(strategy: SGD) -> None:
+def depends_on_the_seed(strategy: ClientStrategy) -> None:
     """Another seed is another run."""
     first, second = _experiment(strategy).run(), _experiment(strategy, seed=1).run()
     need(not _same(first, second), "runs with different seeds are the same")
 
 
 @check
-def state_survives_resume(strategy: SGD) -> None:
+def state_survives_resume(strategy: ClientStrategy) -> None:
     """Go on to the same bits after an interruption."""
     experiment = _experiment(strategy)
 
@@ -363,7 +370,7 @@ class _Stop(Callback):
 
 
 @check
-def leaves_shared_arrays_alone(strategy: SGD) -> None:
+def leaves_shared_arrays_alone(strategy: ClientStrategy) -> None:
     """Global weights, examples and what the server sent are not changed."""
     task = _task(strategy)
     before = [a.copy() for a in (task.global_weights, task.x, task.y, *task.down.values())]
@@ -373,20 +380,20 @@ def leaves_shared_arrays_alone(strategy: SGD) -> None:
 
 
 @check
-def keeps_the_networks_dtype(strategy: SGD) -> None:
-    """Float32 stays float32, which is half the memory and the time."""
+def keeps_the_models_dtype(strategy: ClientStrategy) -> None:
+    """Float32 stays float32, which is server_hooks the memory and the time."""
     update = _rounds(_task(strategy, "float32"))
-    need(update.weights.dtype == np.float32, "weights of a float32 network come back as another type")
+    need(update.weights.dtype == np.float32, "weights of a float32 model come back as another type")
     for name, values in update.state.items():
-        doubled = values.dtype == np.float64 and values.size >= len(SIZES) * _network().num_parameters
-        need(not doubled, f"ctx.state[{name!r}] of a float32 network is float64: make it with dtype=ctx.net.dtype")
+        doubled = values.dtype == np.float64 and values.size >= len(SIZES) * _model().num_parameters
+        need(not doubled, f"ctx.state[{name!r}] of a float32 model is float64: make it with dtype=ctx.model.dtype")
 
 
 @check
-def state_has_the_same_names_every_round(strategy: SGD) -> None:
+def state_has_the_same_names_every_round(strategy: ClientStrategy) -> None:
     """Keep what client_state declares."""
     task = _task(strategy)
-    first, last = new_state(task, ALL), _rounds(task).state
+    first, last = new_client_state(task, ALL), _rounds(task).state
     odd = set(first) ^ set(last)
     need(not odd, f"{', '.join(sorted(odd))} is in ctx.state in some rounds only: return it from client_state()")
     for name, values in last.items():
@@ -395,20 +402,20 @@ def state_has_the_same_names_every_round(strategy: SGD) -> None:
 
 
 @check
-def private_layers_stay_private(strategy: SGD) -> None:
-    """Nothing of a private layer is sent up."""
+def private_parameters_stay_private(strategy: ClientStrategy) -> None:
+    """Private parameters are not sent."""
     task = _task(strategy)
-    mask = private_mask(strategy, task.net)
+    mask = private_mask(strategy, task.model)
     update = _rounds(task)
-    need((update.weights[:, mask] == task.global_weights[mask]).all(), "private layers are sent up")
-    need(not mask.any() or PRIVATE in update.state, "private layers are not kept")
+    need((update.weights[:, mask] == task.global_weights[mask]).all(), "private parameters are sent")
+    need(not mask.any() or PRIVATE in update.state, "private parameters are not in the client state")
 
 
 @check
-def personalise_has_weights_for_every_client(strategy: SGD) -> None:
+def personalise_has_weights_for_every_client(strategy: ClientStrategy) -> None:
     """Local evaluation works, also for clients that have never trained, and changes nothing."""
     task = _task(strategy)
-    for state in (new_state(task, ALL), dict(_rounds(task).state)):
+    for state in (new_client_state(task, ALL), dict(_rounds(task).state)):
         before = {name: values.copy() for name, values in state.items()}
         weights = personalise(task, ALL, state)
         need(np.isfinite(weights).all(), "personalise() returns weights that are not finite")
@@ -417,12 +424,12 @@ def personalise_has_weights_for_every_client(strategy: SGD) -> None:
 
 
 @check
-def the_server_half_knows_what_is_sent(strategy: SGD) -> None:
+def the_server_state_has_what_is_sent(strategy: ClientStrategy) -> None:
     """Every name in `broadcast` is in the server's state; server_step returns weights."""
-    net = _network()
-    weights = mlp.initialise(net, np.random.default_rng(3))
-    half = ServerHalf(strategy, net, sum(SIZES), 0)
-    state = strategy.server_state(weights, half)
+    model = _model()
+    weights = model.init(np.random.default_rng(3))
+    server_hooks = ServerHooks(strategy, model, sum(SIZES), 0)
+    state = strategy.server_state(weights, server_hooks)
     missing = [name for name in strategy.broadcast if name not in state]
     need(not missing, f"broadcast names {', '.join(missing)}, which server_state() does not return")
     result = _experiment(strategy, rounds=2).run()
@@ -430,7 +437,7 @@ def the_server_half_knows_what_is_sent(strategy: SGD) -> None:
 
 
 @check
-def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
+def ordinary_messages_give_the_same_bits(strategy: ClientStrategy) -> None:
     """Send through Flower's messages what goes through blocks."""
     from flwr.app import ConfigRecord
 
@@ -438,39 +445,39 @@ def ordinary_messages_give_the_same_bits(strategy: SGD) -> None:
     from fedsim.rounds.grid import make_grid
     from fedsim.servers import FedAvg
 
-    data, net = _dataset(), _network()
-    start = records.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+    data, model = _dataset(), _model()
+    start = records.to_record(model, model.init(np.random.default_rng(0)))
     found = []
     for as_messages in (False, True):
-        server = FedAvg(seed=3, half=ServerHalf(strategy, net, sum(SIZES), 3))
+        server = FedAvg(seed=3, server_hooks=ServerHooks(strategy, model, sum(SIZES), 3))
         server.streams = not as_messages
-        with make_grid(net, _Ragged(len(SIZES)).federate(data), strategy) as grid, strategies.quiet():
+        with make_grid(model, _Ragged(len(SIZES)).federate(data), strategy) as grid, strategies.quiet():
             arrays: Any = start
             for number in (1, 2):
                 messages = server.configure_train(number, arrays, ConfigRecord(), grid)
                 replies: Any = grid.send_and_receive(list(messages) if as_messages else messages)
                 arrays, _ = server.aggregate_train(number, list(replies) if as_messages else replies)
-        found.append(records.to_flat(net, arrays))
+        found.append(records.to_flat(model, arrays))
     need(np.array_equal(found[0], found[1]), "a round through Flower's messages differs from one in blocks")
 
 
 @check
-def both_kernels_agree(strategy: SGD) -> None:
+def both_kernels_agree(strategy: ClientStrategy) -> None:
     """Run what `affine` says compiled, with the same result to rounding."""
     if numpy_hooks(strategy) or kernels.missing():
         return
     slow, fast = (_rounds(_task(strategy, kernel=kernel)) for kernel in ("numpy", "compiled"))
-    moved = np.abs(slow.weights - _task(strategy).global_weights).max() + 1e-9
+    largest = np.abs(slow.weights - _task(strategy).global_weights).max() + 1e-9
     need(
-        np.abs(slow.weights - fast.weights).max() <= 1e-8 * moved,
+        np.abs(slow.weights - fast.weights).max() <= 1e-8 * largest,
         "the compiled kernel gives another result: affine() must not depend on anything that changes during a fit",
     )
 
 
 @check
-def neutral_hyperparameters_give_sgd(strategy: SGD) -> None:
+def neutral_hyperparameters_give_sgd(strategy: ClientStrategy) -> None:
     """Where `neutral` is declared."""
-    if strategy.neutral is None:
+    if strategy.neutral is None or not isinstance(strategy, SGD):
         return
     given = {f.name: getattr(strategy, f.name) for f in fields(SGD)}
     plain = SGD(**given | {k: v for k, v in strategy.neutral.items() if k in given})

@@ -15,9 +15,10 @@ import pytest
 from benchmarks import peers
 from benchmarks.bars import Measured
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
-from fedsim.clients import base
+from fedsim.clients.local_round import run_local_round
+from fedsim.clients.task import Task, Update
 from fedsim.engines.runtime import ClientRuntime
-from fedsim.models import mlp
+from fedsim.models import named_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Job((12, 8, 5, 3), registered=6, cohort=4, examples=20, batch=None, epochs=2)
@@ -30,13 +31,13 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_numpy_peer_trains_as_fedsim_does() -> None:
     dataset, partition = peers.shards(SMALL)
-    start = mlp.initialise(SMALL.net, np.random.default_rng(2))
-    layers = [v.copy() for v in mlp.views(SMALL.net, start).values()]
+    start = SMALL.model.init(np.random.default_rng(2))
+    layers = [v.copy() for v in named_arrays(SMALL.model, start).values()]
     rows = partition[1]
     loss = peers.train(SMALL, layers, dataset.x_train[rows], dataset.y_train[rows], np.random.default_rng(0))
-    task = base.Task(SMALL.net, SMALL.strategy, dataset.x_train, dataset.y_train, partition, start, 1, 0)
+    task = Task(SMALL.model, SMALL.strategy, dataset.x_train, dataset.y_train, partition, start, 1, 0)
     for kernel in ("numpy", "compiled"):
-        update = base.run(replace(task, kernel=kernel), np.array([1]), {})
+        update = run_local_round(replace(task, kernel=kernel), np.array([1]), {})
         np.testing.assert_allclose(np.concatenate([v.ravel() for v in layers]), update.weights[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(loss, update.train_loss[0], rtol=1e-5)
 
@@ -51,7 +52,7 @@ def test_a_round_of_each_peer_trains_one_cohort(monkeypatch: pytest.MonkeyPatch)
         by_loop.append(len(x))
         return train(job, layers, x, *more)
 
-    def counted_block(site: ClientRuntime, task: base.Task, block: Any, state: Any) -> base.Update:
+    def counted_block(site: ClientRuntime, task: Task, block: Any, state: Any) -> Update:
         by_fedsim.extend(block.tolist())
         update = train_block(site, task, block, state)
         assert update.num_examples.tolist() == [SMALL.examples] * len(block)

@@ -54,7 +54,7 @@ def test_layers_are_sent_as_a_matrix_and_a_bias_each(layers: list[int], dtype: s
     net = MLP((64, 100, 30, 10), dtype=dtype)
     shapes = {1: (64, 100), 2: (100, 30), 3: (30, 10)}
     expected = sum(saved(shapes[k], size) + saved(shapes[k][1], size) for k in layers)
-    assert records.payload_bytes(net, layers) == expected
+    assert records.payload_bytes(net, [(f"W{k}", f"b{k}") for k in layers]) == expected
 
 
 def saved_scale() -> bytes:

@@ -189,8 +189,8 @@ class Arguments(SGD):
 
 
 class Layers(SGD):
-    def private_layers(self, net):
-        return net.layers
+    def private_groups(self, model):
+        return model.layers
 
 
 class Server(FedAvg):

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, servers
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf, Task, new_state, run
+from fedsim.clients.local_round import new_client_state, run_local_round
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.task import Task
 from fedsim.data import Dataset
 from fedsim.engines.client_state import ClientState
 from fedsim.errors import ConfigError
-from fedsim.models import mlp
+from fedsim.models import MLP, named_arrays
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.testing import check_client_strategy
 
@@ -54,11 +56,12 @@ FULL = Experiment(split=IID(6), hidden=(9,), activation="tanh", dtype="float64",
 def centralised(experiment: Experiment) -> NDArray[Any]:
     """Gradient descent on all examples, in a plain loop."""
     data = experiment.load_data()
-    net = experiment.network(data)
+    model = experiment.make_model(data)
+    assert isinstance(experiment.client, SGD)
     w = weights_of(replace(experiment, rounds=1, client=SGD(lr=1e-300)).run())  # the initial weights
-    x, y = data.x_train.astype(net.dtype)[None], data.y_train[None]
+    x, y = data.x_train.astype(model.dtype)[None], data.y_train[None]
     for _ in range(experiment.rounds):
-        w = w - experiment.client.lr * mlp.gradient(net, w[None], x, y)[1][0]
+        w = w - experiment.client.lr * model.loss_and_gradient(w[None], x, y)[1][0]
     return w
 
 
@@ -150,9 +153,9 @@ def test_data_parallel_sgd_is_minibatch_sgd_on_the_union_of_the_batches() -> Non
     data = experiment.load_data()
     start = weights_of(replace(experiment, client=clients.FedSGD(lr=1e-300)).run())
     partition = experiment.federate(data).partition
-    net = experiment.network(data)
+    model = experiment.make_model(data)
     assert (partition.sizes == 10).all()  # a worker's batch is its whole shard
-    _, grad = mlp.gradient(net, start[None], data.x_train[None].astype(float), data.y_train[None])
+    _, grad = model.loss_and_gradient(start[None], data.x_train[None].astype(float), data.y_train[None])
     np.testing.assert_allclose(weights_of(experiment.run()), start - 0.2 * grad[0], rtol=1e-12, atol=1e-13)
 
 
@@ -170,13 +173,13 @@ class Quadratics:
         x = scale * rng.normal(size=(total, 3))
         y = (np.repeat([0, 1, 0], self.sizes) + (rng.random(total) < 0.3)) % 2
         self.data = Dataset("quadratic", x, y, x[:5], y[:5], 2)
-        self.net = mlp.MLP((3, 2), loss="mse", dtype="float64")
+        self.model = MLP((3, 2), loss="mse", dtype="float64")
         cuts = np.cumsum((0, *self.sizes))
         self.hessians, self.slopes = [], []
         for a, b in itertools.pairwise(cuts):
-            zero, eye = np.zeros(self.net.num_parameters), np.eye(self.net.num_parameters)
-            slope = mlp.gradient(self.net, zero[None], x[None, a:b], y[None, a:b])[1][0]
-            columns = [mlp.gradient(self.net, e[None], x[None, a:b], y[None, a:b])[1][0] - slope for e in eye]
+            zero, eye = np.zeros(self.model.num_parameters), np.eye(self.model.num_parameters)
+            slope = self.model.loss_and_gradient(zero[None], x[None, a:b], y[None, a:b])[1][0]
+            columns = [self.model.loss_and_gradient(e[None], x[None, a:b], y[None, a:b])[1][0] - slope for e in eye]
             self.hessians.append(np.array(columns).T)
             self.slopes.append(slope)
         self.shares = np.array(self.sizes) / total
@@ -264,10 +267,10 @@ def test_fednova_mends_what_unequal_steps_do() -> None:
 
 # One strategy's formula each, against a plain transcription of it.
 
-NET = mlp.MLP((6, 5, 3), "tanh", dtype="float64")
+NET = MLP((6, 5, 3), "tanh", dtype="float64")
 X = RNG.normal(size=(40, 6))
 Y = RNG.integers(0, 3, 40)
-START = mlp.initialise(NET, RNG)
+START = NET.init(RNG)
 HELD = Partition(np.arange(40), np.array([0, 25, 40]))
 
 
@@ -276,11 +279,11 @@ def one_step(strategy: SGD, w: NDArray[Any] = START, state: dict[str, Any] | Non
     strategy = replace(strategy, lr=1.0, batch_size=None, epochs=1)
     task = Task(NET, strategy, X, Y, HELD, w, 1, 0, down)
     ids = np.array([0])
-    return np.asarray(w - run(task, ids, state or new_state(task, ids)).weights[0])
+    return np.asarray(w - run_local_round(task, ids, state or new_client_state(task, ids)).weights[0])
 
 
 def grad(w: NDArray[Any], rows: slice = slice(0, 25), **options: Any) -> NDArray[Any]:
-    return np.asarray(mlp.gradient(NET, w[None], X[None, rows], Y[None, rows], **options)[1][0])
+    return np.asarray(NET.loss_and_gradient(w[None], X[None, rows], Y[None, rows], **options)[1][0])
 
 
 def numeric(loss: Any, w: NDArray[Any]) -> NDArray[Any]:
@@ -302,7 +305,7 @@ def test_clipping_shortens_only_what_is_too_long() -> None:
 
 
 def scores(w: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(mlp.scores(NET, w[None], X[None, :25])[0])
+    return np.asarray(NET.scores(w[None], X[None, :25])[0])
 
 
 def softmax_loss(z: NDArray[Any]) -> float:
@@ -318,10 +321,10 @@ def test_fedlc_is_the_gradient_of_its_calibrated_loss() -> None:
 @pytest.mark.parametrize("strategy", [clients.FedLC(), clients.FedRS(alpha=0.0)], ids=str)
 def test_label_skew_losses_leave_absent_labels_alone(strategy: SGD, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "Y", np.where(Y == 2, 0, Y))  # no client has label 2
-    moved = mlp.views(NET, one_step(strategy))
+    moved = named_arrays(NET, one_step(strategy))
     assert np.all(moved["W2"][:, 2] == 0)
     assert np.all(moved["b2"][2] == 0)
-    assert np.any(mlp.views(NET, one_step(SGD()))["W2"][:, 2] != 0)
+    assert np.any(named_arrays(NET, one_step(SGD()))["W2"][:, 2] != 0)
 
 
 def test_fedrs_is_the_gradient_of_its_restricted_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +344,7 @@ def test_moon_is_the_gradient_of_its_contrastive_loss() -> None:
     glob = START + 0.3 * RNG.normal(size=START.shape)
 
     def hidden(w: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(mlp.representation(NET, w[None], X[None, :25])[0])
+        return np.asarray(NET.representation(w[None], X[None, :25])[0])
 
     def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         return np.asarray((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
@@ -359,7 +362,7 @@ def test_moon_is_the_gradient_of_its_contrastive_loss() -> None:
 
 
 def test_moon_needs_a_hidden_layer() -> None:
-    with pytest.raises(ConfigError, match="MOON compares hidden representations"):
+    with pytest.raises(ConfigError, match="so the MLP has no hidden representation; allowed: at least one layer"):
         replace(FULL, hidden=(), client=clients.MOON()).run()
 
 
@@ -388,7 +391,7 @@ def test_apfl_steps_the_local_model_through_the_mixture() -> None:
     local = START + RNG.normal(size=START.shape)
     task = Task(NET, strategy, X, Y, HELD, START, 1, 0)
     state = {"local": local[None].copy(), "alpha": np.array([[0.3]])}
-    update = run(task, np.array([0]), state)
+    update = run_local_round(task, np.array([0]), state)
     alpha = np.clip(0.3 - (local - START) @ grad(0.3 * local + 0.7 * START), 0, 1)
     assert update.state["alpha"][0, 0] == pytest.approx(alpha)
     g = grad(alpha * local + (1 - alpha) * START)
@@ -399,7 +402,7 @@ def test_apfl_steps_the_local_model_through_the_mixture() -> None:
 def test_feddyns_state_is_the_gradient_of_a_solved_local_problem() -> None:
     strategy = clients.FedDyn(lr=0.3, alpha=1.0, batch_size=None, epochs=3000)
     task = Task(NET, strategy, X, Y, HELD, START, 1, 0)
-    update = run(task, np.array([0]), new_state(task, np.array([0])))
+    update = run_local_round(task, np.array([0]), new_client_state(task, np.array([0])))
     np.testing.assert_allclose(update.state["gradient"][0], grad(update.weights[0]), atol=1e-8)
 
 
@@ -412,7 +415,7 @@ def test_momentum_enters_effective_steps_as_fednova_says() -> None:
 
     strategy = Constant(momentum=0.8, epochs=3, batch_size=10, lr=0.1)
     task = Task(NET, strategy, X, Y, HELD, START, 1, 0, {"control": np.zeros_like(START)})
-    update = run(task, np.arange(2), new_state(task, np.arange(2)))
+    update = run_local_round(task, np.arange(2), new_client_state(task, np.arange(2)))
     np.testing.assert_allclose(update.state["control"], 1.0, rtol=1e-10)  # the mean gradient along the path
 
 
@@ -458,27 +461,27 @@ def test_some_layer_must_be_shared_and_some_kept(strategy: SGD) -> None:
 
 
 def test_fedrep_trains_head_and_representation_in_turn() -> None:
-    seen: list[tuple[int, ...]] = []
+    seen: list[list[Any]] = []
 
     class Spy(clients.FedRep):
         def train(self, ctx: clients.Context) -> NDArray[Any]:
             fit = ctx.fit
 
-            def spy(start: Any = None, *, by: Any = None, layers: Any = None) -> Any:
-                seen.append(tuple(layers))
-                out = fit(start, by=by, layers=layers)
+            def spy(start: Any = None, *, by: Any = None, groups: Any = None) -> Any:
+                seen.append(list(groups))
+                out = fit(start, by=by, groups=groups)
                 before = ctx.start if start is None else start
-                for layer in (1, 2):
-                    place = ctx.net.layout[f"W{layer}"][0]
+                for group in ctx.model.groups:
+                    place = ctx.model.layout[group[0]][0]
                     moved = np.any(out[:, place] != before[:, place])
-                    assert moved == (layer in layers)
+                    assert moved == (group in groups)
                 return out
 
             ctx.fit = spy  # type: ignore[method-assign]
             return super().train(ctx)
 
     replace(FULL, client=Spy(head_epochs=2), rounds=1, kernel="numpy").run()
-    assert seen == [(2,), (1,)]
+    assert seen == [[("W2", "b2")], [("W1", "b1")]]
 
 
 def test_ifca_finds_clusters() -> None:
@@ -502,11 +505,11 @@ def test_fedala_takes_in_what_helps() -> None:
     strategy = clients.FedALA(first_epochs=3, batch_size=None, epochs=2, mixing_lr=50.0)
     task = Task(NET, strategy, X, Y, HELD, START, 1, 0)
     ids = np.arange(2)
-    first = run(task, ids, new_state(task, ids))
+    first = run_local_round(task, ids, new_client_state(task, ids))
     assert (first.state["mixing"] == 1).all()
     moved = replace(task, global_weights=START + 0.2 * RNG.normal(size=START.shape), round=2)
-    second = run(moved, ids, dict(first.state))
-    mixing = mlp.views(NET, second.state["mixing"])
+    second = run_local_round(moved, ids, dict(first.state))
+    mixing = named_arrays(NET, second.state["mixing"])
     assert (mixing["W1"] == 1).all()
     assert mixing["W2"].min() >= 0
     assert 0.01 < np.mean(mixing["W2"] < 1) < 1
@@ -526,9 +529,11 @@ def test_each_client_may_have_its_own_step_size_and_number_of_steps() -> None:
 
     ids = np.arange(2)
     for kernel in ("numpy", "compiled"):
-        mixed = run(Task(NET, Own(), X, Y, HELD, START, 1, 0, kernel=kernel), ids, {})
+        mixed = run_local_round(Task(NET, Own(), X, Y, HELD, START, 1, 0, kernel=kernel), ids, {})
         for client, strategy in enumerate((SGD(lr=0.2, steps=7), SGD(lr=0.05, steps=2))):
-            alone = run(Task(NET, strategy, X, Y, HELD, START, 1, 0, kernel=kernel), ids[client : client + 1], {})
+            alone = run_local_round(
+                Task(NET, strategy, X, Y, HELD, START, 1, 0, kernel=kernel), ids[client : client + 1], {}
+            )
             assert np.array_equal(mixed.weights[client], alone.weights[0])
             assert mixed.train_loss[client] == alone.train_loss[0]
 
@@ -538,11 +543,11 @@ def test_steps_are_epochs_cut_anywhere(kernel: str) -> None:
     """A whole number of epochs in steps is those epochs; one step more is one batch of the next shuffle."""
     base = Task(NET, SGD(epochs=2, batch_size=10), X, Y, HELD, START, 1, 0, kernel=kernel)
     first = np.array([0])  # 25 examples: batches of 10, 10, 5
-    epochs = run(base, first, {})
-    steps = run(replace(base, strategy=SGD(steps=6, batch_size=10)), first, {})
+    epochs = run_local_round(base, first, {})
+    steps = run_local_round(replace(base, strategy=SGD(steps=6, batch_size=10)), first, {})
     assert np.array_equal(epochs.weights, steps.weights)
     assert epochs.train_loss == pytest.approx(steps.train_loss)
-    fewer = run(replace(base, strategy=SGD(steps=5, batch_size=10)), first, {})
+    fewer = run_local_round(replace(base, strategy=SGD(steps=5, batch_size=10)), first, {})
     assert not np.array_equal(fewer.weights, steps.weights)
 
 
@@ -609,7 +614,7 @@ def test_bad_hyperparameters_are_one_sentence(cls: type[SGD], options: dict[str,
 
 
 def test_strategies_compose_with_servers() -> None:
-    """SCAFFOLD's server half under FedAvgM's step size is the paper's eta_g."""
+    """SCAFFOLD's server hooks under FedAvgM's learning rate is the paper's eta_g."""
     base = replace(FULL, split=Shards(6, per_client=2), client=clients.SCAFFOLD(epochs=2))
     one = replace(base, server=partial(servers.FedAvgM, server_learning_rate=1.0)).run()
     np.testing.assert_allclose(weights_of(one), weights_of(base.run()), rtol=1e-12, atol=1e-14)
@@ -689,7 +694,7 @@ def test_state_of_clients_that_come_and_go() -> None:
     for client, count in seen:
         times[client] = times.get(client, 0) + 1
         assert count == times[client]
-    assert ServerHalf(Counting(), NET, 9, 0).down(START) == {}
+    assert ServerHooks(Counting(), NET, 9, 0).down(START) == {}
 
 
 def test_personalised_results_do_not_depend_on_workers() -> None:

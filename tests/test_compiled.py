@@ -20,12 +20,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import Experiment, kernels, streams
-from fedsim.clients import SCAFFOLD, SGD, Affine, Context, FedProx, base
+from fedsim.clients import SCAFFOLD, SGD, Affine, Context, FedProx
+from fedsim.clients.local_round import run_local_round
+from fedsim.clients.sgd import numpy_hooks
+from fedsim.clients.task import Task
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.kernels import compiled
-from fedsim.kernels.numpy import Fit
-from fedsim.models import mlp
+from fedsim.kernels.fit import FitJob
+from fedsim.models import MLP
+from fedsim.models.activations import ACTIVATIONS
+from fedsim.models.losses import LOSSES
+from fedsim.models.model import Array
 from fedsim.splits import IID, Dirichlet, Natural, Partition, TimeOrdered
 
 RNG = np.random.default_rng(0)
@@ -64,38 +70,38 @@ class SomeLayers(SGD):
         return Affine(self.mu, center=0.9 * ctx.global_weights)
 
     def train(self, ctx: Context) -> NDArray[Any]:
-        return ctx.fit(layers=self.layers)
+        return ctx.fit(groups=[ctx.model.groups[layer - 1] for layer in self.layers])
 
 
-def task(net: mlp.MLP, strategy: SGD, kernel: str = "compiled") -> base.Task:
+def task(model: MLP, strategy: SGD, kernel: str = "compiled") -> Task:
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(500, net.sizes[0])).astype(net.dtype)
-    y = rng.integers(0, max(2, net.sizes[-1]), 500)
-    start = mlp.initialise(net, rng)
-    start += 0.1 * rng.normal(size=start.shape).astype(net.dtype)  # biases too
-    return base.Task(net, strategy, x, y, HELD, start, 3, 5, kernel=kernel)
+    x = rng.normal(size=(500, model.sizes[0])).astype(model.dtype)
+    y = rng.integers(0, max(2, model.sizes[-1]), 500)
+    start = model.init(rng)
+    start += 0.1 * rng.normal(size=start.shape).astype(model.dtype)  # biases too
+    return Task(model, strategy, x, y, HELD, start, 3, 5, kernel=kernel)
 
 
-def compare(net: mlp.MLP, strategy: SGD, held: Partition = HELD) -> None:
-    job = replace(task(net, strategy), partition=held)
+def compare(model: MLP, strategy: SGD, held: Partition = HELD) -> None:
+    job = replace(task(model, strategy), partition=held)
     ids = np.arange(len(held))
-    fast, slow = (base.run(replace(job, kernel=kernel), ids, {}) for kernel in ("compiled", "numpy"))
-    moved, rounding = np.abs(slow.weights - job.global_weights).max(), 50 * np.finfo(net.dtype).eps
-    allowed = TOLERANCE[net.dtype] * moved + rounding * np.abs(slow.weights).max()
+    fast, slow = (run_local_round(replace(job, kernel=kernel), ids, {}) for kernel in ("compiled", "numpy"))
+    moved, rounding = np.abs(slow.weights - job.global_weights).max(), 50 * np.finfo(model.dtype).eps
+    allowed = TOLERANCE[model.dtype] * moved + rounding * np.abs(slow.weights).max()
     assert np.abs(fast.weights - slow.weights).max() <= allowed
-    np.testing.assert_allclose(fast.train_loss, slow.train_loss, rtol=10 * TOLERANCE[net.dtype])
+    np.testing.assert_allclose(fast.train_loss, slow.train_loss, rtol=10 * TOLERANCE[model.dtype])
     assert np.array_equal(fast.num_examples, slow.num_examples)
-    assert fast.weights.dtype == net.dtype
+    assert fast.weights.dtype == model.dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("loss", mlp.LOSSES)
-@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_every_activation_and_loss(activation: str, loss: str, dtype: str, outputs: int) -> None:
     if outputs == 1 and loss == "cross_entropy":
         outputs = 2
-    compare(mlp.MLP((7, 9, 5, outputs), activation, loss, dtype), SGD(lr=0.1, epochs=2, batch_size=8))
+    compare(MLP((7, 9, 5, outputs), activation, loss, dtype), SGD(lr=0.1, epochs=2, batch_size=8))
 
 
 STRATEGIES = [
@@ -117,7 +123,7 @@ STRATEGIES = [
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_term_of_a_step(strategy: SGD, batch: int | None, dtype: str) -> None:
     """Momentum, weight decay, proximal term, correction; batches of one, partial, past a chunk, and whole shards."""
-    compare(mlp.MLP((20, 33, 10), "tanh", dtype=dtype), replace(strategy, batch_size=batch))
+    compare(MLP((20, 33, 10), "tanh", dtype=dtype), replace(strategy, batch_size=batch))
 
 
 @pytest.mark.parametrize("batch", [None, 641, 1000])
@@ -126,22 +132,22 @@ def test_batches_of_more_than_one_chunk_are_one_step(strategy: SGD, batch: int |
     """All examples of a batch see the same weights, though activations are kept of 640 at a time."""
     shards = [RNG.integers(0, 500, n) for n in (1500, 700)]
     held = Partition(np.concatenate(shards), np.array([0, 1500, 2200]))
-    compare(mlp.MLP((20, 33, 10), "tanh", dtype="float64"), replace(strategy, batch_size=batch), held)
+    compare(MLP((20, 33, 10), "tanh", dtype="float64"), replace(strategy, batch_size=batch), held)
 
 
 @pytest.mark.parametrize("layers", [(1,), (2,), (3,), (1, 3), (2, 3)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_frozen_layers_keep_their_bits(layers: tuple[int, ...], momentum: float) -> None:
     """Whatever else a step has; the other layers change, and as the NumPy kernel has them."""
-    net = mlp.MLP((6, 9, 7, 3), "tanh", dtype="float64")
+    model = MLP((6, 9, 7, 3), "tanh", dtype="float64")
     strategy = SomeLayers(lr=0.02, epochs=2, layers=layers, momentum=momentum, weight_decay=0.1, mu=0.5)
     for kernel in kernels.KERNELS[1:]:
-        job = task(net, strategy, kernel)
-        weights = base.run(job, np.arange(10), {}).weights
-        for name, (place, _) in net.layout.items():
+        job = task(model, strategy, kernel)
+        weights = run_local_round(job, np.arange(10), {}).weights
+        for name, (place, _) in model.layout.items():
             same_bits = weights[:, place] == job.global_weights[place]
             assert not same_bits.any() if int(name[1:]) in layers else same_bits.all()
-    compare(net, strategy)
+    compare(model, strategy)
 
 
 @settings(deadline=None, max_examples=60)
@@ -155,7 +161,7 @@ def test_frozen_layers_keep_their_bits(layers: tuple[int, ...], momentum: float)
 def test_every_shape(hidden: list[int], inputs: int, outputs: int, batch: int | None, dtype: str) -> None:
     """Every width leaves another remainder of vectors, rows and tiles."""
     loss = "cross_entropy" if outputs > 1 else "mse"
-    compare(mlp.MLP((inputs, *hidden, outputs), "tanh", loss, dtype), SGD(lr=0.005, batch_size=batch))
+    compare(MLP((inputs, *hidden, outputs), "tanh", loss, dtype), SGD(lr=0.005, batch_size=batch))
 
 
 def sites(factor: float) -> Dataset:
@@ -199,21 +205,21 @@ def test_a_run_has_the_same_bits_after_one_that_diverged() -> None:
 
 
 @st.composite
-def fits_with_a_diverging_client(draw: st.DrawFn) -> tuple[Fit, int]:
+def fits_with_a_diverging_client(draw: st.DrawFn) -> tuple[FitJob, int]:
     """Draw a block of ragged clients of any network, and the row of one whose training diverges."""
-    loss = draw(st.sampled_from(sorted(mlp.LOSSES)))
+    loss = draw(st.sampled_from(sorted(LOSSES)))
     widths = st.integers(1, 40)
     outputs = draw(st.integers(2, 40) if loss == "cross_entropy" else widths)
     hidden = draw(st.lists(widths, max_size=4))
-    activation, dtype = draw(st.sampled_from(sorted(mlp.ACTIVATIONS))), draw(st.sampled_from(["float32", "float64"]))
-    net = mlp.MLP((draw(widths), *hidden, outputs), activation, loss, dtype)
+    activation, dtype = draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.sampled_from(["float32", "float64"]))
+    model = MLP((draw(widths), *hidden, outputs), activation, loss, dtype)
     sizes = np.array(sorted(draw(st.lists(st.integers(1, 45), min_size=2, max_size=6)), reverse=True))
     batch = draw(st.integers(0, 50))
     trained = draw(st.lists(st.booleans(), min_size=len(hidden) + 1, max_size=len(hidden) + 1).filter(any))
     diverging, by_inputs = draw(st.integers(0, len(sizes) - 1)), draw(st.booleans())
 
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    x = rng.normal(size=(sizes.sum(), net.sizes[0])).astype(dtype)
+    x = rng.normal(size=(sizes.sum(), model.sizes[0])).astype(dtype)
     held = Partition(rng.permutation(sizes.sum()), np.concatenate([[0], np.cumsum(sizes)]))
     lr = np.full(len(sizes), 0.02)
     if by_inputs:
@@ -222,11 +228,11 @@ def fits_with_a_diverging_client(draw: st.DrawFn) -> tuple[Fit, int]:
         lr[diverging] = np.inf
     steps = rng.integers(1, 13, len(sizes))
     epochs = int((-(-steps // (-(-sizes // batch) if batch else 1))).max())
-    start = mlp.initialise(net, rng)
+    start = model.init(rng)
     start += 0.1 * rng.normal(size=start.shape).astype(dtype)
     rows = (len(sizes), start.size)
-    job = Fit(
-        net=net,
+    job = FitJob(
+        model=model,
         x=x,
         y=rng.integers(0, max(2, outputs), sizes.sum()),
         partition=held,
@@ -246,13 +252,13 @@ def fits_with_a_diverging_client(draw: st.DrawFn) -> tuple[Fit, int]:
     return job, diverging
 
 
-def failed(fitted: tuple[Any, ...], job: Fit) -> NDArray[np.bool_]:
+def failed(fitted: tuple[Any, ...], job: FitJob) -> NDArray[np.bool_]:
     """Return the rows that the engine would exclude: it limits the loss, too, for sums of 1e38 may overflow or not."""
     limited: NDArray[np.bool_] = fitted[1] / job.steps < 1e6
     return ~limited
 
 
-def rows_of(job: Fit, k: int) -> Fit:
+def rows_of(job: FitJob, k: int) -> FitJob:
     """Return the job of one client of a block."""
     row = slice(k, k + 1)
 
@@ -277,23 +283,24 @@ KINK = 5e-2
 
 @settings(deadline=None, max_examples=cases(150))
 @given(fits_with_a_diverging_client(), st.integers(1, 3))
-def test_a_diverging_client_changes_no_other(case: tuple[Fit, int], threads: int) -> None:
+def test_a_diverging_client_changes_no_other(case: tuple[FitJob, int], threads: int) -> None:
     """Rows agree with the NumPy kernel, the same clients fail, and threads and blocks change no bit."""
     job, diverging = case
     with np.errstate(all="ignore"):
         slow = kernels.load("numpy").fit(job)
-    fast = compiled.fit(replace(job, spread=partial(spread, threads)))
+    fast = compiled.fit(replace(job, run_on_all_workers=partial(run_on, threads)))
     assert np.array_equal(failed(fast, job), failed(slow, job))
     healthy = ~failed(slow, job)
     healthy[diverging] = False
     assert healthy.sum() == len(job.clients) - 1
 
     weights = slow[0][healthy]
-    tolerance = KINK if (job.net.activation, job.net.dtype) == ("relu", "float32") else TOLERANCE[job.net.dtype]
+    assert isinstance(job.model, MLP)
+    tolerance = KINK if (job.model.activation, job.model.dtype) == ("relu", "float32") else TOLERANCE[job.model.dtype]
     moved = weights - np.broadcast_to(job.start, slow[0].shape)[healthy]
-    allowed = tolerance * np.abs(moved).max() + 50 * np.finfo(job.net.dtype).eps * np.abs(weights).max()
+    allowed = tolerance * np.abs(moved).max() + 50 * np.finfo(job.model.dtype).eps * np.abs(weights).max()
     assert np.abs(fast[0][healthy] - weights).max() <= allowed
-    relative = max(tolerance, 10 * TOLERANCE[job.net.dtype])
+    relative = max(tolerance, 10 * TOLERANCE[job.model.dtype])
     np.testing.assert_allclose(fast[1][healthy], slow[1][healthy], rtol=relative)
     np.testing.assert_allclose(fast[2][healthy], np.linalg.norm(moved, axis=1), rtol=relative, atol=allowed)
 
@@ -305,14 +312,14 @@ def test_a_diverging_client_changes_no_other(case: tuple[Fit, int], threads: int
 @pytest.mark.parametrize("batch", [None, 10])
 def test_a_clients_bits_do_not_depend_on_its_block_or_thread_history(batch: int | None) -> None:
     """Nor on what the thread trained before: the scratch array is another client's, or another network's."""
-    job = task(mlp.MLP((20, 33, 10)), FedProx(epochs=2, batch_size=batch))
-    whole = base.run(job, np.arange(10), {})
+    job = task(MLP((20, 33, 10)), FedProx(epochs=2, batch_size=batch))
+    whole = run_local_round(job, np.arange(10), {})
     for size in (1, 3):
         for k in range(0, 10, size):
-            part = base.run(job, np.arange(k, min(k + size, 10)), {})
+            part = run_local_round(job, np.arange(k, min(k + size, 10)), {})
             assert np.array_equal(part.weights, whole.weights[k : k + size])
             assert np.array_equal(part.train_loss, whole.train_loss[k : k + size])
-        base.run(task(mlp.MLP((3, 2, 1), loss="mse"), SGD(momentum=0.9, lr=5.0)), np.arange(10), {})
+        run_local_round(task(MLP((3, 2, 1), loss="mse"), SGD(momentum=0.9, lr=5.0)), np.arange(10), {})
 
 
 def test_an_experiment_agrees_on_both_kernels_and_says_which_ran() -> None:
@@ -337,10 +344,10 @@ def test_divergence_is_seen_in_the_compiled_kernel() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_enormous_scores_are_finite_and_equal(loss: str, dtype: str) -> None:
     """Scores of thousands overflow an exponential that is not taken of differences or of minus the absolute value."""
-    net = mlp.MLP((7, 5, 3), "relu", loss, dtype)
-    job = replace(task(net, SGD(lr=1e-6, epochs=2)), partition=HELD)
+    model = MLP((7, 5, 3), "relu", loss, dtype)
+    job = replace(task(model, SGD(lr=1e-6, epochs=2)), partition=HELD)
     job = replace(job, x=1e4 * job.x)
-    fast, slow = (base.run(replace(job, kernel=kernel), np.arange(10), {}) for kernel in ("compiled", "numpy"))
+    fast, slow = (run_local_round(replace(job, kernel=kernel), np.arange(10), {}) for kernel in ("compiled", "numpy"))
     assert np.isfinite(slow.train_loss).all()
     np.testing.assert_allclose(fast.train_loss, slow.train_loss, rtol=1e-3)
     np.testing.assert_allclose(fast.weights, slow.weights, rtol=1e-3, atol=1e-3 * np.abs(slow.weights).max())
@@ -349,29 +356,29 @@ def test_enormous_scores_are_finite_and_equal(loss: str, dtype: str) -> None:
 class Own(SGD):
     """A direction of its own, in NumPy."""
 
-    def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Context) -> mlp.Array:
+    def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         return np.sign(grad)
 
 
-ARTICLE, TWO_NN = mlp.MLP((100, 50, 10)), mlp.MLP((784, 200, 200, 10))
+ARTICLE, TWO_NN = MLP((100, 50, 10)), MLP((784, 200, 200, 10))
 
 
 @pytest.mark.parametrize(
-    ("kernel", "strategy", "net", "examples", "chosen"),
+    ("kernel", "strategy", "model", "examples", "chosen"),
     [
         ("auto", SGD(), ARTICLE, 10_000, "compiled"),
         ("auto", FedProx(), TWO_NN, 6_000, "compiled"),
         ("auto", SGD(), ARTICLE, 1_000, "numpy"),
-        ("auto", SGD(), mlp.MLP((64, 32, 10)), 5 * 1437, "numpy"),  # the digits: a first result compiles nothing
+        ("auto", SGD(), MLP((64, 32, 10)), 5 * 1437, "numpy"),  # the digits: a first result compiles nothing
         ("auto", Own(), TWO_NN, 6_000, "numpy"),
         ("numpy", SGD(), TWO_NN, 6_000, "numpy"),
         ("compiled", SGD(), ARTICLE, 10, "compiled"),
     ],
 )
 def test_the_cost_of_a_round_chooses_the_kernel(
-    kernel: str, strategy: SGD, net: mlp.MLP, examples: float, chosen: str
+    kernel: str, strategy: SGD, model: MLP, examples: float, chosen: str
 ) -> None:
-    assert kernels.choose(kernel, base.numpy_hooks(strategy), net, examples) == chosen
+    assert kernels.choose(kernel, numpy_hooks(strategy), model, examples) == chosen
 
 
 @pytest.mark.parametrize(
@@ -414,9 +421,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 CHOOSE = """
 from fedsim import kernels
-from fedsim.models import mlp
+from fedsim.models import MLP
+from fedsim.models.losses import LOSSES
+from fedsim.models.activations import ACTIVATIONS
 for _ in range(2):
-    chosen = kernels.choose({!r}, '', mlp.MLP((64, 10)), 1e12)
+    chosen = kernels.choose({!r}, '', MLP((64, 10)), 1e12)
 print(chosen)
 """
 
@@ -483,8 +492,8 @@ def test_exp_is_numpys_to_rounding(dtype: Any) -> None:
     assert one == 1
 
 
-def spread(threads: int, work: Any) -> None:
-    """Do some work on so many threads at once."""
+def run_on(threads: int, work: Any) -> None:
+    """Call `work` on a number of threads at once."""
     started = [threading.Thread(target=work) for _ in range(threads)]
     for thread in started:
         thread.start()
@@ -493,10 +502,10 @@ def spread(threads: int, work: Any) -> None:
 
 
 def test_threads_that_share_a_block_give_the_bits_of_one() -> None:
-    job = task(mlp.MLP((20, 33, 10)), Corrected(lr=0.02, epochs=20, momentum=0.5))
-    alone = base.run(job, np.arange(10), {})
+    job = task(MLP((20, 33, 10)), Corrected(lr=0.02, epochs=20, momentum=0.5))
+    alone = run_local_round(job, np.arange(10), {})
     for _ in range(10):
-        shared = base.run(replace(job, spread=partial(spread, 4)), np.arange(10), {})
+        shared = run_local_round(replace(job, run_on_all_workers=partial(run_on, 4)), np.arange(10), {})
         assert np.array_equal(shared.weights, alone.weights)
         assert np.array_equal(shared.train_loss, alone.train_loss)
 
@@ -512,7 +521,7 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
         seen.append(losses)
         train(out, losses, *more)
 
-    def spread(work: Any) -> None:
+    def run_on_one(work: Any) -> None:
         threads.append(threading.Thread(target=work))
         threads[0].start()
         raise KeyboardInterrupt
@@ -520,9 +529,9 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compiled, "_train_compiled", watched)
     sizes = np.full(100, 10)
     long = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
-    job = replace(task(mlp.MLP((20, 33, 10)), SGD(epochs=20_000)), partition=long, spread=spread)
+    job = replace(task(MLP((20, 33, 10)), SGD(epochs=20_000)), partition=long, run_on_all_workers=run_on_one)
     with pytest.raises(KeyboardInterrupt):
-        base.run(job, np.arange(100), {})
+        run_local_round(job, np.arange(100), {})
     threads[0].join()
     assert (seen[0] == -1).sum() > 90
 
@@ -531,10 +540,10 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_fit_says_how_far_it_went_to_the_bit(kernel: str, dtype: str) -> None:
     """Histories do not tell whether the kernel measured it, or the server what it received."""
-    job = task(mlp.MLP((20, 33, 10), dtype=dtype), SGD(epochs=2), kernel)
-    update = base.run(job, np.arange(10), {})
+    job = task(MLP((20, 33, 10), dtype=dtype), SGD(epochs=2), kernel)
+    update = run_local_round(job, np.arange(10), {})
     assert update.update_norm is not None
-    assert np.array_equal(update.update_norm, kernels.load(kernel).movement(update.weights, job.global_weights))
+    assert np.array_equal(update.update_norm, kernels.load(kernel).update_norms(update.weights, job.global_weights))
     exactly = np.linalg.norm(update.weights.astype(float) - job.global_weights.astype(float), axis=1)
     np.testing.assert_allclose(update.update_norm, exactly, rtol=1e-5)
 
@@ -542,9 +551,9 @@ def test_a_fit_says_how_far_it_went_to_the_bit(kernel: str, dtype: str) -> None:
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 def test_weights_that_are_not_finite_show_in_the_loss(kernel: str) -> None:
     """A last step can overflow after the last loss was fine; the engine judges by the loss alone."""
-    job = task(mlp.MLP((20, 33, 10)), SGD(lr=3e38, batch_size=None), kernel)
+    job = task(MLP((20, 33, 10)), SGD(lr=3e38, batch_size=None), kernel)
     with np.errstate(all="ignore"):
-        update = base.run(job, np.arange(10), {})
+        update = run_local_round(job, np.arange(10), {})
     finite = np.isfinite(update.weights).all(axis=1)
     assert finite.sum() < 10
     assert np.array_equal(np.isfinite(update.train_loss), finite)

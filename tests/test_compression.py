@@ -96,13 +96,13 @@ def test_what_is_not_sent_is_sent_later() -> None:
 
     experiment = replace(BASE, transforms=(TopK(0.05), Int8()), fraction_train=1.0)
     dataset = experiment.load_data()
-    net = experiment.network(dataset)
-    grid = make_grid(net, experiment.federate(dataset), experiment.client, transforms=experiment.transforms)
-    plain = make_grid(net, experiment.federate(dataset), experiment.client)
+    model = experiment.make_model(dataset)
+    grid = make_grid(model, experiment.federate(dataset), experiment.client, transforms=experiment.transforms)
+    plain = make_grid(model, experiment.federate(dataset), experiment.client)
     ids = np.arange(12)
     ids = ids[np.lexsort((ids, -grid.runtime.partition.sizes))]
-    start = np.random.default_rng(0).normal(0, 0.1, net.num_parameters).astype(np.float32)
-    sent, changed = np.zeros((12, net.num_parameters)), np.zeros((12, net.num_parameters))
+    start = np.random.default_rng(0).normal(0, 0.1, model.num_parameters).astype(np.float32)
+    sent, changed = np.zeros((12, model.num_parameters)), np.zeros((12, model.num_parameters))
     for number in range(1, 6):
         for held, total in ((grid, sent), (plain, changed)):
             for update in held.engine.train(held.runtime.task(start, number), ids):
@@ -131,7 +131,7 @@ def test_bytes_are_those_of_the_arrays_that_travel(
 ) -> None:
     """An array's bytes are its numbers and NumPy's header of 128 bytes."""
     experiment = replace(BASE, transforms=transforms, rounds=1, fraction_train=1.0)
-    assert experiment.network(experiment.load_data()).num_parameters == 2410
+    assert experiment.make_model(experiment.load_data()).num_parameters == 2410
     each = sum(128 + np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in sent)
     assert experiment.run().history["bytes_up"].iloc[1] == 12 * each
 
@@ -203,7 +203,7 @@ def test_the_same_bits_on_supernodes_workers_and_blocks(transforms: tuple[Update
 
 
 @pytest.mark.parametrize("client", [clients.SCAFFOLD(), clients.FedPer(), clients.Ditto()])
-def test_it_goes_with_other_state_and_private_layers(client: SGD) -> None:
+def test_it_goes_with_other_state_and_private_parameters(client: SGD) -> None:
     experiment = replace(BASE, transforms=(TopK(0.3), Float16()), client=client, fraction_evaluate=1.0)
     assert same(experiment.run(), on_supernodes(experiment))
 

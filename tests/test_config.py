@@ -117,12 +117,16 @@ def test_a_study_file() -> None:
             "FedAvg's fraction_evaluate is -0.1; allowed: .*at least 0",
         ),
         ("server", "Krum(num_malicious_nodes=1.0)", "Krum's num_malicious_nodes is 1.0; allowed: a whole number"),
-        ("compress", "Int9", "compress is 'Int9'; allowed: Float16, Int8, RandomMask, TopK or module:Class"),
+        ("transforms", "Int9", "transforms is 'Int9'; allowed: Float16, Int8, RandomMask, TopK or module:Class"),
         ("client", "fedsim.clients", "client is 'fedsim.clients'; allowed: APFL"),
         ("client", "fedsim.clients:1", "client names 'fedsim.clients:1'; allowed: module:Class"),
         ("client", "fedsim.clients:SGD.x", "client names 'fedsim.clients:SGD.x'; allowed: module:Class"),
         ("client", "fedsim.clients:IID", "client names 'IID', which 'fedsim.clients' does not have$"),
-        ("client", "fedsim.splits:IID", "client names 'fedsim.splits:IID'; allowed: a concrete subclass of SGD"),
+        (
+            "client",
+            "fedsim.splits:IID",
+            "client names 'fedsim.splits:IID'; allowed: a concrete subclass of ClientStrategy",
+        ),
         ("split", "fedsim.splits:CountedSplit", "allowed: a concrete subclass of Split"),
         ("client", "no_package.inner:Mine", "No module named 'no_package'; allowed: a module in the current folder"),
     ],
@@ -232,7 +236,7 @@ def test_a_server_of_flower_does_not_wait_for_clients_that_never_come(option: st
 def test_a_key_may_have_blanks_and_a_later_change_stands_on_an_earlier_one() -> None:
     changed = config.apply(Experiment(), [" rounds = 3", "client=FedProx", "client.proximal_mu = 0.5", "split.seed=4"])
     assert changed == Experiment(rounds=3, client=FedProx(proximal_mu=0.5), split=IID(50, seed=4))
-    assert config.apply(Experiment(), ['compress=["Int8", "TopK(0.5)"]']).transforms == (Int8(), TopK(0.5))
+    assert config.apply(Experiment(), ['transforms=["Int8", "TopK(0.5)"]']).transforms == (Int8(), TopK(0.5))
 
 
 def test_what_is_chosen_takes_the_place_of_a_studys_own() -> None:
@@ -321,7 +325,7 @@ def test_what_a_file_says_is_all_that_differs_from_nothing(tmp_path: Path) -> No
     )
     assert settings["data_dir"] == str(tmp_path)
     assert settings["split"] == "IID(num_clients=3)"
-    assert settings["compress"] == ["Int8()", "TopK(fraction=0.5, error_feedback=True)"]
+    assert settings["transforms"] == ["Int8()", "TopK(fraction=0.5, error_feedback=True)"]
     assert settings["hidden"] == [32]
     assert "server" not in settings
     assert "data_dir" not in config.to_toml(Experiment())

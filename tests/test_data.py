@@ -42,14 +42,15 @@ def test_every_fifth_digit_of_a_class_is_for_the_test() -> None:
 
 def test_the_teacher_labels_by_its_largest_output() -> None:
     """A network with the teacher's own weights has no error."""
-    from fedsim.models import mlp
+    from fedsim.models import MLP
+    from fedsim.models.losses import is_correct
     from fedsim.streams import Purpose, generator
 
-    found, net = data.load("article_teacher"), mlp.MLP((100, 50, 10))
-    weights = mlp.initialise(net, generator(0, Purpose.DATA, 1))[None]
+    found, model = data.load("article_teacher"), MLP((100, 50, 10))
+    weights = model.init(generator(0, Purpose.DATA, 1))[None]
     for x, y in ((found.x_train, found.y_train), (found.x_test, found.y_test)):
-        scores = mlp.scores(net, weights, x[None])
-        assert mlp.correct(net, scores, y[None]).all()
+        scores = model.scores(weights, x[None])
+        assert is_correct(scores, y[None]).all()
 
 
 def test_images_are_rows_of_pixels_from_0_to_1(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fedsim.clients import SGD, FedProx
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.kernels.mean import RunningMean
-from fedsim.models import mlp
+from fedsim.models import MLP, named_arrays
 from fedsim.rounds.grid import make_grid
 from fedsim.rounds.outcome import RoundOutcome
 from fedsim.servers import FedAvg
@@ -79,9 +79,9 @@ def test_stock_privacy_wrappers_run_around_ours_and_flowers(name: str) -> None:
     options |= {"clipping_norm": 5.0} if "Fixed" in name else {"initial_clipping_norm": 5.0}
     for inner in (FedAvg(seed=1), stock.FedAvg(fraction_evaluate=0.0, min_available_nodes=1)):
         dataset = data.load("digits")
-        net = mlp.MLP((64, 8, 10))
-        with make_grid(net, IID(12).federate(dataset), SGD()) as grid, strategies.quiet():
-            start = records.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+        model = MLP((64, 8, 10))
+        with make_grid(model, IID(12).federate(dataset), SGD()) as grid, strategies.quiet():
+            start = records.to_record(model, model.init(np.random.default_rng(0)))
             client_side = "ClientSide" in name
             if client_side and "Adaptive" in name:
                 # Its clients must answer with a norm bit, which Flower's client mod adds; without it Flower says so.
@@ -89,9 +89,9 @@ def test_stock_privacy_wrappers_run_around_ours_and_flowers(name: str) -> None:
                     wrapper(inner, **options).start(grid, start, num_rounds=1)
                 continue
             result = wrapper(inner, **options).start(grid, start, num_rounds=2)
-        weights = records.to_flat(net, result.arrays)
+        weights = records.to_flat(model, result.arrays)
         assert np.isfinite(weights).all()
-        assert not np.array_equal(weights, records.to_flat(net, start))
+        assert not np.array_equal(weights, records.to_flat(model, start))
 
 
 def test_federated_xgboost_reaches_its_clients() -> None:
@@ -127,29 +127,29 @@ def test_our_fedavg_agrees_with_flowers_to_rounding() -> None:
 def test_streaming_equals_ordinary_replies_bit_for_bit() -> None:
     """Our FedAvg gives the same bits from blocks as from the messages any other grid would hand it."""
     dataset = data.load("digits")
-    net = mlp.MLP((64, 8, 10))
-    start = records.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+    model = MLP((64, 8, 10))
+    start = records.to_record(model, model.init(np.random.default_rng(0)))
     found = []
     for as_messages in (False, True):
         strategy = FedAvg(seed=3, fraction_train=0.5)
         strategy.streams = not as_messages
-        with make_grid(net, Dirichlet(12, alpha=0.3).federate(dataset), SGD()) as grid:
+        with make_grid(model, Dirichlet(12, alpha=0.3).federate(dataset), SGD()) as grid:
             messages = strategy.configure_train(1, start, ConfigRecord(), grid)
             replies: Any = grid.send_and_receive(list(messages) if as_messages else messages)
             record, metrics = strategy.aggregate_train(1, list(reversed(replies)) if as_messages else replies)
         assert record is not None
         assert metrics is not None
-        found.append((records.to_flat(net, record), metrics["train_loss"]))
+        found.append((records.to_flat(model, record), metrics["train_loss"]))
     assert np.array_equal(found[0][0], found[1][0])
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)
 
 
 def test_an_error_among_ordinary_replies_counts_for_nothing() -> None:
-    net = mlp.MLP((64, 8, 10))
-    start = records.to_record(net, mlp.initialise(net, np.random.default_rng(0)))
+    model = MLP((64, 8, 10))
+    start = records.to_record(model, model.init(np.random.default_rng(0)))
     strategy = FedAvg(seed=3)
     strategy.streams = False
-    with make_grid(net, IID(6).federate(data.load("digits")), SGD()) as grid:
+    with make_grid(model, IID(6).federate(data.load("digits")), SGD()) as grid:
         replies = list(grid.send_and_receive(list(strategy.configure_train(1, start, ConfigRecord(), grid))))
     failed = internals.make_message(replies[2].metadata, error=flwr.app.Error(1, "the client failed"))
     found = []
@@ -157,7 +157,7 @@ def test_an_error_among_ordinary_replies_counts_for_nothing() -> None:
         record, metrics = strategy.aggregate_train(1, answers)
         assert record is not None
         assert metrics is not None
-        found.append((records.to_flat(net, record), metrics["train_loss"]))
+        found.append((records.to_flat(model, record), metrics["train_loss"]))
     assert np.array_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
 
@@ -182,9 +182,9 @@ def test_sampling_is_seeded_and_leaves_the_global_generator_alone() -> None:
 
 
 def test_bytes_are_what_flower_would_send() -> None:
-    net = mlp.MLP((64, 8, 10))
+    model = MLP((64, 8, 10))
     record = ArrayRecord()
-    for name, values in mlp.views(net, np.zeros(net.num_parameters, np.float32)).items():
+    for name, values in named_arrays(model, np.zeros(model.num_parameters, np.float32)).items():
         record[name] = flwr.app.Array(values)
     each = sum(len(array.data) for array in record.values())
     history = changed(SMALL, fraction_evaluate=0.0).run().history
@@ -208,9 +208,9 @@ def test_lazy_arrays_are_flowers_arrays_on_the_wire() -> None:
 
 def test_push_and_pull() -> None:
     dataset = data.load("digits")
-    net = mlp.MLP((64, 10))
-    with make_grid(net, IID(5).federate(dataset), SGD()) as grid:
-        content = RecordDict({"arrays": records.to_record(net, np.zeros(net.num_parameters, np.float32))})
+    model = MLP((64, 10))
+    with make_grid(model, IID(5).federate(dataset), SGD()) as grid:
+        content = RecordDict({"arrays": records.to_record(model, np.zeros(model.num_parameters, np.float32))})
         messages = [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
         ids = list(grid.push_messages(messages))
         some = list(grid.pull_messages(ids[:2]))
@@ -227,9 +227,9 @@ def test_push_and_pull() -> None:
 
 def test_a_round_is_run_once_and_read_often() -> None:
     dataset = data.load("digits")
-    net = mlp.MLP((64, 10))
-    with make_grid(net, IID(5).federate(dataset), SGD()) as grid:
-        content = RecordDict({"arrays": records.to_record(net, np.zeros(net.num_parameters, np.float32))})
+    model = MLP((64, 10))
+    with make_grid(model, IID(5).federate(dataset), SGD()) as grid:
+        content = RecordDict({"arrays": records.to_record(model, np.zeros(model.num_parameters, np.float32))})
         replies = grid.send_and_receive([Message(content, n, MessageType.TRAIN) for n in grid.get_node_ids()])
         assert isinstance(replies, RoundOutcome)
         assert len(replies) == 5
@@ -300,13 +300,13 @@ def test_running_means_of_groups_are_each_groups_own(block: int) -> None:
 def test_every_test_example_counts_once(examples: int, workers: int) -> None:
     """The test set is evaluated in blocks, the last of which may be smaller."""
     rng = np.random.default_rng(0)
-    net = mlp.MLP((5, 4, 3), dtype="float64")
+    model = MLP((5, 4, 3), dtype="float64")
     x, y = rng.normal(size=(10 + examples, 5)), rng.integers(0, 3, 10 + examples)
     held = IID(2).federate(data.Dataset("made up", x[:10], y[:10], x[10:], y[10:], 3))
-    weights = mlp.initialise(net, rng)
-    with make_grid(net, held, SGD(), workers=workers) as grid:
+    weights = model.init(rng)
+    with make_grid(model, held, SGD(), workers=workers) as grid:
         loss, accuracy = grid.evaluate_test(weights)
-    z = mlp.scores(net, weights[None], x[None, 10:])[0]
+    z = model.scores(weights[None], x[None, 10:])[0]
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     assert loss == pytest.approx(-np.log(p[np.arange(examples), y[10:]]).mean(), rel=1e-12)
     assert accuracy == (z.argmax(axis=1) == y[10:]).mean()
@@ -319,10 +319,9 @@ def test_blocks_end_at_about_the_same_time(clients: int, workers: int, skew: flo
     sizes = np.maximum(1, 300 * np.arange(1, clients + 1) ** -skew).astype(int)
     dataset = data.load("digits")
     held = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
-    grid = make_grid(mlp.MLP((64, 200, 10)), FederatedDataset(dataset, held), SGD(), kernel="compiled", workers=workers)
-    work = 1e7
+    grid = make_grid(MLP((64, 200, 10)), FederatedDataset(dataset, held), SGD(), kernel="compiled", workers=workers)
     engine: Any = grid.engine
-    blocks = engine.blocks.of_like_work(np.arange(clients), work)
+    blocks = engine.blocks.of_like_work(np.arange(clients), 1e7 * sizes)
     assert np.array_equal(np.concatenate(blocks), np.arange(clients))
     loads = [0.0] * workers
     for block in blocks:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from fedsim import Experiment, data
 from fedsim.clients import SGD, Context, FedProx
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
-from fedsim.models import mlp
+from fedsim.models import MLP, named_arrays
+from fedsim.models.losses import LOSSES, is_correct
+from fedsim.models.model import Array
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 from fedsim.study.result import Result, history_columns
@@ -27,7 +29,7 @@ class Unequal(CountedSplit):
         return Partition(rng.permutation(len(labels)), np.concatenate([[0], cuts]))
 
 
-@pytest.mark.parametrize("loss", mlp.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_full_participation_and_full_batches_are_centralised_gradient_descent(loss: str) -> None:
     """Fraction 1, one epoch, full batch, unequal shards: 20 rounds are 20 steps on the pooled data, to 1e-12."""
     experiment = Experiment(
@@ -40,12 +42,12 @@ def test_full_participation_and_full_batches_are_centralised_gradient_descent(lo
     )
     result = experiment.run()
     dataset = data.load("digits")
-    net = experiment.network(dataset)
-    w = mlp.initialise(net, generator(0, Purpose.INIT))[None]
+    model = experiment.make_model(dataset)
+    w = model.init(generator(0, Purpose.INIT))[None]
     x, y = dataset.x_train[None].astype(np.float64), dataset.y_train[None]
     for _ in range(20):
-        w = w - 0.3 * mlp.gradient(net, w, x, y)[1]
-    for name, expected in mlp.views(net, w[0]).items():
+        w = w - 0.3 * model.loss_and_gradient(w, x, y)[1]
+    for name, expected in named_arrays(model, w[0]).items():
         error = np.linalg.norm(result.weights[name] - expected) / np.linalg.norm(expected)
         assert error < 1e-12, name
 
@@ -70,9 +72,9 @@ def test_one_client_holding_everything_is_plain_sgd() -> None:
     """Federated learning with one client is that client's training, round after round: here in one plain loop."""
     experiment = Experiment(split=IID(1), rounds=3, dtype="float64", kernel="numpy", client=SGD(lr=0.2, batch_size=25))
     dataset = experiment.load_data()
-    net, held = experiment.network(dataset), experiment.federate(dataset).partition[0]
+    model, held = experiment.make_model(dataset), experiment.federate(dataset).partition[0]
     assert sorted(held) == list(range(len(dataset.y_train)))
-    w = mlp.initialise(net, generator(0, Purpose.INIT))[None]
+    w = model.init(generator(0, Purpose.INIT))[None]
     for number in (1, 2, 3):
         order = held[permutations(keys(0, Purpose.SHUFFLE, number, 0, 0), np.array([len(held)]))[0]]
         for start in range(0, len(order), 25):
@@ -80,7 +82,9 @@ def test_one_client_holding_everything_is_plain_sgd() -> None:
             w = (
                 w
                 - 0.2
-                * mlp.gradient(net, w, dataset.x_train[None, batch].astype(float), dataset.y_train[None, batch])[1]
+                * model.loss_and_gradient(w, dataset.x_train[None, batch].astype(float), dataset.y_train[None, batch])[
+                    1
+                ]
             )
     found = np.concatenate([values.ravel() for values in experiment.run().weights.values()])
     np.testing.assert_allclose(found, w[0], rtol=1e-10, atol=1e-12)
@@ -102,10 +106,10 @@ def test_evaluation_on_clients_adds_up_to_evaluation_on_all() -> None:
     experiment = Experiment(split=Dirichlet(20, alpha=0.1), rounds=1, fraction_evaluate=1.0, dtype="float64")
     result = experiment.run()
     dataset = data.load("digits")
-    net = experiment.network(dataset)
+    model = experiment.make_model(dataset)
     flat = np.concatenate([v.ravel() for v in result.weights.values()])[None]
-    z = mlp.scores(net, flat, dataset.x_train[None].astype(np.float64))
-    accuracy = mlp.correct(net, z, dataset.y_train[None]).mean()
+    z = model.scores(flat, dataset.x_train[None].astype(np.float64))
+    accuracy = is_correct(z, dataset.y_train[None]).mean()
     rows = result.clients
     assert np.average(rows["accuracy"], weights=rows["num_examples"]) == pytest.approx(accuracy, rel=1e-12)
 
@@ -145,8 +149,8 @@ def test_divergence_is_reported_with_round_and_client(lr: float) -> None:
 class Poisoned(SGD):
     """Client 3 sends NaN."""
 
-    def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Any) -> mlp.Array:
-        bad: mlp.Array = np.where(ctx.partition_ids[:, None] == 3, np.nan, grad).astype(grad.dtype)
+    def direction(self, grad: Array, weights: Array, ctx: Any) -> Array:
+        bad: Array = np.where(ctx.partition_ids[:, None] == 3, np.nan, grad).astype(grad.dtype)
         return bad
 
 
@@ -166,7 +170,7 @@ def test_a_diverged_client_can_be_left_out_and_is_counted(server: str | None) ->
 
 def test_if_all_clients_are_left_out_the_weights_stay() -> None:
     class AllBad(SGD):
-        def direction(self, grad: mlp.Array, weights: mlp.Array, ctx: Any) -> mlp.Array:
+        def direction(self, grad: Array, weights: Array, ctx: Any) -> Array:
             return grad * np.float32(np.nan)
 
     result = Experiment(split=IID(4), client=AllBad(), rounds=2, on_failure="exclude").run()
@@ -316,12 +320,12 @@ def test_failures_of_a_round_are_in_the_order_of_clients() -> None:
 def test_the_kernel_follows_from_the_examples_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def choose(kernel: str, hooks: str, net: mlp.MLP, examples: float) -> str:
+    def choose(kernel: str, hooks: str, model: MLP, examples: float) -> str:
         seen.append(examples)
         return "numpy"
 
     monkeypatch.setattr("fedsim.kernels.choose", choose)
     experiment = Experiment(split=TimeOrdered(IID(10), windows=4), client=SGD(epochs=3), fraction_train=0.5)
     dataset = experiment.load_data()
-    assert experiment.kernel_for(experiment.network(dataset), experiment.federate(dataset)) == "numpy"
+    assert experiment.kernel_for(experiment.make_model(dataset), experiment.federate(dataset)) == "numpy"
     assert seen == pytest.approx([3 * 0.5 * len(dataset.x_train) / 4])

@@ -67,9 +67,9 @@ def test_weights_go_into_a_record_uncopied_and_come_back_read_only() -> None:
         assert back.dtype == np.float32
         assert back.tolist() == FLAT.tolist()
         assert not back.flags.writeable
-    with pytest.raises(ConfigError, match=r"the arrays {'W1': \(4, 3\).*; the network has {'W1': \(3, 4\)"):
+    with pytest.raises(ConfigError, match=r"the arrays {'W1': \(4, 3\).*; the model has {'W1': \(3, 4\)"):
         records.to_flat(NET, records.record({n: a.numpy().T for n, a in record.items()}))
-    with pytest.raises(ConfigError, match="the network has"):
+    with pytest.raises(ConfigError, match="the model has"):
         records.to_flat(NET, records.record({n: a.numpy() for n, a in record.items() if n != "b2"}))
 
 

@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim import Experiment, clients
-from fedsim.clients.base import ServerHalf, Task, Update
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.data import Dataset
-from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.node import answer, hello
 from fedsim.engines.supernodes.replies import RESULT
@@ -92,7 +93,7 @@ def context(node: int) -> Context:
 def site(name: str) -> ClientRuntime:
     experiment = EXPERIMENTS[name]
     federated = experiment.federate(DATA)
-    return ClientRuntime(experiment.network(DATA), federated, experiment.client, 0, "numpy", experiment.transforms)
+    return ClientRuntime(experiment.make_model(DATA), federated, experiment.client, 0, "numpy", experiment.transforms)
 
 
 def honestly(name: str, message: Message) -> RecordDict:
@@ -116,9 +117,9 @@ def engine_of(name: str, reply: Callable[[Sequence[Message]], list[Message]]) ->
 
 def task_of(name: str) -> Task:
     here, experiment = site(name), EXPERIMENTS[name]
-    weights = rng_weights(here.net.num_parameters)
-    half = ServerHalf(experiment.client, here.net, 90, 0)
-    down = half.down(weights) if experiment.client.broadcast else {}
+    weights = rng_weights(here.model.num_parameters)
+    hooks = ServerHooks(experiment.client, here.model, 90, 0)
+    down = hooks.down(weights) if experiment.client.broadcast else {}
     return here.task(weights, 3, down=down)
 
 
@@ -292,7 +293,7 @@ def parts_of(grid: RoundGrid, kind: str, task: Task) -> list[Any]:
     """Run a round and return its parts; the grid then holds what went wrong."""
     grid.take_statistics()
     cohort = Cohort(kind, task, np.lexsort((np.arange(CLIENTS), -task.partition.sizes)), None)
-    outcome = RoundOutcome(grid.runtime.net, [cohort], Aggregation(Mean()), keeps_rows=True)
+    outcome = RoundOutcome(grid.runtime.model, [cohort], Aggregation(Mean()), keeps_rows=True)
     with np.errstate(all="raise", under="ignore"):
         run_round(grid.engine, outcome, grid.checks, grid.statistics, 0)
     return [*outcome.updates, *outcome.evaluations]

@@ -14,20 +14,14 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
 from fedsim.clients import SGD
-from fedsim.clients.base import (
-    Context,
-    ServerHalf,
-    Task,
-    Update,
-    evaluate_shards,
-    has_server_half,
-    keeps_state,
-    new_state,
-    numpy_hooks,
-    run,
-)
+from fedsim.clients.context import Context
+from fedsim.clients.full_pass import evaluate_shards
+from fedsim.clients.local_round import has_client_state, new_client_state, run_local_round
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.clients.sgd import numpy_hooks
+from fedsim.clients.task import Task, Update
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.models import mlp
+from fedsim.models import MLP
 from fedsim.splits import IID, Partition
 from fedsim.streams import Purpose, generator
 from fedsim.testing import check_client_strategy
@@ -55,7 +49,7 @@ class Kept(SGD):
     def client_state(self, ctx: Any) -> Any:
         return {"rounds": np.zeros((len(ctx.partition_ids), 2))}
 
-    def server_state(self, weights: Any, half: Any) -> Any:
+    def server_state(self, weights: Any, server_hooks: Any) -> Any:
         return {"rounds": np.zeros(1)}
 
 
@@ -182,10 +176,8 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
     ("weigh", lambda n, up: -n, SGD, "weigh() returned array([-"),
     ("weigh", lambda n, up: n * np.inf, SGD, "weigh() returned array([inf"),
     ("weigh", lambda n, up: n * NAN, SGD, "allowed: finite numbers of at least 0"),
-    ("private_layers", [3], SGD, "private_layers() returned [3]; allowed: numbers of layers, 1 to 2"),
-    ("private_layers", [0], SGD, "private_layers() returned [0]; allowed"),
-    ("private_layers", [1.0], SGD, "private_layers() returned [1.0]; allowed"),
-    ("private_layers", 1, SGD, "private_layers() returned 1; allowed"),
+    ("private_groups", [3], SGD, "private_groups() returned [3]; allowed: some of the model's groups, (('W1', 'b1')"),
+    ("private_groups", 1, SGD, "private_groups() returned 1; allowed"),
 ]
 
 
@@ -193,7 +185,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
 def test_a_mistake_in_a_hook_is_one_sentence_with_its_place(hook: str, values: Any, also: type[SGD], said: str) -> None:
     strategy = returning(hook, values, also)
     if hook == "server_state":
-        strategy = replace(returning(hook, values, clients.SCAFFOLD))  # whose server half is asked for its state
+        strategy = replace(returning(hook, values, clients.SCAFFOLD))  # whose server hooks are called
     with pytest.raises(ConfigError) as caught:
         replace(BASE, client=strategy).run()
     message = str(caught.value)
@@ -316,14 +308,14 @@ def test_state_keeps_its_declared_type() -> None:
         replace(base, client=Truncates()).run()
 
 
-NET = mlp.MLP((6, 5, 3), "tanh", dtype="float64")
+NET = MLP((6, 5, 3), "tanh", dtype="float64")
 X, Y = RNG.normal(size=(40, 6)), RNG.integers(0, 3, 40)
-START = mlp.initialise(NET, RNG)
+START = NET.init(RNG)
 HELD = Partition(np.arange(40), np.array([0, 25, 40]))
 IDS = np.arange(2)
 
 
-def test_private_layers_leave_what_train_returned_alone() -> None:
+def test_private_groups_leave_what_train_returned_alone() -> None:
     """State that refers to the returned array is the trained model, in all of its layers."""
 
     class Remembers(clients.FedPer):
@@ -338,14 +330,14 @@ def test_private_layers_leave_what_train_returned_alone() -> None:
 
     copies: list[Array] = []
     task = Task(NET, Remembers(), X, Y, HELD, START, 1, 0)
-    update = run(task, IDS, new_state(task, IDS))
+    update = run_local_round(task, IDS, new_client_state(task, IDS))
     np.testing.assert_array_equal(update.state["last"], copies[0])
     np.testing.assert_array_equal(update.up["sent"], copies[0])
     head = np.zeros(NET.num_parameters, bool)
     head[5 * 7 :] = True
     np.testing.assert_array_equal(update.weights[:, head], np.broadcast_to(START[head], (2, 18)))
     np.testing.assert_array_equal(update.weights[:, ~head], copies[0][:, ~head])
-    np.testing.assert_array_equal(update.state["private layers"], copies[0][:, head])
+    np.testing.assert_array_equal(update.state["private parameters"], copies[0][:, head])
 
 
 @pytest.mark.parametrize("base", [SGD, clients.FedPer])
@@ -354,7 +346,7 @@ def test_a_round_needs_no_fit(base: type[SGD]) -> None:
 
     class OneStep(base):  # type: ignore[misc, valid-type]
         def train(self, ctx: Any) -> Array:
-            return np.asarray(ctx.start - self.lr * ctx.gradient(ctx.start)[1])
+            return np.asarray(ctx.start - self.lr * ctx.full_gradient(ctx.start)[1])
 
     ours, fedsgd = (replace(BASE, client=c).run() for c in (OneStep(), base(batch_size=None)))
     np.testing.assert_allclose(ours.history["test_loss"], fedsgd.history["test_loss"], rtol=1e-10)
@@ -391,10 +383,10 @@ def test_the_share_is_of_the_rounds_examples() -> None:
             shares.append(ctx.share)
             return ctx.mean["weights"]
 
-    half = ServerHalf(Spy(), NET, lambda number: {1: 40, 2: 10}[number], 0)
-    half.step(1, START, {"weights": START}, 10)
-    half.step(2, START, {"weights": START}, 10)
-    ServerHalf(Spy(), NET, 20, 0).step(7, START, {"weights": START}, 10)
+    hooks = ServerHooks(Spy(), NET, lambda number: {1: 40, 2: 10}[number], 0)
+    hooks.step(1, START, {"weights": START}, 10)
+    hooks.step(2, START, {"weights": START}, 10)
+    ServerHooks(Spy(), NET, 20, 0).step(7, START, {"weights": START}, 10)
     assert shares == [0.25, 1.0, 0.5]
 
 
@@ -444,14 +436,14 @@ def test_a_hook_sees_the_rows_of_its_clients() -> None:
     own = 0.5 + np.arange(5)
     groups: set[tuple[int, ...]] = set()
     task = Task(NET, Looks(batch_size=4), X, Y, RAGGED, START, 3, 0)
-    state = new_state(task, ALL)
-    state["private layers"] = np.repeat(own[:, None], 18, axis=1)
-    update = run(task, ALL, state)
+    state = new_client_state(task, ALL)
+    state["private parameters"] = np.repeat(own[:, None], 18, axis=1)
+    update = run_local_round(task, ALL, state)
     assert {(1, 2), (0, 1, 2)} <= groups
     assert update.state["count"].tolist() == [2, 3, 4, 5, 6]
     assert update.state["sum"][:, 0].tolist() == [1, 1.5, 2, 2.5, 3]
     assert update.train_loss.tolist() == [1] * 5  # a mean over the examples processed, also in a part of an epoch
-    np.testing.assert_array_equal(update.state["private layers"], state["private layers"])
+    np.testing.assert_array_equal(update.state["private parameters"], state["private parameters"])
 
 
 def test_every_fit_of_a_round_shuffles_anew() -> None:
@@ -468,16 +460,16 @@ def test_every_fit_of_a_round_shuffles_anew() -> None:
                 weights = ctx.fit()
             return np.asarray(weights)
 
-    run(Task(NET, Thrice(batch_size=4), X, Y, RAGGED, START, 1, 0), ALL[:1], {})
+    run_local_round(Task(NET, Thrice(batch_size=4), X, Y, RAGGED, START, 1, 0), ALL[:1], {})
     assert [sorted(order) for order in orders] == [sorted(X[:13, 0])] * 3
     assert len(set(map(tuple, orders))) == 3
 
 
-def test_fits_of_some_layers_name_layers() -> None:
+def test_fits_of_some_groups_name_groups() -> None:
     context = Context(Task(NET, SGD(), X, Y, HELD, START, 1, 0), IDS, {})
-    for layers in ([], [0], [3]):
-        with pytest.raises(ValueError, match=re.escape(f"layers is {layers!r}; allowed: some of 1 to 2")):
-            context.fit(layers=layers)
+    for groups in ([], [("W3", "b3")], ["W1"]):
+        with pytest.raises(ValueError, match=re.escape(f"groups is {groups!r}; allowed: some of {NET.groups}")):
+            context.fit(groups=groups)  # type: ignore[arg-type]
 
 
 def test_step_sizes_are_the_contexts_own() -> None:
@@ -493,8 +485,8 @@ def test_step_sizes_are_the_contexts_own() -> None:
 
 def test_a_network_of_one_output_has_two_labels() -> None:
     """Also for a client that lacks one."""
-    net = mlp.MLP((6, 1), loss="binary_cross_entropy", dtype="float64")
-    task = Task(net, SGD(), X, np.arange(40) % 2 * (np.arange(40) < 25), HELD, mlp.initialise(net, RNG), 1, 0)
+    net = MLP((6, 1), loss="binary_cross_entropy", dtype="float64")
+    task = Task(net, SGD(), X, np.arange(40) % 2 * (np.arange(40) < 25), HELD, net.init(RNG), 1, 0)
     assert Context(task, IDS, {}).label_counts.tolist() == [[13, 12], [15, 0]]
 
 
@@ -521,7 +513,7 @@ def test_a_client_that_sends_what_is_not_finite_has_failed(place: str, value: fl
             return np.asarray(weights)
 
     task = Task(NET, Breaks(), X, Y, HELD, START, 1, 0)
-    update = run(task, IDS, new_state(task, IDS))
+    update = run_local_round(task, IDS, new_client_state(task, IDS))
     assert np.isnan(update.train_loss).tolist() == [False, fails]
 
 
@@ -533,7 +525,7 @@ def test_how_far_clients_moved_is_of_what_they_send() -> None:
     for kernel in ("numpy", "compiled"):
         for strategy in (SGD(), Doubles(), clients.FedPer()):
             task = Task(NET, strategy, X, Y, HELD, START, 1, 0, kernel=kernel)
-            update = run(task, IDS, new_state(task, IDS))
+            update = run_local_round(task, IDS, new_client_state(task, IDS))
             far = np.linalg.norm(update.weights - START, axis=1)
             assert (update.update_norm is None) == (type(strategy) is not SGD)
             np.testing.assert_allclose(far if update.update_norm is None else update.update_norm, far, rtol=1e-12)
@@ -583,7 +575,7 @@ def test_the_server_half_starts_once_and_sends_what_it_names() -> None:
             return np.asarray(num_examples * up["w"])
 
     starts: list[Array] = []
-    half = ServerHalf(Half(), NET, 40, 6)
+    half = ServerHooks(Half(), NET, 40, 6)
     assert list(half.down(START)) == ["sent"]
     np.testing.assert_array_equal(half.down(START)["sent"], START + 1)
     np.testing.assert_array_equal(half.step(5, START, {"weights": START * 2}, 10), START * 2)
@@ -591,10 +583,10 @@ def test_the_server_half_starts_once_and_sends_what_it_names() -> None:
     assert len(starts) == 1
     assert half.weigh(np.array([2, 3]), {"w": np.array([10, 1])}).tolist() == [20, 3]
     for number in (1, 2):
-        drawn = mlp.initialise(NET, generator(6, Purpose.INIT, number))
-        np.testing.assert_array_equal(half.initialise(number), drawn)
+        drawn = NET.init(generator(6, Purpose.INIT, number))
+        np.testing.assert_array_equal(half.draw_weights(number), drawn)
     with pytest.raises(ConfigError, match=r"^Mistaken's broadcast names b, which server_state\(\) does not return$"):
-        ServerHalf(type("Mistaken", (Half,), {"broadcast": ("sent", "b")})(), NET, 40, 0).down(START)
+        ServerHooks(type("Mistaken", (Half,), {"broadcast": ("sent", "b")})(), NET, 40, 0).down(START)
 
 
 def test_what_a_strategy_overrides_decides_where_it_runs() -> None:
@@ -610,9 +602,9 @@ def test_what_a_strategy_overrides_decides_where_it_runs() -> None:
     ]:
         strategy = returning(hook, None)
         assert numpy_hooks(strategy) == kernel
-        assert has_server_half(strategy) is half
-        assert keeps_state(strategy, NET) is state
+        assert needs_server_hooks(strategy) is half
+        assert has_client_state(strategy, NET) is state
     sends: Any = type("Mistaken", (SGD,), {"broadcast": ("a",)})
-    assert has_server_half(sends())
-    assert keeps_state(clients.FedPer(), NET)
+    assert needs_server_hooks(sends())
+    assert has_client_state(clients.FedPer(), NET)
     assert numpy_hooks(returning("direction", None, clients.FedSAM)) == "Mistaken's gradient()"

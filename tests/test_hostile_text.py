@@ -61,8 +61,8 @@ class Called(metaclass=Calls):
     pass
 
 class Server(FedAvg):
-    def __init__(self, half=None, table=None, **options):
-        super().__init__(half=half, **options)
+    def __init__(self, server_hooks=None, table=None, **options):
+        super().__init__(server_hooks=server_hooks, **options)
 
 pretends, mine = Pretends(), Mine()
 """
@@ -236,7 +236,7 @@ def told(text: str) -> Message:
     """What a SuperNode answers that is told to train with the client strategy of a text."""
     settings = {"experiment": 'split = "IID(4)"'}
     with strategies.quiet(), AppGrid(app.client_app, 1, run_config=settings) as grid:
-        parameters = app._made(settings["experiment"], None, None).net.num_parameters
+        parameters = app._made(settings["experiment"], None, None).model.num_parameters
         order: Any = {"round": 1, "client": text, "clients": [0, 1], "loss-limit": 1e9, "purpose": 5}
         weights = {"weights": np.zeros(parameters, dtype=np.float32)}
         content = RecordDict({WEIGHTS: records.record(weights), ORDER: ConfigRecord(order)})
@@ -260,7 +260,7 @@ def test_a_file_imports_what_is_in_the_current_folder_or_what_the_person_names(t
         config.experiment({"client": FOREIGN})
     assert untouched(trap)
     allowed = config.experiment({"client": FOREIGN}, Modules.here(["elsewhere_mine"]))
-    assert allowed.client.lr == 0.2
+    assert SGD.of(allowed.client).lr == 0.2
     assert not untouched(trap)
 
 
@@ -277,7 +277,7 @@ def test_a_package_in_the_current_folder_is_allowed_with_what_is_in_it(trap: Pat
 
 def test_the_person_at_this_machine_may_name_any_module(trap: Path) -> None:
     assert config.build("client", FOREIGN).lr == 0.2
-    assert config.apply(Experiment(), [f"client={FOREIGN}"]).client.lr == 0.2
+    assert config.apply(Experiment(), [f"client={FOREIGN}"]).client == config.build("client", FOREIGN)
     chosen = {"client": [FOREIGN]}
     assert config.plan({}, (), chosen).axes["client"][0].lr == 0.2
     assert EVERY.allow("anything.at.all")
@@ -298,7 +298,7 @@ def test_a_server_of_ones_own_takes_literals_but_nothing_internal(trap: Path) ->
         "table": [1],
         "min_train_nodes": 2,
     }
-    for option in ("half=1", "weighted_by_key='x'", "min_train_nodes=0.5", "fraction_train=2.0"):
+    for option in ("server_hooks=1", "weighted_by_key='x'", "min_train_nodes=0.5", "fraction_train=2.0"):
         with pytest.raises(ConfigError, match="Server"):
             config.build("server", f"trap:Server({option})")
 
@@ -423,8 +423,8 @@ def test_hostile_toml_is_one_sentence(text: str, trap: Path, capsys: pytest.Capt
         "client.lr.x=3",
         "split.seed=1e999",
         "split.seed=2020-01-01",
-        "server.half=3",
-        "server=FedAvg(half=1)",
+        "server.server_hooks=3",
+        "server=FedAvg(server_hooks=1)",
         "server=FedAvg(state={})",
         "server=FedAvg(train_metrics_aggr_fn=1)",
         "server=FedMedian(fraction_evaluate=1e308)",

@@ -14,7 +14,6 @@ from scipy.stats import entropy
 from fedsim import Experiment, data
 from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
-from fedsim.models import mlp
 from fedsim.report.tables import splits_table
 from fedsim.rounds.statistics import drift
 from fedsim.servers import FedMedian
@@ -95,14 +94,14 @@ def first_round(experiment: Experiment) -> tuple[NDArray[Any], NDArray[Any], NDA
     """The initial weights, each client's after its first round, and its share of the examples."""
     dataset = experiment.load_data()
     held = experiment.federate(dataset)
-    net = experiment.network(dataset)
-    start = mlp.initialise(net, generator(experiment.seed, Purpose.INIT))
+    model = experiment.make_model(dataset)
+    start = model.init(generator(experiment.seed, Purpose.INIT))
     ends = []
     for client in range(len(held.partition)):
         alone = Partition(held.partition.indices, held.partition.offsets)
         from fedsim.rounds.grid import make_grid
 
-        grid = make_grid(net, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
+        grid = make_grid(model, FederatedDataset(held.dataset, alone), experiment.client, experiment.seed)
         [update] = grid.engine.train(grid.runtime.task(start, 1), np.array([client]))
         ends.append(update.weights[0])
     return start, np.array(ends), held.partition.sizes / held.partition.sizes.sum()
@@ -163,7 +162,7 @@ def test_non_iid_clients_disagree_more() -> None:
     assert skewed[1] > iid[1]
 
 
-def test_private_layers_do_not_drift() -> None:
+def test_private_parameters_do_not_drift() -> None:
     everything, shared = (
         drifts(replace(BASE, client=c).run())[0, 0] for c in (SGD(lr=0.1, epochs=2), FedPer(lr=0.1, epochs=2))
     )

@@ -14,7 +14,7 @@ from fedsim import Experiment, compare
 from fedsim.clients import SCAFFOLD, SGD, Context, FedLC
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError
-from fedsim.models import mlp
+from fedsim.models import named_arrays
 from fedsim.splits import IID, Dirichlet, LabelNoise, LabelPermutation
 
 RNG = np.random.default_rng(0)
@@ -35,9 +35,9 @@ BASE = Experiment(
 
 def test_r_squared_is_scikit_learns() -> None:
     result = replace(BASE, split=IID(10)).run()
-    net = BASE.network(DATASET)
+    model = BASE.make_model(DATASET)
     flat = np.concatenate([w.ravel() for w in result.weights.values()])
-    predicted = mlp.scores(net, flat[None], X[None, 700:])[0, :, 0]
+    predicted = model.scores(flat[None], X[None, 700:])[0, :, 0]
     assert result.score == "r2"
     assert result.final_accuracy == pytest.approx(r2_score(Y[700:], predicted), abs=1e-5)
     assert result.final_accuracy > 0.5
@@ -63,8 +63,8 @@ def test_a_full_step_is_the_gradient_of_the_mean_squared_error() -> None:
     )
     from fedsim.streams import Purpose, generator
 
-    net = experiment.network(DATASET)
-    start = mlp.views(net, mlp.initialise(net, generator(0, Purpose.INIT)))
+    model = experiment.make_model(DATASET)
+    start = named_arrays(model, model.init(generator(0, Purpose.INIT)))
     error = X[:700] @ start["W1"][:, 0] + start["b1"][0] - Y[:700]
     expected = start["W1"][:, 0] - 0.1 * 2 * X[:700].astype(float).T @ error / 700
     np.testing.assert_allclose(experiment.run().weights["W1"][:, 0], expected, rtol=1e-9)

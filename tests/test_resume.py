@@ -76,7 +76,7 @@ def _every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda e: f"{type(e.client).__name__}-{getattr(e.server, 'func', e.server)}",
 )
 def test_resume_equals_run(experiment: Experiment, tmp_path: Path) -> None:
-    """Whatever is kept: client state, the server half's, the server strategy's, Flower's sampling."""
+    """Whatever is kept: client state, the server hooks' state, the server strategy's, Flower's sampling."""
     whole = experiment.run()
     for at in (0, 1, 4, 6):
         with pytest.raises(PowerError):
@@ -94,7 +94,7 @@ class Explodes(clients.SGD):
     def train(self, ctx: clients.Context) -> NDArray[Any]:
         weights = ctx.fit()
         if ctx.round == 4:
-            ctx.loss = ctx.loss * np.where(ctx.partition_ids == 3, 1e4, 1)
+            ctx.loss_sum = ctx.loss_sum * np.where(ctx.partition_ids == 3, 1e4, 1)
         return weights
 
 

@@ -16,8 +16,7 @@ from flwr.app import Message
 from helpers import same
 
 from fedsim import Experiment, clients, servers
-from fedsim.clients import Context
-from fedsim.clients.base import Array
+from fedsim.clients import Array, Context
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.files import write_whole

@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.flower import records
 from fedsim.kernels.mean import RunningMean
@@ -84,7 +84,7 @@ class Recorded(clients.SGD):
     def train(self, ctx: clients.Context) -> Array:
         weights = ctx.fit()
         weights[np.isin(ctx.partition_ids, self.malicious)] *= -3
-        columns = ctx.partition_ids, ctx.num_examples, weights.copy(), np.asarray(ctx.loss / ctx.processed)
+        columns = ctx.partition_ids, ctx.num_examples, weights.copy(), np.asarray(ctx.loss_sum / ctx.processed)
         NOTES.append((ctx.round, ctx.global_weights, *columns))
         return weights
 
@@ -644,11 +644,11 @@ def test_bad_options_are_one_sentence(name: str, options: dict[str, Any], said: 
 
 
 def test_a_server_half_needs_a_server_that_carries_it() -> None:
-    with pytest.raises(ConfigError, match="SCAFFOLD has a server half, which the server FedAdam does not carry"):
+    with pytest.raises(ConfigError, match="SCAFFOLD has server hooks, which the server FedAdam does not call"):
         replace(BASE, client=clients.SCAFFOLD(), server=stock.FedAdam).run()
 
 
-def test_fedadam_carries_scaffolds_server_half() -> None:
+def test_fedadam_calls_scaffolds_server_hooks() -> None:
     """In round 1 all control variates are zero, so that SCAFFOLD is SGD; from round 2 on they are not."""
     for rounds in (1, 2):
         base = replace(BASE, server=servers.FedAdam, rounds=rounds)

@@ -66,7 +66,7 @@ def test_training_on_it_copies_nothing_and_gives_the_same_bits(tmp_path: Path) -
     base = Experiment(split=IID(5), rounds=2)
     plain, mapped = (Experiment(dataset=d, split=IID(5), rounds=2).run() for d in (dataset, shared))
     assert all(np.array_equal(plain.weights[k], mapped.weights[k]) for k in plain.weights)
-    grid = make_grid(base.network(shared), base.federate(shared), base.client)
+    grid = make_grid(base.make_model(shared), base.federate(shared), base.client)
     assert np.shares_memory(grid.runtime.x, shared.x_train)
 
 

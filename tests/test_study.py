@@ -22,7 +22,6 @@ from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import keep_earlier, writable_directory, write_whole
-from fedsim.models import mlp
 from fedsim.report import plots, split_plots
 from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
@@ -159,14 +158,14 @@ def test_the_baselines_are_what_they_say(momentum: float) -> None:
     """With full batches both are gradient descent, with momentum, on all examples: written out here."""
     base = replace(BASE, dtype="float64", rounds=6, client=SGD(batch_size=None, lr=0.1, momentum=momentum))
     data = base.load_data()
-    net = base.network(data)
+    model = base.make_model(data)
     w = flat(replace(base, rounds=1, client=SGD(lr=1e-300)).run())
     x, y, v = data.x_train.astype(float)[None], data.y_train[None], np.zeros_like(w)
     for _ in range(6):
-        v = momentum * v + mlp.gradient(net, w[None], x, y)[1][0]
+        v = momentum * v + model.loss_and_gradient(w[None], x, y)[1][0]
         w = w - 0.1 * v
     np.testing.assert_allclose(flat(baselines.data_parallel(base).run()), w, rtol=1e-11, atol=1e-13)
-    one_round = replace(baselines.centralised(base), rounds=1, client=replace(base.client, epochs=6))
+    one_round = replace(baselines.centralised(base), rounds=1, client=SGD.of(base.client, epochs=6))
     np.testing.assert_allclose(flat(one_round.run()), w, rtol=1e-11, atol=1e-13)
 
 

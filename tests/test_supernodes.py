@@ -27,7 +27,7 @@ from fedsim.apps import app
 from fedsim.apps.export import export
 from fedsim.apps.local import AppGrid, load_app, run_flower
 from fedsim.clients import SGD
-from fedsim.clients.base import ServerHalf
+from fedsim.clients.server_hooks import ServerHooks
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.engine import SuperNodeEngine
@@ -190,7 +190,7 @@ def saved(values: Any, **options: Any) -> bytes:
 
 
 pickled = saved(np.array([{}], dtype=object), allow_pickle=True)
-cut = saved(np.zeros((3, BASE.network(BASE.load_data()).num_parameters), np.float32))[: 128 + 4]
+cut = saved(np.zeros((3, BASE.make_model(BASE.load_data()).num_parameters), np.float32))[: 128 + 4]
 header = saved(np.zeros(1, np.float32)).replace(b"(1,), }" + b" " * 12, b"(1000000000000,), }")
 
 
@@ -288,11 +288,11 @@ def test_what_is_sent_besides_weights_is_checked_too(value: float) -> None:
 def layout_of(experiment: Experiment) -> Layout:
     """What a SuperNode sends in an experiment's first round."""
     federated = experiment.federate(experiment.load_data())
-    net = experiment.network(federated.dataset)
-    site = ClientRuntime(net, federated, experiment.client, experiment.seed, "numpy", experiment.transforms)
-    weights = np.zeros(net.num_parameters, np.float32)
-    half = ServerHalf(experiment.client, net, len(federated.partition.indices), 0)
-    down = half.down(weights) if experiment.client.broadcast else {}
+    model = experiment.make_model(federated.dataset)
+    site = ClientRuntime(model, federated, experiment.client, experiment.seed, "numpy", experiment.transforms)
+    weights = np.zeros(model.num_parameters, np.float32)
+    hooks = ServerHooks(experiment.client, model, len(federated.partition.indices), 0)
+    down = hooks.down(weights) if experiment.client.broadcast else {}
     return training_layout(site, site.task(weights, 1, down=down), np.arange(len(federated.partition)))
 
 

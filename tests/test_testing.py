@@ -15,7 +15,6 @@ import pytest
 from fedsim import clients, testing
 from fedsim.clients import SGD, Affine, Array, Context
 from fedsim.errors import FedsimError
-from fedsim.models import mlp
 from fedsim.study import saving as runs
 
 
@@ -171,7 +170,7 @@ class Unmade(SGD):
         (Unannotated, "is a frozen dataclass", "write mu: float = ..."),
         (Unchecked, "keeps the checks of its base", "call super().__post_init__()"),
         (Ascends, "learns", "does not fall"),
-        (Double, "keeps the networks dtype", "make it with dtype=ctx.net.dtype"),
+        (Double, "keeps the models dtype", "make it with dtype=ctx.model.dtype"),
         (NotNeutral, "neutral hyperparameters give sgd", "differs from SGD's"),
         (Overflows, "trains", "not finite"),
         (MissingAxis, "trains", "needs [:, None]"),
@@ -205,14 +204,17 @@ def test_the_first_thing_to_fix_stands_alone() -> None:
 def test_what_fails_is_listed_line_by_line() -> None:
     assert failures(Double) == (
         f"Double fails 1 of {len(testing.CHECKS)} checks\n"
-        "  keeps the networks dtype: ctx.state['v'] of a float32 network is float64: make it with dtype=ctx.net.dtype"
+        "  keeps the models dtype: ctx.state['v'] of a float32 model is float64: make it with dtype=ctx.model.dtype"
     )
 
 
 def test_what_is_no_strategy_is_said_to_be_none() -> None:
-    assert failures(int) == "int is not a client strategy: let it extend fedsim.clients.SGD"
+    assert failures(int) == "int is not a client strategy: let it extend fedsim.clients.SGD or ClientStrategy"
     for thing in (3, "SGD", None):
-        assert failures(thing) == f"{thing!r} is not a client strategy: let its class extend fedsim.clients.SGD"
+        assert (
+            failures(thing)
+            == f"{thing!r} is not a client strategy: let its class extend fedsim.clients.SGD or ClientStrategy"
+        )
     assert re.match(r"Unmade cannot be made without arguments \(.*'needed'\): give every", failures(Unmade))
 
 
@@ -267,7 +269,7 @@ def in_place(shared: Callable[[Any], Any]) -> Callable[[SGD, Any], Any]:
 
 
 def mean_loss(self: SGD, weights: Any, x: Any, y: Any, ctx: Any) -> Any:
-    loss, grad = mlp.gradient(ctx.net, weights, x, y)
+    loss, grad = ctx.model.loss_and_gradient(weights, x, y)
     return np.full_like(loss, loss.mean()), grad
 
 
@@ -437,9 +439,9 @@ FOUND: list[tuple[str, SGD, str]] = [
         made(Counted, personalise=lambda s, c: c.start / (2 - c.state["rounds"])),
         "weights that are not finite for client 0",
     ),
-    ("the server half knows what is sent", made(broadcast=("a", "b")), "names a, b, which server_state() does not"),
+    ("the server state has what is sent", made(broadcast=("a", "b")), "names a, b, which server_state() does not"),
     (
-        "the server half knows what is sent",
+        "the server state has what is sent",
         made(server_step=lambda s, c: c.mean["weights"] * (math.nan if c.round == 2 else 1)),
         "round 2",
     ),
@@ -480,7 +482,7 @@ def test_what_is_sound_passes() -> None:
     for check, strategy in [
         ("is a frozen dataclass", Named()),
         ("can be written as text", Named()),
-        ("keeps the networks dtype", Counted()),
+        ("keeps the models dtype", Counted()),
         ("works with batches of one", made(train=large)),  # whose steps are small
         ("neutral hyperparameters give sgd", Halved()),
     ]:

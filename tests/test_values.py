@@ -111,7 +111,7 @@ def use(made: Any) -> None:
         if ":" not in text.replace("fedsim.", ""):
             again = config.experiment(tomllib.loads(text))
             assert config.to_toml(again) == text
-    made.network(SMALL)
+    made.make_model(SMALL)
     made.federate(SMALL)
     make_strategy(made)
 
@@ -262,7 +262,7 @@ def test_a_study_of_numpys_numbers() -> None:
         (lambda: IID(2, seed=2**64), "IID's seed is 18446744073709551616"),
         (lambda: Experiment(rounds=10**23), "rounds is 10{23}"),
         (lambda: Experiment(hidden=(10**23,)), "hidden is 10{23}"),
-        (lambda: Experiment(hidden=(10**5, 10**5)).network(SMALL), "which makes .* parameters; allowed: at most 2,147"),
+        (lambda: Experiment(hidden=(10**5, 10**5)).make_model(SMALL), "makes .* parameters; allowed: at most 2,147"),
         (lambda: Experiment(data_dir=-1), "data_dir is -1; allowed: a path"),
         (lambda: Experiment(data_dir=True), "data_dir is True; allowed: a path"),
         (lambda: Experiment(data_dir="a\0b"), r"data_dir is 'a\\x00b'; allowed: a path"),
@@ -344,7 +344,7 @@ def test_fractions_and_counts_of_a_server_are_checked(cls: Any, option: str, val
         (lambda: FedAvg(fraction_train=1e30), "FedAvg's fraction_train is 1e.30; allowed"),
         (lambda: MultiKrum(seed=float("inf")), "MultiKrum's seed is inf; allowed: a whole number"),
         (lambda: FedAvg(seed=2**64), "FedAvg's seed is 18446744073709551616"),
-        (lambda: FedAvg(half=1), "FedAvg's half is 1; allowed: a ServerHalf"),
+        (lambda: FedAvg(server_hooks=1), "FedAvg's server_hooks is 1; allowed: a ServerHooks"),
         (lambda: FedAvg(min_clients=0), "FedAvg's min_clients is 0"),
         (lambda: MultiKrum(num_malicious_nodes=10**23), "num_malicious_nodes is 10{23}"),
         (lambda: make_strategy(Experiment(server=partial(stock.FedAdam, eta=float("inf")))), "FedAdam's eta is inf"),

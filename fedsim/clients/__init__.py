@@ -1,8 +1,8 @@
 """Client strategies: the local algorithm, written over arrays of shape (clients, parameters)."""
 
 from fedsim.clients.apfl import APFL
-from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
 from fedsim.clients.clipped import ClippedSGD
+from fedsim.clients.context import Array, Context
 from fedsim.clients.ditto import Ditto
 from fedsim.clients.fedala import FedALA
 from fedsim.clients.feddyn import FedDyn
@@ -23,7 +23,9 @@ from fedsim.clients.moon import MOON
 from fedsim.clients.perfedavg import PerFedAvg
 from fedsim.clients.pfedme import PFedMe
 from fedsim.clients.scaffold import SCAFFOLD
-from fedsim.clients.sgd import SGD, ClientStrategy
+from fedsim.clients.server_hooks import ServerContext, ServerHooks
+from fedsim.clients.sgd import SGD, Affine
+from fedsim.clients.strategy import ClientStrategy
 
 __all__ = [
     "APFL",
@@ -54,5 +56,5 @@ __all__ = [
     "PFedMe",
     "PerFedAvg",
     "ServerContext",
-    "ServerHalf",
+    "ServerHooks",
 ]

@@ -1,4 +1,4 @@
-"""APFL: each client mixes a local model with the global one, in a proportion that it may learn.
+"""APFL: each client uses a mixture of a local and the global model, in a proportion that it may learn.
 
 Deng, Kamani and Mahdavi, "Adaptive personalized federated learning", 2020 (arXiv:2003.13461), algorithm 1 and eq. 5.
 """
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
 
 
 class APFL(SGD):
@@ -40,22 +39,22 @@ class APFL(SGD):
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the local one."""
         clients = len(ctx.partition_ids)
-        alpha = np.full((clients, 1), self.alpha, dtype=ctx.net.dtype)
+        alpha = np.full((clients, 1), self.alpha, dtype=ctx.model.dtype)
         return {"local": np.repeat(ctx.global_weights[None], clients, axis=0), "alpha": alpha}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Step the local model (line 7); return the global model's loss and gradient."""
         local, alpha = ctx.state["local"], ctx.state["alpha"]
         lr = ctx.lr[:, None].astype(weights.dtype)
-        _, grad = mlp.gradient(ctx.net, alpha * local + (1 - alpha) * weights, x, y)
+        _, grad = ctx.model.loss_and_gradient(alpha * local + (1 - alpha) * weights, x, y)
         ctx.state["local"] = local - lr * alpha * grad
-        return mlp.gradient(ctx.net, weights, x, y)
+        return ctx.model.loss_and_gradient(weights, x, y)
 
     def train(self, ctx: Context) -> Array:
         """Step alpha (eq. 5), then train both models."""
         if self.adaptive:
             alpha, away = ctx.state["alpha"], ctx.state["local"] - ctx.global_weights
-            _, grad = ctx.gradient(self.personalise(ctx))
+            _, grad = ctx.full_gradient(self.personalise(ctx))
             slope = np.sum(away * grad, axis=1, keepdims=True)
             ctx.state["alpha"] = np.clip(alpha - ctx.lr[:, None].astype(alpha.dtype) * slope, 0, 1)
         return ctx.fit()

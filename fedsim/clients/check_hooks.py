@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.clients.sgd import SGD
+from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedsim.clients.sgd import SGD
+from fedsim.models import Group, Model
 
 Array = NDArray[Any]
 
 
-def refusal(strategy: SGD, hook: str, sentence: str) -> ConfigError:
+def refusal(strategy: ClientStrategy, hook: str, sentence: str) -> ConfigError:
     """Return the error that says what is wrong with a hook of a strategy, and where the hook is.
 
     Parameters
     ----------
-    strategy : SGD
+    strategy : ClientStrategy
     hook : str
         The name of the method.
     sentence : str
@@ -37,16 +37,15 @@ def refusal(strategy: SGD, hook: str, sentence: str) -> ConfigError:
     return ConfigError(f"{type(strategy).__name__}'s {sentence}{place}")
 
 
-def check_signatures(strategy: SGD, base: type[SGD]) -> None:
-    """Raise unless the methods that a strategy overrides take the arguments with which fedsim calls them.
-
-    Parameters
-    ----------
-    strategy : SGD
-    base : type
-        The class whose methods say what the arguments are.
-    """
-    for hook, method in vars(base).items():
+def check_signatures(strategy: ClientStrategy) -> None:
+    """Raise unless the hooks that a strategy overrides take the arguments with which fedsim calls them."""
+    hooks = {
+        name: value
+        for base in (ClientStrategy, SGD)
+        if isinstance(strategy, base)
+        for name, value in vars(base).items()
+    }
+    for hook, method in hooks.items():
         own = getattr(type(strategy), hook)
         if hook.startswith("_") or not inspect.isfunction(method) or own is method or not inspect.isfunction(own):
             continue
@@ -60,7 +59,7 @@ def check_signatures(strategy: SGD, base: type[SGD]) -> None:
 
 
 def check_array(
-    strategy: SGD,
+    strategy: ClientStrategy,
     hook: str,
     what: str,
     values: Any,
@@ -71,7 +70,7 @@ def check_array(
 
     Parameters
     ----------
-    strategy : SGD
+    strategy : ClientStrategy
     hook : str
     what : str
         Such as ``"train() returned"``.
@@ -97,12 +96,12 @@ def check_array(
     return values
 
 
-def check_per_client(strategy: SGD, hook: str, values: Any, clients: int, *, whole: bool) -> Array:
+def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: int, *, whole: bool) -> Array:
     """Return what `learning_rate` or `local_steps` gave as an array with a value per client.
 
     Parameters
     ----------
-    strategy : SGD
+    strategy : ClientStrategy
     hook : str
     values : number or ndarray
         One for all clients, or one for each.
@@ -126,7 +125,7 @@ def check_per_client(strategy: SGD, hook: str, values: Any, clients: int, *, who
     )  # fmt: skip
 
 
-def check_state(strategy: SGD, state: Any, clients: int) -> dict[str, Array]:
+def check_client_state(strategy: ClientStrategy, state: Any, clients: int) -> dict[str, Array]:
     """Return what `client_state` gave: a dict of name to array, with a row per client and no NaN."""
     if not isinstance(state, Mapping):
         kind = type(state).__name__
@@ -138,11 +137,11 @@ def check_state(strategy: SGD, state: Any, clients: int) -> dict[str, Array]:
     return dict(state)
 
 
-def check_kept(strategy: SGD, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
+def check_kept(strategy: ClientStrategy, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
     """Raise unless `ctx.state` after a hook has the names, shapes and kinds of numbers that `client_state` declared.
 
-    An array of another floating-point type is replaced by one of the declared type: otherwise what a client keeps
-    would depend on when the others of its block took part first.
+    An array of another floating-point type is cast to the declared type: otherwise a client's state would depend on
+    when the other clients of its block first took part.
     """
     if not isinstance(state, dict):
         raise refusal(
@@ -163,8 +162,8 @@ def check_kept(strategy: SGD, hook: str, state: Any, declared: Mapping[str, Arra
         state[name] = new.astype(old.dtype, copy=False)
 
 
-def check_server_state(strategy: SGD, hook: str, state: Any) -> dict[str, Array]:
-    """Return the server half's state after a hook: a dict of name to array of numbers."""
+def check_server_state(strategy: ClientStrategy, hook: str, state: Any) -> dict[str, Array]:
+    """Return the server state after a hook: a dict of name to array of numbers."""
     if not isinstance(state, Mapping):
         raise refusal(strategy, hook, f"state is a {type(state).__name__} after {hook}(); it must be a dict of arrays")
     arrays = {name: np.asarray(values) for name, values in state.items()}
@@ -177,7 +176,7 @@ def check_server_state(strategy: SGD, hook: str, state: Any) -> dict[str, Array]
     return arrays
 
 
-def check_personal(strategy: SGD, values: Any, clients: Array, parameters: int) -> Array:
+def check_personal(strategy: ClientStrategy, values: Any, clients: Array, parameters: int) -> Array:
     """Return what `personalise` gave as rows of weights: one for all clients, or one for each."""
     rows = values[None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
     count = 1 if isinstance(rows, np.ndarray) and rows.shape[:1] == (1,) else len(clients)
@@ -189,7 +188,7 @@ def check_personal(strategy: SGD, values: Any, clients: Array, parameters: int) 
     return rows
 
 
-def check_weights(strategy: SGD, values: Any, clients: int) -> Array:
+def check_weights(strategy: ClientStrategy, values: Any, clients: int) -> Array:
     """Return what `weigh` gave: finite numbers of at least 0, shape (clients,) or (clients, groups)."""
     shape: tuple[Any, ...] = (clients, values.shape[1]) if getattr(values, "ndim", 1) == 2 else (clients,)
     weights = check_array(strategy, "weigh", "weigh() returned", values, shape, ("clients", "groups"))
@@ -198,18 +197,22 @@ def check_weights(strategy: SGD, values: Any, clients: int) -> Array:
     return weights
 
 
-def check_layers(strategy: SGD, layers: Any, depth: int) -> Sequence[int]:
-    """Return what `private_layers` gave: numbers of layers, from 1."""
-    try:
-        found = list(layers)
-    except TypeError:
-        found = [None]
-    if not all(isinstance(k, int | np.integer) and 1 <= k <= depth for k in found):
+def check_groups(strategy: ClientStrategy, groups: Any, allowed: Sequence[Group]) -> Sequence[Group]:
+    """Return what `private_groups` gave: some of the model's groups of parameters."""
+    if not isinstance(groups, list | tuple) or not all(group in allowed for group in groups):
         raise refusal(
-            strategy, "private_layers", f"private_layers() returned {_short(layers)}; allowed: numbers of layers, "
-            f"1 to {depth}",
+            strategy, "private_groups", f"private_groups() returned {_short(groups)}; allowed: some of the model's "
+            f"groups, {_short(allowed)}",
         )  # fmt: skip
-    return found
+    return groups
+
+
+def check_softmax(strategy: ClientStrategy, model: Model) -> None:
+    """Raise unless the model's loss is the softmax cross-entropy."""
+    if model.loss != "cross_entropy":
+        raise ConfigError(
+            f"{type(strategy).__name__} changes the softmax, and loss is {model.loss!r}; allowed: cross_entropy"
+        )
 
 
 def _short(value: Any) -> str:

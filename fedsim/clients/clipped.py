@@ -1,8 +1,7 @@
 """FedAvg's client with clipped gradients.
 
 Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013 (arXiv:1211.5063),
-algorithm 1. It clips the gradient of every step; the clipping of a client's whole update, as differential privacy needs
-it, is another thing.
+algorithm 1. It clips the gradient of every step, not a client's whole update as differential privacy does.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 

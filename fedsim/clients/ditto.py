@@ -1,4 +1,4 @@
-"""Ditto: a personal model beside the global one, held near it.
+"""Ditto: a personal model beside the global one, regularised towards it.
 
 Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning through personalization", ICML 2021
 (arXiv:2012.04221), eq. 2 and algorithm 1.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.sgd import SGD
 
@@ -24,7 +24,8 @@ class Ditto(SGD):
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD, of both.
     lam : float
-        Strength of the pull, at least 0; 0 trains alone. The paper tunes it among 0.05, 0.1, 0.2, 0.5, 1 and 2.
+        Strength of the pull, at least 0; with 0 the personal model is trained locally only.
+        The paper tunes it among 0.05, 0.1, 0.2, 0.5, 1 and 2.
     """
 
     lam: float = 0.1

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_integer, check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
 
 
 class _Mixing(SGD):
-    """Descent on mixing weights in [0, 1]: the network's weights are ``last + (global - last) * mixing``."""
+    """Descent on mixing weights in [0, 1]: the model's weights are ``last + (global - last) * mixing``."""
 
     first_epochs: int = 1
 
@@ -28,7 +27,7 @@ class _Mixing(SGD):
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         way = ctx.global_weights - ctx.state["last"]
-        loss, grad = mlp.gradient(ctx.net, ctx.state["last"] + way * weights, x, y)
+        loss, grad = ctx.model.loss_and_gradient(ctx.state["last"] + way * weights, x, y)
         return loss, grad * way
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
@@ -38,7 +37,7 @@ class _Mixing(SGD):
 
 
 class FedALA(SGD):
-    """SGD that starts each round from the client's last model and the global one, mixed as suits its examples.
+    """SGD that starts each round from a mixture of the client's last model and the global one.
 
     The mixing weights of the last `mixed_layers` are trained on the client's examples (all of them, where the paper
     samples 80 %) and kept; lower layers are taken from the global model.
@@ -48,7 +47,7 @@ class FedALA(SGD):
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     mixed_layers : int
-        The paper's p, at least 1.
+        Number of layers (the model's groups of parameters), the paper's p, at least 1.
     mixing_lr : float
         The paper's eta, greater than 0; 1 there.
     first_epochs : int
@@ -67,32 +66,30 @@ class FedALA(SGD):
         check_integer("FedALA's first_epochs", self.first_epochs, 1)
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Start with the global model as the last, all of it taken in."""
+        """Start with the global model as the last one, and mixing weights of 1."""
         last = np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)
         return {"last": last, "mixing": np.ones_like(last), "rounds": np.zeros((len(last), 1), np.int64)}
 
     def _mix(self, ctx: Context) -> tuple[Array, Array]:
-        depth = len(ctx.net.sizes) - 1
-        mixed = range(max(depth - self.mixed_layers, 0) + 1, depth + 1)
+        mixed = ctx.model.groups[-self.mixed_layers :]
         how = _Mixing.of(
             self, lr=self.mixing_lr, momentum=0.0, weight_decay=0.0, lr_decay=1.0, first_epochs=self.first_epochs
         )
-        mixing = ctx.fit(ctx.state["mixing"], by=how, layers=mixed)
+        mixing = ctx.fit(ctx.state["mixing"], by=how, groups=mixed)
         start = np.repeat(ctx.global_weights[None], len(mixing), axis=0)
-        for layer in mixed:
-            for name in (f"W{layer}", f"b{layer}"):
-                place = ctx.net.layout[name][0]
-                last, new = ctx.state["last"][:, place], ctx.global_weights[place]
-                start[:, place] = last + (new - last) * mixing[:, place]
+        for name in (name for group in mixed for name in group):
+            place = ctx.model.layout[name][0]
+            last, new = ctx.state["last"][:, place], ctx.global_weights[place]
+            start[:, place] = last + (new - last) * mixing[:, place]
         return start, mixing
 
     def train(self, ctx: Context) -> Array:
-        """Mix, train from there, and keep both."""
+        """Mix, train from the mixture, and store both."""
         start, ctx.state["mixing"] = self._mix(ctx)
         weights = ctx.fit(start)
         ctx.state["last"], ctx.state["rounds"] = weights.copy(), ctx.state["rounds"] + 1
         return weights
 
     def personalise(self, ctx: Context) -> Array:
-        """Mix the newest global model in."""
+        """Mix with the newest global model."""
         return self._mix(ctx)[0]

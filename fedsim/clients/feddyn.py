@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
-from fedsim.clients.sgd import SGD
+from fedsim.clients.context import Array, Context
+from fedsim.clients.server_hooks import ServerContext, ServerHooks
+from fedsim.clients.sgd import SGD, Affine
 
 
 class FedDyn(SGD):
-    """SGD on ``F_k(w) - <g_k, w> + alpha/2 ||w - w_t||^2``, with g_k the client's gradient where it ended last.
+    """SGD on ``F_k(w) - <g_k, w> + alpha/2 ||w - w_t||^2``, with g_k the client's gradient at its last weights.
 
     The paper's objective is the uniform mean of the clients' losses. Here it is the mean weighted by examples, and so
     are the mean of the weights and h; alpha is the same for all clients. The authors' code keeps uniform means and
@@ -40,9 +41,9 @@ class FedDyn(SGD):
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with g_k = 0."""
-        return {"gradient": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+        return {"gradient": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.model.dtype)}
 
-    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+    def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Start with h = 0."""
         return {"h": np.zeros_like(weights)}
 
@@ -51,13 +52,13 @@ class FedDyn(SGD):
         return Affine(self.alpha, -ctx.state["gradient"])
 
     def train(self, ctx: Context) -> Array:
-        """Train, and renew g_k by the condition of the optimum (line 8)."""
+        """Train, and update g_k by the optimality condition (line 8)."""
         weights = ctx.fit()
         ctx.state["gradient"] = ctx.state["gradient"] - self.alpha * (weights - ctx.global_weights)
         return weights
 
     def server_step(self, ctx: ServerContext) -> Array:
         """Keep h, the mean of all g_k, and correct the mean by it (lines 10 and 11)."""
-        moved = ctx.mean["weights"] - ctx.global_weights
-        ctx.state["h"] = ctx.state["h"] - self.alpha * ctx.share * moved
+        change = ctx.mean["weights"] - ctx.global_weights
+        ctx.state["h"] = ctx.state["h"] - self.alpha * ctx.share * change
         return ctx.mean["weights"] - ctx.state["h"] / self.alpha

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
-from fedsim.clients.sgd import SGD, needs_softmax
-from fedsim.models import mlp
+from fedsim.clients.check_hooks import check_softmax
+from fedsim.clients.context import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.models.losses import cross_entropy
 
 
 class FedLC(SGD):
@@ -35,11 +36,11 @@ class FedLC(SGD):
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Calibrate the scores before the softmax."""
-        needs_softmax(self, ctx.net)
+        check_softmax(self, ctx.model)
         counts = ctx.label_counts
         offset = np.where(counts > 0, self.tau * np.maximum(counts, 1) ** -0.25, np.inf).astype(weights.dtype)
 
         def calibrated(scores: Array, labels: Array) -> tuple[Array, Array]:
-            return mlp.LOSSES["cross_entropy"](scores - offset[:, None, :], labels)
+            return cross_entropy(scores - offset[:, None, :], labels)
 
-        return mlp.gradient(ctx.net, weights, x, y, loss=calibrated)
+        return ctx.model.loss_and_gradient(weights, x, y, loss=calibrated)

@@ -6,7 +6,8 @@ optimization", NeurIPS 2020 (arXiv:2007.07481), eq. 9, with momentum as in secti
 
 from __future__ import annotations
 
-from fedsim.clients.base import Array, Context, ServerContext
+from fedsim.clients.context import Array, Context
+from fedsim.clients.server_hooks import ServerContext
 from fedsim.clients.sgd import SGD
 
 
@@ -22,8 +23,8 @@ class FedNova(SGD):
     def train(self, ctx: Context) -> Array:
         """Send the mean step in place of the whole path."""
         ctx.up["steps"] = self.effective_steps(ctx)
-        moved = (ctx.fit() - ctx.global_weights) / ctx.up["steps"][:, None].astype(ctx.net.dtype)
-        sent: Array = ctx.global_weights + moved
+        step = (ctx.fit() - ctx.global_weights) / ctx.up["steps"][:, None].astype(ctx.model.dtype)
+        sent: Array = ctx.global_weights + step
         return sent
 
     def server_step(self, ctx: ServerContext) -> Array:

@@ -1,4 +1,4 @@
-"""FedPer: shared lower layers, and top layers of each client's own.
+"""FedPer: shared lower layers, private top layers.
 
 Arivazhagan, Aggarwal, Singh and Choudhary, "Federated learning with personalization layers", 2019 (arXiv:1912.00818),
 algorithms 1 and 2: base and personal layers are trained together; only base layers are sent.
@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsim.checks import check_integer
-from fedsim.clients.sgd import SGD, count_layers
-from fedsim.models import mlp
+from fedsim.clients.private import last_groups
+from fedsim.clients.sgd import SGD
+from fedsim.models import Group, Model
 
 
 class FedPer(SGD):
-    """SGD that keeps the last layers to the client.
+    """SGD whose last layers are private to each client.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     personal_layers : int
-        How many layers, counted from the output, at least 1; one layer at least must be shared.
+        Number of layers (the model's groups of parameters) kept private, counted from the output, at least 1; at
+        least one must be shared.
     """
 
     personal_layers: int = 1
@@ -30,7 +32,6 @@ class FedPer(SGD):
         super().__post_init__()
         check_integer(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
 
-    def private_layers(self, net: mlp.MLP) -> Sequence[int]:
-        """Keep the last layers."""
-        depth = count_layers(f"{type(self).__name__}'s personal_layers", self.personal_layers, net)
-        return range(depth - self.personal_layers + 1, depth + 1)
+    def private_groups(self, model: Model) -> Sequence[Group]:
+        """Return the last layers."""
+        return last_groups(f"{type(self).__name__}'s personal_layers", self.personal_layers, model)

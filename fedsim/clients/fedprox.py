@@ -7,8 +7,8 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 from __future__ import annotations
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Affine, Context
-from fedsim.clients.sgd import SGD
+from fedsim.clients.context import Context
+from fedsim.clients.sgd import SGD, Affine
 
 
 class FedProx(SGD):

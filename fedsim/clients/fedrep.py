@@ -8,12 +8,12 @@ is sent.
 from __future__ import annotations
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.fedper import FedPer
 
 
 class FedRep(FedPer):
-    """FedPer that trains its head for `head_epochs` on the frozen representation, then the latter on the frozen head.
+    """FedPer that first trains the head, with the representation frozen, then the representation, with the head frozen.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class FedRep(FedPer):
     personal_layers : int
         As for FedPer.
     head_epochs : int
-        At least 1; the paper takes 10.
+        Passes over the client's examples to train the head, at least 1; the paper takes 10.
     """
 
     head_epochs: int = 10
@@ -33,6 +33,6 @@ class FedRep(FedPer):
 
     def train(self, ctx: Context) -> Array:
         """Train the head, then the representation."""
-        head = self.private_layers(ctx.net)
-        weights = ctx.fit(by=FedPer.of(self, epochs=self.head_epochs, steps=None), layers=head)
-        return ctx.fit(weights, layers=range(1, head[0]))
+        head = self.private_groups(ctx.model)
+        weights = ctx.fit(by=FedPer.of(self, epochs=self.head_epochs, steps=None), groups=head)
+        return ctx.fit(weights, groups=ctx.model.groups[: -len(head)])

@@ -1,4 +1,4 @@
-"""FedRS: a restricted softmax that spares the labels a client does not have.
+"""FedRS: a restricted softmax, in which labels that a client does not have count less.
 
 Li and Zhan, "FedRS: federated learning with restricted softmax for label distribution non-IID data", KDD 2021, eq. 6:
 the scores of absent labels enter the softmax scaled by alpha.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
-from fedsim.clients.sgd import SGD, needs_softmax
-from fedsim.models import mlp
+from fedsim.clients.check_hooks import check_softmax
+from fedsim.clients.context import Array, Context
+from fedsim.clients.sgd import SGD
+from fedsim.models.losses import cross_entropy
 
 
 class FedRS(SGD):
@@ -34,11 +35,11 @@ class FedRS(SGD):
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Restrict the scores before the softmax."""
-        needs_softmax(self, ctx.net)
+        check_softmax(self, ctx.model)
         scale = np.where(ctx.label_counts > 0, 1, self.alpha).astype(weights.dtype)[:, None, :]
 
         def restricted(scores: Array, labels: Array) -> tuple[Array, Array]:
-            loss, by_scores = mlp.LOSSES["cross_entropy"](scores * scale, labels)
+            loss, by_scores = cross_entropy(scores * scale, labels)
             return loss, by_scores * scale
 
-        return mlp.gradient(ctx.net, weights, x, y, loss=restricted)
+        return ctx.model.loss_and_gradient(weights, x, y, loss=restricted)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
 
 
 class FedSAM(SGD):
@@ -34,7 +33,7 @@ class FedSAM(SGD):
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Climb, and take the gradient there; the loss is that before climbing."""
-        loss, grad = mlp.gradient(ctx.net, weights, x, y)
+        loss, grad = ctx.model.loss_and_gradient(weights, x, y)
         norm = np.sqrt(np.sum(grad * grad, axis=1, keepdims=True))
         grad *= self.rho / np.maximum(norm, np.finfo(grad.dtype).tiny)
-        return loss, mlp.gradient(ctx.net, weights + grad, x, y)[1]
+        return loss, ctx.model.loss_and_gradient(weights + grad, x, y)[1]

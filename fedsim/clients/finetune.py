@@ -7,7 +7,7 @@ Eichner, Beaufays and Ramage, "Federated evaluation of on-device personalization
 from __future__ import annotations
 
 from fedsim.checks import check_integer, check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 
@@ -21,7 +21,7 @@ class FineTune(SGD):
     tune_epochs : int
         Passes over the client's examples, at least 1.
     tune_lr : float, optional
-        Step size, greater than 0; default ``lr``.
+        Learning rate of fine-tuning, greater than 0; default ``lr``.
     """
 
     tune_epochs: int = 1

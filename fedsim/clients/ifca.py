@@ -11,16 +11,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Array, Context, ServerContext, ServerHalf
+from fedsim.clients.context import Array, Context
+from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD
 
 
 class IFCA(SGD):
-    """SGD from that of `clusters` global models which has the least loss on the client's examples.
+    """SGD that starts from the one of `clusters` global models with the least loss on the client's examples.
 
-    The first model is the global model whose test loss the history shows; the others start from weights drawn alike.
-    Where they start decides whether clusters form: if one model is best for all at first, all train it. As in the
-    paper, try several seeds, or more clusters than you expect.
+    The first model is the global model whose test loss is in the history; the others start from other draws of the
+    initial weights. Whether clusters form depends on these: if one model is best for all clients at first, all train
+    it. As in the paper, try several seeds, or more clusters than you expect.
 
     Parameters
     ----------
@@ -39,9 +40,9 @@ class IFCA(SGD):
         super().__post_init__()
         check_integer("IFCA's clusters", self.clusters, 1)
 
-    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+    def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Draw the other models."""
-        drawn = [half.initialise(k) for k in range(1, self.clusters)]
+        drawn = [server_hooks.draw_weights(k) for k in range(1, self.clusters)]
         return {"others": np.array(drawn, dtype=weights.dtype).reshape(-1, weights.size)}
 
     def _choose(self, ctx: Context) -> tuple[Array, Array]:
@@ -66,7 +67,7 @@ class IFCA(SGD):
         return weights
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Renew each model that was trained."""
+        """Update each model that was trained."""
         old = np.concatenate([ctx.global_weights[None], ctx.state["others"]])
         mean = ctx.mean["weights"]
         new = np.where(np.isnan(mean), old, mean)

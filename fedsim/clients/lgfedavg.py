@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsim.checks import check_integer
-from fedsim.clients.sgd import SGD, count_layers
-from fedsim.models import mlp
+from fedsim.clients.private import last_groups
+from fedsim.clients.sgd import SGD
+from fedsim.models import Group, Model
 
 
 class LGFedAvg(SGD):
-    """SGD that keeps the first layers to the client and shares the last.
+    """SGD whose first layers are private to each client; the last are shared.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     global_layers : int
-        How many layers are shared, counted from the output, at least 1; one at least must be local.
+        Number of layers (the model's groups of parameters) that are shared, counted from the output, at least 1; at
+        least one must be local.
     """
 
     global_layers: int = 1
@@ -30,7 +32,7 @@ class LGFedAvg(SGD):
         super().__post_init__()
         check_integer("LGFedAvg's global_layers", self.global_layers, 1)
 
-    def private_layers(self, net: mlp.MLP) -> Sequence[int]:
-        """Keep the first layers."""
-        depth = count_layers("LGFedAvg's global_layers", self.global_layers, net)
-        return range(1, depth - self.global_layers + 1)
+    def private_groups(self, model: Model) -> Sequence[Group]:
+        """Return the first layers."""
+        shared = last_groups("LGFedAvg's global_layers", self.global_layers, model)
+        return model.groups[: -len(shared)]

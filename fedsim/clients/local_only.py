@@ -1,17 +1,17 @@
-"""The baseline without federation: every client trains by itself."""
+"""The baseline without federation: every client trains a model of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
+from fedsim.models import Group, Model
 
 
 class LocalOnly(SGD):
-    """SGD on a model of the client's own; nothing is sent, and the global model stays as it began.
+    """SGD on a model that is private to each client; nothing is sent, and the global model does not change.
 
-    What to compare personalised strategies with: federation that does not beat it is not worth it to the clients.
+    A baseline for personalised strategies: only where they beat it do clients gain from federation.
 
     Parameters
     ----------
@@ -19,6 +19,6 @@ class LocalOnly(SGD):
         As for SGD.
     """
 
-    def private_layers(self, net: mlp.MLP) -> Sequence[int]:
-        """Keep all layers."""
-        return range(1, len(net.sizes))
+    def private_groups(self, model: Model) -> Sequence[Group]:
+        """Return all groups."""
+        return model.groups

@@ -1,4 +1,4 @@
-"""MimeLite: clients that apply the server's momentum, unchanged during a round, to their own steps.
+"""MimeLite: clients apply the server's momentum, constant during a round, in their own steps.
 
 Karimireddy, Jaggi, Kale, Mohri, Reddi, Stich and Suresh, "Breaking the centralized barrier for cross-device federated
 learning", NeurIPS 2021 (arXiv:2008.03606), algorithm 1, MimeLite with SGD with momentum as the base algorithm.
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
-from fedsim.clients.sgd import SGD
+from fedsim.clients.context import Array, Context
+from fedsim.clients.server_hooks import ServerContext, ServerHooks
+from fedsim.clients.sgd import SGD, Affine
 
 
 class MimeLite(SGD):
@@ -36,7 +37,7 @@ class MimeLite(SGD):
         super().__post_init__()
         check_real("MimeLite's beta", self.beta, 0, 1, open_high=True)
 
-    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+    def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Start with m = 0."""
         return {"m": np.zeros_like(weights)}
 
@@ -50,7 +51,7 @@ class MimeLite(SGD):
 
     def train(self, ctx: Context) -> Array:
         """Train; send up the gradient of all examples at the weights the server sent."""
-        ctx.up["gradient"] = ctx.gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
+        ctx.up["gradient"] = ctx.full_gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
         return ctx.fit()
 
     def server_step(self, ctx: ServerContext) -> Array:

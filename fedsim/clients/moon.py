@@ -1,4 +1,4 @@
-"""MOON: a contrastive loss that draws representations towards the global model's, away from the client's last ones.
+"""MOON: a contrastive loss between the representations of the current, the global and the client's last model.
 
 Li, He and Song, "Model-contrastive federated learning", CVPR 2021 (arXiv:2103.16257), eq. 3 and algorithm 1.
 """
@@ -10,10 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.errors import ConfigError
-from fedsim.models import mlp
 
 
 def _cosine(z: Array, other: Array) -> tuple[Array, Array]:
@@ -28,8 +26,8 @@ def _cosine(z: Array, other: Array) -> tuple[Array, Array]:
 class MOON(SGD):
     """SGD on ``loss + mu * -log softmax(similarity to the global model, against that to the client's last)``.
 
-    Representations are the last hidden layer's activations (the paper puts a projection head on a convolutional
-    network); similarity is the cosine.
+    Representations are the model's, for the MLP the activations of its last hidden layer (the paper puts a projection
+    head on a convolutional network); similarity is the cosine.
 
     Parameters
     ----------
@@ -56,10 +54,8 @@ class MOON(SGD):
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Add the contrastive loss."""
-        if len(ctx.net.sizes) < 3:
-            raise ConfigError("MOON compares hidden representations, and hidden is (); allowed: at least one layer")
-        z_global = mlp.representation(ctx.net, ctx.global_weights[None], x)
-        z_last = mlp.representation(ctx.net, ctx.state["last"], x)
+        z_global = ctx.model.representation(ctx.global_weights[None], x)
+        z_last = ctx.model.representation(ctx.state["last"], x)
 
         def contrast(z: Array) -> tuple[Array, Array]:
             near, by_near = _cosine(z, z_global)
@@ -69,10 +65,10 @@ class MOON(SGD):
             by_z = (self.mu / self.temperature) * wrong[..., None] * (by_far - by_near)
             return self.mu * np.logaddexp(0, -margin), by_z
 
-        return mlp.gradient(ctx.net, weights, x, y, representation_loss=contrast)
+        return ctx.model.loss_and_gradient(weights, x, y, representation_loss=contrast)
 
     def train(self, ctx: Context) -> Array:
-        """Train, and keep the result for the next round's contrast."""
+        """Train, and store the result for the next round's contrast."""
         weights = ctx.fit()
         ctx.state["last"] = weights.copy()
         return weights

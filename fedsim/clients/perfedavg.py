@@ -7,9 +7,8 @@ Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning
 from __future__ import annotations
 
 from fedsim.checks import check_integer, check_real
-from fedsim.clients.base import Array, Context
+from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
 
 
 class PerFedAvg(SGD):
@@ -38,8 +37,8 @@ class PerFedAvg(SGD):
         """Step on the first half, and take the gradient there on the second."""
         half = (x.shape[1] + 1) // 2
         rest = slice(half if x.shape[1] > 1 else 0, None)
-        loss, grad = mlp.gradient(ctx.net, weights, x[:, :half], y[:, :half])
-        return loss, mlp.gradient(ctx.net, weights - self.inner_lr * grad, x[:, rest], y[:, rest])[1]
+        loss, grad = ctx.model.loss_and_gradient(weights, x[:, :half], y[:, :half])
+        return loss, ctx.model.loss_and_gradient(weights - self.inner_lr * grad, x[:, rest], y[:, rest])[1]
 
     def personalise(self, ctx: Context) -> Array:
         """Adapt the newest global model by `tune_epochs` epochs."""

@@ -7,10 +7,10 @@ algorithm 1.
 from __future__ import annotations
 
 from fedsim.checks import check_integer, check_real
-from fedsim.clients.base import Array, Context, ServerContext
+from fedsim.clients.context import Array, Context
 from fedsim.clients.fedprox import FedProx
+from fedsim.clients.server_hooks import ServerContext
 from fedsim.clients.sgd import SGD
-from fedsim.models import mlp
 
 
 class PFedMe(SGD):
@@ -26,12 +26,13 @@ class PFedMe(SGD):
     lam : float
         Greater than 0; the paper's is 15.
     personal_lr : float
-        Step size of theta, greater than 0; ``personal_lr * (lam + curvature of the loss)`` below 2, or theta diverges.
+        Learning rate of theta, greater than 0;
+        ``personal_lr * (lam + curvature of the loss)`` below 2, or theta diverges.
         The paper's 0.1 leaves a curvature of 5 with its lam, which the digits exceed; hence 0.05.
     inner_steps : int
         Steps of theta per batch (the paper's K), at least 1.
     beta : float
-        How far the server goes towards the clients' mean, greater than 0; the paper's default is 1.
+        Weight of the clients' mean in the new global model, greater than 0; the paper's default is 1.
     """
 
     lr: float = 0.005
@@ -51,7 +52,7 @@ class PFedMe(SGD):
         """Return the envelope's gradient; the loss is that at w."""
         theta, first_loss = weights, None
         for _ in range(self.inner_steps):
-            loss, grad = mlp.gradient(ctx.net, theta, x, y)
+            loss, grad = ctx.model.loss_and_gradient(theta, x, y)
             first_loss = loss if first_loss is None else first_loss
             theta = theta - self.personal_lr * (grad + self.lam * (theta - weights))
         assert first_loss is not None
@@ -62,5 +63,5 @@ class PFedMe(SGD):
         return ctx.fit(by=FedProx.of(self, lr=self.personal_lr, proximal_mu=self.lam))
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Go towards the mean by beta."""
+        """Move towards the mean by beta."""
         return (1 - self.beta) * ctx.global_weights + self.beta * ctx.mean["weights"]

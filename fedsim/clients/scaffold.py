@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Affine, Array, Context, ServerContext, ServerHalf
-from fedsim.clients.sgd import SGD
+from fedsim.clients.context import Array, Context
+from fedsim.clients.server_hooks import ServerContext, ServerHooks
+from fedsim.clients.sgd import SGD, Affine
 
 
 class SCAFFOLD(SGD):
     """SGD on ``gradient - c_i + c``, with c_i the client's own control variate and c the server's.
 
-    The server's step size of the paper is the server strategy's (1 with FedAvg; FedAvgM has ``server_learning_rate``).
+    The paper's server step size is the server strategy's (1 with FedAvg; FedAvgM has ``server_learning_rate``).
     With unequal shards c is the mean of the c_i weighted by examples, as the objective is.
 
     Parameters
@@ -26,7 +27,7 @@ class SCAFFOLD(SGD):
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     option : {1, 2}
-        How a client renews its c_i (the paper's line 12): 1, the gradient of all its examples at the weights the
+        How a client updates its c_i (the paper's line 12): 1, the gradient of all its examples at the weights the
         server sent, another pass over them; 2, the mean of the gradients along its path.
     """
 
@@ -39,9 +40,9 @@ class SCAFFOLD(SGD):
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with c_i = 0."""
-        return {"control": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.net.dtype)}
+        return {"control": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.model.dtype)}
 
-    def server_state(self, weights: Array, half: ServerHalf) -> Mapping[str, Array]:
+    def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Start with c = 0."""
         return {"control": np.zeros_like(weights)}
 
@@ -50,10 +51,10 @@ class SCAFFOLD(SGD):
         return Affine(correction=ctx.down["control"] - ctx.state["control"])
 
     def train(self, ctx: Context) -> Array:
-        """Train, and renew c_i (lines 12 and 13)."""
+        """Train, and update c_i (lines 12 and 13)."""
         weights, old = ctx.fit(), ctx.state["control"]
         if self.option == 1:
-            new = ctx.gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
+            new = ctx.full_gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
         else:
             path = (ctx.lr * self.effective_steps(ctx))[:, None].astype(weights.dtype)
             new = old - ctx.down["control"] + (ctx.global_weights - weights) / path

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.data.dataset import Dataset
-from fedsim.models import mlp
+from fedsim.models import MLP
+from fedsim.models.model import Array
 from fedsim.streams import Purpose, generator
 
 _TRAIN, _TEST, _FEATURES, _CLASSES = 1_000, 1_000, 100, 10
@@ -27,11 +28,11 @@ def load() -> Dataset:
 def load_teacher() -> Dataset:
     """Return the article's inputs, each labelled with the largest output of one random 100-50-10 network."""
     noise = load()
-    net = mlp.MLP((_FEATURES, 50, _CLASSES))
-    teacher = mlp.initialise(net, generator(0, Purpose.DATA, 1))[None]
+    model = MLP((_FEATURES, 50, _CLASSES))
+    teacher = model.init(generator(0, Purpose.DATA, 1))[None]
 
-    def label(x: mlp.Array) -> mlp.Array:
-        labels: mlp.Array = mlp.scores(net, teacher, x[None])[0].argmax(axis=1)
+    def label(x: Array) -> Array:
+        labels: Array = model.scores(teacher, x[None])[0].argmax(axis=1)
         return labels
 
     x_train, x_test = noise.x_train, noise.x_test

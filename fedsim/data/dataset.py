@@ -14,7 +14,7 @@ from fedsim.errors import DataError
 
 #: Parts of equal size that a split sees as labels where targets are real numbers.
 DECILES = 10
-#: The most classes: each is an output of the network and a column of every table of labels.
+#: The most classes: each is an output of the model and a column of every table of labels.
 MOST_CLASSES = 100_000
 
 
@@ -25,8 +25,9 @@ class Dataset:
     Parameters
     ----------
     name : str
-    x_train, x_test : ndarray, shape (examples, features)
-        Finite numbers; kept as they are and cast to the network's dtype when training starts.
+    x_train, x_test : ndarray, shape (examples, features) or (examples, ...)
+        Finite numbers; kept as they are and cast to the model's dtype when training starts. The MLP takes features in
+        one dimension; other models may take more.
     y_train, y_test : ndarray, shape (examples,)
         Labels 0..num_classes-1; finite numbers for regression.
     num_classes : int, optional
@@ -64,11 +65,12 @@ class Dataset:
             y = self._targets(f"y_{part}") if self.regression else self._labels(f"y_{part}")
             if len(x) != len(y):
                 raise DataError(f"dataset {self.name!r}: x_{part} has {len(x)} rows but y_{part} has {len(y)} labels")
-        if self.x_train.shape[1] != self.x_test.shape[1]:
-            raise DataError(
-                f"dataset {self.name!r}: x_train has {self.x_train.shape[1]} features "
-                f"but x_test has {self.x_test.shape[1]}"
-            )
+        train, test = self.x_train.shape[1:], self.x_test.shape[1:]
+        if train != test:
+            what = f"{train[0]} features but x_test has {test[0]}"
+            if max(len(train), len(test)) > 1:
+                what = f"examples of shape {train} but x_test of shape {test}"
+            raise DataError(f"dataset {self.name!r}: x_train has {what}")
         self._classes()
         object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
 
@@ -116,17 +118,18 @@ class Dataset:
                 x = x.astype(np.float32)
         except (TypeError, ValueError) as error:
             raise DataError(f"dataset {self.name!r}: {name} is not an array of numbers ({error})") from None
-        if x.ndim != 2 or x.dtype.kind != "f" or 0 in x.shape:
+        if x.ndim < 2 or x.dtype.kind != "f" or 0 in x.shape:
             raise DataError(
                 f"dataset {self.name!r}: {name} has shape {x.shape} and dtype {x.dtype}; "
                 "allowed: (examples, features) of numbers, at least one of each"
             )
         finite = np.isfinite(x)
         if not finite.all():
-            row, column = np.argwhere(~finite)[0]
+            row, *place = np.argwhere(~finite)[0].tolist()
+            column = f"column {place[0]}" if len(place) == 1 else f"place {tuple(place)}"
             raise DataError(
                 f"dataset {self.name!r}: {name} has {int((~finite).sum())} values that are NaN or infinite, "
-                f"the first at row {row}, column {column}"
+                f"the first at row {row}, {column}"
             )
         return self._keep(name, x)
 

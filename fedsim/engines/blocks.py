@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Task
+from fedsim.clients.task import Task
 from fedsim.engines.runtime import ClientRuntime
 
 Indices = NDArray[np.intp]
@@ -46,21 +47,21 @@ class Blocks:
 
     @property
     def _row_bytes(self) -> int:
-        net = self.runtime.net
-        return net.num_parameters * np.dtype(net.dtype).itemsize
+        model = self.runtime.model
+        return model.num_parameters * np.dtype(model.dtype).itemsize
 
-    def of_like_work(self, clients: Indices, work: float) -> list[Indices]:
+    def of_like_work(self, clients: Indices, work: NDArray[Any]) -> list[Indices]:
         """Cut ordered partition ids into blocks that cost about the same.
 
         Parameters
         ----------
         clients : ndarray of int, shape (clients,)
-        work : float
-            Floating-point operations per example.
+        work : ndarray, shape (clients,)
+            Floating-point operations of each client.
         """
         if self.size:
             return _cut(clients, self.size)
-        done = np.cumsum(self.runtime.partition.sizes[clients]) * work
+        done = np.cumsum(work, dtype=float)
         per_worker = np.clip(done[-1] / (self.workers * BLOCK_WORK), *BLOCKS_PER_WORKER)
         share = float(done[-1]) / (self.workers * int(per_worker)) * (1 + 1e-9)
         most = max(1, BLOCK_BYTES[self.runtime.kernel_name] // self._row_bytes)
@@ -75,11 +76,12 @@ class Blocks:
 
     def training(self, task: Task, clients: Indices) -> list[Indices]:
         """Cut a cohort for training, one worker to a block."""
-        return self.of_like_work(clients, 6 * self.runtime.net.num_parameters * task.strategy.epochs)
+        examples = task.strategy.examples_per_round(self.runtime.partition.sizes[clients])
+        return self.of_like_work(clients, 3 * self.runtime.model.flops * examples)
 
     def evaluation(self, clients: Indices) -> list[Indices]:
         """Cut a cohort for evaluation, one worker to a block."""
-        return self.of_like_work(clients, 2 * self.runtime.net.num_parameters)
+        return self.of_like_work(clients, self.runtime.model.flops * self.runtime.partition.sizes[clients])
 
     def shared(self, clients: Indices) -> list[Indices]:
         """Cut a cohort into large blocks, each trained by all workers together."""

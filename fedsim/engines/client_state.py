@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.errors import FedsimError
 
 Array = NDArray[Any]

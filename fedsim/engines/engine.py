@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_choice
-from fedsim.clients.base import Task, Update
-from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.clients.task import Evaluation, Task, Update
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.workers import Workers
 from fedsim.errors import ConfigError
 

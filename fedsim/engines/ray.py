@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Task, Update
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
-from fedsim.engines.runtime import ClientRuntime, Evaluation, LoadState
+from fedsim.engines.runtime import ClientRuntime, LoadState
 from fedsim.engines.workers import MAX_WORKERS, Workers, in_order
 from fedsim.errors import ConfigError, FedsimError, missing_extra
 

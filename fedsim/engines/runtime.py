@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.clients import SGD
-from fedsim.clients.base import (
-    Task,
-    Update,
-    evaluate_shards,
-    keeps_state,
-    new_state,
-    numpy_hooks,
-    overrides,
-    personalise,
-    private_mask,
-    run,
-)
+from fedsim.clients import ClientStrategy
+from fedsim.clients.full_pass import evaluate_shards
+from fedsim.clients.local_round import has_client_state, new_client_state, personalise, run_local_round
+from fedsim.clients.private import private_groups, private_mask
+from fedsim.clients.sgd import numpy_hooks, overrides
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
-from fedsim.errors import FedsimError
-from fedsim.models.mlp import MLP
+from fedsim.models import Model
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
 from fedsim.updates.transform import RESIDUAL, Pipeline, UpdateTransform
@@ -43,46 +35,15 @@ class State(Protocol):
         """Return a copy of clients' state, made new by ``make(partition ids)`` for those that have none."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of the weights that clients use themselves, on their own examples.
-
-    Those are the global weights, unless the client strategy personalises.
-
-    Attributes
-    ----------
-    partition_ids, num_examples : ndarray of int, shape (clients,)
-    loss, accuracy : ndarray of float64, shape (clients,)
-    failed : dict of int to FedsimError
-        Partition id -> why a client is not among the rows.
-    """
-
-    partition_ids: NDArray[np.intp]
-    num_examples: NDArray[np.intp]
-    loss: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    failed: Mapping[int, FedsimError] = field(default_factory=dict)
-
-
-def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the mean loss and accuracy over the examples of all clients that evaluated, or NaN."""
-    if not parts:
-        return float("nan"), float("nan")
-    examples, loss, accuracy = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("num_examples", "loss", "accuracy")
-    )
-    return float(np.average(loss, weights=examples)), float(np.average(accuracy, weights=examples))
-
-
 class ClientRuntime:
     """Trains and evaluates blocks of clients.
 
     Parameters
     ----------
-    net : MLP
+    model : Model
     federated : FederatedDataset
         The examples of each client.
-    client : SGD
+    client : ClientStrategy
         The client strategy.
     seed : int
     kernel : {"numpy", "compiled"}
@@ -92,24 +53,24 @@ class ClientRuntime:
 
     def __init__(
         self,
-        net: MLP,
+        model: Model,
         federated: FederatedDataset,
-        client: SGD,
+        client: ClientStrategy,
         seed: int,
         kernel: str,
         transforms: Sequence[UpdateTransform] = (),
     ) -> None:
-        self._arguments = net, federated, client, seed, kernel, tuple(transforms)
-        self.net, self.federated, self.client, self.seed, self.kernel_name = net, federated, client, seed, kernel
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms)
+        self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
         data = federated.dataset
-        self.x = np.ascontiguousarray(data.x_train, dtype=net.dtype)
-        self.y = data.y_train.astype(net.dtype) if data.regression else data.y_train
+        self.x = np.ascontiguousarray(data.x_train, dtype=model.dtype)
+        self.y = data.y_train.astype(model.dtype) if data.regression else data.y_train
         #: Of the test targets, for regression.
         self.variance = float(data.y_test.var()) if data.regression else None
         self.partition, self._window = federated.at(1), 1
-        shared = ~private_mask(client, net)
-        self.pipeline = Pipeline(transforms, shared, net.dtype) if transforms else None
+        shared = ~private_mask(client, model)  # a mistake in the strategy is found here
+        self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make the runtime anew in another process, from the arguments that made it here."""
@@ -118,7 +79,7 @@ class ClientRuntime:
     def prepare(self) -> None:
         """Compile the kernel, or load what was compiled."""
         if self.kernel_name == "compiled":
-            self.kernel.prepare(self.net.dtype, targets=self.variance is not None)
+            self.kernel.prepare(self.model.dtype, targets=self.variance is not None)
 
     def at(self, round_number: int) -> None:
         """Load the examples that clients train on in a round."""
@@ -136,14 +97,14 @@ class ClientRuntime:
         self,
         weights: Array,
         round_number: int,
-        client: SGD | None = None,
+        client: ClientStrategy | None = None,
         down: Mapping[str, Array] | None = None,
         purpose: Purpose = Purpose.SHUFFLE,
     ) -> Task:
         """Return what all clients of a round share, given the global weights of shape (parameters,)."""
         self.at(round_number)
         return Task(
-            self.net, client or self.client, self.x, self.y, self.partition, weights,
+            self.model, client or self.client, self.x, self.y, self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
         )  # fmt: skip
 
@@ -153,19 +114,19 @@ class ClientRuntime:
             return {}
 
         def make(new: Indices) -> dict[str, Array]:
-            made = new_state(task, new)
+            made = new_client_state(task, new)
             if self.pipeline and self.pipeline.feeds_back:
-                made[RESIDUAL] = np.zeros((len(new), self.net.num_parameters), self.net.dtype)
+                made[RESIDUAL] = np.zeros((len(new), self.model.num_parameters), self.model.dtype)
             return made
 
         return state.load(clients, make)
 
-    def keeps_state(self, strategy: SGD) -> bool:
+    def keeps_state(self, strategy: ClientStrategy) -> bool:
         """Whether clients have state between rounds."""
         feeds_back = self.pipeline is not None and self.pipeline.feeds_back
-        return feeds_back or keeps_state(strategy, self.net)
+        return feeds_back or has_client_state(strategy, self.model)
 
-    def only_fits(self, strategy: SGD) -> bool:
+    def only_fits(self, strategy: ClientStrategy) -> bool:
         """Whether a round is nothing but one fit of the compiled kernel, which threads can share."""
         plain = not overrides(strategy, "train") and not numpy_hooks(strategy)
         return plain and self.kernel_name == "compiled" and self.pipeline is None
@@ -189,14 +150,14 @@ class ClientRuntime:
 
         def train_some(some: Indices) -> Update:
             with np.errstate(all="ignore"):  # a client that diverges is reported by name
-                update = run(task, some, load_state(some))
+                update = run_local_round(task, some, load_state(some))
                 if self.pipeline:
                     update = self.pipeline.on_client(task, update)
                 return self.with_norms(task, update)
 
         updates, failed = isolate_failures(train_some, clients, task.round)
         if not updates:
-            weights = np.empty((0, self.net.num_parameters), self.net.dtype)
+            weights = np.empty((0, self.model.num_parameters), self.model.dtype)
             return Update(clients[:0], clients[:0], weights, np.empty(0), update_norm=np.empty(0), failed=failed)
         return replace(concatenate(updates), failed=failed)
 
@@ -204,7 +165,7 @@ class ClientRuntime:
         """Return an update whose `update_norm` is known."""
         if update.update_norm is not None:
             return update
-        return replace(update, update_norm=self.kernel.movement(update.weights, task.global_weights))
+        return replace(update, update_norm=self.kernel.update_norms(update.weights, task.global_weights))
 
     def evaluate(self, task: Task, clients: Indices, load_state: LoadState) -> Evaluation:
         """Score the weights that a block of clients use, on their own examples; parameters as for `train`."""
@@ -223,9 +184,9 @@ class ClientRuntime:
             return Evaluation(clients[:0], clients[:0], np.empty(0), np.empty(0), failed)
         return replace(concatenate(results), failed=failed)
 
-    def personalises(self, strategy: SGD) -> bool:
+    def personalises(self, strategy: ClientStrategy) -> bool:
         """Whether clients use other weights than the global ones."""
-        return overrides(strategy, "personalise") or bool(strategy.private_layers(self.net))
+        return overrides(strategy, "personalise") or bool(private_groups(strategy, self.model))
 
     def score(self, loss: Any, accuracy: Any) -> Any:
         """Return the accuracy; for regression R squared, ``1 - loss / variance of the test targets``."""

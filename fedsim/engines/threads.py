@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer
-from fedsim.clients.base import Task, Update
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
-from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.workers import MAX_WORKERS, Workers, available_cores
 
 Indices = NDArray[np.intp]
@@ -53,7 +53,7 @@ class ThreadEngine:
             return self.runtime.train(task, block, partial(self.runtime.load_state, task, self.client_state))
 
         if self.runtime.only_fits(task.strategy):
-            task = replace(task, spread=self.workers.run_on_all)
+            task = replace(task, run_on_all_workers=self.workers.run_on_all)
             return map(train_block, self.blocks.shared(clients))
         blocks = self.blocks.training(task, clients)
         return self.workers.map(train_block, blocks, self.blocks.max_pending(blocks))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
 from fedsim.flower.internals import Array
-from fedsim.models.mlp import MLP, views
+from fedsim.models import Group, Model, named_arrays
 
 #: Name of the record of arrays that the server sends beside the weights.
 DOWN = "fedsim.down"
@@ -23,9 +23,9 @@ DOWN = "fedsim.down"
 UP = "fedsim.up."
 
 
-def to_record(net: MLP, flat: NDArray[Any]) -> ArrayRecord:
-    """Return flat weights, shape (parameters,), as Flower's record of ``W1, b1, W2, b2, ...``."""
-    return record(views(net, flat))
+def to_record(model: Model, flat: NDArray[Any]) -> ArrayRecord:
+    """Return flat weights, shape (parameters,), as Flower's record of the model's named arrays."""
+    return record(named_arrays(model, flat))
 
 
 def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -42,20 +42,20 @@ def _values(array: flwr.app.Array) -> NDArray[Any]:
     return values
 
 
-def to_flat(net: MLP, record: ArrayRecord) -> NDArray[Any]:
-    """Return a record's arrays as flat weights of the network's dtype, shape (parameters,), read-only.
+def to_flat(model: Model, record: ArrayRecord) -> NDArray[Any]:
+    """Return a record's arrays as flat weights of the model's dtype, shape (parameters,), read-only.
 
     Raises
     ------
     ConfigError
-        The record is not this network's: other names or shapes.
+        The record has other names or shapes than the model.
     """
-    expected = {name: shape for name, (_, shape) in net.layout.items()}
+    expected = {name: shape for name, (_, shape) in model.layout.items()}
     found = {name: tuple(array.shape) for name, array in record.items()}
     if found != expected:
-        raise ConfigError(f"the server strategy sent the arrays {found}; the network has {expected}")
-    flat = np.empty(net.num_parameters, dtype=net.dtype)
-    for name, target in views(net, flat).items():
+        raise ConfigError(f"the server strategy sent the arrays {found}; the model has {expected}")
+    flat = np.empty(model.num_parameters, dtype=model.dtype)
+    for name, target in named_arrays(model, flat).items():
         array = record[name]
         target[...] = _values(array)
     flat.flags.writeable = False
@@ -91,10 +91,10 @@ def unflatten(like: ArrayRecord, flat: NDArray[Any]) -> ArrayRecord:
     return record(arrays)
 
 
-def payload_bytes(net: MLP, layers: Iterable[int]) -> int:
-    """Return how many bytes some layers' serialised arrays have: what Flower sends, less its envelope."""
-    zeros = views(net, np.zeros(net.num_parameters, dtype=net.dtype))
-    return sum(array_bytes(zeros[f"{kind}{layer}"]) for layer in layers for kind in "Wb")
+def payload_bytes(model: Model, groups: Iterable[Group]) -> int:
+    """Return the bytes of the serialised arrays of groups of parameters: what Flower sends, less its envelope."""
+    arrays = named_arrays(model, np.zeros(model.num_parameters, dtype=model.dtype))
+    return sum(array_bytes(arrays[name]) for group in groups for name in group)
 
 
 def array_bytes(values: NDArray[Any]) -> int:

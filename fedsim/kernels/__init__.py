@@ -6,12 +6,10 @@ import os
 import sys
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedsim.models.mlp import MLP
+from fedsim.models import MLP, Model
 
 KERNELS = ("auto", "numpy", "compiled")
 
@@ -20,30 +18,37 @@ KERNELS = ("auto", "numpy", "compiled")
 LARGE_ROUND = 2e8
 
 
-def choose(kernel: str, hooks: str, net: MLP, examples: float) -> str:
+def choose(kernel: str, hooks: str, model: Model, examples: float) -> str:
     """Name the kernel that runs an experiment.
 
-    Decided by the configuration alone, never by timing, for the two agree only to rounding; and by what one round
-    costs, so that the number of rounds changes no bit of the first ones.
+    The choice depends on the configuration, never on timing, because the two kernels agree only to rounding; and on
+    the cost of one round, so that the number of rounds changes no bit of the first ones.
 
     Parameters
     ----------
     kernel : {"auto", "numpy", "compiled"}
-        auto is `compiled` where rounds are large and it can run the strategy, on machines where Numba works.
+        auto is `compiled` if rounds are large and it can run the strategy and the model, and Numba works.
     hooks : str
-        What the strategy does in a step that is NumPy, such as ``"FedSAM's gradient()"``; empty if nothing.
-    net : MLP
+        The hook of the strategy that needs the NumPy kernel, such as ``"FedSAM's gradient()"``; empty if none.
+    model : Model
+        The compiled kernel trains the MLP only.
     examples : float
         Examples trained on in a round, by all of its clients, repetitions counted.
 
     Raises
     ------
     ConfigError
-        ``compiled`` is asked for and cannot be had.
+        ``compiled`` is requested and not available.
     """
     if kernel == "numpy":
         return kernel
+    is_mlp = type(model) is MLP
     if kernel == "compiled":
+        if not is_mlp:
+            raise ConfigError(
+                f"kernel is 'compiled', which trains the MLP only, and the model is a {type(model).__name__}; "
+                "allowed: 'auto', 'numpy'"
+            )
         if hooks:
             raise ConfigError(
                 f"kernel is 'compiled' but {hooks} is NumPy; "
@@ -52,7 +57,7 @@ def choose(kernel: str, hooks: str, net: MLP, examples: float) -> str:
         if reason := missing():
             raise ConfigError(f"kernel is 'compiled' but {reason}; allowed: 'auto', 'numpy'")
         return kernel
-    if hooks or 6 * net.num_parameters * examples < LARGE_ROUND:
+    if hooks or not is_mlp or 3 * model.flops * examples < LARGE_ROUND:
         return "numpy"
     if reason := missing():
         _notice(reason)

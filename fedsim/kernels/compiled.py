@@ -35,8 +35,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fedsim import streams
-from fedsim.kernels.numpy import Array, Fit
-from fedsim.models.mlp import ACTIVATIONS, LOSSES, MLP
+from fedsim.kernels.fit import Array, FitJob, FitResult
+from fedsim.models.activations import ACTIVATIONS
+from fedsim.models.losses import LOSSES
+from fedsim.models.mlp import MLP
 
 _FEATURES = binding.get_host_cpu_features()
 #: Bytes of a vector register.
@@ -898,8 +900,8 @@ _train_compiled, add_weighted = _jit(_train), _jit(_add_weighted)
 _squares_compiled = _jit(_squares)
 
 
-def movement(rows: Array, center: Array) -> NDArray[np.float64]:
-    """Return the Euclidean distance of each row from a center, as `kernels.numpy.movement` does."""
+def update_norms(rows: Array, center: Array) -> NDArray[np.float64]:
+    """Return the Euclidean distance of each row from a center, as `kernels.numpy.update_norms` does."""
     out = np.empty(len(rows))
     _squares_compiled(out, rows, _readonly(center))
     return np.sqrt(out)
@@ -972,12 +974,13 @@ def _readonly(array: Array, net: MLP | None = None) -> Array:
     return view
 
 
-def fit(job: Fit) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
+def fit(job: FitJob) -> FitResult:
     """Train a block of clients, as `kernels.numpy.fit` does, but for hooks, which are NumPy.
 
     The same result whoever shares the block, to the bit.
     """
-    net = job.net
+    net = job.model
+    assert isinstance(net, MLP)
     table, padded, length = _layout(net)
     real = np.dtype(net.dtype).type
     sizes = job.partition.sizes[job.clients]
@@ -994,7 +997,7 @@ def fit(job: Fit) -> tuple[Array, NDArray[np.float64], NDArray[np.float64]]:
         _readonly(job.center, net), _readonly(correction, net), np.array(job.trained), counter,
     )  # fmt: skip
     try:
-        job.spread(lambda: _train_compiled(*arguments, _scratch(net, length)))
+        job.run_on_all_workers(lambda: _train_compiled(*arguments, _scratch(net, length)))
     finally:
         counter[0] = len(sizes)  # who is interrupted leaves no thread that goes on
-    return out, losses, np.sqrt(squares)
+    return FitResult(out, losses, np.sqrt(squares))

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from fedsim import clients, servers
-from fedsim.clients import SGD
+from fedsim.clients import SGD, ClientStrategy
 
 #: ``Authors, "Title", venue and year (arXiv:number)``, as it stands in a module's second paragraph.
 PAPER = re.compile(
@@ -39,7 +39,7 @@ def client_entries() -> Iterator[Entry]:
     """Describe the client strategies, SGD first."""
     for name in sorted(clients.__all__, key=lambda name: (name != "SGD", name.lower())):
         cls: Any = getattr(clients, name)
-        if isinstance(cls, type) and issubclass(cls, SGD):
+        if isinstance(cls, type) and issubclass(cls, ClientStrategy) and cls is not ClientStrategy:
             base = {f.name: f.default for f in fields(SGD)} if cls is not SGD else {}
             own = {f.name: repr(f.default) for f in fields(cls) if f.name not in base or base[f.name] != f.default}
             yield Entry(name, own, *_words(cls))
@@ -49,7 +49,9 @@ def server_entries() -> Iterator[Entry]:
     """Describe the server strategies, FedAvg first."""
     for name in sorted(servers.__all__, key=lambda name: (name != "FedAvg", name.lower())):
         cls = getattr(servers, name)
-        given = {"seed", "half"} if cls is servers.FedAvg else inspect.signature(servers.FedAvg.__init__).parameters
+        given = (
+            {"seed", "server_hooks"} if cls is servers.FedAvg else inspect.signature(servers.FedAvg.__init__).parameters
+        )
         parameters = inspect.signature(cls.__init__).parameters.values()
         own = {p.name: repr(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
         yield Entry(name, own, *_words(cls))

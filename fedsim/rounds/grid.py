@@ -15,15 +15,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.checks import check_choice
-from fedsim.clients import SGD
+from fedsim.clients import ClientStrategy
+from fedsim.clients.private import private_groups
+from fedsim.clients.task import Evaluation
 from fedsim.engines.engine import Engine
-from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, records
 from fedsim.flower.messages import Instructions, LocalGrid
-from fedsim.kernels.numpy import evaluate
-from fedsim.models.mlp import MLP
+from fedsim.models import Model
 from fedsim.rounds.outcome import Cohort, RoundOutcome
 from fedsim.rounds.round import run_round
 from fedsim.rounds.statistics import RoundStatistics
@@ -55,14 +56,14 @@ class RoundGrid(LocalGrid):
         super().__init__()
         runtime = engine.runtime
         self.engine, self.runtime = engine, runtime
-        self.checks = ValidityChecks(runtime.net.dtype, on_failure)
+        self.checks = ValidityChecks(runtime.model.dtype, on_failure)
         self.statistics = RoundStatistics()
         self.evaluations: list[Evaluation] = []
         data = runtime.federated.dataset
-        self._x_test = np.ascontiguousarray(data.x_test, dtype=runtime.net.dtype)
-        self._y_test = data.y_test.astype(runtime.net.dtype) if data.regression else data.y_test
-        shared = set(range(1, len(runtime.net.sizes))) - set(runtime.client.private_layers(runtime.net))
-        self._model_bytes = records.payload_bytes(runtime.net, sorted(shared))
+        self._x_test = np.ascontiguousarray(data.x_test, dtype=runtime.model.dtype)
+        self._y_test = data.y_test.astype(runtime.model.dtype) if data.regression else data.y_test
+        private = private_groups(runtime.client, runtime.model)
+        self._model_bytes = records.payload_bytes(runtime.model, (g for g in runtime.model.groups if g not in private))
         self._train_calls = 0
         self._waiting: dict[str, Message] = {}
 
@@ -100,7 +101,7 @@ class RoundGrid(LocalGrid):
         told = messages if isinstance(messages, Instructions) else None
         cohorts = self._cohort_of(told) if told else self._cohorts_of(messages)
         outcome = RoundOutcome(
-            self.runtime.net,
+            self.runtime.model,
             cohorts,
             told.aggregation if told and told.aggregation else Aggregation(Mean(self.add_weighted)),
             keeps_rows=told is None or told.aggregation is None,
@@ -155,7 +156,7 @@ class RoundGrid(LocalGrid):
         if kind == MessageType.TRAIN:
             self._train_calls += 1
         round_number = int(config.get("server-round", self._train_calls))  # type: ignore[arg-type]
-        weights = records.to_flat(self.runtime.net, arrays)
+        weights = records.to_flat(self.runtime.model, arrays)
         client = self.runtime.client.configured(config)
         purpose = Purpose.SHUFFLE if kind == MessageType.TRAIN else Purpose.SHUFFLE_PERSONAL
         task = self.runtime.task(weights, round_number, client, down, purpose)
@@ -170,10 +171,10 @@ class RoundGrid(LocalGrid):
         def work(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)
             with np.errstate(all="ignore"):
-                loss, right = evaluate(
-                    self.runtime.net, weights[None], self._x_test[None, rows], self._y_test[None, rows]
+                loss, correct = self.runtime.model.evaluate(
+                    weights[None], self._x_test[None, rows], self._y_test[None, rows]
                 )
-            return float(loss[0]), int(right[0])
+            return float(loss[0]), int(correct[0])
 
         parts = list(self.engine.workers.map(work, range(0, len(self._y_test), EVALUATE_ROWS)))
         examples = len(self._y_test)
@@ -188,9 +189,9 @@ class RoundGrid(LocalGrid):
 
 
 def make_grid(
-    net: MLP,
+    model: Model,
     federated: FederatedDataset,
-    client: SGD,
+    client: ClientStrategy,
     seed: int = 0,
     *,
     kernel: str = "numpy",
@@ -204,10 +205,10 @@ def make_grid(
 
     Parameters
     ----------
-    net : MLP
+    model : Model
     federated : FederatedDataset
         The examples of each client; node id = partition id + 2.
-    client : SGD
+    client : ClientStrategy
         The client strategy.
     seed : int
     kernel : {"numpy", "compiled"}
@@ -221,7 +222,7 @@ def make_grid(
     workers, block_size : int, optional
         As for the engine. Neither changes a result.
     """
-    runtime = ClientRuntime(net, federated, client, seed, kernel, transforms)
+    runtime = ClientRuntime(model, federated, client, seed, kernel, transforms)
     return RoundGrid(engine(runtime, workers=workers, block_size=block_size), on_failure)
 
 

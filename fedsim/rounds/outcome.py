@@ -11,10 +11,9 @@ import numpy as np
 from flwr.app import ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Task, Update
-from fedsim.engines.runtime import Evaluation
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.flower import internals, records
-from fedsim.models.mlp import MLP
+from fedsim.models import Model
 from fedsim.updates.aggregation import Aggregation
 
 
@@ -47,7 +46,7 @@ class RoundOutcome(Sequence[Message]):
 
     Parameters
     ----------
-    net : MLP
+    model : Model
     cohorts : list of Cohort
     aggregation : Aggregation
         Takes the updates.
@@ -66,14 +65,14 @@ class RoundOutcome(Sequence[Message]):
     """
 
     def __init__(
-        self, net: MLP, cohorts: list[Cohort], aggregation: Aggregation, *, keeps_rows: bool, min_clients: int = 0
+        self, model: Model, cohorts: list[Cohort], aggregation: Aggregation, *, keeps_rows: bool, min_clients: int = 0
     ) -> None:
         self.cohorts, self.aggregation = cohorts, aggregation
         self.keeps_rows, self.min_clients = keeps_rows, min_clients
         self.updates: list[Update] = []
         self.evaluations: list[Evaluation] = []
         self.failed: dict[int, str] = {}
-        self._net = net
+        self._model = model
         self._messages: list[Message] | None = None
 
     def add(self, update: Update) -> None:
@@ -95,7 +94,7 @@ class RoundOutcome(Sequence[Message]):
 
     def to_record(self, flat: NDArray[Any]) -> ArrayRecord:
         """Return flat weights as Flower's record."""
-        return records.to_record(self._net, flat)
+        return records.to_record(self._model, flat)
 
     def __len__(self) -> int:
         return sum(len(cohort.clients) for cohort in self.cohorts)
@@ -119,7 +118,7 @@ class RoundOutcome(Sequence[Message]):
             columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
             for row, (client, examples, loss, weights) in enumerate(zip(*columns, strict=True)):
                 metrics = MetricRecord({"num-examples": int(examples), "train_loss": float(loss)})
-                arrays = records.to_record(self._net, weights)
+                arrays = records.to_record(self._model, weights)
                 arrays.update(records.record({records.UP + name: sent[row] for name, sent in update.up.items()}))
                 contents[int(client)] = RecordDict({"arrays": arrays, "metrics": metrics})
         return contents

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from flwr.app import MessageType
 
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.engines.engine import Engine
 from fedsim.flower.records import array_bytes
 from fedsim.rounds.outcome import Cohort, RoundOutcome
@@ -103,5 +103,5 @@ def commit(engine: Engine, outcome: RoundOutcome, statistics: RoundStatistics) -
     for update in outcome.updates:
         statistics.record(update)
     if len(outcome.cohorts) == 1:  # else clients started from different weights
-        movement = engine.runtime.kernel.movement(outcome.aggregation.mean()[None], task.global_weights)
-        statistics.mean_update_norm = float(np.asarray(movement)[0])
+        norms = engine.runtime.kernel.update_norms(outcome.aggregation.mean()[None], task.global_weights)
+        statistics.mean_update_norm = float(np.asarray(norms)[0])

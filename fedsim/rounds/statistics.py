@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 
 Indices = NDArray[np.intp]
 

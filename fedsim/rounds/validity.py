@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.checks import check_choice
-from fedsim.clients.base import Task, Update
+from fedsim.clients.task import Task, Update
 from fedsim.errors import DivergenceError, FedsimError
 
 #: A client whose training loss exceeds this multiple of the untrained model's loss has diverged.

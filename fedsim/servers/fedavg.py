@@ -5,7 +5,7 @@ decentralized data", AISTATS 2017 (arXiv:1602.05629), algorithm 1: in each round
 clients trains, and ``w_{t+1} = sum_k n_k / n * w_k`` over that set.
 
 A round's aggregation is three steps, each a method to override: an `aggregator` combines the clients' weights as they
-arrive; the client strategy's server half, if any, makes something of it and of whatever else clients sent (SCAFFOLD's
+arrive; the client strategy's server hooks, if any, process it and whatever else clients sent (SCAFFOLD's
 control variates); and `step` goes from the old global weights to the new.
 """
 
@@ -21,8 +21,8 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer, check_seed, shorten
-from fedsim.clients.base import ServerHalf, Update, has_server_half
-from fedsim.engines.runtime import mean_evaluation
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.clients.task import Update, mean_evaluation
 from fedsim.errors import ConfigError
 from fedsim.flower import records
 from fedsim.flower.messages import Instructions
@@ -47,8 +47,8 @@ class FedAvg(FlowerFedAvg):
     ----------
     seed : int
         Of the sampling.
-    half : ServerHalf, optional
-        The client strategy's server half.
+    server_hooks : ServerHooks, optional
+        The client strategy's server hooks.
     min_clients : int
         Fewest clients whose updates make a new model; with fewer the old one stays.
     **flower_options
@@ -65,15 +65,15 @@ class FedAvg(FlowerFedAvg):
         return made
 
     def __init__(
-        self, *, seed: int = 0, half: ServerHalf | None = None, min_clients: int = 1, **flower_options: Any
+        self, *, seed: int = 0, server_hooks: ServerHooks | None = None, min_clients: int = 1, **flower_options: Any
     ) -> None:
         name = type(self).__name__
         minimum = dict.fromkeys(MINIMUM, 1)
         super().__init__(**(minimum | check_flower_options(name, flower_options)))
         self.seed = check_seed(f"{name}'s seed", seed)
-        if half is not None and not isinstance(half, ServerHalf):
-            raise ConfigError(f"{name}'s half is {shorten(half)}; allowed: a ServerHalf")
-        self.half = half
+        if server_hooks is not None and not isinstance(server_hooks, ServerHooks):
+            raise ConfigError(f"{name}'s server_hooks is {shorten(server_hooks)}; allowed: a ServerHooks")
+        self.server_hooks = server_hooks
         self.min_clients = check_integer(f"{name}'s min_clients", min_clients, 1)
         self.state: dict[str, Array] = {}
         #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
@@ -139,8 +139,8 @@ class FedAvg(FlowerFedAvg):
         config["server-round"] = server_round
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._sent, self._sent_flat = arrays, None
-        if self.half and self.half.strategy.broadcast:
-            content[records.DOWN] = records.record(self.half.down(self.global_weights))
+        if self.server_hooks and self.server_hooks.strategy.broadcast:
+            content[records.DOWN] = records.record(self.server_hooks.down(self.global_weights))
         return content
 
     @property
@@ -194,7 +194,7 @@ class FedAvg(FlowerFedAvg):
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
         """Return the sums of a round's updates; more can be added."""
-        sums = Aggregation(self.aggregator(), self.half, self._add_weighted, self.check_groups)
+        sums = Aggregation(self.aggregator(), self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             sums.add(update)
         return sums
@@ -204,12 +204,12 @@ class FedAvg(FlowerFedAvg):
         if sums.clients < max(self.min_clients, 1):
             return None
         combined = sums.combined
-        half = self.half if self.half and has_server_half(self.half.strategy) else None
-        if half or type(self).step is not FedAvg.step:
+        hooks = self.server_hooks if self.server_hooks and needs_server_hooks(self.server_hooks.strategy) else None
+        if hooks or type(self).step is not FedAvg.step:
             old = self.global_weights
             with np.errstate(all="ignore"):  # a model that diverges is reported by name
-                if half:
-                    combined = half.step(server_round, old, sums.means(), sums.examples)
+                if hooks:
+                    combined = hooks.step(server_round, old, sums.means(), sums.examples)
                 combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
         return combined
 

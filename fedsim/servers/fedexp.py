@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.servers.fedavg import FedAvg
 from fedsim.updates.aggregators import Aggregator, Array, Mean
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_real
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
 from fedsim.servers.fedavg import FedAvg
@@ -39,9 +39,9 @@ class QFedAvg(FedAvg):
         super().__init__(**options)
         check_real("QFedAvg's q", q, 0)
         if client_learning_rate is None:
-            if not self.half:
-                raise ConfigError("QFedAvg's client_learning_rate is missing, and there is no client strategy to ask")
-            client_learning_rate = self.half.strategy.lr
+            client_learning_rate = getattr(self.server_hooks and self.server_hooks.strategy, "lr", None)
+            if client_learning_rate is None:
+                raise ConfigError("QFedAvg's client_learning_rate is missing, and no client strategy has an lr")
         check_real("QFedAvg's client_learning_rate", client_learning_rate, 0, open_low=True)
         self.q, self.client_learning_rate = q, client_learning_rate
 

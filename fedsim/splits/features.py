@@ -49,7 +49,7 @@ class FeatureNoise(Graded):
         rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(held.partition)
         x = held.dataset.x_train[held.partition.indices]
         for start in range(0, len(x), ROWS):
-            part = x[start : start + ROWS]
+            part = x.reshape(len(x), -1)[start : start + ROWS]
             part += (rng.standard_normal(part.shape) * level[start : start + ROWS, None]).astype(x.dtype)
         return held.changed(x=x)
 
@@ -80,7 +80,7 @@ class FeatureScale(Graded):
         """Divide, and scale."""
         held = self.inner(dataset, seed)
         x = held.dataset.x_train[held.partition.indices]
-        x *= self.strengths(held.partition)[:, None].astype(x.dtype)
+        x.reshape(len(x), -1)[:] *= self.strengths(held.partition)[:, None].astype(x.dtype)
         return held.changed(x=x)
 
 
@@ -120,6 +120,8 @@ class Rotation(Wrapped):
         """
         held = self.inner(dataset, seed)
         x = held.dataset.x_train[held.partition.indices]
+        if x.ndim > 2:
+            raise ConfigError(f"Rotation takes flat features; {dataset.name} has examples of shape {x.shape[1:]}")
         side = math.isqrt(x.shape[1])
         if side * side != x.shape[1]:
             raise ConfigError(

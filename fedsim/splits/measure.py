@@ -63,7 +63,7 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
 
 def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
     """Return each client's distance, shape (clients,); features that do not vary have no say."""
-    x, part = held.dataset.x_train, held.partition
+    x, part = held.dataset.x_train.reshape(len(held.dataset.x_train), -1), held.partition
     rows = max(1, NUMBERS // x.shape[1])
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for start in range(0, len(part.indices), rows):

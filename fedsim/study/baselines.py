@@ -16,7 +16,7 @@ def centralised(experiment: Experiment) -> Experiment:
     """Return the experiment with all training examples in one place: the upper bound.
 
     Each round is the client's number of local epochs over all examples that clients hold, as they hold them, by SGD
-    with its step size, batch size, momentum and weight decay.
+    with its learning rate, batch size, momentum and weight decay.
     """
     client = SGD.of(experiment.client)
     alone: dict[str, Any] = {"server": None, "fraction_train": 1.0, "min_clients": 1, "transforms": ()}
@@ -31,7 +31,7 @@ def data_parallel(experiment: Experiment) -> Experiment:
     """
     from fedsim.servers import FedAvg, FedAvgM
 
-    client = experiment.client
+    client = SGD.of(experiment.client)
     server = partial(FedAvgM, server_momentum=client.momentum) if client.momentum else FedAvg
     worker = FedSGD.of(client, steps=1, momentum=0.0)
     return replace(experiment, client=worker, server=server, fraction_train=1.0)

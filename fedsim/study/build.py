@@ -1,4 +1,4 @@
-"""What an experiment describes, made: its data, its split, its network and the client runtime over them."""
+"""What an experiment describes, made: its data, its split, its model and the client runtime over them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
     """
     dataset = experiment.load_data()
     federated = experiment.federate(dataset)
-    net = experiment.network(dataset)
-    kernel = experiment.kernel_for(net, federated)
-    return ClientRuntime(net, federated, experiment.client, experiment.seed, kernel, experiment.transforms)
+    model = experiment.make_model(dataset)
+    kernel = experiment.kernel_for(model, federated)
+    return ClientRuntime(model, federated, experiment.client, experiment.seed, kernel, experiment.transforms)

@@ -26,7 +26,7 @@ class CentralisedTraining:
 
     def __init__(self, clients: ClientRuntime, weights: NDArray[Any]) -> None:
         pooled, client = clients.federated.pooled(), SGD.of(clients.client)
-        self._runtime = ClientRuntime(clients.net, pooled, client, clients.seed, clients.kernel_name)
+        self._runtime = ClientRuntime(clients.model, pooled, client, clients.seed, clients.kernel_name)
         self.engine = ThreadEngine(self._runtime, workers=1)
         self.weights = weights
 
@@ -35,7 +35,7 @@ class CentralisedTraining:
         if server_round:
             task = self._runtime.task(self.weights, server_round)
             [update] = self.engine.train(task, np.zeros(1, dtype=np.intp))
-            update = ValidityChecks(self._runtime.net.dtype).keep_valid(task, update, {})
+            update = ValidityChecks(self._runtime.model.dtype).keep_valid(task, update, {})
             self.weights = update.weights[0]
         away = np.subtract(weights, self.weights, dtype=np.float64)
         return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))

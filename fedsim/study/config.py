@@ -41,7 +41,7 @@ class Plan:
 
 
 #: Options of servers that no text can set: objects that fedsim makes, and names of records.
-INTERNAL = ("half", "strategy", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
+INTERNAL = ("server_hooks", "strategy", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
 
 
 def _servers() -> dict[str, Any]:
@@ -60,7 +60,9 @@ def _kinds(field: str) -> tuple[type, ...]:
         from flwr.serverapp.strategy import Strategy
 
         return (Strategy,)
-    return {"split": (splits.Split,), "client": (clients.SGD,), "transforms": (updates.UpdateTransform,)}[field]
+    return {"split": (splits.Split,), "client": (clients.ClientStrategy,), "transforms": (updates.UpdateTransform,)}[
+        field
+    ]
 
 
 def _namespace(field: str) -> dict[str, Any]:
@@ -322,6 +324,8 @@ def to_toml(experiment: Experiment) -> str:
 
     if not isinstance(experiment.dataset, str):
         raise ConfigError("an experiment on arrays of your own has no TOML form; its dataset has no name")
+    if experiment.model is not None:
+        raise ConfigError("an experiment with a model of your own has no TOML form; its model has no name")
     settings: dict[str, Any] = {}
     for setting in fields(experiment):
         value = getattr(experiment, setting.name)

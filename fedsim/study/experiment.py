@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedsim import data, kernels
 from fedsim.checks import (
     LARGEST,
@@ -24,11 +22,11 @@ from fedsim.checks import (
     to_builtin,
     to_builtin_sequence,
 )
-from fedsim.clients import SGD
-from fedsim.clients.base import numpy_hooks
+from fedsim.clients import SGD, ClientStrategy
 from fedsim.clients.check_hooks import check_signatures
+from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
-from fedsim.models import mlp
+from fedsim.models import MLP, Model
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.study.callbacks import Callback, EarlyStopping
 from fedsim.text import short
@@ -58,7 +56,10 @@ class Experiment:
     activation : {"relu", "tanh", "sigmoid"}
     loss : {"cross_entropy", "binary_cross_entropy", "mse"}
     dtype : {"float32", "float64"}
-    client : SGD
+    model : callable, optional
+        Function of the `Dataset` that returns the `fedsim.models.Model` to train, in place of the MLP of ``hidden``,
+        ``activation``, ``loss`` and ``dtype``. It has no TOML form.
+    client : ClientStrategy
         The client strategy.
     server : Strategy or callable
         A server strategy of fedsim, such as ``FedAdam(eta=0.1)``, whose options are used to make a fresh one for each
@@ -108,7 +109,8 @@ class Experiment:
     activation: str = "relu"
     loss: str = "cross_entropy"
     dtype: str = "float32"
-    client: SGD = field(default_factory=SGD)
+    model: Callable[[data.Dataset], Model] | None = None
+    client: ClientStrategy = field(default_factory=SGD)
     server: Callable[..., Strategy] | None = None
     fraction_train: float = 1.0
     fraction_evaluate: float = 0.0
@@ -130,17 +132,18 @@ class Experiment:
             raise ConfigError(f"dataset is {shorten(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
-        for name, kind in (("split", Split), ("client", SGD)):
+        for name, kind in (("split", Split), ("client", ClientStrategy)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {shorten(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
-        check_signatures(self.client, SGD)
+        check_signatures(self.client)
         object.__setattr__(self, "hidden", to_builtin_sequence(self.hidden))
         if not isinstance(self.hidden, tuple | list):
             raise ConfigError(f"hidden is {shorten(self.hidden)}; allowed: a list of layer widths")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             check_integer("hidden", width, 1)
-        mlp.MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
+        MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
+        self._check_model()
         object.__setattr__(self, "server", _server_class(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
@@ -217,6 +220,8 @@ class Experiment:
         DataError
             The dataset cannot be found or is not fit to train on.
         """
+        if directory is not None and self.model is not None:
+            raise ConfigError("directory cannot be given with a model of your own, which has no TOML form")
         from fedsim.study.runner import run
 
         return run(self, workers, block_size, callbacks, verbose, directory, engine)
@@ -229,33 +234,49 @@ class Experiment:
         """Return the dataset as clients hold it."""
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
-    def kernel_for(self, net: mlp.MLP, federated: FederatedDataset) -> str:
-        """Return the kernel that trains: the one asked for, or for ``"auto"`` by the size of a round."""
-        client, sizes = self.client, federated.partition.sizes / federated.windows
-        examples = client.epochs * sizes.sum()
-        if client.steps:
-            examples = client.steps * np.minimum(sizes, client.batch_size or np.inf).sum()
-        return kernels.choose(self.kernel, numpy_hooks(client), net, self.fraction_train * float(examples))
+    def _check_model(self) -> None:
+        if self.model is None:
+            return
+        if not callable(self.model):
+            raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
+        for replaced in ("hidden", "activation", "loss", "dtype"):
+            default = type(self).__dataclass_fields__[replaced].default
+            if getattr(self, replaced) != default:
+                raise ConfigError(f"{replaced} configures the MLP, which model replaces; allowed: one of the two")
 
-    def network(self, dataset: data.Dataset) -> mlp.MLP:
-        """Return the network for a dataset; regression, and binary cross-entropy on two classes, have one output.
+    def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
+        """Return the kernel that trains: the one requested, or for ``"auto"`` by the size of a round."""
+        examples = self.client.examples_per_round(federated.partition.sizes / federated.windows).sum()
+        return kernels.choose(self.kernel, numpy_hooks(self.client), model, self.fraction_train * float(examples))
+
+    def make_model(self, dataset: data.Dataset) -> Model:
+        """Return the model for a dataset.
 
         Raises
         ------
         ConfigError
-            A loss for labels, and targets that are real numbers; or too many parameters.
+            The model or its loss does not fit the dataset, or it has too many parameters.
         """
+        model = self.model(dataset) if self.model else self._mlp(dataset)
+        if not isinstance(model, Model):
+            raise ConfigError(f"model returned {shorten(model)}; allowed: a fedsim.models.Model")
+        if model.num_parameters > LARGEST:
+            hidden = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
+            raise ConfigError(f"{hidden} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")
+        return model
+
+    def _mlp(self, dataset: data.Dataset) -> MLP:
+        """Return the MLP for a dataset; regression, and binary cross-entropy on two classes, have one output."""
+        if dataset.x_train.ndim > 2:
+            raise ConfigError(
+                f"{dataset.name} has examples of shape {dataset.x_train.shape[1:]}, and the MLP takes features in one "
+                "dimension; allowed: a model of your own, or reshaped examples"
+            )
         if dataset.regression and self.loss != "mse":
             raise ConfigError(f"loss is {self.loss!r}, and {dataset.name} has real-valued targets; allowed: mse")
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
-        net = mlp.MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
-        if net.num_parameters > LARGEST:
-            raise ConfigError(
-                f"hidden is {shorten(self.hidden)}, which makes {net.num_parameters:,} parameters; "
-                f"allowed: at most {LARGEST:,}"
-            )
-        return net
+        return MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
 
 
 def _server_class(server: Any) -> Any:

@@ -11,10 +11,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim.clients.base import ServerHalf
+from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.flower import records
-from fedsim.models import mlp
 from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
 from fedsim.study.centralised import CentralisedTraining
@@ -49,23 +48,23 @@ class RunState:
         The history, the clients' scores and the failures so far.
     strategy : Strategy
         The server strategy.
-    half : ServerHalf
+    server_hooks : ServerHooks
     centralised : CentralisedTraining, optional
     """
 
     def __init__(self, experiment: Experiment, grid: RoundGrid) -> None:
         runtime, federated = grid.runtime, grid.runtime.federated
-        self.net, self._experiment, self._grid = runtime.net, experiment, grid
+        self.model, self._experiment, self._grid = runtime.model, experiment, grid
         self.score = "r2" if federated.dataset.regression else "accuracy"
-        self.weights = mlp.initialise(self.net, generator(experiment.seed, Purpose.INIT))
-        self.arrays = records.to_record(self.net, self.weights)
+        self.weights = self.model.init(generator(experiment.seed, Purpose.INIT))
+        self.arrays = records.to_record(self.model, self.weights)
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
         self.failures: list[dict[str, Any]] = []
-        self.half = ServerHalf(
-            experiment.client, self.net, lambda number: len(federated.at(number).indices), experiment.seed
+        self.server_hooks = ServerHooks(
+            experiment.client, self.model, lambda number: len(federated.at(number).indices), experiment.seed
         )
-        self.strategy: Strategy = make_strategy(experiment, self.half, len(grid.get_node_ids()))
+        self.strategy: Strategy = make_strategy(experiment, self.server_hooks, len(grid.get_node_ids()))
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 
     def check_can_be_saved(self) -> None:
@@ -81,7 +80,7 @@ class RunState:
             "clients": self.client_rows,
             "failures": self.failures,
             "client_state": self._grid.engine.client_state.state_dict(),
-            "half": self.half.state,
+            "server_hooks": self.server_hooks.state,
             "centralised": self.centralised.weights if self.centralised else None,
             "server": strategy_state_dict(self.strategy),
             "sampling": random.getstate(),
@@ -91,7 +90,7 @@ class RunState:
         """Take up what `state_dict` returned; anything else raises."""
         need(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
-        self.weights = records.to_flat(self.net, self.arrays)
+        self.weights = records.to_flat(self.model, self.arrays)
         self.rows = _rows(saved["history"], history_columns(self.score), float)
         need(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
         need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
@@ -101,7 +100,7 @@ class RunState:
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
         need(all(type(row["reason"]) is str for row in self.failures), "failures")
         self._load_client_state(saved["client_state"])
-        self._load_half(saved["half"])
+        self._load_server_hooks(saved["server_hooks"])
         if self.centralised:
             central = saved["centralised"]
             need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
@@ -111,13 +110,16 @@ class RunState:
         random.setstate(saved["sampling"])
         self._grid.checks.limit_loss(self.rows[0]["test_loss"])
 
-    def _load_half(self, state: Any) -> None:
-        need(state is None or (isinstance(state, dict) and _all_arrays(state)), "half")
+    def _load_server_hooks(self, state: Any) -> None:
+        need(state is None or (isinstance(state, dict) and _all_arrays(state)), "server_hooks")
         if state is not None:
-            fresh = self.half.strategy.server_state(self.weights, self.half)
-            for name in self.half.strategy.broadcast:
-                need(state[name].shape == np.shape(fresh[name]) and state[name].dtype == fresh[name].dtype, "half")
-        self.half.state = state
+            fresh = self.server_hooks.strategy.server_state(self.weights, self.server_hooks)
+            for name in self.server_hooks.strategy.broadcast:
+                need(
+                    state[name].shape == np.shape(fresh[name]) and state[name].dtype == fresh[name].dtype,
+                    "server_hooks",
+                )
+        self.server_hooks.state = state
 
     def _load_client_state(self, state: Any) -> None:
         """Take up client state, after comparing it with that of a new client."""

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, choose
-from fedsim.engines.runtime import mean_evaluation
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
-from fedsim.models import mlp
+from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
@@ -151,7 +151,7 @@ class _Run:
         state = self.state
         if server_round < len(state.rows):
             return None  # the last round before an interruption
-        state.arrays, state.weights = arrays, records.to_flat(state.net, arrays)
+        state.arrays, state.weights = arrays, records.to_flat(state.model, arrays)
         loss, accuracy = self.grid.evaluate_test(state.weights)
         statistics, evaluations = self.grid.take_statistics()
         if not np.isfinite(loss):
@@ -198,7 +198,7 @@ class _Run:
             raise _EndOfRunError
 
     def _weights(self) -> dict[str, Any]:
-        return {name: values.copy() for name, values in mlp.views(self.state.net, self.state.weights).items()}
+        return {name: values.copy() for name, values in named_arrays(self.state.model, self.state.weights).items()}
 
     def _result(self) -> Result:
         state = self.state

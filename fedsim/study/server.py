@@ -10,27 +10,29 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.checks import check_integer, check_real, shorten
-from fedsim.clients.base import ServerHalf, has_server_half
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MINIMUM, check_flower_options
 from fedsim.study.experiment import Experiment
 
 
-def make_strategy(experiment: Experiment, half: ServerHalf | None = None, num_clients: int | None = None) -> Strategy:
-    """Return a fresh server strategy, which carries the client strategy's server half if it can.
+def make_strategy(
+    experiment: Experiment, server_hooks: ServerHooks | None = None, num_clients: int | None = None
+) -> Strategy:
+    """Return a fresh server strategy, which calls the client strategy's server hooks if it can.
 
     Parameters
     ----------
     experiment : Experiment
-    half : ServerHalf, optional
+    server_hooks : ServerHooks, optional
     num_clients : int, optional
         Refuse a strategy that waits for more clients than there are.
 
     Raises
     ------
     ConfigError
-        It cannot be made, or cannot carry a server half or groups that the client strategy needs.
+        It cannot be made, or does not support the server hooks or groups that the client strategy needs.
     """
     make: Callable[..., Strategy] = experiment.server or FedAvg
     cls = make.func if isinstance(make, partial) else make
@@ -42,14 +44,14 @@ def make_strategy(experiment: Experiment, half: ServerHalf | None = None, num_cl
         **dict.fromkeys(MINIMUM, 1),
     }
     if isinstance(cls, type) and issubclass(cls, FedAvg):
-        settings |= {"half": half, "min_clients": experiment.min_clients}
+        settings |= {"server_hooks": server_hooks, "min_clients": experiment.min_clients}
         if experiment.client.grouped:
             cls.check_groups(type(experiment.client).__name__)
     elif experiment.min_clients > 1:
         raise ConfigError(f"min_clients is {experiment.min_clients}, which the server {name} does not heed; allowed: 1")
-    elif half and has_server_half(experiment.client):
+    elif server_hooks and needs_server_hooks(experiment.client):
         raise ConfigError(
-            f"client {type(experiment.client).__name__} has a server half, which the server {name} does not carry; "
+            f"client {type(experiment.client).__name__} has server hooks, which the server {name} does not call; "
             "allowed: a server of fedsim.servers or a subclass of one"
         )
     own = make.keywords if isinstance(make, partial) else {}

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.base import ServerHalf, Update, has_server_half, overrides
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.clients.sgd import overrides
+from fedsim.clients.task import Update
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 from fedsim.updates.aggregators import Aggregator, Mean
@@ -24,8 +26,8 @@ class Aggregation:
     ----------
     aggregator : Aggregator
         Of the weights.
-    half : ServerHalf, optional
-        The server half of the client strategy, which may weigh clients in its own way.
+    server_hooks : ServerHooks, optional
+        The server hooks of the client strategy, which may weigh clients in its own way.
     add_weighted : callable
         How to add up weights; see `fedsim.kernels`.
     check_groups : callable
@@ -40,13 +42,13 @@ class Aggregation:
     def __init__(
         self,
         aggregator: Aggregator,
-        half: ServerHalf | None = None,
+        server_hooks: ServerHooks | None = None,
         add_weighted: Callable[..., None] = add_weighted,
         check_groups: Callable[[str], None] = lambda client: None,
     ) -> None:
         self.aggregator, self._add_weighted, self._check_groups = aggregator, add_weighted, check_groups
-        self._half = half if half and has_server_half(half.strategy) else None
-        own_weights = self._half is not None and overrides(self._half.strategy, "weigh")
+        self._server_hooks = server_hooks if server_hooks and needs_server_hooks(server_hooks.strategy) else None
+        own_weights = self._server_hooks is not None and overrides(self._server_hooks.strategy, "weigh")
         #: The mean by examples, where the aggregator returns something else.
         self._mean = None if isinstance(aggregator, Mean) and not own_weights else RunningMean(add_weighted)
         self._besides: dict[str, RunningMean] = {}
@@ -60,11 +62,11 @@ class Aggregation:
         self.clients += len(update.partition_ids)
         self.examples += int(update.num_examples.sum())
         self._losses.append(update.train_loss * update.num_examples)
-        half = self._half
-        weights = half.weigh(update.num_examples, update.up) if half else update.num_examples
+        hooks = self._server_hooks
+        weights = hooks.weigh(update.num_examples, update.up) if hooks else update.num_examples
         factors = np.asarray(weights, dtype=np.float64)
-        if half and factors.ndim > 1:
-            self._check_groups(type(half.strategy).__name__)
+        if hooks and factors.ndim > 1:
+            self._check_groups(type(hooks.strategy).__name__)
         self.aggregator.add(update, factors)
         if self._mean:
             self._mean.add(update.weights, update.num_examples)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Update
+from fedsim.clients.task import Update
 from fedsim.kernels.mean import RunningMean
 from fedsim.kernels.numpy import add_weighted
 

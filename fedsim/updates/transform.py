@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import convert_fields
-from fedsim.clients.base import Task, Update
+from fedsim.clients.task import Task, Update
 from fedsim.errors import ConfigError
 from fedsim.streams import Purpose, generator
 

@@ -19,11 +19,11 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim import clients as client_strategies
-from fedsim.clients import SGD
-from fedsim.clients.base import Task, Update
+from fedsim.clients import ClientStrategy
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
-from fedsim.engines.runtime import ClientRuntime, Evaluation
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import fingerprint
 from fedsim.engines.supernodes.replies import (
     ENCODED,
@@ -147,7 +147,7 @@ class SuperNodeEngine:
         for block in self.blocks.training(task, clients):
             known, lost = _split(block, rows, failed)
             if not len(known):
-                weights = np.empty((0, self.runtime.net.num_parameters), self.runtime.net.dtype)
+                weights = np.empty((0, self.runtime.model.num_parameters), self.runtime.model.dtype)
                 yield Update(known, known, weights, np.empty(0), update_norm=np.empty(0), failed=lost)
                 continue
             found = [rows[int(client)] for client in known]
@@ -213,7 +213,7 @@ class SuperNodeEngine:
             order = ConfigRecord(
                 {
                     "round": task.round,
-                    "client": to_text(task.strategy, classes_of(client_strategies, SGD)),
+                    "client": to_text(task.strategy, classes_of(client_strategies, ClientStrategy)),
                     "clients": [int(c) for c in own],
                     "accepted": [int(number) for number in self.client_state.accepted_rounds[own]],
                     "purpose": int(task.purpose),

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedsim import clients as client_strategies
-from fedsim.clients import SGD
+from fedsim.clients import ClientStrategy
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import fingerprint
 from fedsim.engines.supernodes.replies import FAILED, ORDER, RESULT, WEIGHTS, columns_of, failures_record
@@ -24,7 +24,7 @@ from fedsim.streams import Purpose
 STATE = "fedsim.state."
 
 
-def received_client(text: str, own: type[SGD]) -> SGD:
+def received_client(text: str, own: type[ClientStrategy]) -> ClientStrategy:
     """Make the client strategy that a message names: of fedsim's, or of the class `own`; nothing is imported.
 
     Raises
@@ -32,8 +32,8 @@ def received_client(text: str, own: type[SGD]) -> SGD:
     ConfigError
         As for `fedsim.objects.from_text`.
     """
-    known = classes_of(client_strategies, SGD)
-    made: SGD = from_text("client", text, known | {class_name(own, known): own})
+    known = classes_of(client_strategies, ClientStrategy)
+    made: ClientStrategy = from_text("client", text, known | {class_name(own, known): own})
     return made
 
 

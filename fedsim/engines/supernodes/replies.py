@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.clients.base import Task, Update
+from fedsim.clients.task import Task, Update
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import difference
@@ -303,18 +303,18 @@ def _unsound_training(columns: Mapping[str, Array], runtime: ClientRuntime) -> d
     if not len(finite):
         return {}
     sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
-    return {int(finite[row]): reason for row, reason in unsound(sent, runtime.net.dtype).items()}
+    return {int(finite[row]): reason for row, reason in unsound(sent, runtime.model.dtype).items()}
 
 
 def _unsound_evaluation(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
     """Return, by row, which clients' scores are impossible."""
     wrong = {}
-    least, most = 0.0 if runtime.variance is None else -np.inf, float(np.finfo(runtime.net.dtype).max)
+    least, most = 0.0 if runtime.variance is None else -np.inf, float(np.finfo(runtime.model.dtype).max)
     for row, (loss, accuracy) in enumerate(zip(columns["loss"], columns["accuracy"], strict=True)):
         if not (np.isfinite(loss) and np.isfinite(accuracy)):
             wrong[row] = "its SuperNode sent a loss or accuracy that is not finite"
         elif max(abs(loss), abs(accuracy)) > most:
-            wrong[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.net.dtype}"
+            wrong[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.model.dtype}"
         elif loss < 0 or not least <= accuracy <= 1:
             wrong[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
     return wrong

@@ -1,0 +1,290 @@
+"""What a client strategy's hooks work with: some clients of a round, a row each, and the fits they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim import kernels
+from fedsim.clients.check_hooks import check_array, check_kept, check_per_client, refusal
+from fedsim.clients.full_pass import evaluate_shards, for_each_shard
+from fedsim.clients.private import PRIVATE, private_mask
+from fedsim.clients.sgd import SGD, Affine, overrides
+from fedsim.clients.task import Task
+from fedsim.errors import ConfigError
+from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.models import Group
+from fedsim.streams import keys
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+
+
+class Context:
+    """Some clients of a round, a row each.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    model : Model
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    global_weights : ndarray, shape (parameters,)
+        The weights that the server sent; read-only.
+    state : dict of str to ndarray, shape (clients, ...)
+        The client state (see `ClientStrategy.client_state`); change it to keep something else until the next round.
+    down : dict of str to ndarray
+        What the server sent besides the weights; read-only.
+    up : dict of str to ndarray, shape (clients, ...)
+        What is sent to the server besides the weights; filled by the strategy.
+    loss_sum : ndarray of float64, shape (clients,)
+        Sum over the examples processed in all fits so far; 0 before the first fit.
+    processed : ndarray of int, shape (clients,)
+        Number of these examples.
+    update_norm : ndarray of float64, shape (clients,), optional
+        Euclidean distance of the last fit's weights from its start.
+    """
+
+    def __init__(self, task: Task, clients: Indices, state: dict[str, Array]) -> None:
+        self._task = task
+        self.round, self.model, self.down = task.round, task.model, task.down
+        self.global_weights = task.global_weights
+        self.partition_ids, self.num_examples = clients, task.partition.sizes[clients]
+        self.state = state
+        self.up: dict[str, Array] = {}
+        self._whole: tuple[Context, slice | Indices] | None = None
+        self.loss_sum: NDArray[np.float64] | int = 0
+        self.processed: Indices | int = 0
+        self.update_norm: NDArray[np.float64] | None = None
+        self._epochs: Indices | int = 0
+
+    def rows(self, select: slice | Indices) -> Context:
+        """Return the context of some of the rows; its state is a view of a slice of them, a copy of others."""
+        part = copy(self)
+        part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
+        part.state = {name: rows[select] for name, rows in self.state.items()}
+        for computed in ("start", "label_counts", "lr", "steps"):
+            part.__dict__.pop(computed, None)
+        part._whole = self, select
+        return part
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return the result of `compute`, or rows of the result for the whole block, which is computed once."""
+        if self._whole is None:
+            return compute()
+        whole, select = self._whole
+        return getattr(whole, name)[select]
+
+    @cached_property
+    def start(self) -> Array:
+        """The weights at the start of the round, shape (clients, parameters) or (1, parameters).
+
+        The global weights, with each client's own private parameters if the strategy has any.
+        """
+        if PRIVATE not in self.state:
+            return self.global_weights[None]
+        start = np.repeat(self.global_weights[None], len(self.partition_ids), axis=0)
+        start[:, private_mask(self._task.strategy, self.model)] = self.state[PRIVATE]
+        return start
+
+    @cached_property
+    def lr(self) -> NDArray[np.float64]:
+        """Each client's learning rate in this round, shape (clients,)."""
+        lr: NDArray[np.float64] = self._once("lr", lambda: self._per_client("learning_rate"))
+        return lr
+
+    @cached_property
+    def steps(self) -> Indices:
+        """Each client's number of steps in a fit of this strategy, shape (clients,)."""
+        steps: Indices = self._once("steps", lambda: self._per_client("local_steps"))
+        return steps
+
+    def _sgd(self, by: SGD | None = None) -> SGD:
+        """Return the strategy of a fit: the given one, or the round's."""
+        strategy = by or self._task.strategy
+        if not isinstance(strategy, SGD):
+            raise ConfigError(f"{type(strategy).__name__} does not extend SGD; allowed: ctx.fit(by=SGD(...))")
+        return strategy
+
+    def _per_client(self, hook: str, by: SGD | None = None) -> Any:
+        strategy = self._sgd(by)
+        values = getattr(strategy, hook)(self)
+        return check_per_client(strategy, hook, values, len(self.partition_ids), whole=hook == "local_steps")
+
+    @cached_property
+    def label_counts(self) -> Indices:
+        """Each client's number of training examples of each label, shape (clients, classes)."""
+        task, classes = self._task, max(2, self.model.outputs)
+        if task.y.dtype.kind == "f":
+            raise ConfigError(f"{type(task.strategy).__name__} counts labels; the targets here are real numbers")
+
+        def count() -> Indices:
+            shards = [task.partition[int(k)] for k in self.partition_ids]
+            return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
+
+        counts: Indices = self._once("label_counts", count)
+        return counts
+
+    def fit(self, start: Array | None = None, *, by: SGD | None = None, groups: Sequence[Group] | None = None) -> Array:
+        """Train on the clients' own examples.
+
+        Parameters
+        ----------
+        start : ndarray, shape (clients, parameters) or (1, parameters), optional
+            Default `start`.
+        by : SGD, optional
+            The strategy whose hyperparameters, `affine`, `gradient` and `direction` are used; default the round's.
+            Every fit of a round shuffles anew.
+        groups : sequence of tuple of str, optional
+            Those of the model's groups of parameters that are trained; the others are frozen. Default all.
+
+        Returns
+        -------
+        ndarray, shape (clients, parameters)
+            A new array.
+        """
+        strategy, sizes = self._sgd(by), self.num_examples
+        lr, steps = (self.lr, self.steps) if strategy is self._task.strategy else self._rates_and_steps(strategy)
+        batch = strategy.batch_size or 0
+        per_epoch = -(-sizes // batch) if batch else np.ones_like(sizes)
+        epochs = -(-steps // per_epoch)
+        job = self._job(strategy, start, groups, lr, steps, int(epochs.max(initial=0)))
+        hooked = job.gradient is not None or job.direction is not None
+        result: FitResult = kernels.load("numpy" if hooked else self._task.kernel).fit(job)
+        full = steps // per_epoch
+        self.loss_sum, self.update_norm = self.loss_sum + result.loss, result.update_norm
+        self.processed = self.processed + full * sizes + (steps - full * per_epoch) * batch
+        self._epochs = self._epochs + epochs
+        return result.weights
+
+    def _rates_and_steps(self, strategy: SGD) -> tuple[NDArray[np.float64], Indices]:
+        return self._per_client("learning_rate", strategy), self._per_client("local_steps", strategy)
+
+    def _job(
+        self,
+        strategy: SGD,
+        start: Array | None,
+        groups: Sequence[Group] | None,
+        lr: NDArray[np.float64],
+        steps: Indices,
+        epochs: int,
+    ) -> FitJob:
+        """Return the job of a fit for the kernel."""
+        task = self._task
+        trained = tuple(groups is None or group in groups for group in task.model.groups)
+        if not any(trained):
+            raise ValueError(f"groups is {groups!r}; allowed: some of {task.model.groups}")
+        affine = strategy.affine(self)
+        if not isinstance(affine, Affine):
+            raise refusal(strategy, "affine", f"affine() returned a {type(affine).__name__}; it must be an Affine")
+        center, correction = affine.center, affine.correction
+        hooks = _StepHooks(strategy, self)
+        return FitJob(
+            model=task.model,
+            x=task.x,
+            y=task.y,
+            partition=task.partition,
+            clients=self.partition_ids,
+            start=self.start if start is None else self._rows_of("start of fit()", start),
+            steps=steps,
+            shuffles=keys(
+                task.seed, task.purpose, task.round, self.partition_ids, np.arange(epochs)[:, None] + self._epochs
+            ),
+            batch_size=strategy.batch_size or 0,
+            lr=lr,
+            momentum=strategy.momentum,
+            weight_decay=strategy.weight_decay,
+            mu=affine.mu,
+            center=self.global_weights[None] if center is None else self._rows_of("affine's center", center),
+            correction=None if correction is None else self._rows_of("affine's correction", correction),
+            trained=trained,
+            run_on_all_workers=task.run_on_all_workers,
+            gradient=hooks.gradient if overrides(strategy, "gradient") else None,
+            direction=hooks.direction if overrides(strategy, "direction") else None,
+        )
+
+    def _rows_of(self, what: str, values: Array) -> Array:
+        """Return an array as rows of parameters, one for all clients or one for each."""
+        rows = np.atleast_2d(values)
+        if (
+            rows.ndim != 2
+            or len(rows) not in (1, len(self.partition_ids))
+            or rows.shape[1] != self.model.num_parameters
+        ):
+            name = type(self._task.strategy).__name__
+            raise ConfigError(
+                f"{name}'s {what} has shape {np.shape(values)}; allowed: ({self.model.num_parameters},), or with a row "
+                f"per client, ({len(self.partition_ids)}, {self.model.num_parameters})"
+            )
+        return rows
+
+    def full_gradient(self, weights: Array) -> tuple[Array, Array]:
+        """Return the mean loss over all training examples of each client and its gradient.
+
+        Parameters
+        ----------
+        weights : ndarray, shape (parameters,) or (clients, parameters)
+
+        Returns
+        -------
+        loss : ndarray of float64, shape (clients,)
+        grad : ndarray, shape (clients, parameters)
+        """
+        loss = np.zeros(len(self.partition_ids))
+        grad = np.zeros((len(loss), self.model.num_parameters), dtype=self.model.dtype)
+
+        def add(rows: Indices, w: Array, x: Array, y: Array) -> None:
+            share = x.shape[1] / self.num_examples[rows]
+            part_loss, part = self.model.loss_and_gradient(np.broadcast_to(w, (len(rows), w.shape[-1])), x, y)
+            loss[rows] += part_loss * share
+            grad[rows] += part * share[:, None].astype(part.dtype)
+
+        for_each_shard(self._task, self._task.partition, self.partition_ids, weights, add)
+        return loss, grad
+
+    def evaluate(self, weights: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the mean loss and the accuracy of weights on each client's training examples, shape (clients,)."""
+        return evaluate_shards(self._task, self._task.partition, self.partition_ids, weights)
+
+
+class _StepHooks:
+    """A strategy's own `gradient` and `direction`, called with row numbers of a block; changes of state are kept."""
+
+    def __init__(self, strategy: SGD, context: Context) -> None:
+        self._strategy, self._context = strategy, context
+
+    def gradient(self, rows: slice | Indices, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return each client's loss on its batch and the gradient."""
+        with self._part(rows, "gradient") as part:
+            made = self._strategy.gradient(weights, x, y, part)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise refusal(
+                self._strategy, "gradient", "gradient() must return a tuple of the losses, shape (clients,), and the "
+                "gradients, shape (clients, parameters)",
+            )  # fmt: skip
+        loss, grad = made
+        check_array(self._strategy, "gradient", "gradient() returned losses", loss, weights.shape[:1])
+        check_array(self._strategy, "gradient", "gradient() returned gradients", grad, weights.shape)
+        return loss, grad
+
+    def direction(self, rows: slice | Indices, grad: Array, weights: Array) -> Array:
+        """Return what each client's step subtracts."""
+        with self._part(rows, "direction") as part:
+            made = self._strategy.direction(grad, weights, part)
+        return check_array(self._strategy, "direction", "direction() returned", made, weights.shape)
+
+    @contextmanager
+    def _part(self, rows: slice | Indices, hook: str) -> Iterator[Context]:
+        part = self._context.rows(rows)
+        before = dict(part.state)
+        yield part
+        check_kept(self._strategy, hook, part.state, before)
+        for name, values in part.state.items():
+            if values is not before[name] or not isinstance(rows, slice):
+                self._context.state[name][rows] = values

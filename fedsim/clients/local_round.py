@@ -1,0 +1,95 @@
+"""A client's round: the frame around a strategy's `train`, `client_state` and `personalise`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.clients.check_hooks import check_array, check_client_state, check_kept, check_personal, refusal
+from fedsim.clients.context import Context
+from fedsim.clients.private import PRIVATE, private_groups, private_mask
+from fedsim.clients.sgd import overrides
+from fedsim.clients.strategy import ClientStrategy
+from fedsim.clients.task import Task, Update
+from fedsim.errors import DivergenceError
+from fedsim.models import Model
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+
+
+def has_client_state(strategy: ClientStrategy, model: Model) -> bool:
+    """Return whether clients have state between rounds."""
+    return overrides(strategy, "client_state") or bool(private_groups(strategy, model))
+
+
+def new_client_state(task: Task, clients: Indices) -> dict[str, Array]:
+    """Return the client state before the first round, a row per client."""
+    context = Context(task, clients, {})
+    state = check_client_state(task.strategy, task.strategy.client_state(context), len(clients))
+    mask = private_mask(task.strategy, task.model)
+    if mask.any():
+        state[PRIVATE] = np.repeat(task.global_weights[None, mask], len(clients), axis=0)
+    return state
+
+
+def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Update:
+    """Train some clients in one round.
+
+    Parameters
+    ----------
+    task : Task
+    clients : ndarray of int, shape (clients,)
+        Partition ids, none of an empty client, in order of falling size.
+    state : dict of str to ndarray, shape (clients, ...)
+        Their client state; may be changed.
+    """
+    context = Context(task, clients, state)
+    strategy, rows, declared = task.strategy, len(clients), dict(state)
+    weights = check_array(
+        strategy, "train", "train() returned", strategy.train(context), (rows, task.model.num_parameters)
+    )
+    if weights.dtype.kind != "f":
+        raise refusal(strategy, "train", f"train() returned an array of {weights.dtype}; it must hold floats")
+    weights = weights.astype(task.model.dtype, copy=False)
+    if np.ndim(context.loss_sum):
+        loss = context.loss_sum / np.maximum(context.processed, 1)
+    else:  # no fit: the loss of the weights that the round started from
+        loss = context.evaluate(context.start)[0]
+    check_kept(strategy, "train", context.state, declared)
+    for name, values in context.up.items():
+        check_array(strategy, "train", f"ctx.up[{name!r}] is", values, (rows, ...))
+    if PRIVATE in state:
+        mask = private_mask(strategy, task.model)
+        context.state[PRIVATE] = weights[:, mask]
+        weights = np.where(mask, task.global_weights, weights)  # a new array: state may refer to what train() returned
+    for sent in [*context.up.values(), *([weights] if overrides(strategy, "train") else [])]:
+        loss[~np.isfinite(sent).reshape(rows, -1).all(axis=1)] = np.nan
+    for values in (v for v in context.state.values() if v.dtype.kind == "f"):
+        loss[np.isnan(values).reshape(rows, -1).any(axis=1)] = np.nan
+    only_a_fit = not overrides(strategy, "train") and PRIVATE not in state
+    norm = context.update_norm if only_a_fit else None
+    return Update(clients, context.num_examples, weights, loss, context.up, context.state, update_norm=norm)
+
+
+def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
+    """Return the weights with which each client predicts, shape (clients, parameters) or (1, parameters).
+
+    Raises
+    ------
+    DivergenceError
+        A fit for it diverged; names the client.
+    ConfigError
+        The strategy returned anything but finite weights.
+    """
+    context = Context(task, clients, state)
+    weights = task.strategy.personalise(context)
+    diverged = np.flatnonzero(np.isnan(context.loss_sum))
+    if len(diverged):
+        raise DivergenceError(
+            f"training diverged in round {task.round} at client {clients[diverged[0]]} when {task.strategy} made the "
+            "client's own model; a smaller learning rate usually helps"
+        )
+    return check_personal(task.strategy, weights, clients, task.model.num_parameters)

@@ -1,0 +1,101 @@
+"""The server's part of a client strategy: its hooks and their state between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedsim.clients.check_hooks import check_array, check_server_state, check_weights
+from fedsim.clients.sgd import overrides
+from fedsim.clients.strategy import ClientStrategy
+from fedsim.errors import ConfigError
+from fedsim.models import Model
+from fedsim.streams import Purpose, generator
+
+Array = NDArray[Any]
+
+
+@dataclass
+class ServerContext:
+    """What a client strategy's `server_step` works with.
+
+    Attributes
+    ----------
+    round : int
+    global_weights : ndarray, shape (parameters,)
+        The weights that the round started from; read-only.
+    mean : dict of str to ndarray
+        ``"weights"`` as the server strategy combined them, shape (parameters,), and the mean of everything else that
+        clients sent, each client weighted by `ClientStrategy.weigh` (its number of examples).
+    state : dict of str to ndarray
+        The server state; change it to keep something else until the next round.
+    share : float
+        The cohort's share of the examples that all clients train on in this round, in (0, 1].
+    """
+
+    round: int
+    global_weights: Array
+    mean: dict[str, Array]
+    state: dict[str, Array]
+    share: float
+
+
+class ServerHooks:
+    """The server hooks of a client strategy, with the server state; fedsim's server strategies call them.
+
+    Parameters
+    ----------
+    strategy : ClientStrategy
+    model : Model
+    num_examples : int or callable
+        Of all clients together; a function of the round's number (from 1) where clients train on other examples in
+        other rounds.
+    seed : int
+    """
+
+    def __init__(
+        self, strategy: ClientStrategy, model: Model, num_examples: int | Callable[[int], int], seed: int
+    ) -> None:
+        self.strategy, self.model, self.num_examples, self.seed = strategy, model, num_examples, seed
+        self.state: dict[str, Array] | None = None
+
+    def down(self, weights: Array) -> dict[str, Array]:
+        """Return what is sent to clients besides the weights."""
+        state, strategy = self._started(weights), self.strategy
+        for name in strategy.broadcast:
+            if name not in state:
+                raise ConfigError(
+                    f"{type(strategy).__name__}'s broadcast names {name}, which server_state() does not return"
+                )
+        return {name: state[name] for name in strategy.broadcast}
+
+    def _started(self, weights: Array) -> dict[str, Array]:
+        if self.state is None:
+            self.state = check_server_state(self.strategy, "server_state", self.strategy.server_state(weights, self))
+        return self.state
+
+    def draw_weights(self, number: int) -> Array:
+        """Draw another set of initial weights, shape (parameters,): the `number`-th, from 1."""
+        return self.model.init(generator(self.seed, Purpose.INIT, number))
+
+    def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
+        """Return the new global weights."""
+        total = self.num_examples(server_round) if callable(self.num_examples) else self.num_examples
+        share = examples / total
+        context = ServerContext(server_round, weights, mean, self._started(weights), share)
+        made = self.strategy.server_step(context)
+        self.state = check_server_state(self.strategy, "server_step", context.state)
+        names = ("parameters",)
+        return check_array(self.strategy, "server_step", "server_step() returned", made, weights.shape, names)
+
+    def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
+        """Return each client's weight in the round's means, shape (clients,) or (clients, groups)."""
+        return check_weights(self.strategy, self.strategy.weigh(num_examples, up), len(num_examples))
+
+
+def needs_server_hooks(strategy: ClientStrategy) -> bool:
+    """Return whether a client strategy needs a server strategy that calls its server hooks."""
+    return bool(strategy.broadcast) or overrides(strategy, "server_step", "weigh")

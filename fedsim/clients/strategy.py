@@ -1,0 +1,131 @@
+"""The contract of client strategies: the hooks of a client's round, and of the server's part in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+
+from numpy.typing import NDArray
+
+from fedsim.checks import check_flag, convert_fields
+from fedsim.errors import ConfigError
+from fedsim.models import Group, Model
+
+if TYPE_CHECKING:
+    from fedsim.clients.context import Context
+    from fedsim.clients.server_hooks import ServerContext, ServerHooks
+
+Array = NDArray[Any]
+
+
+@dataclass_transform(frozen_default=True)
+@dataclass(frozen=True)
+class ClientStrategy(ABC):
+    """A client's local algorithm. Extend it for an algorithm of your own; extend `SGD` for a variation of SGD.
+
+    Every subclass becomes a frozen dataclass, so annotated class attributes are its hyperparameters. `train` must be
+    defined; every other hook has a default. docs/extend.md goes through the hooks one by one.
+    """
+
+    #: Names of the server state that is sent to clients with the weights.
+    broadcast: ClassVar[tuple[str, ...]] = ()
+    #: Whether `weigh` returns a column per group, so that each group of clients has a mean of its own.
+    grouped: ClassVar[bool] = False
+    #: Hyperparameters with which the global model is SGD's; None if there are none. `fedsim.testing` checks it.
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True)(cls)
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+        for field in fields(self):
+            if field.type in (bool, "bool"):
+                check_flag(f"{type(self).__name__}'s {field.name}", getattr(self, field.name))
+
+    def __str__(self) -> str:
+        """Return a short label: the class and the hyperparameters that differ from their defaults."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.default is MISSING or getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
+
+    # A client's round.
+
+    @abstractmethod
+    def train(self, ctx: Context) -> Array:
+        """Train in one round.
+
+        Parameters
+        ----------
+        ctx : Context
+
+        Returns
+        -------
+        ndarray, shape (clients, parameters)
+            The weights to send to the server.
+        """
+
+    def examples_per_round(self, num_examples: Array) -> Array:
+        """Return on how many examples each client trains in a round, repetitions counted.
+
+        An estimate of cost, for the choice of the kernel and of the blocks. Default: every example once.
+
+        Parameters
+        ----------
+        num_examples : ndarray, shape (clients,)
+        """
+        return num_examples
+
+    def client_state(self, ctx: Context) -> Mapping[str, Array]:
+        """Return the client state before a client's first round: name -> array with a row per client."""
+        return {}
+
+    def private_groups(self, model: Model) -> Sequence[Group]:
+        """Return those of ``model.groups`` that stay with the client: neither sent nor taken from the server."""
+        return ()
+
+    def personalise(self, ctx: Context) -> Array:
+        """Return the weights with which each client predicts, shape (clients, parameters) or (1, parameters).
+
+        Called when clients evaluate; ``ctx.global_weights`` is the newest global model.
+        """
+        return ctx.start
+
+    # The server's part.
+
+    def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
+        """Return the server state before the first round, given the initial global weights."""
+        return {}
+
+    def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
+        """Return each client's weight in the round's means, shape (clients,), or (clients, groups) for a mean each."""
+        return num_examples
+
+    def server_step(self, ctx: ServerContext) -> Array:
+        """Return the combined weights, shape (parameters,), of which the server strategy makes the global weights."""
+        return ctx.mean["weights"]
+
+    def configured(self, config: Mapping[str, Any]) -> Self:
+        """Apply what the server sent: a key that names a hyperparameter (dashes for underscores) replaces it.
+
+        Raises
+        ------
+        ConfigError
+            The server's strategy relies on a proximal term (``proximal-mu``, as Flower's FedProx sends) that this
+            client strategy does not have.
+        """
+        known = {f.name for f in fields(self)}
+        sent = {key.replace("-", "_"): value for key, value in config.items()}
+        if sent.get("proximal_mu") and "proximal_mu" not in known:
+            raise ConfigError(
+                f"the server sends proximal-mu = {sent['proximal_mu']} but the client strategy "
+                f"{type(self).__name__} has no proximal_mu; use clients.FedProx"
+            )
+        changes = {key: value for key, value in sent.items() if key in known}
+        return replace(self, **changes) if changes else self

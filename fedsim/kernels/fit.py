@@ -1,0 +1,95 @@
+"""A fit: the local training of a block of clients. Its inputs and its result are the same for every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.models import Model
+from fedsim.splits import Partition
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+#: ``run(work)`` calls ``work()`` on every worker thread that is available, and returns when all calls have returned.
+RunWork = Callable[[Callable[[], None]], None]
+
+
+def run_inline(work: Callable[[], None]) -> None:
+    """Call ``work()`` on this thread only."""
+    work()
+
+
+@dataclass
+class FitJob:
+    """What a kernel does for a block of clients.
+
+    Attributes
+    ----------
+    model : Model
+    x : ndarray, shape (examples, ...)
+        The examples of all clients, of the model's dtype.
+    y : ndarray, shape (examples,)
+    partition : Partition
+        The examples of each client.
+    clients : ndarray of int, shape (clients,)
+        Partition ids, none of an empty client, in order of falling size.
+    start : ndarray, shape (clients, parameters) or (1, parameters)
+    steps : ndarray of int, shape (clients,)
+        Number of steps of each client.
+    shuffles : ndarray of uint64, shape (epochs, clients)
+        The stream key of each epoch's shuffle on each client.
+    batch_size : int
+        0 for the whole shard.
+    lr : ndarray of float64, shape (clients,)
+    momentum, weight_decay, mu : float
+    center : ndarray, shape (clients, parameters) or (1, parameters)
+    correction : ndarray, shape (clients, parameters) or (1, parameters), optional
+    trained : tuple of bool
+        Which of the model's groups of parameters change.
+    run_on_all_workers : callable
+        Runs work on the threads that may share this block.
+    gradient, direction : callable, optional
+        A strategy's own: ``gradient(rows, weights, x, y)`` in place of the model's gradient, and
+        ``direction(rows, grad, weights)``. Only the NumPy kernel calls them.
+    """
+
+    model: Model
+    x: Array
+    y: Array
+    partition: Partition
+    clients: Indices
+    start: Array
+    steps: Indices
+    shuffles: NDArray[np.uint64]
+    batch_size: int
+    lr: NDArray[np.float64]
+    momentum: float
+    weight_decay: float
+    mu: float
+    center: Array
+    correction: Array | None
+    trained: tuple[bool, ...]
+    run_on_all_workers: RunWork = run_inline
+    gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
+    direction: Callable[[slice | Indices, Array, Array], Array] | None = None
+
+
+class FitResult(NamedTuple):
+    """The result of a fit, a row per client.
+
+    Attributes
+    ----------
+    weights : ndarray, shape (clients, parameters)
+    loss : ndarray of float64, shape (clients,)
+        Sum over the examples processed, measured before each step; NaN if a weight is not finite.
+    update_norm : ndarray of float64, shape (clients,)
+        Euclidean distance of each client's weights from its start.
+    """
+
+    weights: Array
+    loss: NDArray[np.float64]
+    update_norm: NDArray[np.float64]
