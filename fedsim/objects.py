@@ -20,10 +20,10 @@ LoadClass = Callable[[str], type]
 
 
 def classes_of(module: ModuleType, *bases: type) -> dict[str, Any]:
-    """Return a module's public classes that can be made and extend one of the bases, by name."""
+    """Return a module's public classes that extend one of the bases and are not abstract, by name."""
     found = {name: getattr(module, name) for name in module.__all__}
     classes = {name: cls for name, cls in found.items() if inspect.isclass(cls) and not inspect.isabstract(cls)}
-    return {name: cls for name, cls in classes.items() if issubclass(cls, bases)}
+    return {name: cls for name, cls in classes.items() if issubclass(cls, bases) and cls not in bases}
 
 
 def read_call(

@@ -19,7 +19,7 @@ from fedsim import Experiment, clients, data, servers
 from fedsim.apps import app
 from fedsim.apps.export import export
 from fedsim.apps.local import load_app, run_flower
-from fedsim.clients import SGD, FedProx, FedSGD
+from fedsim.clients import SGD, ClientStrategy, FedProx, FedSGD
 from fedsim.engines.supernodes.node import received_client
 from fedsim.errors import ConfigError
 from fedsim.modules import Modules
@@ -32,7 +32,7 @@ from fedsim.updates.compression import Int8, TopK
 
 def client_text(client: SGD) -> str:
     """The text in which a message names a client strategy."""
-    return to_text(client, classes_of(clients, SGD))
+    return to_text(client, classes_of(clients, ClientStrategy))
 
 
 EXPERIMENTS = [
@@ -341,7 +341,7 @@ class FedProx(clients.SGD):
 
 
 class Server(servers.FedAvgM):
-    def __init__(self, half, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key, table: int,
+    def __init__(self, server_hooks, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key, table: int,
                  server_momentum: int = 0, flag: bool = False, other=None, *args, **options):
         super().__init__(**options)
 
@@ -390,7 +390,7 @@ def test_the_options_of_a_server_are_its_own_and_those_it_hands_on(own: Path) ->
         "server_momentum": "int",  # as the class itself declares it
     }
     assert bases["server_momentum"] == "float"
-    assert not {"half", "weighted_by_key", "train_metrics_aggr_fn"} & set(bases)
+    assert not {"server_hooks", "weighted_by_key", "train_metrics_aggr_fn"} & set(bases)
     closed = config.build("server", "own_config:Closed")
     assert config._options(closed) == {"rate": "float", "server_momentum": "int | None"}
     made = config.build("server", "own_config:Closed(server_momentum=None, rate=2)")

@@ -558,11 +558,11 @@ def test_a_client_without_examples_has_no_score() -> None:
             np.testing.assert_array_equal(found, [expected[0], np.nan, expected[1]])
 
 
-def test_the_server_half_starts_once_and_sends_what_it_names() -> None:
+def test_server_hooks_start_once_and_sends_what_it_names() -> None:
     class Half(SGD):
         broadcast = ("sent",)
 
-        def server_state(self, weights: Array, half: Any) -> Any:
+        def server_state(self, weights: Array, server_hooks: Any) -> Any:
             starts.append(weights)
             return {"sent": weights + 1, "kept": [1, 2]}
 
