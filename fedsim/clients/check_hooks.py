@@ -96,7 +96,7 @@ def check_array(
     return values
 
 
-def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: int, *, whole: bool) -> Array:
+def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: int, *, integers: bool) -> Array:
     """Return what `learning_rate` or `local_steps` gave as an array with a value per client.
 
     Parameters
@@ -106,17 +106,17 @@ def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: 
     values : number or ndarray
         One for all clients, or one for each.
     clients : int
-    whole : bool
+    integers : bool
         Whether the values count something: whole numbers of at least 1; otherwise finite numbers of at least 0.
     """
-    allowed = "a whole number of at least 1" if whole else "a finite number of at least 0"
+    allowed = "a whole number of at least 1" if integers else "a finite number of at least 0"
     try:
         given = np.asarray(values)
         sound = given.dtype.kind in "iuf" and given.shape in ((), (1,), (clients,))
         sound = sound and bool(np.isfinite(given).all())
-        sound = sound and bool(((given >= 1) & (given == np.floor(given)) if whole else given >= 0).all())
+        sound = sound and bool(((given >= 1) & (given == np.floor(given)) if integers else given >= 0).all())
         if sound:
-            return np.broadcast_to(given.astype(np.intp if whole else np.float64), (clients,)).copy()
+            return np.broadcast_to(given.astype(np.intp if integers else np.float64), (clients,)).copy()
     except (TypeError, ValueError):
         pass
     raise refusal(
@@ -137,7 +137,7 @@ def check_client_state(strategy: ClientStrategy, state: Any, clients: int) -> di
     return dict(state)
 
 
-def check_kept(strategy: ClientStrategy, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
+def check_state_update(strategy: ClientStrategy, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
     """Raise unless `ctx.state` after a hook has the names, shapes and kinds of numbers that `client_state` declared.
 
     An array of another floating-point type is cast to the declared type: otherwise a client's state would depend on

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.clients.check_hooks import check_array, check_kept, check_per_client, refusal
+from fedsim.clients.check_hooks import check_array, check_per_client, check_state_update, refusal
 from fedsim.clients.full_pass import evaluate_shards, for_each_shard
 from fedsim.clients.private import PRIVATE, private_mask
 from fedsim.clients.sgd import SGD, Affine, overrides
@@ -58,7 +58,7 @@ class Context:
         self.partition_ids, self.num_examples = clients, task.partition.sizes[clients]
         self.state = state
         self.up: dict[str, Array] = {}
-        self._whole: tuple[Context, slice | Indices] | None = None
+        self._block: tuple[Context, slice | Indices] | None = None
         self.loss_sum: NDArray[np.float64] | int = 0
         self.processed: Indices | int = 0
         self.update_norm: NDArray[np.float64] | None = None
@@ -71,15 +71,15 @@ class Context:
         part.state = {name: rows[select] for name, rows in self.state.items()}
         for computed in ("start", "label_counts", "lr", "steps"):
             part.__dict__.pop(computed, None)
-        part._whole = self, select
+        part._block = self, select
         return part
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the result of `compute`, or rows of the result for the whole block, which is computed once."""
-        if self._whole is None:
+        if self._block is None:
             return compute()
-        whole, select = self._whole
-        return getattr(whole, name)[select]
+        block, select = self._block
+        return getattr(block, name)[select]
 
     @cached_property
     def start(self) -> Array:
@@ -115,7 +115,7 @@ class Context:
     def _per_client(self, hook: str, by: SGD | None = None) -> Any:
         strategy = self._sgd(by)
         values = getattr(strategy, hook)(self)
-        return check_per_client(strategy, hook, values, len(self.partition_ids), whole=hook == "local_steps")
+        return check_per_client(strategy, hook, values, len(self.partition_ids), integers=hook == "local_steps")
 
     @cached_property
     def label_counts(self) -> Indices:
@@ -284,7 +284,7 @@ class _StepHooks:
         part = self._context.rows(rows)
         before = dict(part.state)
         yield part
-        check_kept(self._strategy, hook, part.state, before)
+        check_state_update(self._strategy, hook, part.state, before)
         for name, values in part.state.items():
             if values is not before[name] or not isinstance(rows, slice):
                 self._context.state[name][rows] = values

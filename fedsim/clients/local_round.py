@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.check_hooks import check_array, check_client_state, check_kept, check_personal, refusal
+from fedsim.clients.check_hooks import check_array, check_client_state, check_personal, check_state_update, refusal
 from fedsim.clients.context import Context
 from fedsim.clients.private import PRIVATE, private_groups, private_mask
 from fedsim.clients.sgd import overrides
@@ -58,7 +58,7 @@ def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Up
         loss = context.loss_sum / np.maximum(context.processed, 1)
     else:  # no fit: the loss of the weights that the round started from
         loss = context.evaluate(context.start)[0]
-    check_kept(strategy, "train", context.state, declared)
+    check_state_update(strategy, "train", context.state, declared)
     for name, values in context.up.items():
         check_array(strategy, "train", f"ctx.up[{name!r}] is", values, (rows, ...))
     if PRIVATE in state:

@@ -43,7 +43,9 @@ class Affine(NamedTuple):
 
 
 class SGD(ClientStrategy):
-    """Minibatch SGD. Subclasses may override the hooks of a step as well as those of `ClientStrategy`.
+    """Minibatch SGD on the client's own examples.
+
+    Subclasses may override the hooks of a step as well as those of a round.
 
     Parameters
     ----------

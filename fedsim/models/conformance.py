@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,27 +13,16 @@ from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.models.losses import is_correct
-from fedsim.models.model import Model, named_arrays
+from fedsim.models.model import Model
 
 Array = NDArray[Any]
-#: Step of finite differences and relative error that is allowed, by dtype.
-STEP = {"float32": 3e-3, "float64": 1e-6}
-TOLERANCE = {"float32": 3e-2, "float64": 1e-5}
+#: By dtype: step of finite differences, and the error allowed relative to the norm of the gradient.
+PRECISION = {"float32": (3e-3, 3e-2), "float64": (1e-6, 1e-5)}
 CLIENTS = 3
 
 
 class ModelError(FedsimError, AssertionError):
     """A model breaks a promise; says which."""
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A model, and what it is tried on: parameters of three clients and a batch of each."""
-
-    model: Model
-    parameters: Array
-    x: Array
-    y: Array
 
 
 def check_model(model: Model, x: Array, y: Array) -> list[str]:
@@ -59,28 +49,24 @@ def check_model(model: Model, x: Array, y: Array) -> list[str]:
     if not isinstance(model, Model):
         raise ModelError(f"{type(model).__name__} is not a model: let it extend fedsim.models.Model")
     batch = len(x) // CLIENTS
-    checks = {function.__name__.strip("_").replace("_", " "): function for function in CHECKS}
+    x, y = (a[: CLIENTS * batch].reshape(CLIENTS, batch, *a.shape[1:]) for a in (x, y))
+    rows = np.stack([model.init(np.random.default_rng(k)) for k in range(CLIENTS)])
+    rows += 0.1 * np.random.default_rng(9).normal(size=rows.shape).astype(rows.dtype)  # biases are not 0
+    case = _Checks(model, rows, x.astype(model.dtype), y)
+    for values in (case.w, case.x):
+        values.flags.writeable = False
+    checks = [name for name, _ in inspect.getmembers(_Checks, inspect.isfunction) if not name.startswith("_")]
     failures = []
-    try:
-        rows = np.stack([model.init(np.random.default_rng(k)) for k in range(CLIENTS)])
-        rows += 0.1 * np.random.default_rng(9).normal(size=rows.shape).astype(rows.dtype)  # biases are not 0
-        x = x[: CLIENTS * batch].astype(model.dtype).reshape(CLIENTS, batch, *x.shape[1:])
-        case = _Case(model, rows, x, y[: CLIENTS * batch].reshape(CLIENTS, batch))
-        for values in (case.parameters, case.x, case.y):
-            values.flags.writeable = False
-    except Exception as error:
-        raise ModelError(f"{type(model).__name__} makes no parameters: {type(error).__name__}: {error}") from error
-    for name, check in checks.items():
+    for name in checks:
         try:
-            check(case)
-        except ModelError as error:
-            failures.append(f"{name}: {error}")
+            getattr(case, name)()
         except Exception as error:
-            failures.append(f"{name}: {type(error).__name__}: {error}")
+            kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+            failures.append(f"{name.replace('_', ' ')}: {kind}{error}")
     if failures:
         title = f"{type(model).__name__} fails {len(failures)} of {len(checks)} checks"
         raise ModelError("\n  ".join([title, *failures]))
-    return list(checks)
+    return checks
 
 
 def _need(fact: Any, sentence: str) -> None:
@@ -88,157 +74,115 @@ def _need(fact: Any, sentence: str) -> None:
         raise ModelError(sentence)
 
 
-def _layout_covers_the_row(case: _Case) -> None:
-    model, stop = case.model, 0
-    for name, (place, shape) in model.layout.items():
-        _need(place.start == stop, f"layout[{name!r}] starts at {place.start}, not at {stop}, where the last one ends")
-        stop = place.stop
-        _need(
-            stop - place.start == int(np.prod(shape)), f"layout[{name!r}] has {stop - place.start} places for {shape}"
+def _squares(values: Array, y: Array | None = None) -> tuple[Array, Array]:
+    """Return a loss of scores, or of representations, and its derivative."""
+    return 0.5 * np.sum(values * values, axis=-1), values.copy()
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """The checks, one per public method: `model` with parameters `w` of three clients, and a batch of each."""
+
+    model: Model
+    w: Array
+    x: Array
+    y: Array
+
+    def layout_covers_the_row(self) -> None:
+        stop = 0
+        for name, (place, shape) in self.model.layout.items():
+            _need(place.start == stop, f"layout[{name!r}] starts at {place.start}, not at {stop}")
+            stop = place.stop
+            length = stop - place.start
+            _need(length == int(np.prod(shape)), f"layout[{name!r}] has {length} places for {shape}")
+        _need(self.model.num_parameters == stop, f"num_parameters is {self.model.num_parameters}, not {stop}")
+        _need(self.model.flops > 0, f"flops is {self.model.flops}; it must be positive")
+
+    def groups_partition_the_parameters(self) -> None:
+        groups, names = self.model.groups, list(self.model.layout)
+        named = [name for group in groups for name in group]
+        _need(all(isinstance(group, tuple) and group for group in groups), "a group is a tuple of at least one name")
+        _need(named == names, f"groups name {named}; they must name {names}, each once and in order")
+
+    def init_is_deterministic(self) -> None:
+        first, again, other = (self.model.init(np.random.default_rng(seed)) for seed in (0, 0, 1))
+        _need(first.shape == (self.model.num_parameters,), f"init() has shape {first.shape}, not (parameters,)")
+        _need(np.isfinite(first).all(), "init() is not finite")
+        _need(np.array_equal(first, again), "init() depends on something besides its generator")
+        _need(not np.array_equal(first, other), "init() does not depend on its generator")
+
+    def dtype_is_kept(self) -> None:
+        _need(self.model.dtype in PRECISION, f"dtype is {self.model.dtype!r}; allowed: 'float32', 'float64'")
+        loss, grad = self.model.loss_and_gradient(self.w, self.x, self.y)
+        made = {"init()": self.model.init(np.random.default_rng(0)), "scores()": self.model.scores(self.w, self.x)}
+        for what, values in (made | {"the loss": loss, "the gradient": grad}).items():
+            _need(values.dtype == self.model.dtype, f"{what} is of {values.dtype}; it must be {self.model.dtype}")
+
+    def scores_have_a_row_per_client(self) -> None:
+        shape = (*self.y.shape, self.model.outputs)
+        for w, x in ((self.w, self.x), (self.w[:1], self.x), (self.w, self.x[:1])):
+            found = self.model.scores(w, x).shape
+            _need(found == shape, f"scores() has shape {found}; it must be (clients, batch, outputs), here {shape}")
+
+    def stacked_equals_one_by_one(self) -> None:
+        scores, (losses, grads) = (
+            self.model.scores(self.w, self.x),
+            self.model.loss_and_gradient(self.w, self.x, self.y),
         )
-    _need(model.num_parameters == stop, f"num_parameters is {model.num_parameters}; layout has {stop} places")
-    _need(model.flops > 0, f"flops is {model.flops}; it must be positive")
+        for k in range(CLIENTS):
+            row = slice(k, k + 1)
+            loss, grad = self.model.loss_and_gradient(self.w[row], self.x[row], self.y[row])
+            pairs = (self.model.scores(self.w[row], self.x[row]), scores), (loss, losses), (grad, grads)
+            same = all(np.array_equal(alone, stacked[row]) for alone, stacked in pairs)
+            _need(same, "the result of a client depends on which clients are stacked with it")
 
+    def _check_slope(self, value: Callable[[Array], tuple[Array, Array]]) -> Array:
+        """Compare a gradient with central differences along three directions; return the loss."""
+        step, tolerance = PRECISION[self.model.dtype]
+        loss, grad = value(self.w)
+        _need(loss.shape == (CLIENTS,), f"the loss has shape {loss.shape}; it must be (clients,)")
+        _need(grad.shape == self.w.shape, f"the gradient has shape {grad.shape}; it must be (clients, parameters)")
+        for seed in range(3):
+            along = np.random.default_rng(seed).choice([-1.0, 1.0], size=grad.shape).astype(grad.dtype)
+            shift = (step * along).astype(grad.dtype)
+            slope = (value(self.w + shift)[0].astype(float) - value(self.w - shift)[0]) / (2 * step)
+            away = np.abs(slope - np.sum(grad.astype(float) * along, axis=1))
+            error = float((away / (np.linalg.norm(grad.astype(float), axis=1) + 1e-12)).max())
+            _need(error <= tolerance, f"the gradient differs from finite differences, by {error:.2g} of its norm")
+        return loss
 
-def _groups_partition_the_parameters(case: _Case) -> None:
-    model = case.model
-    names = [name for group in model.groups for name in group]
-    _need(all(isinstance(group, tuple) and group for group in model.groups), "a group is a tuple of at least one name")
-    _need(names == list(model.layout), f"groups name {names}; they must name {list(model.layout)}, each once, in order")
+    def gradient_is_the_slope_of_the_loss(self) -> None:
+        self._check_slope(lambda w: self.model.loss_and_gradient(w, self.x, self.y))
+        out = np.full_like(self.w, np.nan)
+        self.model.loss_and_gradient(self.w, self.x, self.y, out)
+        _need(np.isfinite(out).all(), "the gradient is not written to `out`")
 
+    def another_loss_replaces_its_own(self) -> None:
+        loss = self._check_slope(lambda w: self.model.loss_and_gradient(w, self.x, self.y, loss=_squares))
+        expected = _squares(self.model.scores(self.w, self.x))[0].mean(axis=1)
+        _need(np.allclose(loss, expected, rtol=1e-4), "`loss` is not used in place of the model's own")
 
-def _init_is_deterministic(case: _Case) -> None:
-    first, again, other = (case.model.init(np.random.default_rng(seed)) for seed in (0, 0, 1))
-    _need(first.shape == (case.model.num_parameters,), f"init() has shape {first.shape}; it must be (parameters,)")
-    _need(np.isfinite(first).all(), "init() is not finite")
-    _need(np.array_equal(first, again), "init() depends on something besides its generator")
-    _need(not np.array_equal(first, other), "init() does not depend on its generator")
+    def a_representation_loss_is_added(self) -> None:
+        try:
+            h = self.model.representation(self.w, self.x)
+        except ConfigError:
+            return  # the model has none
+        _need(h.shape[:-1] == self.y.shape, "representation() must have shape (clients, batch, width)")
+        added = {"representation_loss": _squares}
+        loss = self._check_slope(lambda w: self.model.loss_and_gradient(w, self.x, self.y, **added))  # type: ignore[arg-type]
+        expected = self.model.loss_and_gradient(self.w, self.x, self.y)[0] + _squares(h)[0].mean(axis=1)
+        _need(np.allclose(loss, expected, rtol=1e-4), "`representation_loss` is not added")
 
+    def evaluate_agrees_with_scores(self) -> None:
+        for w in (self.w, self.w[:1]):
+            loss, correct = self.model.evaluate(w, self.x, self.y)
+            mean, _ = self.model.loss_and_gradient(np.repeat(w, CLIENTS // len(w), axis=0), self.x, self.y)
+            _need(loss.dtype == np.float64, f"evaluate() sums the loss in {loss.dtype}; it must be float64")
+            _need(np.allclose(loss, self.y.shape[1] * mean, rtol=1e-4), "evaluate() has another loss than the gradient")
+            expected = is_correct(self.model.scores(w, self.x), self.y).sum(axis=1)
+            _need(np.array_equal(correct, expected), "evaluate() counts other examples as correct than the scores do")
 
-def _dtype_is_kept(case: _Case) -> None:
-    model = case.model
-    _need(model.dtype in STEP, f"dtype is {model.dtype!r}; it must be 'float32' or 'float64'")
-    loss, grad = model.loss_and_gradient(case.parameters, case.x, case.y)
-    made = {"init()": model.init(np.random.default_rng(0)), "scores()": model.scores(case.parameters, case.x)}
-    for what, values in (made | {"the loss": loss, "the gradient": grad}).items():
-        _need(values.dtype == model.dtype, f"{what} is of {values.dtype}; it must be {model.dtype}")
-
-
-def _scores_have_their_shape(case: _Case) -> None:
-    shape = (*case.y.shape, case.model.outputs)
-    for parameters, x in ((case.parameters, case.x), (case.parameters[:1], case.x), (case.parameters, case.x[:1])):
-        found = case.model.scores(parameters, x).shape
-        _need(found == shape, f"scores() has shape {found}; it must be (clients, batch, outputs), here {shape}")
-
-
-def _stacked_equals_one_by_one(case: _Case) -> None:
-    """Give a client the same bits whoever is stacked with it."""
-    model, whole = case.model, case.model.loss_and_gradient(case.parameters, case.x, case.y)
-    scores = model.scores(case.parameters, case.x)
-    for k in range(CLIENTS):
-        row = slice(k, k + 1)
-        loss, grad = model.loss_and_gradient(case.parameters[row], case.x[row], case.y[row])
-        _need(np.array_equal(model.scores(case.parameters[row], case.x[row]), scores[row]), _ACROSS)
-        _need(np.array_equal(loss, whole[0][row]) and np.array_equal(grad, whole[1][row]), _ACROSS)
-
-
-_ACROSS = "the result of a client depends on which clients are stacked with it"
-
-
-def _slopes_agree(case: _Case, value: Callable[[Array], Array], grad: Array) -> None:
-    """Compare a gradient with central differences along three directions."""
-    step, tolerance = STEP[case.model.dtype], TOLERANCE[case.model.dtype]
-    _need(
-        grad.shape == case.parameters.shape, f"the gradient has shape {grad.shape}; it must be that of the parameters"
-    )
-    for seed in range(3):
-        along = np.random.default_rng(seed).choice([-1.0, 1.0], size=grad.shape).astype(grad.dtype)
-        shift = (step * along).astype(grad.dtype)
-        up, down = value(case.parameters + shift), value(case.parameters - shift)
-        slope = (up.astype(float) - down) / (2 * step)
-        expected = np.sum(grad.astype(float) * along, axis=1)
-        error = np.abs(slope - expected) / (np.linalg.norm(grad.astype(float), axis=1) + 1e-12)
-        _need(
-            error.max() <= tolerance, f"the gradient differs from finite differences, by {error.max():.2g} of its norm"
-        )
-
-
-def _gradient_is_the_slope_of_the_loss(case: _Case) -> None:
-    model, out = case.model, np.full_like(case.parameters, np.nan)
-    loss, grad = model.loss_and_gradient(case.parameters, case.x, case.y)
-    _need(loss.shape == (CLIENTS,), f"the loss has shape {loss.shape}; it must be (clients,)")
-    _slopes_agree(case, lambda w: model.loss_and_gradient(w, case.x, case.y)[0], grad)
-    model.loss_and_gradient(case.parameters, case.x, case.y, out)
-    _need(np.array_equal(out, grad), "the gradient is not written to `out`")
-
-
-def _another_loss_takes_the_place_of_its_own(case: _Case) -> None:
-    def squares(scores: Array, y: Array) -> tuple[Array, Array]:
-        return 0.5 * np.sum(scores * scores, axis=-1), scores.copy()
-
-    model = case.model
-    loss, grad = model.loss_and_gradient(case.parameters, case.x, case.y, loss=squares)
-    expected = squares(model.scores(case.parameters, case.x), case.y)[0].mean(axis=1)
-    _need(np.allclose(loss, expected, rtol=1e-5), "`loss` is not used in place of the model's own")
-    _slopes_agree(case, lambda w: model.loss_and_gradient(w, case.x, case.y, loss=squares)[0], grad)
-
-
-def _a_representation_loss_is_added(case: _Case) -> None:
-    def squares(h: Array) -> tuple[Array, Array]:
-        return 0.5 * np.sum(h * h, axis=-1), h.copy()
-
-    model = case.model
-    try:
-        h = model.representation(case.parameters, case.x)
-    except ConfigError:
-        return  # it has none, and says so
-    _need(h.shape[:2] == case.y.shape and h.ndim == 3, "representation() must have shape (clients, batch, width)")
-    loss, grad = model.loss_and_gradient(case.parameters, case.x, case.y, representation_loss=squares)
-    own = model.loss_and_gradient(case.parameters, case.x, case.y)[0]
-    _need(np.allclose(loss, own + squares(h)[0].mean(axis=1), rtol=1e-4), "`representation_loss` is not added")
-    value = lambda w: model.loss_and_gradient(w, case.x, case.y, representation_loss=squares)[0]  # noqa: E731
-    _slopes_agree(case, value, grad)
-
-
-def _evaluate_agrees_with_scores(case: _Case) -> None:
-    model = case.model
-    for parameters in (case.parameters, case.parameters[:1]):
-        loss, correct = model.evaluate(parameters, case.x, case.y)
-        rows = np.repeat(parameters, CLIENTS // len(parameters), axis=0)
-        mean, _ = model.loss_and_gradient(rows, case.x, case.y)
-        _need(loss.dtype == np.float64, f"evaluate() sums the loss in {loss.dtype}; it must be float64")
-        _need(
-            np.allclose(loss, case.y.shape[1] * mean, rtol=1e-4), "evaluate() has another loss than loss_and_gradient()"
-        )
-        expected = is_correct(model.scores(parameters, case.x), case.y).sum(axis=1)
-        _need(np.array_equal(correct, expected), "evaluate() counts other examples as correct than scores() say")
-
-
-def _arrays_are_views(case: _Case) -> None:
-    flat = case.parameters.copy()
-    for values in named_arrays(case.model, flat).values():
-        values[...] = 0
-    _need(not flat.any(), "the arrays of `layout` are not all of the parameters")
-
-
-def _can_be_pickled(case: _Case) -> None:
-    """Reach other processes, as on Ray."""
-    copy = pickle.loads(pickle.dumps(case.model))
-    ours, other = (model.scores(case.parameters, case.x) for model in (case.model, copy))
-    _need(np.array_equal(ours, other), "a pickled copy has other scores")
-
-
-CHECKS: tuple[Callable[[_Case], None], ...] = (
-    _layout_covers_the_row,
-    _groups_partition_the_parameters,
-    _arrays_are_views,
-    _init_is_deterministic,
-    _dtype_is_kept,
-    _scores_have_their_shape,
-    _stacked_equals_one_by_one,
-    _gradient_is_the_slope_of_the_loss,
-    _another_loss_takes_the_place_of_its_own,
-    _a_representation_loss_is_added,
-    _evaluate_agrees_with_scores,
-    _can_be_pickled,
-)
+    def can_be_pickled(self) -> None:
+        copy = pickle.loads(pickle.dumps(self.model))
+        same = np.array_equal(copy.scores(self.w, self.x), self.model.scores(self.w, self.x))
+        _need(same, "a pickled copy has other scores")
