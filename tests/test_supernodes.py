@@ -787,8 +787,8 @@ def test_a_supernode_that_cannot_start_says_why() -> None:
 def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
     client: SGD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("fedsim.study.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fedsim.study.saving.CHECKPOINT_SHARE", 1e9)
     experiment = replace(BASE, client=client)
     settings = {"experiment": config.to_toml(experiment)}
 
