@@ -924,7 +924,7 @@ class Scripted(LocalGrid):
         super().__init__()
         self.runtime, self.there = runtime, list(range(2, 2 + nodes))
         self.said = {node: (node - 2, nodes) for node in self.there}
-        self.answers: dict[int, Callable[[Message], Message | None]] = {}
+        self.answers: dict[int, Callable[[Message], Any]] = {}
         self.sent: list[tuple[str, list[int], float | None]] = []
         self.arriving: list[int] = []
         self.orders: list[ConfigRecord] = []
@@ -950,7 +950,7 @@ class Scripted(LocalGrid):
         for message in messages:
             own = self.answers.get(message.metadata.dst_node_id)
             reply = own(message) if own else self.honest(message)
-            replies += [] if reply is None else [reply]
+            replies += reply if isinstance(reply, list) else [] if reply is None else [reply]
         return replies
 
     def honest(self, message: Message) -> Message:
@@ -1029,14 +1029,22 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     roster = roster_of(grid, 3, on_failure)
     roster.wait()
     assert roster.hosts == {0: 2, 1: 3, 2: 4}
-    grid.there += [7, 8, 9]
-    grid.said |= {8: (1, 3), 9: (0, 6), 10: (1, 2)}
+    grid.there += [7, 8, 9, 10, 11, 12, 13]
+    grid.said |= {8: (1, 3), 9: (0, 6), 10: (1, 6), 11: (2, 6), 12: (3, 6), 13: (4, 6)}
     grid.answers = {7: broken}
     for _ in range(2):
         roster.update()
     assert roster.hosts == {0: 2, 1: 3, 2: 4}
-    assert roster.num_partitions == 3
-    assert grid.asked("query") == [[2, 3, 4], [7, 8, 9], [7]]
+    assert roster.num_partitions == 3  # more SuperNodes say 6, too late
+    assert grid.asked("query") == [[2, 3, 4], [7, 8, 9, 10, 11, 12, 13], [7]]
+    del grid.there[-4:]
+    grid.there.remove(7)
+    roster.update()
+    assert roster.missing(5) == (
+        "no SuperNode is partition 5 of 3; SuperNode 9 is refused: it says num-partitions=6, and others say 3; "
+        "SuperNode 8 is at hand: SuperNode 3 is partition 1 too"
+    )
+    grid.there.append(7)
     grid.there.remove(4)
     roster.update()
     assert roster.hosts == {0: 2, 1: 3}
@@ -1051,6 +1059,19 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     assert roster.hosts == {0: 9, 1: 8, 2: 7}
     assert grid.asked("query")[-1] == [9]
     assert roster.missing(5) == "no SuperNode is partition 5 of 3"
+
+
+def test_a_supernode_that_is_refused_has_no_say_any_more() -> None:
+    """Two and two do not agree with it when they come."""
+    grid = Scripted(SITE, 5)
+    grid.there = [2, 3, 4]
+    grid.said = {2: (0, 4), 3: (1, 4), 4: (0, 3), 5: (1, 3), 6: (2, 3)}
+    roster = roster_of(grid, 9)
+    roster.update()
+    grid.there += [5, 6]
+    roster.update()
+    assert roster.num_partitions == 4
+    assert roster.hosts == {0: 2, 1: 3}
 
 
 def test_a_supernode_that_cannot_start_ends_a_run_that_has_not_begun() -> None:
@@ -1150,6 +1171,17 @@ def test_why_a_supernode_gave_nothing_is_said(kind: str, answers: Any, timeout: 
     engine = asking(grid, 3, timeout=timeout)
     grid.answers = {3: answers}
     assert reasons(getattr(engine, kind)(SITE.task(start(SITE), 4), np.arange(6))) == dict.fromkeys((1, 4), reason)
+
+
+def test_an_error_after_an_answer_does_not_take_it_back() -> None:
+    """Nor does an answer make good an error that came before it."""
+    grid = Scripted(SITE, 3)
+    engine = asking(grid, 3)
+    grid.answers = {2: lambda message: [grid.honest(message), broken(message)],
+                    3: lambda message: [broken(message), grid.honest(message)]}  # fmt: skip
+    updates = list(engine.train(SITE.task(start(SITE), 4), np.arange(6)))
+    assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 2, 3, 5]
+    assert reasons(updates).keys() == {1, 4}
 
 
 def test_supernodes_are_looked_for_before_each_message() -> None:
