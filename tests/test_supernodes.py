@@ -946,7 +946,7 @@ class Scripted(LocalGrid):
         messages = list(messages)
         kind = messages[0].metadata.message_type
         self.sent.append((kind, [m.metadata.dst_node_id for m in messages], timeout))
-        replies = []
+        replies: list[Message] = []
         for message in messages:
             own = self.answers.get(message.metadata.dst_node_id)
             reply = own(message) if own else self.honest(message)
