@@ -28,6 +28,7 @@ from fedsim.rounds.grid import RoundGrid, make_grid
 from fedsim.rounds.statistics import RoundStatistics, drift
 from fedsim.rounds.validity import ValidityChecks
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Natural, Partition
+from fedsim.streams import Purpose
 from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Mean
 
@@ -376,7 +377,11 @@ def test_a_strategy_without_messages_gets_replies_of_its_own() -> None:
 
 
 def test_a_round_without_a_number_is_the_next_one() -> None:
-    """Of training; an evaluation belongs to the training before it."""
+    """Of training; an evaluation belongs to the training before it, and draws other numbers."""
+    with grid_of() as grid:
+        purposes = [grid.send_and_receive([Message(content_of(), 2, kind)]).cohorts[0].task.purpose
+                    for kind in ("evaluate", "train")]  # fmt: skip
+        assert purposes == [Purpose.SHUFFLE_PERSONAL, Purpose.SHUFFLE]
     with grid_of() as grid:
         numbers = [
             grid.send_and_receive([Message(content_of(config=config), 2, kind)]).cohorts[0].task.round
