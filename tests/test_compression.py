@@ -25,6 +25,7 @@ from fedsim.engines.supernodes.replies import RESULT
 from fedsim.errors import ConfigError
 from fedsim.flower import strategies
 from fedsim.splits import Dirichlet
+from fedsim.streams import Purpose, generator
 from fedsim.study import config
 from fedsim.updates import Float16, Int8, RandomMask, TopK, TransformContext, UpdateTransform
 from fedsim.updates.transform import Pipeline
@@ -56,9 +57,9 @@ def there_and_back(transforms: tuple[UpdateTransform, ...], values: NDArray[Any]
 
 def test_half_precision_is_numpys_and_saturates() -> None:
     values = change()
-    values[0, 0] = 1e9
+    values[:2, 0] = 1e9, -1e9
     back = there_and_back((Float16(),), values)
-    assert back[0, 0] == np.finfo(np.float16).max
+    assert back[:2, 0].tolist() == [65504, -65504]
     assert np.array_equal(back[:, 1:], values[:, 1:].astype(np.float16).astype(np.float32))
 
 
@@ -76,6 +77,13 @@ def test_bytes_are_within_a_step_of_the_values() -> None:
     step = np.abs(values).max(axis=1, keepdims=True) / 127
     assert (np.abs(back - values) <= step * 1.0001).all()
     assert not there_and_back((Int8(),), np.zeros((2, 9), np.float32)).any()
+    # A scale is rounded to float32, so that the largest value may be more than 127 steps; it still fits a byte.
+    most = np.random.default_rng(1).uniform(0.5, 1, size=(400, 1)) * np.array([[1, -1]])
+    sent, side = Int8().on_client(most, TransformContext(0, 1, np.arange(400), 2))
+    assert sent[:, 0].tolist() == [127] * 400
+    assert set(sent[:, 1].tolist()) <= {-127, -126}
+    assert side["scale"].dtype == np.float32
+    np.testing.assert_allclose(side["scale"], most[:, 0] / 127, rtol=1e-6)
 
 
 @given(st.floats(0.01, 1.0), st.integers(1, 60), st.integers(0, 2**32))
@@ -248,7 +256,15 @@ def test_it_is_written_and_read_as_text() -> None:
     ("make", "sentence"),
     [
         (lambda: TopK(0), "TopK's fraction is 0; allowed"),
+        (lambda: TopK(1.1), r"TopK's fraction is 1\.1; allowed"),
+        (lambda: TopK(error_feedback=ANY), "TopK's error_feedback is 3; allowed"),
         (lambda: RandomMask(1.5), "RandomMask's fraction is 1.5"),
+        (lambda: RandomMask(0), "RandomMask's fraction is 0; allowed"),
+        (
+            lambda: replace(BASE, transforms=(Int8(), RandomMask(0.1), TopK(0.5))),
+            r"^transforms has TopK\(.*\) with error feedback beside RandomMask\(.*\), which scales up .* to round; "
+            r"allowed: TopK with error_feedback=False, or no RandomMask$",
+        ),
         (lambda: replace(BASE, transforms=ANY), "transforms is 3; allowed: a list"),
         (lambda: replace(BASE, transforms=(ANY,)), "transforms has 3; allowed: transforms"),
         (
@@ -282,3 +298,33 @@ def test_draws_differ_by_client_round_and_place() -> None:
     ids = np.array([1, 2])
     drawn = [TransformContext(0, r, ids, 5, p).rngs()[c].random() for r in (1, 2) for p in (0, 1) for c in (0, 1)]
     assert len(set(drawn)) == 8
+
+
+def test_each_transform_of_a_chain_draws_numbers_of_its_own_on_both_sides() -> None:
+    """A mask of a mask: the coordinates that arrive are those that both have chosen."""
+    chain = (RandomMask(0.5), RandomMask(0.5), Int8())
+    pipeline = Pipeline(chain, np.ones(40, dtype=bool), "float64")
+    values, who = np.arange(1.0, 41)[None], (5, 2, np.array([3]))
+    sent = pipeline.encode(values, *who)
+    assert {name: rows.shape for name, rows in sent.items()} == {"2.scale": (1,), "values": (1, 10)}
+    first, second = (
+        np.sort(generator(5, Purpose.COMPRESS, 2, 3, place).permutation(length)[: length // 2])
+        for place, length in ((0, 40), (1, 20))
+    )
+    back = pipeline.decode(sent, *who)[0]
+    assert np.flatnonzero(back).tolist() == first[second].tolist()
+    np.testing.assert_allclose(back[first[second]], 4 * values[0, first[second]], atol=4 * 40 / 127)
+
+
+def test_only_shared_weights_travel_and_the_others_do_not_change() -> None:
+    shared = np.array([True, False, True, True, False])
+    pipeline = Pipeline((UpdateTransform(),), shared, "float32")
+    values = np.arange(1.0, 6)[None]
+    sent = pipeline.encode(values, 0, 1, np.array([0]))
+    assert sent["values"].tolist() == [[1, 3, 4]]
+    assert sent["values"].dtype == np.float32
+    back = pipeline.decode(sent, 0, 1, np.array([0]))
+    assert back.tolist() == [[1, 0, 3, 4, 0]]
+    assert back.dtype == np.float32
+    assert not pipeline.feeds_back
+    assert Pipeline((Int8(), TopK(0.5)), shared, "float32").feeds_back

@@ -341,7 +341,8 @@ class FedProx(clients.SGD):
 
 
 class Server(servers.FedAvgM):
-    def __init__(self, server_hooks, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key, table: int,
+    def __init__(self, server_hooks, strategy, weighted_by_key, arrayrecord_key, configrecord_key, train_loss_key,
+                 table: int,
                  server_momentum: int = 0, flag: bool = False, other=None, *args, **options):
         super().__init__(**options)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flwr.app
 import flwr.serverapp.strategy as stock
@@ -13,10 +16,16 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.exception import AggregationError
 from helpers import same
+from threadpoolctl import threadpool_info
 
 from fedsim import data, kernels
 from fedsim.clients import SGD, FedProx
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.clients.server_hooks import ServerHooks
+from fedsim.clients.task import Evaluation, Update, mean_evaluation
+from fedsim.engines.blocks import Blocks
+from fedsim.engines.isolation import concatenate, isolate_failures
+from fedsim.engines.workers import Workers, available_cores, in_order
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.kernels.mean import RunningMean
 from fedsim.models import MLP, named_arrays
@@ -24,7 +33,10 @@ from fedsim.rounds.grid import make_grid
 from fedsim.rounds.outcome import RoundOutcome
 from fedsim.servers import FedAvg
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition
+from fedsim.splits.sizes import LogNormal
 from fedsim.study.experiment import Experiment
+from fedsim.updates.aggregation import Aggregation
+from fedsim.updates.aggregators import Mean
 
 SMALL = Experiment(split=Dirichlet(12, alpha=1.0), hidden=(8,), rounds=3, fraction_train=0.6, fraction_evaluate=0.5)
 
@@ -329,3 +341,296 @@ def test_blocks_end_at_about_the_same_time(clients: int, workers: int, skew: flo
     assert max(loads) <= sizes.sum() / workers + max(sizes[block].sum() for block in blocks)
     assert max(loads) <= max(1.35 * sizes.sum() / workers, sizes.max())
     assert len(blocks) <= 10 * workers
+
+
+# The parts of an engine, without a run.
+
+
+class Watched(list[int]):
+    """Jobs that say how many of them have been taken."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for job in list.__iter__(self):
+            self.taken += 1
+            yield job
+
+
+def test_jobs_are_started_up_to_a_bound_and_those_left_are_cancelled() -> None:
+    started, cancelled = list[int](), list[int]()
+
+    def begin(bound: int) -> Any:
+        def submit(job: int) -> int:
+            started.append(job)
+            return job
+
+        return in_order(submit, lambda handle: 10 * handle, [1, 2, 3, 4, 5], bound, cancelled.append)
+
+    results = begin(3)
+    assert started == []
+    assert next(results) == 10
+    assert started == [1, 2, 3]
+    assert next(results) == 20
+    assert started == [1, 2, 3, 4]
+    results.close()
+    assert cancelled == [3, 4]
+    assert list(begin(3)) == [10, 20, 30, 40, 50]
+    assert list(begin(99)) == [10, 20, 30, 40, 50]
+    assert cancelled == [3, 4]
+
+
+@pytest.mark.parametrize(("max_pending", "taken"), [(1, 4), (7, 7), (None, 20), (50, 20)])
+def test_workers_keep_the_order_and_at_least_two_jobs_each(max_pending: int | None, taken: int) -> None:
+    names = set()
+
+    def work(job: int) -> int:
+        names.add(threading.current_thread().name.partition("_")[0])
+        return job * job
+
+    jobs = Watched(range(20))
+    with Workers(2) as workers:
+        results = workers.map(work, jobs, max_pending)
+        assert next(results) == 0
+        assert jobs.taken == taken
+        assert list(results) == [k * k for k in range(1, 20)]
+        assert names == {"fedsim"}
+        names.clear()
+        assert list(workers.map(work, [3])) == [9]  # one job needs no thread
+        with Workers(1) as one:
+            assert list(one.map(work, [3, 4])) == [9, 16]
+        assert names == {threading.main_thread().name}
+    assert list(workers.map(work, [3, 4])) == [9, 16]  # nor does one that is closed have any
+
+
+def test_all_workers_do_a_common_work_at_the_same_time() -> None:
+    """Each on a core of its own where there is one for each; BLAS has one thread in each."""
+    barrier, seen = threading.Barrier(available_cores()), list[Any]()
+
+    def work() -> None:
+        barrier.wait(60)
+        seen.append(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {len(seen)})
+
+    def fail() -> None:
+        raise ZeroDivisionError("of a worker")
+
+    with Workers(available_cores()) as workers:
+        workers.run_on_all(work)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+        with pytest.raises(ZeroDivisionError, match="of a worker"):
+            workers.run_on_all(fail)
+    assert len(set().union(*seen)) == len(seen) == available_cores()
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    with Workers(available_cores() + 1) as workers:  # more than cores: the system places them
+        barrier = threading.Barrier(available_cores() + 1)
+        seen.clear()
+        workers.run_on_all(work)
+    assert not before or all(cores == before for cores in seen)
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_after_ctrl_c_clients_in_training_are_not_waited_for(interrupted: bool) -> None:
+    """Those that have not begun never do."""
+    release, done = threading.Event(), list[int]()
+
+    def work(job: int) -> int:
+        if job:
+            release.wait(20 if interrupted else 0.05)
+        done.append(job)
+        return job
+
+    before = set(threading.enumerate())
+    workers = Workers(2)
+    workers.__enter__()
+    results = workers.map(work, range(12))
+    assert next(results) == 0
+    threads = set(threading.enumerate()) - before
+    error = KeyboardInterrupt() if interrupted else ValueError()
+    workers.__exit__(type(error), error, None)
+    assert any(thread.is_alive() for thread in threads) == interrupted
+    assert (done == [0]) == interrupted
+    release.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) < 12
+
+
+def test_the_number_of_workers_follows_from_the_kernel() -> None:
+    held = IID(4).federate(data.load("digits"))
+    counts = [make_grid(MLP((64, 10)), held, SGD(), kernel=k).engine.workers.count for k in ("numpy", "compiled")]
+    assert counts == [1, available_cores()]
+    assert make_grid(MLP((64, 10)), held, SGD(), workers=4096).engine.workers.count == 4096
+    for workers in (0, 4097):
+        with pytest.raises(ConfigError, match=rf"workers is {workers}; allowed: .*1.*4096"):
+            make_grid(MLP((64, 10)), held, SGD(), workers=workers)
+    with pytest.raises(ConfigError, match="block_size is 0"):
+        make_grid(MLP((64, 10)), held, SGD(), block_size=0)
+
+
+def blocks_of(kernel: str, clients: int, examples: int, workers: int, size: int | None = None) -> Blocks:
+    """Of a model of 15,010 parameters, whose row has 60,040 bytes."""
+    held = Partition(np.zeros(clients * examples, np.intp), np.arange(clients + 1) * examples)
+    federated = FederatedDataset(data.load("digits"), held)
+    grid = make_grid(MLP((64, 200, 10)), federated, SGD(), kernel=kernel, workers=workers, block_size=size)
+    made: Blocks = cast(Any, grid.engine).blocks
+    return made
+
+
+def test_blocks_fit_a_cache_and_results_that_wait_fit_memory() -> None:
+    """768 KiB of weights with the NumPy kernel, 4 MiB with the compiled one, 32 MiB of results."""
+    everyone = np.arange(200)
+    for kernel, most in (("numpy", 13), ("compiled", 69)):
+        blocks = blocks_of(kernel, 200, 1, 1)
+        cut = blocks.of_like_work(everyone, np.ones(200))
+        assert [len(block) for block in cut[:-1]] == [most] * (200 // most)
+        assert np.array_equal(np.concatenate(cut), everyone)
+        assert blocks.max_pending(cut) == 2**25 // (most * 60040)
+        assert [len(block) for block in blocks_of(kernel, 200, 1, 1, 60).of_like_work(everyone, np.ones(200))] == [
+            60,
+            60,
+            60,
+            20,
+        ]
+    shared = blocks_of("compiled", 1300, 1, 3).shared(np.arange(1300))
+    assert [len(block) for block in shared] == [558, 558, 184]  # a multiple of the workers, at most 2^25 bytes
+    assert [len(block) for block in blocks_of("compiled", 20, 1, 3, 8).shared(np.arange(20))] == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("work", "blocks"), [(1e4, 2), (2.5e5, 2), (5e5, 4), (1e6, 8), (2e6, 16), (1e9, 16)])
+def test_each_worker_gets_one_to_eight_blocks_of_a_tenth_of_a_second(work: float, blocks: int) -> None:
+    """A hundred million operations each, as far as that goes."""
+    cut = blocks_of("compiled", 48, 4, 2).of_like_work(np.arange(48), np.full(48, work * 100 / 6 * (1 + 1e-9)))
+    assert [len(block) for block in cut] == [48 // blocks] * blocks
+
+
+def test_the_work_of_a_client_is_its_examples_passes_and_parameters() -> None:
+    """Six operations for each in training, two in evaluation."""
+    blocks, everyone = blocks_of("compiled", 52, 100, 1), np.arange(52)
+    work = 52 * 100 * 15010
+    runtime = blocks.runtime
+    weights = np.zeros(15010, np.float32)
+    lengths = [len(blocks.training(runtime.task(weights, 1, SGD(epochs=e)), everyone)) for e in (1, 2)]
+    assert lengths[0] == 6 * work // 10**8 == 4
+    assert lengths[1] > 6
+    assert len(blocks.evaluation(everyone)) == 2 * work // 10**8 == 1
+
+
+def test_an_error_is_a_clients_own_or_ends_the_run() -> None:
+    def call(block: Any) -> list[int]:
+        calls.append(block.tolist())
+        if 5 in block:
+            raise ZeroDivisionError("a fault")
+        if 6 in block:
+            raise DivergenceError("too far")
+        return list(block)
+
+    calls: list[list[int]] = []
+    results, failed = isolate_failures(call, np.array([3, 5, 1, 6, 2]), 7)
+    assert results == [[3], [1], [2]]
+    assert calls == [[3, 5, 1, 6, 2], [3], [5], [1], [6], [2]]
+    assert str(failed.pop(5)).startswith("client 5 failed in round 7: ZeroDivisionError: a fault (")
+    assert str(failed.pop(6)) == "too far"
+    assert not failed
+    assert isinstance(isolate_failures(call, np.array([5]), 1)[1][5].__cause__, ZeroDivisionError)
+    assert isolate_failures(call, np.array([4, 1]), 7) == ([[4, 1]], {})
+    for error in (MemoryError("none left"), FedsimError("stop"), ConfigError("wrong")):
+
+        def end(block: Any, error: Exception = error) -> None:
+            raise error
+
+        for block in (np.array([1]), np.array([1, 2])):
+            with pytest.raises(type(error), match=str(error)):
+                isolate_failures(end, block, 1)
+
+
+def test_updates_of_single_clients_make_a_block() -> None:
+    one, other = (
+        Update(np.array([k]), np.array([k + 1]), np.full((1, 2), k), np.array([k / 2]), up={"u": np.full((1, 3), k)},
+               failed={9: FedsimError("not here")})
+        for k in (3, 1)
+    )  # fmt: skip
+    block = concatenate([one, other])
+    assert block.partition_ids.tolist() == [3, 1]
+    assert block.weights.tolist() == [[3, 3], [1, 1]]
+    assert block.up["u"].tolist() == [[3, 3, 3], [1, 1, 1]]
+    assert block.update_norm is None
+    assert not block.failed
+
+
+def test_scores_are_averaged_over_examples() -> None:
+    parts = [
+        Evaluation(np.array([0, 1]), np.array([1, 3]), np.array([2.0, 4.0]), np.array([0.0, 1.0])),
+        Evaluation(np.array([2]), np.array([4]), np.array([1.0]), np.array([0.5])),
+    ]
+    assert mean_evaluation(parts) == ((2 + 12 + 4) / 8, (3 + 2) / 8)
+    assert np.isnan(mean_evaluation([])).all()
+
+
+# The server strategy between a grid and its clients.
+
+
+@pytest.mark.parametrize("sizes", [None, LogNormal(0.7)])
+def test_replies_are_added_in_the_cohorts_order_whatever_their_own(sizes: Any) -> None:
+    """By falling number of examples, then node id: in float64 another order has other bits."""
+    net = MLP((64, 8, 10), dtype="float64")
+    held = Dirichlet(12, alpha=0.3, sizes=sizes).federate(data.load("digits"))
+    start = records.to_record(net, net.init(np.random.default_rng(0)))
+    strategy = FedAvg(seed=3)
+    with make_grid(net, held, SGD()) as grid:
+        replies: Any = list(grid.send_and_receive(list(strategy.configure_train(1, start, ConfigRecord(), grid))))
+    by_node = {reply.metadata.src_node_id: reply for reply in replies}
+    order = sorted(range(12), key=lambda k: (-held.partition.sizes[k], k))
+    rows = [records.to_flat(net, by_node[k + 2].content.array_records["arrays"]) for k in order]
+    total = np.zeros(net.num_parameters)
+    for k, row in zip(order, rows, strict=True):
+        total = total + row * float(held.partition.sizes[k])
+    expected = total / held.partition.sizes.sum()
+    assert [reply.metadata.src_node_id - 2 for reply in replies] == order
+    for shuffled in (replies, replies[::-1], [by_node[node] for node in sorted(by_node)]):
+        record, _ = strategy.aggregate_train(1, shuffled)
+        assert record is not None
+        assert np.array_equal(records.to_flat(net, record), expected)
+
+
+def test_a_cohort_is_a_share_of_the_nodes_but_at_least_so_many() -> None:
+    """Of training by min_train_nodes, of evaluation by min_evaluate_nodes; no more than there are."""
+    net = MLP((64, 10))
+    start = records.to_record(net, np.zeros(net.num_parameters, np.float32))
+    strategy = FedAvg(fraction_train=0.5, fraction_evaluate=0.25, min_train_nodes=3, min_evaluate_nodes=5)
+    found = []
+    for clients in (12, 2):
+        grid = make_grid(net, IID(clients).federate(data.load("digits")), SGD())
+        for configure in (strategy.configure_train, strategy.configure_evaluate):
+            found.append(len(list(configure(1, start, ConfigRecord(), grid))))
+    assert found == [6, 5, 2, 2]
+    least = FedAvg(fraction_train=0.25, min_train_nodes=4, min_evaluate_nodes=9, min_clients=4)
+    least.check_clients(12)
+    with pytest.raises(ConfigError, match=r"min_clients is 5; allowed: 1 to 4, the clients sampled in a round"):
+        FedAvg(fraction_train=0.25, min_train_nodes=4, min_evaluate_nodes=9, min_clients=5).check_clients(12)
+    none = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
+    assert list(none.configure_train(1, start, ConfigRecord(), grid)) == []
+    assert list(none.configure_evaluate(1, start, ConfigRecord(), grid)) == []
+    outcome = grid.send_and_receive([])
+    assert strategy.aggregate_evaluate(1, outcome) is None
+    assert strategy.aggregate_train(1, outcome) == (None, None)
+
+
+class Halves(SGD):
+    """Counts each client for as much as any other."""
+
+    def server_state(self, weights: Any, server: Any) -> dict[str, Any]:
+        return {}
+
+    def weigh(self, num_examples: Any, up: Any) -> Any:
+        return np.ones(len(num_examples))
+
+
+def test_the_length_of_the_mean_update_is_by_examples_under_a_strategy_with_weights_of_its_own() -> None:
+    """While the model is the mean by its weights."""
+    net = MLP((2, 2), dtype="float64")
+    sums = Aggregation(Mean(), ServerHooks(Halves(), net, 9, 0))
+    sums.add(Update(np.array([0, 1]), np.array([1, 3]), np.array([[0.0] * 6, [4.0] * 6]), np.array([1.0, 2.0])))
+    sums.add(Update(np.array([], int), np.array([], int), np.empty((0, 6)), np.empty(0)))
+    assert sums.combined.tolist() == [2.0] * 6
+    assert sums.mean().tolist() == [3.0] * 6
+    assert (sums.clients, sums.examples, sums.train_loss) == (2, 4, 7 / 4)

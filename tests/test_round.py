@@ -12,15 +12,25 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from helpers import same
 
 from fedsim import Experiment, clients, servers
 from fedsim.clients import Array, Context
+from fedsim.clients.task import Update
 from fedsim.data import Dataset
-from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.errors import ClientError, ConfigError, DivergenceError, FedsimError
 from fedsim.files import write_whole
-from fedsim.splits import IID, Dirichlet, Natural
+from fedsim.flower import records
+from fedsim.flower.messages import Instructions
+from fedsim.models.mlp import MLP
+from fedsim.rounds.grid import RoundGrid, make_grid
+from fedsim.rounds.statistics import RoundStatistics, drift
+from fedsim.rounds.validity import ValidityChecks
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Natural, Partition
+from fedsim.streams import Purpose
+from fedsim.updates.aggregation import Aggregation
+from fedsim.updates.aggregators import Mean
 
 BASE = Experiment(split=Dirichlet(12, alpha=0.5), hidden=(8,), rounds=4, fraction_train=0.5, fraction_evaluate=0.5)
 
@@ -276,3 +286,215 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device: '.*history.csv'"):
         write_whole(tmp_path / "history.csv", write)
     assert not list(tmp_path.iterdir())
+
+
+# The parts of a round, without a run.
+
+NET = MLP((3, 4, 2), dtype="float64")
+#: Clients 0 to 5; client 3 holds nothing.
+SIZES = np.array([4, 9, 9, 0, 20, 2])
+
+
+def held(sizes: Any = SIZES) -> FederatedDataset:
+    rng = np.random.default_rng(0)
+    count = int(np.sum(sizes))
+    data = Dataset("d", rng.normal(size=(count, 3)), np.arange(count) % 2, rng.normal(size=(8, 3)), np.arange(8) % 2)
+    return FederatedDataset(data, Partition(np.arange(count), np.concatenate([[0], np.cumsum(sizes)])))
+
+
+def grid_of(client: clients.SGD | None = None, **options: Any) -> RoundGrid:
+    return make_grid(NET, held(), client or clients.SGD(), on_failure="exclude", **options)
+
+
+def content_of(scale: float = 0.0, config: ConfigRecord | None = None) -> RecordDict:
+    weights = np.random.default_rng(1).normal(size=NET.num_parameters) * scale
+    return RecordDict({"arrays": records.to_record(NET, weights), **({"config": config} if config else {})})
+
+
+class Picky(clients.SGD):
+    """Raises on client 1."""
+
+    def train(self, ctx: Context) -> Array:
+        if 1 in ctx.partition_ids:
+            raise ValueError("not this one")
+        return super().train(ctx)
+
+    def personalise(self, ctx: Context) -> Array:
+        if 4 in ctx.partition_ids:
+            raise ValueError("nor this one")
+        return np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("kind", ["train", "train.more", "evaluate"])
+def test_each_reply_answers_the_message_to_its_client(kind: str, pushed: bool) -> None:
+    """In cohort order, with the message's group and type; an error says why its client sent nothing."""
+    content = content_of(1.0)
+    with grid_of(Picky()) as grid:
+        sent = [Message(content, node, kind, group_id=f"g{node}") for node in (7, 2, 5, 3, 6, 4)]
+        replies: Any = grid.pull_messages(grid.push_messages(sent)) if pushed else grid.send_and_receive(sent)
+        replies = list(replies)
+        failed = grid.take_statistics()[0].failed
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
+    assert len(asked) == 6
+    assert [m.metadata.src_node_id - 2 for m in replies] == [4, 1, 2, 0, 5, 3]
+    for reply in replies:
+        assert asked[reply.metadata.reply_to_message_id] == reply.metadata.src_node_id
+        assert reply.metadata.message_type == kind
+        assert reply.metadata.group_id == f"g{reply.metadata.src_node_id}"
+    errors = {m.metadata.src_node_id - 2: m.error.reason for m in replies if m.has_error()}
+    lost, word = (1, "train") if kind.startswith("train") else (4, "evaluate")
+    assert errors.keys() == {3, lost}
+    assert errors[3] == f"client 3 has no examples to {word} on"
+    assert errors[lost].startswith("ValueError: no")
+    assert failed == (errors if word == "train" else {4: errors[4]})  # to have nothing to evaluate on is no failure
+    metrics: dict[int, Any] = {
+        m.metadata.src_node_id - 2: m.content.metric_records["metrics"] for m in replies if m.has_content()
+    }
+    assert {client: row["num-examples"] for client, row in metrics.items()} == {
+        client: size for client, size in enumerate(SIZES) if size and client != lost
+    }
+    expected = {"num-examples", "train_loss"} if word == "train" else {"num-examples", "eval_loss", "eval_accuracy"}
+    assert all(set(row) == expected for row in metrics.values())
+
+
+def test_a_strategy_without_messages_gets_replies_of_its_own() -> None:
+    with grid_of() as grid:
+        outcome = grid.send_and_receive(Instructions(content_of(), [2, 6, 3], "train"))
+        ids = [(m.metadata.reply_to_message_id, m.metadata.message_type, m.metadata.group_id) for m in outcome]
+        assert ids == [(f"train-1-{client}", "train", "") for client in (4, 1, 0)]
+        assert [m.metadata.src_node_id for m in outcome[1:]] == [3, 2]
+        added_up = Instructions(content_of(), [2, 6], "train", Aggregation(Mean()), 2)
+        sums = grid.send_and_receive(added_up)
+        assert [update.weights.size for update in sums.updates] == [0] * len(sums.updates)
+        assert (sums.clients, sums.accepted, len(sums)) == (2, True, 2)
+        assert len(grid.send_and_receive(Instructions(content_of(), [], "train"))) == 0
+        with pytest.raises(ValueError, match=r"nodes are 2\.\.7$"):
+            grid.send_and_receive(Instructions(content_of(), [8], "train"))
+        with pytest.raises(ValueError, match="unknown node"):
+            grid.send_and_receive(Instructions(content_of(), [1], "train"))
+        assert list(grid.get_node_ids()) == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_round_without_a_number_is_the_next_one() -> None:
+    """Of training; an evaluation belongs to the training before it, and draws other numbers."""
+    with grid_of() as grid:
+        purposes = [grid.send_and_receive([Message(content_of(), 2, kind)]).cohorts[0].task.purpose
+                    for kind in ("evaluate", "train")]  # fmt: skip
+        assert purposes == [Purpose.SHUFFLE_PERSONAL, Purpose.SHUFFLE]
+    with grid_of() as grid:
+        numbers = [
+            grid.send_and_receive([Message(content_of(config=config), 2, kind)]).cohorts[0].task.round
+            for kind, config in (
+                ("train", None), ("evaluate", None), ("train", ConfigRecord({"lr": 0.5})),
+                ("train", ConfigRecord({"server-round": 9})), ("evaluate", ConfigRecord({"server-round": 7})),
+                ("train", None),
+            )
+        ]  # fmt: skip
+    assert numbers == [1, 1, 2, 9, 7, 4]
+
+
+def test_a_client_may_train_and_evaluate_at_once_but_each_once() -> None:
+    one, other = content_of(1.0), content_of(0.5)
+    with grid_of() as grid:
+        both = grid.send_and_receive([Message(one, 2, "train"), Message(one, 2, "evaluate")])
+        assert [m.metadata.message_type for m in both] == ["train", "evaluate"]
+        copies = [Message(other, 4, "evaluate"), *(Message(one, node, "train") for node in (2, 6, 3))]
+        copies += [Message(other, node, "train") for node in (6, 4)]
+        with pytest.raises(ConfigError, match=r"asks client 4 2 times in a round to train; allowed: once$"):
+            grid.send_and_receive(copies)
+        thrice = [Message(one, node, "evaluate") for node in (3, 7, 7, 7)]
+        with pytest.raises(ConfigError, match=r"asks client 5 3 times in a round to evaluate; allowed: once$"):
+            grid.send_and_receive(thrice)
+
+
+def test_the_length_of_the_mean_update_is_of_one_model() -> None:
+    """Where clients start from different models there is no such update."""
+    one, other = content_of(1.0), content_of(0.5)
+    start = records.to_flat(NET, one.array_records["arrays"])
+    with grid_of() as grid:
+        outcome = grid.send_and_receive([Message(one, node, "train") for node in (2, 3, 4)])
+        taken, _ = grid.take_statistics()
+        mean = np.average(
+            np.concatenate([u.weights for u in outcome.updates]), axis=0, weights=SIZES[[1, 2, 0]]
+        )  # fmt: skip
+        assert taken.mean_update_norm == pytest.approx(np.linalg.norm(mean - start))
+        each = 2 * 128 + 2 * 128 + 8 * NET.num_parameters  # four arrays with NumPy's header
+        assert (taken.clients, taken.bytes_down, taken.bytes_up) == (3, 3 * each, 3 * each)
+        grid.send_and_receive([Message(one, 2, "train"), Message(other, 3, "train")])
+        taken, _ = grid.take_statistics()
+        assert taken.clients == 2
+        assert np.isnan(taken.mean_update_norm)
+        grid.send_and_receive(Instructions(one, [2, 3, 5], "train", None, 3))  # client 3 has nothing
+        taken, _ = grid.take_statistics()
+        assert taken.rejected == (2, 3)
+        assert (taken.clients, taken.bytes_down, taken.bytes_up) == (0, 3 * each, 2 * each)
+        assert grid.take_statistics()[0].rejected is None
+
+
+def update_of(losses: Any, norms: Any) -> Update:
+    ids = np.arange(len(losses)) + 3
+    return Update(ids, 10 * ids, np.zeros((len(ids), 1)), np.array(losses), update_norm=np.array(norms))
+
+
+@pytest.mark.parametrize(("untrained", "most"), [(2.5, 25.0), (0.1, 10.0), (1.0, 10.0)])
+def test_a_client_diverges_beyond_ten_times_the_untrained_loss(untrained: float, most: float) -> None:
+    """And beyond 10 in any case; its loss may be as large, and as far below zero."""
+    task: Any = grid_of().runtime.task(np.zeros(NET.num_parameters), 4)
+    checks, failed = ValidityChecks("float32", "exclude"), dict[int, str]()
+    longest = float(np.finfo(np.float32).max)
+    above = np.nextafter(most, np.inf)
+    update = update_of([most, above, -most, -above, np.nan, 1.0, 1.0], [1.0, 1, 1, 1, 1, longest, 2 * longest])
+    assert checks.keep_valid(task, update, failed).partition_ids.tolist() == [3, 4, 5, 6, 8]  # no limit has been set
+    checks.limit_loss(untrained)
+    failed.clear()
+    assert checks.keep_valid(task, update, failed).partition_ids.tolist() == [3, 5, 8]
+    told = {client: reason.partition(" (")[2].partition(") with")[0] for client, reason in failed.items()}
+    assert told == {
+        4: f"training loss {most:.3g}", 6: f"training loss {-most:.3g}", 7: "weights or loss not finite",
+        9: "its update is too large: length 6.81e+38",
+    }  # fmt: skip
+    assert failed[4].startswith("training diverged in round 4 at client 4 (")
+    assert failed[4].endswith("with SGD; a smaller lr usually helps")
+    raising = ValidityChecks("float32")
+    raising.limit_loss(untrained)
+    with pytest.raises(DivergenceError, match="in round 4 at client 4"):
+        raising.keep_valid(task, update, {})
+    lost = replace(update_of([1.0], [1.0]), failed={8: ClientError(8, 4, "its disk is full")})
+    assert checks.keep_valid(task, lost, failed).partition_ids.tolist() == [3]
+    assert failed[8] == "its disk is full"
+    with pytest.raises(ConfigError, match="on_failure is 'ignore'; allowed: raise, exclude"):
+        ValidityChecks("float32", "ignore")
+
+
+def test_statistics_are_over_examples_and_name_the_longest_update() -> None:
+    """Of all blocks."""
+    statistics = RoundStatistics()
+    assert np.isnan(statistics.train_loss)
+    assert np.isnan(statistics.drift()).all()
+    statistics.record(update_of([1.0, 2.0], [0.5, 7.25]))
+    statistics.record(update_of([4.0], [3.0]))
+    assert statistics.clients == 3
+    assert statistics.train_loss == pytest.approx((30 * 1 + 40 * 2 + 30 * 4) / 100)
+    assert statistics.largest_update == (4, 7.25)
+    assert statistics.drift().client_drift == pytest.approx((0.5 + 7.25 + 3) / 3)
+
+
+def test_drift_stays_within_its_limits() -> None:
+    assert np.isnan(drift(np.zeros(0), np.zeros(0, int), float("nan"))).all()
+    same_way = drift(np.array([2.0, 2.0]), np.array([5, 5]), 2.0 + 1e-9)
+    assert same_way.update_cosine == 1.0  # rounding does not take it beyond
+    assert drift(np.array([3.0, 1.0]), np.array([5, 5]), 0.0).update_cosine == -1.0
+    still = drift(np.array([2.0, 0.0]), np.array([5, 5]), 1.0)  # one update of two: no angle
+    assert still[:2] == (1.0, 1.0)
+    assert np.isnan(still.update_cosine)
+    assert np.isnan(drift(np.zeros(2), np.array([5, 5]), 0.0)[1:]).all()
+
+
+def test_clients_train_on_the_window_of_the_round_they_are_asked_for() -> None:
+    """Also when a round is asked for that is over."""
+    federated = replace(held(np.array([4, 8])), windows=2, rounds_per_window=2)
+    runtime = make_grid(NET, federated, clients.SGD()).runtime
+    weights = np.zeros(NET.num_parameters)
+    found = {number: runtime.task(weights, number).partition[1].tolist() for number in (3, 1, 4, 2, 9)}
+    assert found == {1: [4, 5, 6, 7], 2: [4, 5, 6, 7], 3: [8, 9, 10, 11], 4: [8, 9, 10, 11], 9: [8, 9, 10, 11]}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flwr.serverapp.strategy as stock
 import numpy as np
@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from helpers import OnRound, same
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedsim import Experiment, clients, servers
 from fedsim.apps import app
@@ -32,10 +33,26 @@ from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
-from fedsim.engines.supernodes.node import hello
-from fedsim.engines.supernodes.replies import RESULT, Layout, read_array, training_layout
+from fedsim.engines.supernodes.node import answer, hello
+from fedsim.engines.supernodes.replies import (
+    EVALUATION,
+    FAILED,
+    RESULT,
+    Hello,
+    Layout,
+    ReplyError,
+    first_line,
+    read_array,
+    read_columns,
+    read_hello,
+    read_reply,
+    training_layout,
+    unsound,
+)
+from fedsim.engines.supernodes.roster import Roster
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import internals, records, strategies
+from fedsim.flower.messages import LocalGrid
 from fedsim.splits import IID, Dirichlet, FeatureNoise, FederatedDataset, Partition, TimeOrdered
 from fedsim.study import config
 from fedsim.study.result import Result
@@ -572,6 +589,72 @@ def test_a_fingerprint_sees_what_matters_and_not_rounding(change: str, regressio
     assert expected in difference(own, fingerprint(made(x, moved)))
 
 
+def held_by(data: Dataset, **changes: Any) -> FederatedDataset:
+    """Five clients with the same number of examples, and tests of their own."""
+    cuts = np.arange(0, 41, 8)
+    given: dict[str, Any] = {
+        "partition": Partition(np.arange(40), cuts), "partition_test": Partition(np.arange(40, 60), cuts // 2)
+    }  # fmt: skip
+    return FederatedDataset(data, **(given | changes))
+
+
+def test_a_fingerprint_counts_and_compares_counts_exactly() -> None:
+    rng = np.random.default_rng(3)
+    data = Dataset("d", rng.normal(size=(60, 7)), np.arange(60) % 3, rng.normal(size=(4, 7)), np.arange(4) % 3)
+    own = fingerprint(held_by(data))
+    counts = {"examples": 60, "features": 7, "classes": 3, "clients": 5}
+    assert {name: own[name] for name in counts} == counts
+    sketch: Any = own["sketch"]
+    assert sketch[0] == pytest.approx(np.linalg.norm(data.x_train))
+    assert np.abs(sketch[1:]).min() > 0
+    assert len(set(sketch)) == 9
+    for name, count in counts.items():
+        said = f"its data have {count + 1} {name}, the server's {count}"
+        assert difference(own, own | {name: count + 1}) == said
+        long = difference(own, own | {name: "x" * 60})
+        assert long == f"its data have '{'x' * 39}... {name}, the server's {count}"
+        assert difference(own | {name: 1}, own | {name: True}) == f"its data have True {name}, the server's 1"
+    for wrong in (sketch[:-1], "x" * 9, None):
+        assert difference(own, own | {"sketch": wrong}) == "it sent no sketch of its features"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": 2, "rounds_per_window": 2},
+        {"windows": 3},
+        {"partition_test": Partition(np.arange(40, 60), np.array([0, 3, 8, 12, 16, 20]))},
+        {"partition_test": Partition(np.arange(40, 60)[::-1].copy(), np.arange(0, 21, 4))},
+        {"partition": Partition(np.arange(40)[::-1].copy(), np.arange(0, 41, 8))},
+    ],
+)
+def test_a_fingerprint_sees_windows_and_the_cuts_of_tests(changes: dict[str, Any]) -> None:
+    own, other = fingerprint(held_by(SMALL, windows=2)), fingerprint(held_by(SMALL, **({"windows": 2} | changes)))
+    assert difference(own, other) == "its labels, or the examples of its clients, are not the server's"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_fingerprint_sees_each_number_whatever_the_scale(scale: float) -> None:
+    """Of the features, and of the targets beside features that are a million times as large."""
+    rng = np.random.default_rng(5)
+    x, y, y_test = rng.normal(size=(60, 4)), rng.normal(size=60), rng.normal(size=9)
+
+    def made(features: Any, targets: Any = y, tests: Any = y_test) -> dict[str, Any]:
+        data = Dataset("d", features * scale, targets, x[:9], tests, regression=True)
+        return fingerprint(held_by(data))
+
+    own = made(x)
+    assert difference(own, made(x * (1 + 1e-7), y * (1 + 1e-7))) == ""
+    for row, column in np.ndindex(20, 4):
+        other = x.copy()
+        other[row, column] += 0.01
+        assert "its features are not the server's" in difference(own, made(other))
+    moved = y.copy()
+    moved[7] += 0.01
+    assert "its features are not the server's" in difference(own, made(x, moved))
+    assert "its features are not the server's" in difference(own, made(x, y, y_test * 1.01))
+
+
 # Bytes, as Flower makes them.
 
 
@@ -787,8 +870,8 @@ def test_a_supernode_that_cannot_start_says_why() -> None:
 def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
     client: SGD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("fedsim.study.runner.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("fedsim.study.saving.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fedsim.study.saving.CHECKPOINT_SHARE", 1e9)
     experiment = replace(BASE, client=client)
     settings = {"experiment": config.to_toml(experiment)}
 
@@ -817,3 +900,495 @@ def test_an_interrupted_run_goes_on_unless_state_was_on_supernodes(
             FedsimError, match=r"^client state was kept on SuperNodes and ended with the interrupted run"
         ):
             experiment.run(directory=tmp_path)  # in process neither
+
+
+# One question at a time: SuperNodes that are told what to answer, and the parts that hear them.
+
+SMALL = Dataset(
+    "small", np.random.default_rng(0).normal(size=(90, 3)), np.arange(90) % 2,
+    np.random.default_rng(1).normal(size=(30, 3)), np.arange(30) % 2,
+)  # fmt: skip
+FEW = Experiment(dataset=SMALL, split=Dirichlet(6, alpha=1.0), hidden=(3,), test_fraction=0.2, on_failure="exclude")
+
+
+def runtime_of(experiment: Experiment) -> ClientRuntime:
+    federated = experiment.federate(experiment.load_data())
+    net = experiment.make_model(federated.dataset)
+    return ClientRuntime(net, federated, experiment.client, 0, "numpy", experiment.transforms)
+
+
+class Scripted(LocalGrid):
+    """SuperNodes 2, 3, ... that are partitions 0, 1, ... and answer honestly, but for what `answers` has of them."""
+
+    def __init__(self, runtime: ClientRuntime, nodes: int) -> None:
+        super().__init__()
+        self.runtime, self.there = runtime, list(range(2, 2 + nodes))
+        self.said = {node: (node - 2, nodes) for node in self.there}
+        self.answers: dict[int, Callable[[Message], Any]] = {}
+        self.sent: list[tuple[str, list[int], float | None]] = []
+        self.arriving: list[int] = []
+        self.orders: list[ConfigRecord] = []
+        self._contexts: dict[int, Context] = {}
+
+    def get_node_ids(self) -> Any:
+        now = list(self.there)
+        self.there += self.arriving[:1]
+        del self.arriving[:1]
+        return now
+
+    def push_messages(self, messages: Any) -> Any:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        messages = list(messages)
+        kind = messages[0].metadata.message_type
+        self.sent.append((kind, [m.metadata.dst_node_id for m in messages], timeout))
+        replies: list[Message] = []
+        for message in messages:
+            own = self.answers.get(message.metadata.dst_node_id)
+            reply = own(message) if own else self.honest(message)
+            replies += reply if isinstance(reply, list) else [] if reply is None else [reply]
+        return replies
+
+    def honest(self, message: Message) -> Message:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        partition, of = self.said[node]
+        config: dict[str, Any] = {"partition-id": partition, "num-partitions": of}
+        place = self._contexts.setdefault(node, Context(0, node, config, RecordDict(), {}))
+        place.node_config.update(config)
+        if kind == "query":
+            return reply_to(message, hello(message, place, self.runtime).content)
+        self.orders.append(message.content.config_records["fedsim.order"])
+        return reply_to(message, answer(message, place, self.runtime, kind).content)
+
+    def asked(self, kind: str) -> list[list[int]]:
+        return [nodes for what, nodes, _ in self.sent if what == kind]
+
+
+def reply_to(message: Message, content: RecordDict | None, error: Error | None = None, **other: Any) -> Message:
+    told: dict[str, Any] = {"node_id": message.metadata.dst_node_id, "group_id": message.metadata.group_id} | other
+    made = internals.reply_metadata(told["node_id"], "m", message.metadata.message_type, told["group_id"], 0.0)
+    return internals.make_message(made, content, error)
+
+
+def broken(message: Message) -> Message:
+    return reply_to(message, None, Error(1, "DataError: no file\nand more"))
+
+
+def other_data(message: Message) -> Message:
+    return reply_to(message, RecordDict({RESULT: ConfigRecord({"partition-id": 0, "num-partitions": 3})}))
+
+
+def roster_of(grid: Scripted, nodes: int, on_failure: str = "exclude", wait: float = 60.0) -> Roster:
+    return Roster(grid, nodes, wait, on_failure, fingerprint(grid.runtime.federated), 6)
+
+
+SITE = runtime_of(FEW)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "nodes", "of"),
+    [([4, 4, 2], 9, 4), ([2, 4, 2], 9, 2), ([2, 4], 2, 2), ([4, 2], 4, 4), ([2, 4, 3], 9, 4), ([2, 2, 3], 3, 2)],
+)
+def test_how_many_partitions_there_are_is_what_most_supernodes_say(claimed: list[int], nodes: int, of: int) -> None:
+    """In a tie it is the number of SuperNodes that are waited for, or else the larger number."""
+    grid = Scripted(SITE, len(claimed))
+    grid.said = {2 + k: (claimed[:k].count(number), number) for k, number in enumerate(claimed)}
+    roster = roster_of(grid, nodes, wait=0.0)
+    roster.wait()
+    assert roster.num_partitions == of
+    assert sorted(roster.hosts.values()) == [2 + k for k, number in enumerate(claimed) if number == of]
+    others = [f"SuperNode {2 + k} is refused: it says num-partitions={number}, and others say {of}"
+              for k, number in enumerate(claimed) if number != of]  # fmt: skip
+    assert roster.missing(of) == "; ".join([f"no SuperNode is partition {of} of {of}", *others])
+    assert grid.sent == [("query", sorted(grid.said), 0.0)]
+
+
+def test_a_supernode_that_is_late_is_waited_for_and_one_of_no_use_is_not() -> None:
+    """One that is refused, or cannot start, has come all the same; before the first round it is asked once."""
+    grid = Scripted(SITE, 4)
+    grid.there, grid.arriving = [2, 4, 5], [3]
+    grid.answers = {4: broken, 5: other_data}
+    roster = roster_of(grid, 4)
+    roster.wait()
+    assert roster.hosts == {0: 2, 1: 3}
+    assert grid.asked("query") == [[2, 4, 5], [3]]
+    assert roster.missing(3) == (
+        "no SuperNode is partition 3 of 4; SuperNode 4 cannot start: DataError: no file; SuperNode 5 is refused: "
+        "it has other data than the server: its data have None examples, the server's 90"
+    )
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "exclude"])
+def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -> None:
+    """One that cannot start is asked again every round, one that is refused is not until it has been away."""
+    grid = Scripted(SITE, 3)
+    roster = roster_of(grid, 3, on_failure)
+    roster.wait()
+    assert roster.hosts == {0: 2, 1: 3, 2: 4}
+    grid.there += [7, 8, 9, 10, 11, 12, 13]
+    grid.said |= {8: (1, 3), 9: (0, 6), 10: (1, 6), 11: (2, 6), 12: (3, 6), 13: (4, 6)}
+    grid.answers = {7: broken}
+    for _ in range(2):
+        roster.update()
+    assert roster.hosts == {0: 2, 1: 3, 2: 4}
+    assert roster.num_partitions == 3  # more SuperNodes say 6, too late
+    assert grid.asked("query") == [[2, 3, 4], [7, 8, 9, 10, 11, 12, 13], [7]]
+    del grid.there[-4:]
+    grid.there.remove(7)
+    roster.update()
+    assert roster.missing(5) == (
+        "no SuperNode is partition 5 of 3; SuperNode 9 is refused: it says num-partitions=6, and others say 3; "
+        "SuperNode 8 is at hand: SuperNode 3 is partition 1 too"
+    )
+    grid.there.append(7)
+    grid.there.remove(4)
+    roster.update()
+    assert roster.hosts == {0: 2, 1: 3}
+    assert roster.missing(2) == "SuperNode 4 is gone"
+    grid.answers, grid.said[7] = {}, (2, 3)  # the file is there now
+    grid.there.remove(9)
+    roster.update()
+    assert roster.hosts == {0: 2, 1: 3, 2: 7}
+    grid.there = [8, 7, 9]
+    grid.said[9] = (0, 3)
+    roster.update()
+    assert roster.hosts == {0: 9, 1: 8, 2: 7}
+    assert grid.asked("query")[-1] == [9]
+    assert roster.missing(5) == "no SuperNode is partition 5 of 3"
+
+
+def test_a_supernode_that_is_refused_has_no_say_any_more() -> None:
+    """Two and two do not agree with it when they come."""
+    grid = Scripted(SITE, 5)
+    grid.there = [2, 3, 4]
+    grid.said = {2: (0, 4), 3: (1, 4), 4: (0, 3), 5: (1, 3), 6: (2, 3)}
+    roster = roster_of(grid, 9)
+    roster.update()
+    grid.there += [5, 6]
+    roster.update()
+    assert roster.num_partitions == 4
+    assert roster.hosts == {0: 2, 1: 3}
+
+
+def test_a_supernode_that_cannot_start_ends_a_run_that_has_not_begun() -> None:
+    grid = Scripted(SITE, 2)
+    grid.answers = {3: broken}
+    with pytest.raises(FedsimError, match=r"^SuperNode 3 cannot start: DataError: no file$"):
+        roster_of(grid, 2, "raise").wait()
+    grid.answers = {2: broken, 3: broken}
+    with pytest.raises(
+        FedsimError,
+        match=r"^SuperNode 2 cannot start: DataError: no file; SuperNode 3 cannot start: DataError: no file$",
+    ):
+        roster_of(grid, 2).wait()
+    silent = Scripted(SITE, 1)
+    silent.answers = {2: lambda message: None}
+    with pytest.raises(FedsimError, match=r"^no SuperNode has answered within 0 seconds$"):
+        roster_of(silent, 1, wait=0.0).wait()
+    stranger = Scripted(SITE, 2)
+    stranger.answers = {3: lambda message: reply_to(message, None, Error(1, "no"), node_id=77)}
+    roster = roster_of(stranger, 2, "raise", wait=0.0)
+    roster.wait()
+    assert roster.hosts == {0: 2}
+
+
+@pytest.mark.parametrize("lacking", ["partition-id", "num-partitions"])
+def test_a_supernode_needs_to_be_told_which_partition_it_is(lacking: str) -> None:
+    config: dict[str, Any] = {"partition-id": 0, "num-partitions": 3}
+    del config[lacking]
+    message = Message(RecordDict(), 2, "query")
+    with pytest.raises(FedsimError, match=r"^its node config lacks partition-id and num-partitions$"):
+        hello(message, Context(0, 2, config, RecordDict(), {}), SITE)
+    said = fingerprint(SITE.federated)
+    assert read_hello(
+        RecordDict({RESULT: ConfigRecord({"partition-id": 5, "num-partitions": 6, **said})}), said, 6
+    ) == (Hello(5, 6))
+    for partition, of, reason in (
+        (6, 6, "it says partition-id=6 with num-partitions=6; allowed: 0 to 5"),
+        (0, 7, "it says num-partitions=7; allowed: 1 to 6"),
+    ):
+        content = RecordDict({RESULT: ConfigRecord({"partition-id": partition, "num-partitions": of, **said})})
+        with pytest.raises(ReplyError, match=f"^{reason}$"):
+            read_hello(content, said, 6)
+
+
+def asking(grid: Scripted, nodes: int, **options: Any) -> SuperNodeEngine:
+    """An engine whose SuperNodes have said who they are."""
+    settings: dict[str, Any] = {"nodes": nodes, "wait": 1.5, "workers": 1, "on_failure": "exclude"} | options
+    engine = SuperNodeEngine(grid.runtime, grid=grid, **settings)
+    with engine:
+        pass
+    return engine
+
+
+def start(runtime: ClientRuntime) -> Any:
+    return np.random.default_rng(0).normal(size=runtime.model.num_parameters).astype(np.float32) / 3
+
+
+def reasons(parts: Any) -> dict[int, str]:
+    return {client: str(error.reason) for part in parts for client, error in part.failed.items()}
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_supernodes_that_fail_are_asked_again_as_often_as_was_said(retries: int) -> None:
+    """Only they, for their own clients; what the others have sent counts once."""
+    grid = Scripted(SITE, 3)
+    engine = asking(grid, 3, retries=retries, timeout=7.5)
+    grid.answers = {3: broken}
+    updates = list(engine.train(SITE.task(start(SITE), 4), np.arange(6)))
+    assert grid.sent == [("query", [2, 3, 4], 1.5), ("train", [2, 3, 4], 7.5), *[("train", [3], 7.5)] * retries]
+    assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 2, 3, 5]
+    assert reasons(updates) == dict.fromkeys((1, 4), "SuperNode 3 failed: DataError: no file")
+    assert [dict(order)["clients"] for order in grid.orders] == [[0, 3], [2, 5]]
+    assert {client: error.args[1] for u in updates for client, error in u.failed.items()} == {1: 4, 4: 4}
+    rows = np.concatenate([u.partition_ids for u in updates])
+    examples = np.concatenate([u.num_examples for u in updates])
+    assert np.array_equal(examples, SITE.partition.sizes[rows])
+
+
+@pytest.mark.parametrize(
+    ("answers", "timeout", "reason"),
+    [
+        (lambda message: None, None, "SuperNode 3 did not answer"),
+        (lambda message: None, 2.5, "SuperNode 3 did not answer within 2.5 s"),
+        (lambda message: reply_to(message, None, Error(1, "")), 2.5, "SuperNode 3 failed: no reason given"),
+        (
+            lambda message: reply_to(message, None, Error(1, "Node unavailable"), node_id=1),
+            2.5,
+            "SuperNode 3 did not answer: Node unavailable",
+        ),
+        (lambda message: reply_to(message, RecordDict(), node_id=77), 2.5, "SuperNode 3 did not answer within 2.5 s"),
+        (lambda message: reply_to(message, RecordDict(), group_id="3"), None, "SuperNode 3 answered another message"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_why_a_supernode_gave_nothing_is_said(kind: str, answers: Any, timeout: float | None, reason: str) -> None:
+    grid = Scripted(SITE, 3)
+    engine = asking(grid, 3, timeout=timeout)
+    grid.answers = {3: answers}
+    assert reasons(getattr(engine, kind)(SITE.task(start(SITE), 4), np.arange(6))) == dict.fromkeys((1, 4), reason)
+
+
+def test_an_error_after_an_answer_does_not_take_it_back() -> None:
+    """Nor does an answer make good an error that came before it."""
+    grid = Scripted(SITE, 3)
+    engine = asking(grid, 3)
+    grid.answers = {2: lambda message: [grid.honest(message), broken(message)],
+                    3: lambda message: [broken(message), grid.honest(message)]}  # fmt: skip
+    updates = list(engine.train(SITE.task(start(SITE), 4), np.arange(6)))
+    assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 2, 3, 5]
+    assert reasons(updates).keys() == {1, 4}
+
+
+def test_supernodes_are_looked_for_before_each_message() -> None:
+    """One that has left gets none, and nobody is asked where all have left."""
+    grid = Scripted(SITE, 2)
+    engine = asking(grid, 2)
+    task = SITE.task(start(SITE), 1)
+    grid.there = [3]
+    updates = list(engine.train(task, np.arange(6)))
+    assert grid.asked("train") == [[3]]
+    assert reasons(updates) == dict.fromkeys((0, 2, 4), "SuperNode 2 is gone")
+    grid.there = []
+    assert reasons(engine.evaluate(task, np.arange(6))) == {k: f"SuperNode {2 + k % 2} is gone" for k in range(6)}
+    assert grid.asked("evaluate") == []
+    grid.there, grid.said = [9], {9: (0, 2)}  # another machine with the same partition
+    assert reasons(engine.evaluate(task, np.arange(6))) == dict.fromkeys((1, 3, 5), "SuperNode 3 is gone")
+    assert grid.asked("evaluate") == [[9]]
+
+
+def test_more_supernodes_than_clients_may_wait_to_be_asked() -> None:
+    grid = Scripted(SITE, 8)
+    engine = asking(grid, 8)
+    assert engine.roster.num_partitions == 8
+    assert len(engine.roster.hosts) == 8
+    [scores] = engine.evaluate(SITE.task(start(SITE), 1), np.arange(6))
+    assert not scores.failed
+    assert grid.asked("evaluate") == [[2, 3, 4, 5, 6, 7]]
+
+
+def test_a_run_that_cannot_begin_gives_blas_its_threads_back() -> None:
+    """So does one that has ended."""
+    before = [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info()]
+    silent = Scripted(SITE, 1)
+    silent.answers = {2: lambda message: None}
+    with threadpool_limits(3, "blas"):
+        inside = [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info()]
+        with pytest.raises(FedsimError, match="no SuperNode"):
+            asking(silent, 1, wait=0.0)
+        assert [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info()] == inside
+        asking(Scripted(SITE, 1), 1)
+        assert [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info()] == inside
+    assert before != inside or 3 in dict(before).values()
+
+
+class Unscored(SGD):
+    """Two clients cannot be evaluated, and one cannot be trained."""
+
+    def personalise(self, ctx: clients.Context) -> Any:
+        if np.isin(ctx.partition_ids, (1, 2)).any():
+            raise ValueError("no model of its own")
+        return np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)
+
+    def train(self, ctx: clients.Context) -> Any:
+        if 5 in ctx.partition_ids:
+            raise ValueError("no training")
+        return ctx.fit()
+
+
+def test_a_supernode_says_which_of_its_clients_failed_and_sends_the_others() -> None:
+    """After evaluation as after training."""
+    site = runtime_of(replace(FEW, client=Unscored()))
+    engine = asking(Scripted(site, 2), 2)
+    task = site.task(start(site), 1)
+    scores = list(engine.evaluate(task, np.arange(6)))
+    found = reasons(scores)
+    assert found.keys() == {1, 2}
+    assert all(reason.startswith("ValueError: no model of its own (test_supernodes.py") for reason in found.values())
+    assert np.concatenate([s.partition_ids for s in scores]).tolist() == [0, 3, 4, 5]
+    assert np.concatenate([s.num_examples for s in scores]).tolist() == site.partition_test.sizes[[0, 3, 4, 5]].tolist()
+    updates = list(engine.train(task, np.arange(6)))
+    assert reasons(updates).keys() == {5}
+    assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 1, 2, 3, 4]
+
+
+# One reply at a time.
+
+GIVEN = np.array([4, 1, 2])
+
+
+def reply_of(site: ClientRuntime, kind: str, changes: Mapping[str, Any], more: RecordDict | None = None) -> Any:
+    """What the server makes of an honest reply for three clients with some rows changed."""
+    task = site.task(start(site), 1)
+    held = task.partition if kind == "train" else site.partition_test
+    columns: dict[str, Any] = {"partition_ids": GIVEN, "num_examples": held.sizes[GIVEN]}
+    if kind == "train":
+        columns |= {"weights": np.tile(start(site), (3, 1)), "train_loss": np.ones(3)}
+        layout = training_layout(site, task, GIVEN)
+    else:
+        columns |= {"loss": np.ones(3), "accuracy": np.full(3, 0.5)}
+        layout = EVALUATION
+    for name, rows in changes.items():
+        columns[name] = columns[name].copy()
+        for row, value in rows.items():
+            columns[name][row] = value
+    content = RecordDict({RESULT: records.record(columns)})
+    content.update(more or {})
+    return read_reply(kind, site, task, GIVEN, content, layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "failed"),
+    [
+        ("train", {}, {}),
+        ("train", {"train_loss": {0: np.nan}, "weights": {0: np.nan, 2: np.nan}}, {2: "weights that are not finite"}),
+        ("train", {"train_loss": {0: np.nan}, "weights": {0: 1e38, 1: 1e38}}, {1: "weights too large for float32"}),
+        ("train", {"train_loss": {0: np.inf, 1: np.nan, 2: np.inf}, "weights": {1: np.nan}}, {}),
+        ("train", {"num_examples": {1: 3}}, {1: "num_examples of 3; the client has {1}"}),
+        ("evaluate", {}, {}),
+        ("evaluate", {"loss": {0: 0.0}, "accuracy": {0: 1.0, 1: 0.0}}, {}),
+        ("evaluate", {"accuracy": {1: -0.25}}, {1: "a loss of 1 and an accuracy of -0.25"}),
+        ("evaluate", {"accuracy": {2: 1.5}, "loss": {1: -0.5}}, {1: "a loss of -0.5 and an accuracy of 0.5",
+                                                                2: "a loss of 1 and an accuracy of 1.5"}),
+        ("evaluate", {"accuracy": {0: -1e39}}, {0: "a loss or accuracy too large for float32"}),
+        ("evaluate", {"loss": {0: 4e38}}, {0: "a loss or accuracy too large for float32"}),
+        ("evaluate", {"loss": {0: 3e38}}, {}),
+        ("evaluate", {"num_examples": {2: 1}}, {2: "num_examples of 1; the client has {2}"}),
+    ],
+)  # fmt: skip
+def test_each_row_of_a_reply_counts_or_fails_by_itself(kind: str, changes: Any, failed: Any) -> None:
+    """A client that says by its loss that it diverged is left to the round, which says so."""
+    rows, wrong = reply_of(SITE, kind, changes)
+    held = (SITE.partition if kind == "train" else SITE.partition_test).sizes[GIVEN]
+    assert wrong == {int(GIVEN[row]): "its SuperNode sent " + said.format(*held) for row, said in failed.items()}
+    assert rows.keys() == {int(client) for client in GIVEN} - wrong.keys()
+    for client, row in rows.items():
+        assert row["partition_ids"] == client
+        assert row["num_examples"] == held[GIVEN.tolist().index(client)]
+
+
+def test_r_squared_may_be_negative_as_far_as_the_dtype_goes() -> None:
+    """A model that is worse than the mean of the targets is bad news, not a lie."""
+    data = replace(SMALL, y_train=SMALL.x_train[:, 0], y_test=SMALL.x_test[:, 0], regression=True)
+    site = runtime_of(replace(FEW, dataset=data, split=IID(6), loss="mse"))
+    task = site.task(start(site) * 30, 1)
+    [scores] = asking(Scripted(site, 2), 2).evaluate(task, np.arange(6))
+    assert not scores.failed
+    assert (scores.accuracy < 0).all()
+    np.testing.assert_allclose(scores.accuracy, 1 - scores.loss / SMALL.x_test[:, 0].var())
+    assert reply_of(site, "evaluate", {"accuracy": {0: -1e39, 1: 1.01, 2: -1e30}})[1] == {
+        4: "its SuperNode sent a loss or accuracy too large for float32",
+        1: "its SuperNode sent a loss of 1 and an accuracy of 1.01",
+    }
+
+
+def test_what_a_supernode_says_of_failures_is_read_as_text_and_of_its_own_clients() -> None:
+    said: dict[str, Any] = {"1": "x" * 400 + "\nmore", "4": 3, "3": "not asked for", "2": " \n "}
+    rows, failed = reply_of(SITE, "train", {}, RecordDict({FAILED: ConfigRecord(said)}))
+    assert rows == {}  # it says that two have failed, and sends rows of all three
+    assert failed.pop(1) == "x" * 300
+    assert failed.pop(2) == "no reason given"
+    assert failed.pop(4).startswith("its SuperNode sent partition_ids of shape (3,)")
+    assert not failed
+    assert first_line(None) == "no reason given"
+    assert first_line("  a\x1b[2J\nb") == r"a\x1b[2J"
+
+
+def test_what_was_not_asked_for_is_named_briefly() -> None:
+    layout = {"partition_ids": ((), np.dtype(np.int64))}
+    content = RecordDict(
+        {RESULT: records.record({"partition_ids": np.arange(1), "z": np.ones(1), "y" * 50: np.ones(1)})}
+    )
+    with pytest.raises(ReplyError, match=f"^its SuperNode sent '{'y' * 40}', which was not asked for$"):
+        read_columns(content, layout, np.arange(1))
+    rows = {"weights": np.array([[np.nan], [1.0], [1.0]]), "up.control": np.array([[np.inf], [np.nan], [1.0]])}
+    assert unsound(rows, "float32") == {
+        0: "its SuperNode sent weights that are not finite", 1: "its SuperNode sent up.control that are not finite"
+    }  # fmt: skip
+
+
+class Counting(SGD):
+    """Notes whom it trains, and on how many examples; fails on some, by an error of fedsim's or of its own."""
+
+    lost: tuple[int, ...] = ()
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def train(self, ctx: clients.Context) -> Any:
+        client = int(ctx.partition_ids[0])
+        self.seen.append((client, int(ctx.num_examples[0])))
+        if client in self.lost:
+            raise FedsimError("no\nway") if client % 2 else ValueError("no such thing")
+        return ctx.fit()
+
+
+@pytest.mark.parametrize(
+    ("lost", "tried", "reason"),
+    [
+        ((), [4], None),
+        ((4, 1), [4, 1, 3], None),
+        ((4, 1, 3), [4, 1, 3], "Counting fails on the server too: no"),
+        ((3, 1, 4), [3, 1, 4], r"Counting fails on the server too: ValueError: no such thing \(test_supernodes.*"),
+    ],
+)
+def test_the_server_learns_what_is_sent_from_three_clients_at_most(
+    lost: tuple[int, ...], tried: list[int], reason: str | None
+) -> None:
+    """On ten of a client's examples, however many it has."""
+    site = runtime_of(replace(FEW, client=Counting(lost=lost)))
+    Counting.seen.clear()
+    task = site.task(start(site), 1)
+    order = np.array([*tried, *({0, 1, 2, 3, 4, 5} - set(tried))])
+    if reason:
+        with pytest.raises(ReplyError, match=f"^{reason}$"):
+            training_layout(site, task, order)
+    else:
+        assert training_layout(site, task, order) == {
+            "partition_ids": ((), np.dtype(np.intp)), "num_examples": ((), np.dtype(np.intp)),
+            "weights": ((site.model.num_parameters,), np.dtype(np.float32)), "train_loss": ((), np.dtype(np.float64)),
+        }  # fmt: skip
+    assert Counting.seen == [(client, min(10, int(site.partition.sizes[client]))) for client in tried]
+    assert site.partition.sizes.max() > 10
