@@ -288,6 +288,8 @@ def test_a_table_is_read_again_only_if_its_file_changed(tmp_path: Path, monkeypa
     (tmp_path / "t.csv").write_text(rows)
     found = [data.load(text, "there") for text in texts]  # what is in the working directory comes first
     assert [len(each.y_train) + len(each.y_test) for each in found] == [4, 4]
+    (tmp_path / "t.csv").write_text(rows + "5,0\n")
+    assert len(data.load(texts[1], "there").y_train) + len(data.load(texts[1], "there").y_test) == 5
     (tmp_path / "t.csv").unlink()
     monkeypatch.setenv("FEDSIM_DATA", "there")
     assert len(data.load(texts[0]).y_train) + len(data.load(texts[0]).y_test) == 6
@@ -306,6 +308,8 @@ def test_where_idx_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_idx(cache)
     assert idx.MNIST.whereabouts() == f"in {cache}"
     assert idx.FASHION_MNIST.whereabouts().startswith("not here")
+    (cache / f"{list(idx.MNIST.files)[2]}.gz").unlink()
+    assert idx.MNIST.whereabouts() == nowhere
     folder = tmp_path / "mine" / "mnist"
     folder.mkdir(parents=True)
     write_idx(folder)
