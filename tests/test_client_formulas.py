@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
 from fedsim.clients import SGD
+from fedsim.clients.local_round import new_client_state, run_local_round
+from fedsim.clients.moon import _cosine
 from fedsim.clients.task import Task
 from fedsim.data import Dataset
-from fedsim.models import MLP
+from fedsim.errors import ConfigError
+from fedsim.models import MLP, named_arrays
 from fedsim.splits import CountedSplit, Partition, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 
@@ -404,7 +407,7 @@ class LocalRef(PrivateRef):
 
 class FineTuneRef(Reference):
     def own(self, k: int, w: Array, kept: dict[str, Any]) -> Array:
-        lr = self.s.tune_lr * self.s.lr_decay ** (self.round - 1)
+        lr = (self.s.tune_lr or self.s.lr) * self.s.lr_decay ** (self.round - 1)
         return self.sgd(k, w, epochs=self.s.tune_epochs, lr=lr)
 
 
@@ -555,13 +558,16 @@ CASES: list[tuple[SGD, type[Reference]]] = [
     (clients.LocalOnly(**BASE), LocalRef),
     (clients.FedPer(**BASE), PrivateRef),
     (clients.FedRep(**BASE, head_epochs=3), FedRepRef),
+    (clients.FedRep(**BASE | {"steps": 4}, head_epochs=2), FedRepRef),
     (clients.LGFedAvg(**BASE), LGRef),
     (clients.FineTune(**BASE, tune_epochs=3, tune_lr=0.15), FineTuneRef),
+    (clients.FineTune(**BASE | {"steps": 3}, tune_epochs=2), FineTuneRef),
     (clients.Ditto(**BASE, lam=0.8), DittoRef),
     (clients.PFedMe(**BASE | {"lr": 0.02}, lam=4.0, personal_lr=0.1, inner_steps=3, beta=0.6), PFedMeRef),
     (clients.APFL(**BASE, alpha=0.4), APFLRef),
     (clients.APFL(**BASE, alpha=0.4, adaptive=True), APFLRef),
     (clients.PerFedAvg(**BASE, inner_lr=0.1, tune_epochs=2), PerFedAvgRef),
+    (clients.PerFedAvg(**BASE | {"steps": 3}, inner_lr=0.1, tune_epochs=1), PerFedAvgRef),
     (clients.FedALA(**BASE, mixing_lr=2.0, first_epochs=4), FedALARef),
     (clients.IFCA(**BASE, clusters=3), IFCARef),
     (clients.IFCA(**BASE, clusters=7), IFCARef),  # more than train in a round
@@ -694,3 +700,73 @@ def test_passes_over_all_examples_lose_none() -> None:
             np.testing.assert_allclose(grad[k], slope, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose([loss[k], evaluated[k]], expected, rtol=1e-12)
             assert accuracy[k] == np.mean(network(w, x[a:b])[1].argmax(axis=1) == y[a:b])
+
+
+def test_a_dead_representation_has_no_similarity_and_no_slope() -> None:
+    """As where all hidden units are ReLUs below zero; it is alike to nothing, in either place."""
+    live, dead = np.array([[[3.0, 4.0]]]), np.zeros((1, 1, 2))
+    for z, other in ((dead, live), (dead, dead)):
+        similarity, slope = _cosine(z, other)
+        assert similarity.tolist() == [[0]]
+        assert slope.tolist() == [[[0, 0]]]
+    assert _cosine(live, dead)[0].tolist() == [[0]]
+    assert _cosine(live, 7 * live)[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("mixed_layers", "mixed"), [(1, {2}), (2, {1, 2}), (9, {1, 2})])
+def test_fedala_mixes_its_last_layers(mixed_layers: int, mixed: set[int]) -> None:
+    """More than there are is all of them; the others begin a round as the server sent them."""
+    net = MLP((IN, HIDDEN, OUT), "tanh", dtype="float64")
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=(2, CUTS[-1]))
+    held = Partition(np.arange(23), np.array([0, 23]))
+    strategy = clients.FedALA(mixed_layers=mixed_layers, mixing_lr=5.0, lr=1e-300)
+    task = Task(net, strategy, DATA.x_train, DATA.y_train, held, weights[0], 1, 0)
+    first = run_local_round(task, np.array([0]), new_client_state(task, np.array([0])))
+    update = run_local_round(replace(task, global_weights=weights[1], round=2), np.array([0]), dict(first.state))
+    mixing, begun = (named_arrays(net, rows[0]) for rows in (update.state["mixing"], update.weights))
+    sent = named_arrays(net, weights[1])
+    assert {k for k in (1, 2) if (mixing[f"W{k}"] < 1).any()} == mixed
+    assert {k for k in (1, 2) if not np.allclose(begun[f"W{k}"], sent[f"W{k}"])} == mixed
+
+
+@pytest.mark.parametrize(
+    ("cls", "allowed", "refused"),
+    [
+        (SGD, {"momentum": 0, "weight_decay": 0, "lr_decay": 1, "epochs": 1, "batch_size": 1}, {"lr": 0}),
+        (SGD, {}, {"epochs": 0}),
+        (SGD, {}, {"batch_size": 0}),
+        (SGD, {"momentum": 0.99}, {"momentum": 1.0}),
+        (SGD, {}, {"weight_decay": -0.1}),
+        (SGD, {}, {"lr_decay": 1.1}),
+        (clients.APFL, {"alpha": 0}, {"alpha": -0.1}),
+        (clients.APFL, {"alpha": 1, "adaptive": True}, {"adaptive": 1}),
+        (clients.ClippedSGD, {"max_norm": 1e-9}, {"max_norm": 0}),
+        (clients.Ditto, {"lam": 0}, {"lam": float("inf")}),
+        (clients.FedALA, {"mixed_layers": 1}, {"mixed_layers": 0}),
+        (clients.FedALA, {"first_epochs": 1}, {"first_epochs": 0}),
+        (clients.FedLC, {"tau": 0}, {"tau": float("inf")}),
+        (clients.FedPer, {"personal_layers": 1}, {"personal_layers": 0}),
+        (clients.FedRep, {"head_epochs": 1}, {"personal_layers": 0}),
+        (clients.LGFedAvg, {"global_layers": 1}, {"global_layers": 0}),
+        (clients.FedProx, {"proximal_mu": 0}, {"proximal_mu": -0.1}),
+        (clients.FedRS, {"alpha": 0}, {"alpha": -0.1}),
+        (clients.FedRS, {"alpha": 1}, {"alpha": 1.1}),
+        (clients.FedSAM, {"rho": 0}, {"rho": -0.1}),
+        (clients.FineTune, {"tune_epochs": 1, "tune_lr": 1e-9}, {"tune_epochs": 1.5}),
+        (clients.IFCA, {"clusters": 1}, {"clusters": 1.5}),
+        (clients.MimeLite, {"beta": 0}, {"beta": -0.1}),
+        (clients.MOON, {"mu": 0}, {"mu": -0.1}),
+        (clients.PFedMe, {"inner_steps": 1}, {"lam": 0}),
+        (clients.PFedMe, {}, {"beta": 0}),
+        (clients.PFedMe, {}, {"personal_lr": 0}),
+        (clients.PerFedAvg, {"tune_epochs": 1}, {"tune_epochs": 0}),
+        (clients.SCAFFOLD, {"option": 1}, {"option": 0}),
+        (clients.SCAFFOLD, {"option": 2}, {"option": 3}),
+    ],
+)
+def test_ends_of_ranges(cls: type[SGD], allowed: dict[str, Any], refused: dict[str, Any]) -> None:
+    cls(**allowed)
+    [(option, value)] = refused.items()
+    with pytest.raises(ConfigError, match=f"^{cls.__name__}'s {option} is {value}; allowed: "):
+        cls(**refused)

@@ -6,10 +6,12 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,3 +225,163 @@ def test_labels_that_are_no_numbering_are_refused() -> None:
     with pytest.raises(DataError, match=r"labels go up to 1000000000 .* at most 100,000 classes, numbered from 0"):
         data.Dataset("ids", x, np.array([0, 10**9, 0, 1]), x, np.zeros(4, int))
     assert data.Dataset("ids", x, np.array([0, 99_999, 0, 1]), x, np.zeros(4, int)).num_classes == 100_000
+
+
+def test_the_articles_labels_are_uniform_and_its_test_set_is_another() -> None:
+    article, teacher = data.load("article"), data.load("article_teacher")
+    for y in (article.y_train, article.y_test):
+        counts = np.bincount(y, minlength=10)
+        assert counts.sum() == 1000
+        assert ((counts - 100) ** 2 / 100).sum() < 28  # chi-squared, 9 degrees of freedom, 0.1 %
+    assert not np.isin(article.x_test[:, 0], article.x_train[:, 0]).any()
+    assert np.array_equal(article.x_test, teacher.x_test)
+    assert (article.name, teacher.name) == ("article", "article_teacher")
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("digits", "digits"),
+        ("synthetic(0.5, 0.5)", "synthetic(0.5, 0.5)"),
+        ("table('a/b/patients.csv', 'outcome')", "patients.csv"),
+        ("table(label='outcome', path='a/patients.csv')", "patients.csv"),
+        ("hub('ylecun/mnist')", "mnist"),
+    ],
+)
+def test_a_dataset_is_called_by_the_name_of_its_file(text: str, title: str) -> None:
+    assert data.title(text) == title
+
+
+def test_arguments_are_checked_before_anything_is_loaded() -> None:
+    assert data.check("synthetic(0.5, beta=1)") == ("synthetic", [0.5], {"beta": 1})
+    with pytest.raises(ConfigError, match="synthetic takes alpha, beta, seed"):
+        data.check("synthetic(1, 1, 0, 9)")
+
+
+def test_the_nearest_mention_of_a_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the dataset's text before one beside it, and that before the environment's; files compressed or not."""
+    for name, size in (("text", 40), ("given", 30), ("environment", 20)):
+        (tmp_path / name).mkdir()
+        write_idx(tmp_path / name, (size, 10))
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path / "environment"))
+    assert len(data.load("mnist").y_train) == 20
+    assert len(data.load("mnist", tmp_path / "given").y_train) == 30
+    assert len(data.load(f"mnist(data_dir={str(tmp_path / 'text')!r})", tmp_path / "given").y_train) == 40
+
+
+def test_a_table_is_read_again_only_if_its_file_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file, texts = tmp_path / "there" / "t.csv", ("table('t.csv', 'y')", "table(path='t.csv', label='y')")
+    rows = "a,y\n1,0\n2,1\n3,0\n4,1\n"
+    for text in texts:
+        file.write_text(rows)
+        os.utime(file, ns=(10**18, 10**18))
+        first = data.load(text, "there")
+        assert data.load(text, "there") is first
+        file.write_text(rows.replace("4", "9"))  # as long
+        os.utime(file, ns=(10**18, 10**18 + 1))
+        second = data.load(text, "there")
+        assert not np.array_equal(np.sort(second.x_train, axis=None), np.sort(first.x_train, axis=None))
+        file.write_text(rows + "5,0\n6,1\n")  # as old
+        os.utime(file, ns=(10**18, 10**18 + 1))
+        assert len(data.load(text, "there").y_train) + len(data.load(text, "there").y_test) == 6
+    (tmp_path / "t.csv").write_text(rows)
+    found = [data.load(text, "there") for text in texts]  # what is in the working directory comes first
+    assert [len(each.y_train) + len(each.y_test) for each in found] == [4, 4]
+    (tmp_path / "t.csv").write_text(rows + "5,0\n")
+    assert len(data.load(texts[1], "there").y_train) + len(data.load(texts[1], "there").y_test) == 5
+    (tmp_path / "t.csv").unlink()
+    monkeypatch.setenv("FEDSIM_DATA", "there")
+    assert len(data.load(texts[0]).y_train) + len(data.load(texts[0]).y_test) == 6
+
+
+def test_where_idx_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder, which may be the environment's, in part or whole; in the cache; or nowhere yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    cache = idx.cache_dir() / "mnist"
+    nowhere = idx.MNIST.whereabouts()
+    assert nowhere.startswith(
+        f"not here; would be downloaded once from {idx.MNIST.mirrors[0]} into {cache}, or is read"
+    )
+    cache.mkdir(parents=True)
+    write_idx(cache)
+    assert idx.MNIST.whereabouts() == f"in {cache}"
+    assert idx.FASHION_MNIST.whereabouts().startswith("not here")
+    (cache / f"{list(idx.MNIST.files)[2]}.gz").unlink()
+    assert idx.MNIST.whereabouts() == nowhere
+    folder = tmp_path / "mine" / "mnist"
+    folder.mkdir(parents=True)
+    write_idx(folder)
+    assert idx.MNIST.whereabouts(folder.parent) == f"in {folder.parent}"
+    for name in list(idx.MNIST.files)[1:3]:
+        (folder / f"{name}.gz").unlink()
+    said = f"NOT in {folder.parent}: train-labels-idx1-ubyte, t10k-images-idx3-ubyte missing"
+    assert idx.MNIST.whereabouts(folder.parent) == said
+    monkeypatch.setenv("FEDSIM_DATA", str(folder.parent))
+    assert idx.MNIST.whereabouts() == said
+    with pytest.raises(DataError) as caught:
+        idx.MNIST.load()
+    assert f"$FEDSIM_DATA is {str(folder.parent)!r}" in str(caught.value)
+    assert (
+        "nor train-labels-idx1-ubyte, directly or under mnist/; put the MNIST files there, or leave $FEDSIM_DATA"
+        in (str(caught.value))
+    )
+
+
+@pytest.mark.parametrize("below", ["fashion_mnist", "fashion-mnist", "FashionMNIST/raw"])
+def test_fashion_mnist_is_looked_for_in_folders_of_its_own(below: str, tmp_path: Path) -> None:
+    """Its files are called as MNIST's are."""
+    write_idx(tmp_path)
+    with pytest.raises(DataError, match=r"under fashion_mnist/ or under fashion-mnist/ or under FashionMNIST/raw/"):
+        idx.FASHION_MNIST.load(tmp_path)
+    (tmp_path / below).mkdir(parents=True)
+    write_idx(tmp_path / below, (20, 10))
+    found = idx.FASHION_MNIST.load(tmp_path)
+    assert (found.name, len(found.y_train), found.num_classes) == ("fashion_mnist", 20, 10)
+    assert (found.label_names[0], found.label_names[9]) == ("T-shirt", "ankle boot")
+
+
+def test_what_a_dataset_makes_of_its_arrays() -> None:
+    """Whole numbers become float32 and other kinds stay; labels become int64; there are two classes at least."""
+    x, one = np.array([[0, 255], [1, 2]], np.uint8), np.ones((1, 2))
+    found = data.Dataset(
+        "mixed", x, np.array([0.0, 0.0]), one, np.array([False]), groups={"who": np.array(["a", 3], object)}
+    )
+    assert [v.dtype for v in (found.x_train, found.x_test, found.y_train, found.y_test)] == [
+        np.float32, np.float64, np.int64, np.int64
+    ]  # fmt: skip
+    assert (found.num_classes, found.num_strata, found.label_names) == (2, 2, ("0", "1"))
+    assert found.groups["who"].tolist() == ["a", "3"]
+    more = data.Dataset("more", x, np.array([0, 1]), one, np.array([2]), 5)
+    assert (more.num_classes, more.label_names) == (5, ("0", "1", "2", "3", "4"))
+    assert more.strata.tolist() == [0, 1]
+    named = data.Dataset("named", x, np.array([0, 1]), one, np.array([1]), label_names=("no", "yes"))
+    assert named.label_names == ("no", "yes")
+    numbers = data.Dataset("numbers", x, np.array([7, 9]), one, np.array([8]), 4, regression=True)
+    assert (numbers.num_classes, numbers.num_strata, len(numbers.label_names)) == (1, 10, 10)
+    assert numbers.y_train.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"num_classes": 100_001}, "labels go up to 1 and num_classes is 100001; allowed: at most 100,000 classes"),
+        ({"groups": {"who": np.zeros(3)}}, r"group 'who' has shape \(3,\); allowed: \(2,\)"),
+        ({"x_train": [[1], [1, 2]]}, "x_train is not an array of numbers"),
+        ({"x_train": np.zeros((2, 3))}, "x_train has 3 features but x_test has 2"),
+        ({"x_train": np.array([[1, 2], [np.nan, np.inf]])}, "has 2 values that are .* at row 1, column 0"),
+        ({"x_test": np.zeros((1, 2), complex)}, "x_test has shape .* dtype complex128"),
+        ({"y_test": np.zeros((1, 1))}, "y_test must be whole-number labels from 0"),
+        ({"y_test": np.array(["a"])}, "y_test must be whole-number labels"),
+        ({"y_test": np.array([0, 1])}, "x_test has 1 rows but y_test has 2 labels"),
+        ({"y_test": np.array([0, 1]), "regression": True}, "x_test has 1 rows but y_test has 2 labels"),
+    ],
+)
+def test_odd_arrays_are_refused(arrays: dict[str, Any], sentence: str) -> None:
+    good: dict[str, Any] = {
+        "x_train": np.zeros((2, 2)), "y_train": np.array([0, 1]), "x_test": np.zeros((1, 2)), "y_test": np.array([0])
+    }  # fmt: skip
+    with pytest.raises(DataError, match=sentence):
+        data.Dataset("mine", **(good | arrays))

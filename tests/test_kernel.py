@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim import streams
+from fedsim import kernels, streams
 from fedsim.clients import SGD, Context, FedProx
 from fedsim.clients.local_round import run_local_round
 from fedsim.clients.task import Task
+from fedsim.kernels.numpy import update_norms
 from fedsim.models import MLP
 from fedsim.models.model import Array
 from fedsim.splits import Partition
@@ -128,3 +129,37 @@ def test_evaluation_counts() -> None:
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     assert loss[0] == pytest.approx(-np.log(p[np.arange(30), Y[:30]]).sum(), rel=1e-12)
     assert right[0] == (p.argmax(axis=1) == Y[:30]).sum()
+
+
+def test_a_model_for_each_set_or_one_for_all() -> None:
+    rows = np.stack([START, 2 * START])
+    x, y = X[:60].reshape(2, 30, 6), Y[:60].reshape(2, 30)
+    each = NET.evaluate(rows, x, y)
+    for k in range(2):
+        alone = NET.evaluate(rows[k : k + 1], x[k : k + 1], y[k : k + 1])
+        assert (each[0][k], each[1][k]) == (pytest.approx(alone[0][0], rel=1e-12), alone[1][0])
+    one = NET.evaluate(rows[:1], x, y)
+    assert one[0][0] == pytest.approx(each[0][0], rel=1e-12)
+    assert one[0][1] != pytest.approx(each[0][1], rel=1e-3)
+
+
+def test_movement_is_a_distance_that_does_not_overflow() -> None:
+    rows = np.array([[3e30, 0], [0, -4e30]], dtype=np.float32)
+    np.testing.assert_allclose(update_norms(rows, np.zeros(2, np.float32)), [3e30, 4e30], rtol=1e-6)
+    np.testing.assert_allclose(update_norms(rows, rows[::-1]), [5e30, 5e30], rtol=1e-6)
+
+
+def test_rounds_of_two_hundred_million_operations_are_worth_compiling() -> None:
+    """Six for each weight and example: two to go forward, four to go back."""
+    if kernels.missing():
+        pytest.skip(kernels.missing())
+    limit = 2e8 / (6 * NET.num_parameters)
+    assert kernels.choose("auto", "", NET, limit * 1.000001) == "compiled"
+    assert kernels.choose("auto", "", NET, limit * 0.999999) == "numpy"
+    assert kernels.choose("auto", "somebody's direction()", NET, 1e12) == "numpy"
+
+
+def test_the_compiled_kernel_is_missing_only_where_compilation_is_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, said in (("1", "NUMBA_DISABLE_JIT is set"), ("0", ""), ("", "")):
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+        assert kernels.missing.__wrapped__() == said

@@ -69,6 +69,16 @@ def test_clients_without_examples_are_left_out() -> None:
     assert summary(held)["smallest"] == 0
 
 
+def test_a_summary_has_the_sizes_and_means_over_clients_that_hold_examples() -> None:
+    held = FederatedDataset(data.load("digits"), Partition(np.arange(9), np.array([0, 3, 3, 4, 9])))
+    found, table = summary(held), skew(held)
+    assert [found[name] for name in ("clients", "smallest", "median", "largest")] == [4, 0, 2.0, 5]
+    assert found["gini"] == pytest.approx(gini(np.array([3, 0, 1, 5])))
+    assert list(found)[5:] == list(table.columns)[2:]
+    assert found["labels"] == pytest.approx(table["labels"].sum() / 3)
+    assert found["feature_distance"] == pytest.approx(table["feature_distance"].sum() / 3)
+
+
 @pytest.mark.parametrize(("sizes", "expected"), [([5, 5, 5], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25), ([7], 0.0)])
 def test_gini(sizes: list[int], expected: float) -> None:
     assert gini(np.array(sizes)) == pytest.approx(expected)

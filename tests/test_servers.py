@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from fedsim.clients.task import Update
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.flower import records
 from fedsim.kernels.mean import RunningMean
+from fedsim.models import MLP
 from fedsim.servers import krum
 from fedsim.splits import IID, Dirichlet, LogNormal, Shards
 from fedsim.study.server import make_strategy
@@ -776,3 +778,67 @@ def test_blocks_of_columns_are_all_columns(parameters: int, monkeypatch: pytest.
     blocks = list(columns(rows))
     np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]).T, rows)
     assert [place.start for place, _ in blocks] == list(range(0, parameters, 4))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_defaults_are_flowers(name: str) -> None:
+    def defaults(cls: type) -> dict[str, Any]:
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    ours, theirs = (defaults(getattr(module, name)) for module in (servers, stock))
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= len(set(TWINS[name]) - {"client_learning_rate"})
+    assert {option: ours[option] for option in shared} == {option: theirs[option] for option in shared}
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("FedAvgM", {"server_momentum": 0, "server_learning_rate": 1e-9}, {"server_learning_rate": 0}),
+        ("FedAvgM", {}, {"server_momentum": -0.1}),
+        ("FedAdam", {"beta_1": 0, "beta_2": 0}, {"beta_1": 1.0}),
+        ("FedYogi", {}, {"beta_2": 1.0}),
+        ("FedAdam", {}, {"tau": 0}),
+        ("FedTrimmedAvg", {"beta": 0}, {"beta": -0.1}),
+        ("RFA", {"iterations": 1, "smoothing": 1e-300}, {"smoothing": 0}),
+        ("CenteredClipping", {"iterations": 1, "tau": 1e-300}, {"tau": 0}),
+        ("CenteredClipping", {}, {"iterations": 0}),
+        ("FedExP", {"epsilon": 0}, {"epsilon": float("inf")}),
+        ("QFedAvg", {"q": 0, "client_learning_rate": 0.1}, {"client_learning_rate": 0}),
+        ("MultiKrum", {"num_malicious_nodes": 0, "num_nodes_to_select": 1}, {"num_nodes_to_select": 1.5}),
+    ],
+)
+def test_ends_of_ranges(name: str, allowed: dict[str, Any], refused: dict[str, Any]) -> None:
+    lr = {"client_learning_rate": 0.1} if name == "QFedAvg" else {}
+    cls = getattr(servers, name)
+    cls(**lr | allowed)
+    [(option, value)] = refused.items()
+    with pytest.raises(ConfigError, match=f"^{name}'s {option} is {value}; allowed: "):
+        cls(**lr | refused)
+
+
+def test_krum_needs_as_many_clients_as_its_rule_or_as_asked_for() -> None:
+    assert servers.Krum(num_malicious_nodes=2).min_clients == 7
+    assert servers.Krum(num_malicious_nodes=2, min_clients=9).min_clients == 9
+    assert servers.Bulyan(num_malicious_nodes=2).min_clients == 11
+
+
+def test_fedexp_stays_where_no_client_moved() -> None:
+    server = servers.FedExP(epsilon=0)
+    old = np.array([1.0, -2.0, 3.0])
+    sent(server, old)
+    mean = combined(server.aggregator(), np.tile(old, (5, 1)), np.arange(1, 6))
+    np.testing.assert_array_equal(server.step(1, old, mean), old)
+
+
+def test_qfedavg_takes_the_clients_step_size_and_losses_of_zero() -> None:
+    with pytest.raises(ConfigError, match="client_learning_rate is missing, and no client strategy has an lr"):
+        servers.QFedAvg()
+    half = clients.ServerHooks(clients.SGD(lr=0.25), MLP((3, 2)), 5, 0)
+    assert servers.QFedAvg(half=half).client_learning_rate == 0.25
+    server = servers.QFedAvg(q=0.5, client_learning_rate=0.1)
+    sent(server, np.zeros(3))
+    rule = server.aggregator()
+    rule.add(Update(np.arange(2), np.ones(2, int), RNG.normal(size=(2, 3)), np.zeros(2)), np.ones(2))
+    assert np.isfinite(rule.result()).all()

@@ -89,3 +89,24 @@ def test_what_is_there_is_not_overwritten_and_damage_is_said(tmp_path: Path) -> 
     (tmp_path / "dataset.json").write_text(json.dumps([]))
     with pytest.raises(DataError, match="holds no shared dataset"):
         open_shared(tmp_path)
+
+
+def test_a_regression_dataset_and_all_its_groups_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be relative, and is made; by default it is a new temporary one."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 2)), rng.normal(size=6)
+    groups = {"site": np.array([3, 1, 2, 3]), "who": np.array(["a", "b", "c", "d"])}
+    mine = Dataset("mine", x[:4], y[:4], x[4:], y[4:], regression=True, groups=groups, notes=("one", "two"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for folder in ("made/here", None):
+        found = share(mine, folder)
+        assert Path(found.folder).is_absolute()
+        assert Path(found.folder).is_relative_to(tmp_path.resolve())
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            assert np.array_equal(getattr(found, name), getattr(mine, name))
+        assert list(found.groups) == ["site", "who"]
+        assert all(np.array_equal(found.groups[name], groups[name]) for name in groups)
+        assert (found.regression, found.num_classes, found.notes) == (True, 1, ("one", "two"))
+        assert np.array_equal(found.strata, mine.strata)
+    assert Path(found.folder).name.startswith("fedsim-data-")

@@ -688,3 +688,153 @@ def test_what_a_short_client_receives_is_random_and_from_random_clients() -> Non
     assert 70 < (received < 1000).sum() < 130  # about half from either
     for first, owned in ((0, received[received < 1000]), (1000, received[received >= 1000])):
         assert 350 < owned.mean() - first < 650  # not the first examples of its former owner
+
+
+@pytest.mark.parametrize(
+    ("split", "label"),
+    [
+        (IID(50), "IID"),
+        (IID(50, sizes=LogNormal(1.5, least=2), seed=3), "IID(LogNormal(1.5))"),
+        (Dirichlet(50), "Dirichlet(0.5)"),
+        (Dirichlet(50, sizes=PowerLaw(2.0)), "Dirichlet(0.5, PowerLaw(2.0))"),
+        (LabelDirichlet(50, alpha=0.1, balance=False), "LabelDirichlet(0.1, False)"),
+        (LabelsPerClient(50, k=3), "LabelsPerClient(3)"),
+        (FeatureNoise(Dirichlet(50, alpha=0.1)), "FeatureNoise(Dirichlet(0.1))"),
+        (FeatureScale(IID(5), 3.0, 0.5), "FeatureScale(IID, 3.0)"),
+        (Mixture(IID(5), Shards(5), share=0.1), "Mixture(IID, Shards(2), 0.1)"),
+        (Natural("who", 5), "Natural(who)"),
+        (Natural(), "Natural"),
+        (Pooled(IID(5)), "Pooled(IID)"),
+        (FlowerDatasets("IidPartitioner", {"num_partitions": 5}), "IidPartitioner"),
+    ],
+    ids=str,
+)
+def test_a_splits_label_is_its_family_and_what_shapes_it(split: Split, label: str) -> None:
+    assert str(split) == label
+
+
+def test_a_change_leaves_the_shards_of_its_own_seed_and_knows_their_number() -> None:
+    groups = {"who": LABELS % 4}
+    for seed, own in ((1, None), (2, 5)):
+        expected = IID(7).partition(LABELS, own or seed)
+        changed = FeatureNoise(IID(7), seed=own)
+        assert np.array_equal(changed.partition(LABELS, seed).indices, expected.indices)
+        dataset = tiny(LABELS[::2000] % 3)
+        held = IID(7).federate(dataset, own or seed)
+        assert np.array_equal(changed.federate(dataset, seed).dataset.y_train, dataset.y_train[held.partition.indices])
+    assert len(FeatureNoise(Natural("who")).partition(LABELS, 0, groups)) == 4
+    assert (FeatureNoise(IID(7)).num_clients, FeatureNoise(Natural()).num_clients) == (7, None)
+    assert Pooled(IID(7)).num_clients == 1
+
+
+def test_parts_of_a_split_see_the_groups_of_their_own_examples() -> None:
+    groups = {"who": np.random.default_rng(0).integers(0, 4, 400)}
+    labels = np.zeros(400, int)
+    for shard, k in zip(Mixture(Natural("who"), Natural("who")).partition(labels, 1, groups), range(4), strict=True):
+        assert np.array_equal(shard, np.flatnonzero(groups["who"] == k))
+    shared = Shared(Natural("who"), 0.1).partition(labels, 1, groups)
+    common = set.intersection(*map(set, shared))
+    assert len(common) == 40
+    for shard, k in zip(shared, range(4), strict=True):
+        assert set(shard) - common == set(np.flatnonzero(groups["who"] == k)) - common
+
+
+def test_each_cluster_has_a_permutation_of_its_own() -> None:
+    held = LabelPermutation(IID(6, sizes=(200,) * 6), clusters=3).federate(data.load("digits"), 1)
+    plain = IID(6, sizes=(200,) * 6).federate(data.load("digits"), 1)
+    maps = [
+        dict(zip(plain.dataset.y_train[a].tolist(), held.dataset.y_train[b].tolist(), strict=True))
+        for a, b in zip(plain.partition, held.partition, strict=True)
+    ]
+    assert [maps.index(each) for each in maps] == [0, 1, 2, 0, 1, 2]
+
+
+def test_turns_go_round_the_clients_and_fill_in_zeros() -> None:
+    dataset = data.load("digits")
+    plain, turned = (s.federate(dataset, 0) for s in (IID(5), Rotation(IID(5), (0, -90))))
+    for k in range(5):
+        before, after = (h.dataset.x_train[h.partition[k]].reshape(-1, 8, 8) for h in (plain, turned))
+        assert np.array_equal(after, np.rot90(before, -(k % 2), axes=(1, 2)))
+    full = splits.features._turn(np.ones((1, 9, 9)), 45)[0]
+    assert full[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0] * 4
+    spot = np.zeros((1, 9, 9))
+    spot[0, 2, 6] = 1
+    between = splits.features._turn(spot, 30)
+    assert between.min() >= 0  # interpolated linearly
+    assert between.max() <= 1
+
+
+def test_balance_gives_every_client_as_many_whole_labels() -> None:
+    """With alpha near zero a label goes to one client, which must have room for it."""
+    for seed in range(5):
+        counts = LabelDirichlet(5, alpha=1e-300).partition(LABELS, seed).label_counts(LABELS, 10)
+        assert (np.sort(counts, axis=1) == [0] * 8 + [6000] * 2).all()
+
+
+def test_every_label_has_a_holder_whether_clients_or_labels_are_more() -> None:
+    many = LabelsPerClient(25, k=2).partition(LABELS, 1).label_counts(LABELS, 10)
+    assert (many[np.arange(25), np.arange(25) % 10] > 0).all()
+    few = LabelsPerClient(3, k=4).partition(LABELS, 1).label_counts(LABELS, 10)
+    assert (few[np.arange(10) % 3, np.arange(10)] > 0).all()
+    assert ((few > 0).sum(axis=1) == 4).all()
+
+
+def test_dirichlet_sizes_have_the_variance_of_the_distribution() -> None:
+    """A share of the examples: mean 1/K, variance (1/K)(1 - 1/K)/(K alpha + 1)."""
+    law = DirichletSizes(0.5)
+    shares = [IID(20, sizes=law).partition(np.zeros(100_000), seed).sizes / 100_000 for seed in range(40)]
+    assert np.var(shares) == pytest.approx(0.05 * 0.95 / 11, rel=0.15)
+
+
+def test_raising_the_smallest_may_lower_others_below_the_least() -> None:
+    assert splits.sizes.apportion(np.array([6.0, 5, 1]), 12, least=4).tolist() == [4, 4, 4]
+    assert splits.sizes.apportion(np.array([100.0, 1, 1, 10]), 20, least=4).tolist() == [8, 4, 4, 4]
+    assert splits.sizes.apportion(np.zeros(3), 8, least=2).tolist() == [3, 3, 2]
+
+
+def test_a_partition_is_a_sequence() -> None:
+    partition = Partition(np.array([5, 3, 8, 1]), np.array([0, 1, 1, 4]))
+    assert [shard.tolist() for shard in partition] == [[5], [], [3, 8, 1]]
+    assert partition[-1].tolist() == [3, 8, 1]
+    assert [shard.tolist() for shard in partition[1:]] == [[], [3, 8, 1]]
+    with pytest.raises(IndexError):
+        partition[3]
+    assert (partition.owners.tolist(), partition.places.tolist()) == ([0, 2, 2, 2], [0, 0, 1, 2])
+    kept = partition.select(np.array([True, False, True, True]))
+    assert [shard.tolist() for shard in kept] == [[5], [], [8, 1]]
+
+
+def test_time_orders_by_a_column_and_by_the_labels_that_clients_see() -> None:
+    rng = np.random.default_rng(0)
+    dataset = Dataset(
+        "dated", rng.random((90, 1)), np.arange(90) % 3, np.zeros((1, 1)), np.zeros(1, int),
+        groups={"year": rng.integers(0, 5, 90)},
+    )  # fmt: skip
+    held = TimeOrdered(IID(4), 2, by="year").federate(dataset, 1)
+    for shard, before in zip(held.partition, IID(4).federate(dataset, 1).partition, strict=True):
+        assert shard.tolist() == sorted(before.tolist(), key=lambda k: int(dataset.groups["year"][k]))
+    assert [held.window(r) for r in (0, 1, 2, 3)] == [1, 1, 2, 2]  # before the first round it is the first
+    noisy = TimeOrdered(LabelNoise(IID(4), 0.9, 0.9), 2, by="label").federate(dataset, 1)
+    for shard in noisy.partition:
+        assert (np.diff(noisy.dataset.y_train[shard]) >= 0).all()
+
+
+def test_a_partitioners_seed_is_the_splits_and_its_refusal_is_a_sentence() -> None:
+    pytest.importorskip("flwr_datasets", reason="flwr_datasets is not installed")
+    labels = np.arange(200) % 10
+    options = {"num_partitions": 4, "partition_by": "label", "alpha": 0.5}
+
+    def drawn(number: int, own: int | None = None, **more: Any) -> list[list[int]]:
+        split = FlowerDatasets("DirichletPartitioner", options | more, seed=own)
+        return [shard.tolist() for shard in split.partition(labels, number)]
+
+    assert drawn(1) == drawn(1) == drawn(2, own=1) != drawn(2)
+    assert drawn(1) != drawn(1, seed=5)
+    with pytest.raises(ConfigError, match=r"FlowerDatasets's DirichletPartitioner refuses {.*'alpha': -1"):
+        drawn(1, alpha=-1)
+    with pytest.raises(
+        ConfigError, match=r"partitioner is 'IidPartitoner'; allowed: .*; did you mean 'IidPartitioner'"
+    ):
+        FlowerDatasets("IidPartitoner", {}).partition(labels)
+    with pytest.raises(ConfigError, match="FlowerDatasets's options is 3; allowed: a dict"):
+        FlowerDatasets("IidPartitioner", ANY)

@@ -99,3 +99,30 @@ def test_bad_values_are_refused(text: str, sentence: str) -> None:
 def test_fcube_fills_all_eight_octants() -> None:
     signs = np.unique(np.sign(fcube().x_train), axis=0)
     assert len(signs) == 8
+
+
+def test_devices_lie_beta_apart_and_their_features_one() -> None:
+    """Device k's features have means drawn from N(B_k, 1), and B_k is drawn from N(0, beta)."""
+    within, between = [], []
+    for seed in range(8):
+        found = synthetic(0, 2, seed)
+        for device in range(30):
+            means = found.x_train[found.groups["device"] == device].mean(axis=0)
+            within.append(means[20:].std())  # later features vary little about their mean
+            between.append(means.mean())
+    assert np.mean(within) == pytest.approx(1, rel=0.03)
+    assert np.std(between) == pytest.approx(2, rel=4 / np.sqrt(2 * 240))
+
+
+def test_no_example_is_in_both_sets() -> None:
+    for found in (synthetic(1, 1), fcube()):
+        assert not set(map(bytes, found.x_test)) & set(map(bytes, found.x_train))
+
+
+def test_fcubes_points_are_uniform() -> None:
+    found = fcube()
+    for x in (found.x_train, found.x_test):
+        sizes = np.sort(np.abs(x), axis=0)
+        assert np.abs(sizes - (np.arange(len(x))[:, None] + 0.5) / len(x)).max() < 1.95 / np.sqrt(len(x))  # 0.1 %
+    assert np.unique(np.sign(found.x_test), axis=0).shape == (8, 3)
+    assert not np.array_equal(found.x_train, fcube(1).x_train)

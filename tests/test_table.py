@@ -290,3 +290,132 @@ def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"needs the extra 'hub'; install it by: pip install 'fedsim\[hub\]'"):
         hub("ylecun/mnist")
+
+
+def test_labels_of_images_that_are_no_classes_are_numbered_in_both_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 4), dtype=np.uint8)  # with a fourth channel
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"img": list(pictures), "kind": [7, 3, 7, 3, 9, 3]}, features=features)
+    datasets.DatasetDict({"train": made.select(range(4)), "test": made.select(range(4, 6))}).save_to_disk(tmp_path)
+    found = hub(str(tmp_path), "kind")
+    assert found.label_names == ("3", "7", "9")
+    assert (found.y_train.tolist(), found.y_test.tolist()) == ([1, 0, 1, 0], [2, 0])
+    assert (found.x_train.shape, found.x_test.shape) == ((4, 12), (2, 12))  # three channels
+    odd = datasets.Dataset.from_dict(
+        {"img": [np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8)] * 4, "kind": [0, 1] * 4}, features=features
+    )
+    odd.save_to_disk(tmp_path / "odd")
+    with pytest.raises(DataError, match=r"images of shape .* and .*; allowed: one size"):
+        hub(str(tmp_path / "odd"), "kind")
+
+
+def test_options_and_splits_of_tables_of_the_hub(tmp_path: Path) -> None:
+    """Rows of the split called test are the test set; without a split called train it is the first."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    made = datasets.Dataset.from_dict({"a": [*range(10)], "b": [*range(10)], "y": [0, 1] * 5, "who": [*"uvuvuvuvuv"]})
+    parts = {"validation": made.select(range(6)), "test": made.select(range(6, 10))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    found = hub(str(tmp_path / "two"), "y", "who", drop=["b"])
+    assert found.x_train.ravel() == pytest.approx((np.arange(6) - 2.5) / np.arange(6).std(), rel=1e-6)
+    assert found.y_test.tolist() == [0, 1, 0, 1]
+    assert found.groups["who"].tolist() == [*"uvuvuv"]
+    made.save_to_disk(tmp_path / "one")
+    assert len(hub(str(tmp_path / "one"), "y", test_fraction=0.5, drop="who").x_test) == 5
+    with pytest.raises(ConfigError, match="client_column is 'whom'; allowed: a, b, y, who; did you mean 'who'"):
+        hub(str(tmp_path / "one"), "y", ["who", "whom"])
+
+
+@pytest.mark.parametrize(("values", "regression"), [(50, False), (51, True)])
+def test_more_than_fifty_whole_numbers_are_a_target(values: int, regression: bool) -> None:
+    frame = pd.DataFrame({"a": np.arange(120.0), "y": np.arange(120) % values})
+    assert encode(frame, "t", "y").regression == regression
+    assert encode(frame, "t", "y", regression=not regression).regression != regression
+
+
+def test_names_of_labels_are_as_they_are_written() -> None:
+    for labels, names in (
+        ([0.5, 2.0, 0.5, 2.0], ("0.5", "2")),
+        ([True, False, True, False], ("False", "True")),
+        (["x", "x", "y", "y"], ("x", "y")),
+    ):
+        frame = pd.DataFrame({"a": np.arange(4.0), "y": labels})
+        assert encode(frame, "t", "y", regression=False).label_names == names
+
+
+@pytest.mark.parametrize(("fraction", "rows", "tested"), [(0.01, 4, 1), (0.99, 4, 3), (0.5, 9, 5), (0.25, 20, 5)])
+def test_either_set_has_a_row_at_least(fraction: float, rows: int, tested: int, tmp_path: Path) -> None:
+    file = _write(pd.DataFrame({"a": np.arange(rows), "y": np.arange(rows) % 2}), tmp_path / "t.csv")
+    assert len(table(file, "y", test_fraction=fraction).x_test) == tested
+
+
+def test_names_of_files_may_have_capitals_and_two_endings(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": np.arange(10), "b,c": np.arange(10), "y": [0, 1] * 5})
+    frame.to_csv(tmp_path / "T.TSV.GZ", sep="\t", index=False, compression="gzip")
+    assert table(tmp_path / "T.TSV.GZ", "y").x_train.shape == (8, 2)
+    (tmp_path / "t.tsv").write_text("a,y\n1,0\n2,1\n")
+    with pytest.raises(DataError, match=r"its header is one column, 'a,y'; allowed: columns separated by '.t'"):
+        table(tmp_path / "t.tsv", "y")
+
+
+def test_columns_without_values_or_variation_are_left_out_and_others_kept() -> None:
+    """Only the training rows count for a column's values; a value and missing ones are two kinds."""
+    train = np.arange(6) < 4
+    frame = pd.DataFrame(
+        {
+            "late": np.where(train, np.nan, 1.0),
+            "gaps": [7, np.nan, 7, 7, 7, 7],
+            "code": [1, 2, 3, 1, 2, 3],
+            "word": ["5", "b", "c", "d", "b", "c"],
+            "y": [0, 1, 0, 1, 0, 1],
+        }
+    )
+    found = encode(frame, "t", "y", categorical="code", test=~train)
+    assert found.notes[0] == "late left out: no values"
+    assert found.notes[1].startswith("gaps: 1 of 6 values missing; the median, 7, stands in")
+    assert len(found.notes) == 2  # a column of words mostly is no column of numbers with odd ones
+    assert found.x_train.shape[1] == 2 + 3 + 4
+    assert found.x_train[:, 2:5].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert (found.x_train[:, 5:].sum(axis=1) == 1).all()
+
+
+def test_as_many_categories_as_allowed_are_all_kept_apart() -> None:
+    frame = pd.DataFrame({"word": [f"w{k % 10}" for k in range(100)], "y": np.arange(100) // 10 % 2})
+    found = encode(frame, "t", "y", max_categories=10)
+    assert found.x_train.shape[1] == 10
+    assert found.notes == ()
+
+
+def test_rows_left_out_keep_the_others_in_their_sets_and_numbered_clients_stay_numbers() -> None:
+    frame = pd.DataFrame(
+        {"a": np.arange(8.0), "y": ["n", "p", None, "p", "n", "p", "n", None], "who": [10, 9, 9, 10, 9, 9, 10, 9]}
+    )
+    found = encode(frame, "t", "y", "who", test=np.arange(8) >= 5)
+    assert (found.y_train.tolist(), found.y_test.tolist()) == ([0, 1, 1, 0], [1, 0])
+    assert found.groups["who"].tolist() == [10, 9, 10, 9]
+    assert [len(shard) for shard in Natural().federate(found).partition] == [2, 2]
+
+
+def test_what_standardising_a_target_did_is_said_and_a_constant_one_is_only_shifted() -> None:
+    frame = pd.DataFrame({"a": np.arange(5.0), "price": [1.5, 2.5, 3.5, 4.5, 5.5]})
+    test = np.arange(5) >= 4
+    found = encode(frame, "t", "price", test=test)
+    assert found.notes == ("price standardised: subtracted 3, divided by 1.11803",)
+    flat = encode(frame.assign(price=[1.5] * 4 + [4.0]), "t", "price", test=test)
+    assert (flat.y_train.tolist(), flat.y_test.tolist()) == ([0] * 4, [2.5])
+
+
+def test_the_largest_number_that_can_be_standardised_is_taken() -> None:
+    frame = pd.DataFrame({"a": [1e150, 0, 1, 2], "y": [0, 1, 0, 1]})
+    assert np.isfinite(encode(frame, "t", "y").x_train).all()
+    with pytest.raises(
+        DataError, match=r"column 'a' has the value 1.1e\+150 or its negative; allowed: at most 1e\+150"
+    ):
+        encode(frame.assign(a=[-1.1e150, 0, 1, 2]), "t", "y")
+
+
+def test_a_nameless_column_may_be_the_label_or_name_the_clients() -> None:
+    frame = pd.DataFrame({"Unnamed: 0": [0, 1, 0, 1], "a": [1.0, 2, 3, 4], "y": [1, 0, 1, 0]})
+    assert encode(frame, "t", "Unnamed: 0").notes == ()
+    assert set(encode(frame, "t", "y", "Unnamed: 0").groups) == {"Unnamed: 0"}
+    assert encode(frame, "t", "y", drop="Unnamed: 0").notes == ()
