@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
+from fedsim.engines.ray import RayEngine, _load, _reach, _result
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 from fedsim.updates.compression import Int8, TopK
@@ -102,8 +107,88 @@ def test_errors_are_raised_as_in_process() -> None:
 
 
 def test_no_cluster_is_said() -> None:
-    from fedsim.engines.ray import RayEngine, _reach
-
     with pytest.raises(ConfigError, match=r"no Ray cluster at .127\.0\.0\.1:1.: Connection refused"):
         _reach("127.0.0.1:1")
     assert replace(BASE, rounds=1).run(engine=partial(RayEngine, address="auto")).kernel == "numpy"  # the one there is
+
+
+def test_an_address_is_tried_before_ray_waits_for_it() -> None:
+    """One with a port; the others are Ray's to find."""
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(ConfigError, match=f"^no Ray cluster at '{address}': Connection refused$"):
+            _reach(address)
+    with pytest.raises(ConfigError, match=r"^no Ray cluster at 'no\.such\.host\.invalid:1': "):
+        _reach("no.such.host.invalid:1")
+    for found_by_ray in (None, "", "auto", "local", "ray://head", "head:port"):
+        _reach(found_by_ray)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _reach(f"ray://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^the engine ray needs the extra 'ray'; install it by: pip install"):
+        BASE.run(engine="ray")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "actors"), [(1, 1), (50, 2)])
+def test_there_are_no_more_actors_than_cpus(workers: int, actors: int) -> None:
+    """They are gone at the end; a cluster that was there before stays."""
+    federated = BASE.federate(BASE.load_data())
+    runtime = ClientRuntime(BASE.network(federated.dataset), federated, SGD(), 0, "numpy")
+    engine = RayEngine(runtime, workers=workers, block_size=5)
+    with engine:
+        assert (len(engine._actors), engine.workers.count, engine.blocks.workers) == (actors, actors, actors)
+        weights = np.zeros(runtime.net.num_parameters, np.float32)
+        updates = list(engine.train(runtime.task(weights, 1), np.arange(12)))
+        assert [len(update.partition_ids) for update in updates] == [5, 5, 2]
+        gone = list(engine._actors)
+    assert engine._actors == []
+    assert ray.is_initialized()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(gone[0].train.remote(None, None, None))
+    for wrong in (0, 4097):
+        with pytest.raises(ConfigError, match=f"workers is {wrong}"):
+            RayEngine(runtime, workers=wrong)
+
+
+class Dying:
+    """Ends its process at every call."""
+
+    def train(self) -> None:
+        os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_again_and_again_ends_the_run() -> None:
+    actor = ray.remote(num_cpus=0, max_restarts=0)(Dying).remote()
+    with pytest.raises(FedsimError, match=r"^a Ray worker was lost 4 times: .+$"):
+        _result(actor.train.remote())
+
+
+def test_state_of_some_clients_of_a_block_is_a_copy() -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    rows.flags.writeable = False
+    some = _load(np.array([4, 1, 2]), {"x": rows})(np.array([4, 2]))["x"]
+    assert some.tolist() == [[0, 1], [4, 5]]
+    some[:] = 0
+    assert rows[0, 1] == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_started_for_a_run_ends_with_it() -> None:
+    """Of as many CPUs as there are workers, without Ray's messages."""
+    program = (
+        "import ray\nfrom dataclasses import replace\nfrom test_ray import BASE\n"
+        "from fedsim.engines.ray import RayEngine\n"
+        "class Seen(RayEngine):\n"
+        "    def __enter__(self):\n        made = super().__enter__()\n"
+        "        print(ray.is_initialized(), ray.cluster_resources()['CPU'])\n        return made\n"
+        "result = replace(BASE, rounds=1).run(engine=Seen, workers=1)\n"
+        "print(result.rounds, ray.is_initialized())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout.split() == ["True", "1.0", "1", "False"], ended.stderr

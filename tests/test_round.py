@@ -423,7 +423,7 @@ def test_the_length_of_the_mean_update_is_of_one_model() -> None:
         assert (taken.clients, taken.bytes_down, taken.bytes_up) == (3, 3 * each, 3 * each)
         grid.send_and_receive([Message(one, 2, "train"), Message(other, 3, "train")])
         taken, _ = grid.take_statistics()
-        assert taken.clients == 2
+        assert (taken.clients, taken.bytes_down) == (2, 2 * each)
         assert np.isnan(taken.mean_update_norm)
         grid.send_and_receive(Instructions(one, [2, 3, 5], "train", None, 3))  # client 3 has nothing
         taken, _ = grid.take_statistics()
@@ -498,3 +498,39 @@ def test_clients_train_on_the_window_of_the_round_they_are_asked_for() -> None:
     weights = np.zeros(NET.num_parameters)
     found = {number: runtime.task(weights, number).partition[1].tolist() for number in (3, 1, 4, 2, 9)}
     assert found == {1: [4, 5, 6, 7], 2: [4, 5, 6, 7], 3: [8, 9, 10, 11], 4: [8, 9, 10, 11], 9: [8, 9, 10, 11]}
+
+
+class Lost(clients.SGD):
+    """Client 2's weights are no numbers."""
+
+    def train(self, ctx: Context) -> Array:
+        weights = super().train(ctx)
+        weights[ctx.partition_ids == 2] = np.nan
+        return weights
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_cohort_without_an_example_runs_nobody(kind: str) -> None:
+    with grid_of() as grid:
+        [reply] = grid.send_and_receive([Message(content_of(), 5, kind)])
+        taken, scores = grid.take_statistics()
+    assert reply.error.reason == f"client 3 has no examples to {kind} on"
+    assert (taken.clients, taken.bytes_up, scores) == (0, 0, [])
+
+
+def test_a_client_that_is_left_out_has_sent_nothing() -> None:
+    """Its block has been sent by the others."""
+    with grid_of(Lost(), block_size=3) as grid:
+        grid.send_and_receive([Message(content_of(), node, "train") for node in (2, 3, 4)])
+        taken, _ = grid.take_statistics()
+    assert taken.failed.keys() == {2}
+    assert taken.bytes_up * 3 == taken.bytes_down * 2 > 0
+
+
+def test_what_travels_besides_the_model_is_counted() -> None:
+    """SCAFFOLD's control variate down and its change up: an array as long as the model, with NumPy's header."""
+    once = replace(BASE, rounds=1, fraction_evaluate=0.0)
+    plain, both = (replace(once, client=c).run().history.iloc[1] for c in (clients.SGD(), clients.SCAFFOLD()))
+    more = 6 * (128 + 4 * once.network(once.load_data()).num_parameters)
+    assert both["bytes_down"] - plain["bytes_down"] == more
+    assert both["bytes_up"] - plain["bytes_up"] == more

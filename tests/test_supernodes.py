@@ -1201,6 +1201,12 @@ def test_supernodes_are_looked_for_before_each_message() -> None:
     assert grid.asked("evaluate") == [[9]]
 
 
+def test_the_server_makes_blocks_and_threads_as_it_is_told() -> None:
+    engine = asking(Scripted(SITE, 3), 3, block_size=4, workers=3)
+    assert [len(u.partition_ids) for u in engine.train(SITE.task(start(SITE), 4), np.arange(6))] == [4, 2]
+    assert engine.workers.count == 3
+
+
 def test_more_supernodes_than_clients_may_wait_to_be_asked() -> None:
     grid = Scripted(SITE, 8)
     engine = asking(grid, 8)
