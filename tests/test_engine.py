@@ -501,7 +501,7 @@ def test_each_worker_gets_one_to_eight_blocks_of_a_tenth_of_a_second(work: float
     """A hundred million operations each, as far as that goes."""
     cut = blocks_of("compiled", 48, 4, 2).of_like_work(np.arange(48), np.full(48, work * 100 / 6 * (1 + 1e-9)))
     assert [len(block) for block in cut] == [48 // blocks] * blocks
-    most = blocks_of("compiled", 480, 4, 2).of_like_work(np.arange(480), 1e9)
+    most = blocks_of("compiled", 480, 4, 2).of_like_work(np.arange(480), np.full(480, 1e9))
     assert [len(block) for block in most] == [30] * 16
 
 

@@ -136,11 +136,11 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_there_are_no_more_actors_than_cpus(workers: int, actors: int) -> None:
     """They are gone at the end; a cluster that was there before stays."""
     federated = BASE.federate(BASE.load_data())
-    runtime = ClientRuntime(BASE.network(federated.dataset), federated, SGD(), 0, "numpy")
+    runtime = ClientRuntime(BASE.make_model(federated.dataset), federated, SGD(), 0, "numpy")
     engine = RayEngine(runtime, workers=workers, block_size=5)
     with engine:
         assert (len(engine._actors), engine.workers.count, engine.blocks.workers) == (actors, actors, actors)
-        weights = np.zeros(runtime.net.num_parameters, np.float32)
+        weights = np.zeros(runtime.model.num_parameters, np.float32)
         updates = list(engine.train(runtime.task(weights, 1), np.arange(12)))
         assert [len(update.partition_ids) for update in updates] == [5, 5, 2]
         gone = list(engine._actors)

@@ -531,6 +531,6 @@ def test_what_travels_besides_the_model_is_counted() -> None:
     """SCAFFOLD's control variate down and its change up: an array as long as the model, with NumPy's header."""
     once = replace(BASE, rounds=1, fraction_evaluate=0.0)
     plain, both = (replace(once, client=c).run().history.iloc[1] for c in (clients.SGD(), clients.SCAFFOLD()))
-    more = 6 * (128 + 4 * once.network(once.load_data()).num_parameters)
+    more = 6 * (128 + 4 * once.make_model(once.load_data()).num_parameters)
     assert both["bytes_down"] - plain["bytes_down"] == more
     assert both["bytes_up"] - plain["bytes_up"] == more
