@@ -830,6 +830,8 @@ def test_a_partitioners_seed_is_the_splits_and_its_refusal_is_a_sentence() -> No
 
     assert drawn(1) == drawn(1) == drawn(2, own=1) != drawn(2)
     assert drawn(1) != drawn(1, seed=5)
+    skewed = [sorted(map(len, drawn(seed))) for seed in range(4)]
+    assert len(set(map(tuple, skewed))) > 1  # sizes are drawn anew, not only who is dealt what
     with pytest.raises(ConfigError, match=r"FlowerDatasets's DirichletPartitioner refuses {.*'alpha': -1"):
         drawn(1, alpha=-1)
     with pytest.raises(

@@ -303,7 +303,7 @@ def test_labels_of_images_that_are_no_classes_are_numbered_in_both_splits(tmp_pa
     assert (found.y_train.tolist(), found.y_test.tolist()) == ([1, 0, 1, 0], [2, 0])
     assert (found.x_train.shape, found.x_test.shape) == ((4, 12), (2, 12))  # three channels
     odd = datasets.Dataset.from_dict(
-        {"img": [np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8)] * 4, "kind": [0, 1] * 4}, features=features
+        {"img": [np.zeros((2, 2), np.uint8), np.zeros((4, 1), np.uint8)] * 4, "kind": [0, 1] * 4}, features=features
     )
     odd.save_to_disk(tmp_path / "odd")
     with pytest.raises(DataError, match=r"images of shape .* and .*; allowed: one size"):
