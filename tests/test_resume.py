@@ -404,3 +404,47 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     nothing = fedsim("resume", ".", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "has no experiment.toml" in nothing.stderr
+
+
+class Moody(clients.SCAFFOLD):
+    """Has hooks that fail when told to."""
+
+    hook: str = "client_state"
+
+    def client_state(self, ctx: Any) -> Any:
+        self._may_fail("client_state")
+        return super().client_state(ctx)
+
+    def server_state(self, weights: Any, server_hooks: Any) -> Any:
+        self._may_fail("server_state")
+        return super().server_state(weights, server_hooks)
+
+    def _may_fail(self, hook: str) -> None:
+        if MOOD and hook == self.hook:
+            raise MOOD[0]
+
+
+MOOD: list[Exception] = []
+
+
+@pytest.mark.parametrize("hook", ["client_state", "server_state"])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyError("no"), TypeError("no"), RuntimeError("no")])
+def test_an_error_of_a_strategy_is_not_blamed_on_the_checkpoint(
+    hook: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run, "CHECKPOINT_SHARE", 1e9)
+    experiment = replace(BASE, client=Moody(hook=hook))
+    with pytest.raises(PowerError):
+        experiment.run(directory=tmp_path, callbacks=[OnRound(cut(2))])
+    try:
+        MOOD.append(error)
+        with pytest.raises(Exception, match="no") as whole:
+            experiment.run()
+        with pytest.raises(Exception, match="no") as resumed:
+            experiment.run(directory=tmp_path)
+    finally:
+        MOOD.clear()
+    assert type(resumed.value) is type(whole.value)
+    assert "checkpoint" not in str(resumed.value)
+    assert experiment.run(directory=tmp_path).rounds == experiment.rounds

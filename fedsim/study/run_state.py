@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
+from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
@@ -23,6 +24,7 @@ from fedsim.study.result import history_columns
 from fedsim.study.server import make_strategy
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
+Array = NDArray[Any]
 #: Columns of `Result.clients`, in order, before the score.
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
 #: Columns of `Result.failures`, in order.
@@ -86,8 +88,29 @@ class RunState:
             "sampling": random.getstate(),
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned; anything else raises."""
+    def fresh(self) -> dict[str, dict[str, Array]]:
+        """Return the state of a new client and what the server hooks send first, to compare a checkpoint's with.
+
+        It calls the client strategy, whose errors are not the checkpoint's.
+        """
+        runtime, strategy = self._grid.runtime, self._experiment.client
+        client = np.array([runtime.partition.sizes.argmax()])
+        store, task = ClientState(len(runtime.partition)), runtime.task(self.weights, 1)
+        found, failed = isolate_failures(lambda clients: runtime.load_state(task, store, clients), client, 1)
+        for error in failed.values():
+            raise error
+        hooks = ServerHooks(strategy, self.model, self.server_hooks.num_examples, self._experiment.seed)
+        return {"client_state": found[0], "server_hooks": hooks.down(self.weights) if strategy.broadcast else {}}
+
+    def load_state_dict(self, saved: Mapping[str, Any], fresh: Mapping[str, Mapping[str, Array]]) -> None:
+        """Take up what `state_dict` returned; anything that does not fit the experiment raises.
+
+        Parameters
+        ----------
+        saved : mapping
+        fresh : mapping
+            What `fresh` returned.
+        """
         need(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
         self.weights = records.to_flat(self.model, self.arrays)
@@ -99,8 +122,12 @@ class RunState:
             need({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
         need(all(type(row["reason"]) is str for row in self.failures), "failures")
-        self._load_client_state(saved["client_state"])
-        self._load_server_hooks(saved["server_hooks"])
+        self._load_client_state(saved["client_state"], fresh["client_state"])
+        hooks = saved["server_hooks"]
+        need(hooks is None or (isinstance(hooks, dict) and _all_arrays(hooks)), "server_hooks")
+        for name, values in fresh["server_hooks"].items() if hooks is not None else ():
+            need((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
+        self.server_hooks.state = hooks
         if self.centralised:
             central = saved["centralised"]
             need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
@@ -110,29 +137,16 @@ class RunState:
         random.setstate(saved["sampling"])
         self._grid.checks.limit_loss(self.rows[0]["test_loss"])
 
-    def _load_server_hooks(self, state: Any) -> None:
-        need(state is None or (isinstance(state, dict) and _all_arrays(state)), "server_hooks")
-        if state is not None:
-            fresh = self.server_hooks.strategy.server_state(self.weights, self.server_hooks)
-            for name in self.server_hooks.strategy.broadcast:
-                need(
-                    state[name].shape == np.shape(fresh[name]) and state[name].dtype == fresh[name].dtype,
-                    "server_hooks",
-                )
-        self.server_hooks.state = state
-
-    def _load_client_state(self, state: Any) -> None:
+    def _load_client_state(self, state: Any, fresh: Mapping[str, Array]) -> None:
         """Take up client state, after comparing it with that of a new client."""
         if state is not None:
             need(isinstance(state, dict) and _all_arrays(state), "client_state")
-            runtime, clients = self._grid.runtime, state["clients"]
+            clients = state["clients"]
             need(clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state")
             need(all(len(rows) == len(clients) for rows in state.values()), "client_state")
             if len(clients):
-                need(clients[0] >= 0 and clients[-1] < len(runtime.partition), "client_state")
-                task = runtime.task(self.weights, 1)
-                new = runtime.load_state(task, ClientState(len(runtime.partition)), clients[:1])
-                shapes = {f"state {name}": rows.shape[1:] for name, rows in new.items()}
+                need(clients[0] >= 0 and clients[-1] < len(self._grid.runtime.partition), "client_state")
+                shapes = {f"state {name}": rows.shape[1:] for name, rows in fresh.items()}
                 found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
                 need(found == shapes, "client_state")
         self._grid.engine.client_state.load_state_dict(state)

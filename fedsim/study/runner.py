@@ -112,8 +112,9 @@ class _Run:
         saved = folder.load()
         if saved is None:
             return
+        fresh = self.state.fresh()
         try:
-            self.state.load_state_dict(saved)
+            self.state.load_state_dict(saved, fresh)
         except FedsimError as error:
             if isinstance(error, ConfigError):
                 raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from None
