@@ -75,7 +75,7 @@ class Study:
     @property
     def target(self) -> float:
         """The default target: 95 % of the best variant's mean final accuracy (or R squared), rounded to 2 decimals."""
-        best = float(max(np.mean([r.final_accuracy for r in v.results]) for v in self.variants))
+        best = float(max(np.mean([r.final_score for r in v.results]) for v in self.variants))
         return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
     def summary(self, target: float | None = None) -> pd.DataFrame:
@@ -100,7 +100,7 @@ class Study:
         goal, score = self.target if target is None else target, self.score
         rows = []
         for variant in self.variants:
-            final = [r.final_accuracy for r in variant.results]
+            final = [r.final_score for r in variant.results]
             local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
             reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
             sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
