@@ -30,8 +30,9 @@ from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
 from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
-from fedsim.study.compare import Study, Variant, variants
+from fedsim.study.compare import variants
 from fedsim.study.result import Result
+from fedsim.study.study import Study, Variant
 from fedsim.updates.compression import TopK
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
@@ -419,7 +420,7 @@ def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
 
 def test_the_band_is_the_confidence_interval(study: Study) -> None:
     axes = Figure().subplots()
-    plots._curves(study, "test_accuracy", axes, (0, 1))
+    plots._curves(study._histories, "test_accuracy", axes, (0, 1))
     edges = np.array(axes.collections[0].get_paths()[0].vertices)
     finals = [r.final_accuracy for r in study.variants[0].results]
     last = edges[edges[:, 0] == BASE.rounds, 1]
