@@ -21,8 +21,9 @@ from fedsim.files import keep_earlier, writable_directory, write_csv
 from fedsim.report.style import COLOURS, STYLE, save
 from fedsim.splits import IID, Mixture, Shards, Split
 from fedsim.splits.measure import skew
-from fedsim.study.compare import Study, compare
+from fedsim.study.compare import compare
 from fedsim.study.experiment import Experiment
+from fedsim.study.study import Study
 
 FILES = ["points.csv", "accuracy_by_distance.png"]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)

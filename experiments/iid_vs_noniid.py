@@ -11,8 +11,9 @@ from fedsim.cli.guard import Parser, guard, report_kept
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory
 from fedsim.splits import IID, Dirichlet, Shards
-from fedsim.study.compare import Study, compare
+from fedsim.study.compare import compare
 from fedsim.study.experiment import Experiment
+from fedsim.study.study import Study
 
 FILES = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png", "splits.png"]
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
-    from fedsim.study.compare import Study, compare
+    from fedsim.study.compare import compare
     from fedsim.study.experiment import Experiment
     from fedsim.study.result import Result
+    from fedsim.study.study import Study
 
 # Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -22,7 +23,7 @@ _HOME = {
     "Dataset": "fedsim.data",
     "Experiment": "fedsim.study.experiment",
     "Result": "fedsim.study.result",
-    "Study": "fedsim.study.compare",
+    "Study": "fedsim.study.study",
     "compare": "fedsim.study.compare",
 }
 

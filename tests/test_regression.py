@@ -39,8 +39,8 @@ def test_r_squared_is_scikit_learns() -> None:
     flat = np.concatenate([w.ravel() for w in result.weights.values()])
     predicted = model.scores(flat[None], X[None, 700:])[0, :, 0]
     assert result.score == "r2"
-    assert result.final_accuracy == pytest.approx(r2_score(Y[700:], predicted), abs=1e-5)
-    assert result.final_accuracy > 0.5
+    assert result.final_score == pytest.approx(r2_score(Y[700:], predicted), abs=1e-5)
+    assert result.final_score > 0.5
     last = result.history.iloc[-1]
     assert last["test_loss"] == pytest.approx(((predicted - Y[700:]) ** 2).mean(), rel=1e-4)
     assert last["local_r2"] == pytest.approx(1 - last["local_loss"] / Y[700:].var(), rel=1e-6)

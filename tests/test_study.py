@@ -30,8 +30,9 @@ from fedsim.splits import IID, Dirichlet, LabelNoise, Shards, skew
 from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
-from fedsim.study.compare import Study, Variant, variants
+from fedsim.study.compare import variants
 from fedsim.study.result import Result
+from fedsim.study.study import Study, Variant
 from fedsim.updates.compression import TopK
 
 BASE = Experiment(split=IID(10), hidden=(8,), rounds=2, fraction_evaluate=1.0)
@@ -419,7 +420,7 @@ def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
 
 def test_the_band_is_the_confidence_interval(study: Study) -> None:
     axes = Figure().subplots()
-    plots._curves(study, "test_accuracy", axes, (0, 1))
+    plots._curves(study._histories, "test_accuracy", axes, (0, 1))
     edges = np.array(axes.collections[0].get_paths()[0].vertices)
     finals = [r.final_accuracy for r in study.variants[0].results]
     last = edges[edges[:, 0] == BASE.rounds, 1]
@@ -464,3 +465,56 @@ def test_a_study_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
         compare(BASE, seeds=2, directory=out, callbacks=[OnRound(on_round)])
     assert not out.exists()
+
+
+def test_a_study_does_not_go_on_once_its_folder_is_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor where it would not have written anything yet."""
+    monkeypatch.setattr(study_module, "WRITING_SHARE", -1.0)
+    begun = 0
+
+    def on_round(row: Mapping[str, float]) -> None:
+        nonlocal begun
+        begun += row["round"] == 0
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    with pytest.raises(ConfigError, match="was deleted or replaced during the run"):
+        compare(replace(BASE, rounds=1), seeds=2, directory=tmp_path / "out", callbacks=[OnRound(on_round)])
+    assert begun == 1
+
+
+def test_tables_of_known_histories_say_which_seeds_reached_the_target() -> None:
+    empty = pd.DataFrame()
+    runs = [(0.1, 0.9, 0.6), (0.1, 0.8, 0.8)]
+    results = [Result(BASE, history(*scores), empty, {}, "numpy", "accuracy", empty) for scores in runs]
+    table = Study((Variant({"split": "a"}, tuple(results)), Variant({"split": "b"}, (results[0],)))).table(0.85)
+    assert list(table.columns) == ["final accuracy", "best accuracy", "rounds to 0.85", "MB sent"]
+    assert table.index.tolist() == ["a", "b"]
+    assert table["rounds to 0.85"].tolist() == ["0.9 (1 of 2 seeds)", "0.9"]
+    assert table["final accuracy"].tolist() == ["0.700 ± 1.271", "0.600"]  # no interval of one seed
+    assert table["best accuracy"].tolist() == ["0.850", "0.900"]
+    assert table["MB sent"].tolist() == ["6.0", "6.0"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sentence"),
+    [
+        ([1, 2, 1], r"seeds is \[1, 2, 1\]; allowed: each seed once"),
+        ([-1], "seeds is -1"),
+        (10_001, "seeds is 10001"),
+        ("3", "seeds is '3'"),
+    ],
+)
+def test_bad_seeds_are_refused(seeds: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        compare(BASE, seeds=seeds)
+
+
+def test_pictures_name_the_data_and_as_many_clients_as_all_variants_have() -> None:
+    empty = pd.DataFrame()
+
+    def about(*splits: Any) -> str:
+        made = [Result(replace(BASE, split=s), history(0.1), empty, {}, "numpy", "accuracy", empty) for s in splits]
+        return Study(tuple(Variant({}, (result,)) for result in made))._about
+
+    assert about(IID(10), Shards(10, per_client=2)) == "digits, 10 clients"
+    assert about(IID(10), IID(20)) == "digits"

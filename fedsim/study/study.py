@@ -1,0 +1,261 @@
+"""A study: the results of many experiments, their statistics, tables and pictures."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim import data
+from fedsim.checks import check_choice
+from fedsim.errors import ConfigError
+from fedsim.report.intervals import half_width
+from fedsim.study.result import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: `Study.table`'s default target: this share of the best variant's mean final accuracy.
+TARGET_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of the axes, run once per seed.
+
+    Attributes
+    ----------
+    labels : dict of str to str
+        Axis name -> short label of this variant's value.
+    results : tuple of Result
+        One per seed.
+    """
+
+    labels: Mapping[str, str]
+    results: tuple[Result, ...]
+
+    @property
+    def label(self) -> str:
+        """All labels in one line."""
+        return ", ".join(self.labels.values())
+
+    @property
+    def title(self) -> str:
+        """The label, or "all" where there are no axes."""
+        return self.label or "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Many experiments' results, compared.
+
+    Attributes
+    ----------
+    variants : tuple of Variant
+    """
+
+    variants: tuple[Variant, ...]
+
+    @property
+    def target(self) -> float:
+        """The default target: 95 % of the best variant's mean final accuracy (or R squared), rounded to 2 decimals."""
+        best = float(max(np.mean([r.final_score for r in v.results]) for v in self.variants))
+        return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
+
+    def summary(self, target: float | None = None) -> pd.DataFrame:
+        """Return one row per variant, as numbers.
+
+        Parameters
+        ----------
+        target : float, optional
+            Test accuracy whose first passing is counted; default `Study.target`.
+
+        Returns
+        -------
+        DataFrame
+            The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
+            (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
+            own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
+            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
+            For regression ``r2`` stands for ``accuracy`` in every name.
+        """
+        import pandas as pd
+
+        goal, score = self.target if target is None else target, self.score
+        rows = []
+        for variant in self.variants:
+            final = [r.final_score for r in variant.results]
+            local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
+            reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
+            sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
+            rows.append(
+                {
+                    **variant.labels,
+                    "seeds": len(final),
+                    f"final_{score}": float(np.mean(final)),
+                    f"final_{score}_ci95": half_width(final),
+                    f"best_{score}": float(np.mean([r.test_scores.max() for r in variant.results])),
+                    f"local_{score}": float(np.mean(local)),
+                    f"local_{score}_ci95": half_width(local),
+                    "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
+                    "target": goal,
+                    "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
+                    "reached": len(reached),
+                    "megabytes_sent": float(np.mean(sent)) / 1e6,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def table(self, target: float | None = None) -> pd.DataFrame:
+        """Return the summary for reading: one row per variant, accuracy with its 95 % interval over seeds."""
+        import pandas as pd
+
+        summary = self.summary(target)
+        rounds = []
+        for row in summary.itertuples():
+            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
+            share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
+            rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
+        shown = {axis: summary[axis] for axis in self.variants[0].labels}
+        name = {"accuracy": "accuracy", "r2": "R2"}[self.score]
+        shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
+        if self.evaluated:
+            shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
+        shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
+        shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
+        shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
+        frame = pd.DataFrame(shown)
+        return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
+
+    def rounds(self) -> pd.DataFrame:
+        """Return every run's history in one tidy frame, with the axes and the seed in front."""
+        return self._tidy("history")
+
+    def clients(self) -> pd.DataFrame:
+        """Return every run's per-client rows in one tidy frame, with the axes and the seed in front."""
+        return self._tidy("clients")
+
+    def _tidy(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        frames = []
+        for variant in self.variants:
+            for result in variant.results:
+                frame = getattr(result, name).copy()
+                for place, (axis, label) in enumerate([*variant.labels.items(), ("seed", result.experiment.seed)]):
+                    frame.insert(place, axis, label)
+                frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def to_csv(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` into a folder, made if need be; each whole."""
+        from fedsim.files import write_csv
+
+        for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
+            write_csv(Path(directory) / f"{name}.csv", frame)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether any clients evaluated on examples of their own."""
+        return any(bool(r.history[f"local_{self.score}"].notna().any()) for v in self.variants for r in v.results)
+
+    @property
+    def score(self) -> str:
+        """What is measured: ``"accuracy"``, or ``"r2"`` where targets are real numbers."""
+        return self.variants[0].results[0].score
+
+    def need_evaluation(self) -> None:
+        """Raise ConfigError if no client evaluated."""
+        if not self.evaluated:
+            raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
+
+    def plot(self, path: str | os.PathLike[str], whose: str = "test") -> None:
+        """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
+
+        Parameters
+        ----------
+        path : path
+        whose : {"test", "local"}
+            Of the global model on the test set; of what clients use, on their own examples.
+
+        Raises
+        ------
+        ConfigError
+            Another word, or local accuracy where no client evaluated.
+        """
+        from fedsim.report.plots import SCORES, plot_accuracy
+
+        check_choice("whose", whose, SCORES)
+        if whose == "local":
+            self.need_evaluation()
+        plot_accuracy(self._histories, path, self._about, self.score, whose)
+
+    def plot_drift(self, path: str | os.PathLike[str]) -> None:
+        """Draw how far clients went apart by round: drift, cosine, diversity, and weight divergence where measured."""
+        from fedsim.report.plots import plot_drift
+
+        plot_drift(self._histories, path, self._about)
+
+    def plot_score_by_skew(self, path: str | os.PathLike[str]) -> None:
+        """Draw each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
+        from fedsim.report.plots import plot_score_by_skew
+
+        self.need_evaluation()
+        points = [(v.title, np.concatenate([_skew_and_score(r) for r in v.results])) for v in self.variants]
+        plot_score_by_skew(points, path, self._dataset, self.score)
+
+    def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
+        """Draw who holds which labels: a panel per variant, as its first seed divided the data.
+
+        Parameters
+        ----------
+        path : path
+        kind : {"bars", "bubbles", "sizes"}
+            See `fedsim.report.split_plots.plot_splits`.
+        """
+        from fedsim.report.split_plots import plot_splits
+
+        counts = {}
+        for variant in self.variants:
+            experiment = variant.results[0].experiment
+            dataset = experiment.load_data()
+            counts[variant.title] = experiment.split.federate(dataset, experiment.seed).label_counts()
+        plot_splits(counts, path, dataset.name, kind, dataset.label_names)
+
+    @property
+    def _histories(self) -> list[tuple[str, list[pd.DataFrame]]]:
+        return [(v.title, [r.history for r in v.results]) for v in self.variants]
+
+    @property
+    def _dataset(self) -> str:
+        """What the data are called, those of the first variant."""
+        dataset = self.variants[0].results[0].experiment.dataset
+        return data.title(dataset) if isinstance(dataset, str) else dataset.name
+
+    @property
+    def _about(self) -> str:
+        """Name the data and, where all variants have as many, the number of clients."""
+        counts = {getattr(v.results[0].experiment.split, "num_clients", None) for v in self.variants}
+        clients = counts.pop() if len(counts) == 1 else None
+        return f"{self._dataset}, {clients} clients" if clients else self._dataset
+
+
+def _skew_and_score(result: Result) -> NDArray[Any]:
+    """Return label skew and score of each client of the last evaluated round, shape (clients, 2)."""
+    from fedsim.splits.measure import skew
+
+    held = result.experiment.federate(result.experiment.load_data())
+    emd = skew(held).set_index("client")["emd"]
+    last = result.clients[result.clients["round"] == result.clients["round"].max()]
+    return np.column_stack([emd.reindex(last["partition_id"]), last[result.score]])
+
+
+def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
+    pairs = zip(summary[name], summary[f"{name}_ci95"], strict=True)
+    return [f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
