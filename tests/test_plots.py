@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def test_accuracy_is_a_line_per_variant_of_the_mean_with_its_interval(drawn: lis
     half = half_width([0.5, 0.55])
     assert (at_one.min(), at_one.max()) == pytest.approx((0.525 - half, 0.525 + half))
     assert edges[:, 1].max() == 1  # no accuracy is above 1, nor is its interval drawn there
-    assert [to_hex(band.get_facecolor()[0]) for band in axes.collections] == PALETTE[:2]
+    assert [to_hex(band.get_facecolor()[0]) for band in cast(Any, axes.collections)] == PALETTE[:2]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 2), (0, 1))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy of the global model")
     title = "Federated learning on digits, 7 clients (mean of 2 seeds, 95 % interval shaded)"
@@ -101,8 +101,9 @@ def test_client_drift_has_a_panel_per_measure(drawn: list[Figure]) -> None:
         assert panel.lines[0].get_ydata() == pytest.approx(np.mean([columns[name], other[name]], axis=0)), name
         assert panel.lines[1].get_ydata() == pytest.approx(other[name]), name
     low, high = (
-        np.array([f(panel.collections[0].get_paths()[0].vertices[:, 1]) for panel in panels]) for f in (min, max)
-    )  # type: ignore[index]
+        np.array([f(cast(Any, panel.collections[0]).get_paths()[0].vertices[:, 1]) for panel in panels])
+        for f in (min, max)
+    )
     assert low.tolist() == [0, -1, 1e-9]  # no interval reaches beyond what the measure can be
     assert high[1] == 1
     assert high[0] > 10
@@ -125,8 +126,10 @@ def test_scores_by_skew_are_a_point_per_client_with_their_rank_correlation(drawn
     plots.plot_score_by_skew([*points, ("E", falling * [0, 1]), ("F", falling * [1, 0])], "x.png", "digits", "r2")
     (axes,) = drawn[0].axes
     np.testing.assert_allclose(np.asarray(axes.collections[0].get_offsets()), falling)
-    assert [to_hex(found.get_facecolor()[0]) for found in axes.collections] == PALETTE[:6]
-    assert [float(found.get_sizes()[0]) for found in axes.collections[:4:3]] == pytest.approx([40, 4000 / 210])
+    assert [to_hex(found.get_facecolor()[0]) for found in cast(Any, axes.collections)] == PALETTE[:6]
+    assert [float(cast(Any, found).get_sizes()[0]) for found in axes.collections[:4:3]] == pytest.approx(
+        [40, 4000 / 210]
+    )
     correlation = "rank correlation -1.00"
     assert legend(drawn[0]) == [f"A, {correlation}", "B", "C", f"D, {correlation}", "E", "F"]
     assert axes.get_xlabel() == "label skew of the client: earth mover's distance to the population"
@@ -147,7 +150,7 @@ def test_bars_show_how_many_examples_of_each_label_clients_hold(drawn: list[Figu
         "C: 2.0 labels per client",
     ]
     assert [panel.axison for panel in panels] == [True, True, True, False]
-    tops = [float(polygon.get_paths()[0].vertices[:, 1].max()) for polygon in panels[0].collections]  # type: ignore[index]
+    tops = [float(polygon.get_paths()[0].vertices[:, 1].max()) for polygon in cast(Any, panels[0].collections)]
     assert tops == [4, 5, 6]  # stacked: the client of cats, then the other's dogs, and its eel on top
     assert panels[0].get_xlim() == (-0.5, 1.5)
     assert (panels[0].get_xlabel(), panels[0].get_ylabel()) == ("clients", "examples")
@@ -163,7 +166,7 @@ def test_bubbles_are_as_large_as_what_a_client_holds(drawn: list[Figure]) -> Non
     (axes,) = drawn[0].axes
     found = axes.collections[0]
     assert np.asarray(found.get_offsets()).tolist() == [[0, 0], [1, 1]]
-    sizes = found.get_sizes()
+    sizes = cast(Any, found).get_sizes()
     assert sizes[0] / sizes[1] == pytest.approx(4)  # their areas
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a" * 14, "b"]
     assert (axes.get_ylabel(), axes.get_ylim(), drawn[0].legends) == ("label", (-0.7, 1.7), [])
