@@ -990,7 +990,7 @@ def test_the_catalogue_lists_each_strategys_own_parameters_and_its_paper_in_shor
     blocks = {block.partition("(")[0]: block for block in text.split("\n\n")}
     assert blocks["SGD"].startswith(
         "SGD(lr=0.1, epochs=1, batch_size=10, momentum=0.0, weight_decay=0.0, lr_decay=1.0, lr_decay_every=1, "
-        "steps=None)\n    Minibatch SGD; extend it"
+        "steps=None)\n    Minibatch SGD on the client's own examples."
     )
     assert blocks["FedRS"].splitlines()[0] == "FedRS(alpha=0.5)"
     assert blocks["FedRS"].endswith(

@@ -835,8 +835,8 @@ def test_fedexp_stays_where_no_client_moved() -> None:
 def test_qfedavg_takes_the_clients_step_size_and_losses_of_zero() -> None:
     with pytest.raises(ConfigError, match="client_learning_rate is missing, and no client strategy has an lr"):
         servers.QFedAvg()
-    half = clients.ServerHooks(clients.SGD(lr=0.25), MLP((3, 2)), 5, 0)
-    assert servers.QFedAvg(half=half).client_learning_rate == 0.25
+    hooks = clients.ServerHooks(clients.SGD(lr=0.25), MLP((3, 2)), 5, 0)
+    assert servers.QFedAvg(server_hooks=hooks).client_learning_rate == 0.25
     server = servers.QFedAvg(q=0.5, client_learning_rate=0.1)
     sent(server, np.zeros(3))
     rule = server.aggregator()
