@@ -1,7 +1,5 @@
 """Hidden activations of one example, forward and backward."""
 
-from __future__ import annotations
-
 from fedsim.kernels.compiled.compilation import helper
 from fedsim.kernels.compiled.elementary import tanh
 

@@ -1,7 +1,5 @@
 """Forward propagation and backpropagation of a microbatch, into activations and deltas in the scratch array."""
 
-from __future__ import annotations
-
 from fedsim.kernels.compiled.activations import activate, activation_backward
 from fedsim.kernels.compiled.compilation import helper, inlined
 from fedsim.kernels.compiled.intrinsics import copy, prefetch_row

@@ -1,7 +1,5 @@
 """Single instructions and memory operations that Numba does not offer."""
 
-from __future__ import annotations
-
 from llvmlite import ir
 from numba.core import cgutils, types
 

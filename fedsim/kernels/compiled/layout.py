@@ -31,30 +31,15 @@ INPUTS, OUTPUTS, FLAT, TRANSPOSED, W, W_ROW, H, H_ROW, D, D_ROW = range(10)
 
 
 class Network(NamedTuple):
-    """What compiled functions know about a network and the layers that a fit trains.
+    """What compiled functions know about a network and about the layers that a fit trains."""
 
-    Attributes
-    ----------
-    table : ndarray of int, shape (layers + 1, 10)
-        See the columns above.
-    weights : int
-        Length of the packed weights in the scratch array, which ends in three arrays of that length and layout.
-    lanes : int
-        Numbers in a vector.
-    activation, loss : int
-        Codes of `ACTIVATIONS` and `LOSSES`.
-    trained : ndarray of bool, shape (layers,)
-    lowest : int
-        The first trained layer.
-    """
-
-    table: NDArray[np.int64]
-    weights: int
-    lanes: int
-    activation: int
-    loss: int
-    trained: NDArray[np.bool_]
-    lowest: int
+    table: NDArray[np.int64]  # shape (layers + 1, 10), with the columns above
+    weights: int  # length of the packed weights; the scratch array ends in three arrays of that length and layout
+    lanes: int  # numbers in a vector
+    activation: int  # code of `ACTIVATIONS`
+    loss: int  # code of `LOSSES`
+    trained: NDArray[np.bool_]  # shape (layers,)
+    lowest: int  # the first trained layer
 
 
 @helper

@@ -1,7 +1,5 @@
 """Losses and their derivatives with respect to the scores."""
 
-from __future__ import annotations
-
 import math
 
 from fedsim.kernels.compiled.compilation import helper

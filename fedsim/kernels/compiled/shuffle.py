@@ -1,7 +1,5 @@
 """The order of a client's examples in an epoch."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedsim import streams

@@ -1,7 +1,5 @@
 """Sums over clients' weights: weighted sums, distances, and the check for finite values."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedsim.kernels.compiled.compilation import cached, sum_helper

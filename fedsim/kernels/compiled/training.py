@@ -1,4 +1,4 @@
-"""The training loop: clients of a block, their epochs and their steps, with all of a client's arrays in the scratch."""
+"""The training loop: clients of a block, their epochs and their steps."""
 
 from __future__ import annotations
 
@@ -21,24 +21,13 @@ MICROBATCH = 120
 
 
 class Step(NamedTuple):
-    """What is the same in all steps of a client's fit.
-
-    Attributes
-    ----------
-    lr, momentum : float
-    shrink : float
-        Factor of the weights in the gradient: weight decay plus the proximal term's mu.
-    has_constant : bool
-        Whether each step adds the constant vector to the gradient.
-    in_place : bool
-        Whether gradients are added to the weights directly, not to the velocity.
-    """
+    """What all steps of a client's fit share."""
 
     lr: Any
     momentum: Any
-    shrink: Any
-    has_constant: bool
-    in_place: bool
+    shrink: Any  # factor of the weights in the gradient: weight decay plus mu
+    has_constant: bool  # whether each step adds the constant vector to the gradient
+    in_place: bool  # whether gradients are added to the weights directly, not to the velocity
 
 
 @inlined
@@ -49,7 +38,7 @@ def row_of(rows, client):
 
 @inlined
 def load_client(s, net, client, start, mu, centers, corrections, constant):
-    """Write a client's weights and, if it has a length, its vector ``correction - mu * center`` to the scratch."""
+    """Write a client's weights and, unless `constant` is empty, ``correction - mu * center`` to the scratch array."""
     pack(s, 0, net.table, row_of(start, client))
     if len(constant):
         center = row_of(centers, client)

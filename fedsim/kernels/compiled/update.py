@@ -1,7 +1,5 @@
 """Updating weights in the scratch array."""
 
-from __future__ import annotations
-
 from fedsim.kernels.compiled.compilation import helper, inlined
 from fedsim.kernels.compiled.intrinsics import prefetch_row
 from fedsim.kernels.compiled.layout import D_ROW, H_ROW, INPUTS, OUTPUTS, TRANSPOSED, W_ROW, D, H
