@@ -603,9 +603,9 @@ compiled.prepare("float64", targets=sys.argv[1] == "targets")
 
 @pytest.mark.slow
 def test_kernels_kept_by_different_processes_are_not_mixed_up(tmp_path: Path) -> None:
-    """A third process that classifies and regresses loads both; 19 shifts the number of one product to the other's."""
+    """A third process that classifies and regresses loads both; 18 shifts the number of one product to the other's."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for what, shift in (("labels", "0"), ("targets", "19")):
+    for what, shift in (("labels", "0"), ("targets", "18")):
         subprocess.run([sys.executable, "-c", MIXED, what, shift], env=environment, check=True, capture_output=True)
     script = """
 import sys
