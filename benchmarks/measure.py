@@ -121,12 +121,12 @@ def machine() -> dict[str, Any]:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
             names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
         model = names[0] if names else model
-    from fedsim.kernels import compiled
+    from fedsim.kernels.compiled.emitter import VECTOR_BYTES
 
     return {
         "processor": model,
         "cores": available_cores(),
-        "vector_bytes": compiled.VECTOR,
+        "vector_bytes": VECTOR_BYTES,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: of(package) for package in ("numpy", "numba", "flwr", "ray")},

@@ -11,7 +11,10 @@ import numpy as np
 
 from benchmarks.jobs import TWO_NN
 from benchmarks.measure import median, ratio, sgemm, take_turns
-from fedsim.kernels import compiled
+from fedsim.kernels.compiled.backprop import backward_product, forward_product
+from fedsim.kernels.compiled.emitter import VECTOR_BYTES
+from fedsim.kernels.compiled.layout import W, make_layout, thread_scratch
+from fedsim.kernels.compiled.update import add_gradient
 
 _jit: Callable[[Any], Any] = numba.njit(nogil=True, error_model="numpy")
 
@@ -19,19 +22,19 @@ _jit: Callable[[Any], Any] = numba.njit(nogil=True, error_model="numpy")
 @_jit
 def _forward(s: Any, table: Any, layer: int, rows: int, lanes: int, times: int) -> None:
     for _ in range(times):
-        compiled._forward(s, table, layer, 0, rows, lanes)
+        forward_product(s, table, layer, 0, rows, lanes)
 
 
 @_jit
 def _back(s: Any, table: Any, layer: int, rows: int, lanes: int, times: int) -> None:
     for _ in range(times):
-        compiled._back(s, table, layer, 0, rows, lanes)
+        backward_product(s, table, layer, 0, rows, lanes)
 
 
 @_jit
 def _update(s: Any, table: Any, layer: int, rows: int, lanes: int, times: int) -> None:
     for _ in range(times):
-        compiled._update(s, table[layer], table[layer, compiled._W], lanes, 0, rows, s.reshape(1, -1), table[0, :0])
+        add_gradient(s, table[layer], table[layer, W], lanes, 0, rows, s.reshape(1, -1), table[0, :0])
 
 
 #: What is timed: a product's name, its function and its layer. The first layer takes no derivative by its inputs.
@@ -47,9 +50,9 @@ PRODUCTS = (
 def measure(samples: int) -> dict[str, dict[str, float]]:
     """Return, by product, its seconds and its share of sgemm's operations per second."""
     model, rows, times = TWO_NN.model, 10, 1000
-    table, _, length = compiled._layout(model)
-    scratch = compiled._scratch(model, length)
-    lanes = compiled.VECTOR // scratch.itemsize
+    table, _, length = make_layout(model)
+    scratch = thread_scratch(model)
+    lanes = VECTOR_BYTES // scratch.itemsize
     scratch[:] = 1e-3 * np.random.default_rng(0).normal(size=length)
     calls: dict[str, Callable[[], object]] = {}
     operations = {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numba
@@ -27,6 +30,7 @@ from fedsim.clients.task import Task
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.kernels import compiled
+from fedsim.kernels.compiled import elementary, training
 from fedsim.kernels.fit import FitJob
 from fedsim.models import MLP
 from fedsim.models.activations import ACTIVATIONS
@@ -460,6 +464,30 @@ def test_a_cache_that_cannot_be_written_costs_time_not_the_run(tmp_path: Path) -
     assert done.stdout.strip() == "done", done.stderr
 
 
+HITS = """
+import sys
+sys.path.insert(0, {!r})
+import numpy as np
+from fedsim.kernels.compiled import update_norms, sums
+update_norms(np.ones((1, 4)), np.zeros(4))
+print(len(sums.squared_distances.stats.cache_hits))
+"""
+
+
+def test_machine_code_is_not_loaded_after_a_change_in_any_file(tmp_path: Path) -> None:
+    """Numba itself compares only the file of the outermost function."""
+    package = tmp_path / "fedsim"
+    shutil.copytree(Path(compiled.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def hits() -> str:
+        return python(HITS.format(str(tmp_path)), NUMBA_CACHE_DIR=str(tmp_path / "cache")).stdout
+
+    assert [hits(), hits()] == ["0\n", "1\n"]
+    with open(package / "kernels" / "compiled" / "emitter.py", "a") as file:
+        file.write("# changed\n")
+    assert hits() == "0\n"
+
+
 def called(function: Any, values: NDArray[Any]) -> NDArray[Any]:
     """Return what a function of the kernel that writes over its argument makes of values."""
     import numba
@@ -476,8 +504,8 @@ def called(function: Any, values: NDArray[Any]) -> NDArray[Any]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
     x = np.concatenate([np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
-    np.testing.assert_allclose(called(compiled._tanh, x), np.tanh(x), rtol=5 * np.finfo(dtype).eps)
-    special = called(compiled._tanh, np.array([np.nan, np.inf, -np.inf, 0.0], dtype))
+    np.testing.assert_allclose(called(elementary.tanh, x), np.tanh(x), rtol=5 * np.finfo(dtype).eps)
+    special = called(elementary.tanh, np.array([np.nan, np.inf, -np.inf, 0.0], dtype))
     assert np.isnan(special[0])
     np.testing.assert_allclose(special[1:], [1, -1, 0], rtol=5 * np.finfo(dtype).eps)
 
@@ -485,8 +513,8 @@ def test_tanh_is_numpys_to_rounding(dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_exp_is_numpys_to_rounding(dtype: Any) -> None:
     x = -np.concatenate([np.linspace(0, 87, 300_001), np.geomspace(1e-30, 1, 1000)]).astype(dtype)
-    np.testing.assert_allclose(called(compiled._exp, x), np.exp(x), rtol=2 * np.finfo(dtype).eps)
-    nan, least, one = called(compiled._exp, np.array([np.nan, -np.inf, 0.0], dtype))
+    np.testing.assert_allclose(called(elementary.exp, x), np.exp(x), rtol=2 * np.finfo(dtype).eps)
+    nan, least, one = called(elementary.exp, np.array([np.nan, -np.inf, 0.0], dtype))
     assert np.isnan(nan)
     assert 0 <= least < 1e-37
     assert one == 1
@@ -514,7 +542,7 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
     """They end the client at hand, and take no other."""
     threads: list[threading.Thread] = []
     seen: list[NDArray[np.float64]] = []
-    train = compiled._train_compiled
+    train = training.train
 
     def watched(out: Any, losses: NDArray[np.float64], *more: Any) -> None:
         losses[:] = -1
@@ -526,7 +554,7 @@ def test_an_interrupted_block_lets_its_threads_go(monkeypatch: pytest.MonkeyPatc
         threads[0].start()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiled, "_train_compiled", watched)
+    monkeypatch.setattr("fedsim.kernels.compiled.kernel.train", watched)
     sizes = np.full(100, 10)
     long = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
     job = replace(task(MLP((20, 33, 10)), SGD(epochs=20_000)), partition=long, run_on_all_workers=run_on_one)
@@ -561,8 +589,12 @@ def test_weights_that_are_not_finite_show_in_the_loss(kernel: str) -> None:
 
 def test_every_compiled_function_has_a_name_of_its_own() -> None:
     """Machine code of two processes is mixed on disk, where names alone tell functions apart."""
-    functions = [value for value in vars(compiled).values() if isinstance(value, numba.core.dispatcher.Dispatcher)]
-    names = [function.py_func.__qualname__ for function in functions]
+    modules = [
+        importlib.import_module(f"{compiled.__name__}.{module.name}") for module in iter_modules(compiled.__path__)
+    ]
+    values = {id(value): value for module in modules for value in vars(module).values()}.values()
+    functions = [value.py_func for value in values if isinstance(value, numba.core.dispatcher.Dispatcher)]
+    names = [(function.__module__, function.__qualname__) for function in functions]
     assert len(names) > 20
     assert len(set(names)) == len(names)
 
@@ -580,9 +612,9 @@ compiled.prepare("float64", targets=sys.argv[1] == "targets")
 
 @pytest.mark.slow
 def test_kernels_kept_by_different_processes_are_not_mixed_up(tmp_path: Path) -> None:
-    """A third process that classifies and regresses loads both; 19 shifts the number of one product to the other's."""
+    """A third process that classifies and regresses loads both; 18 shifts the number of one product to the other's."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for what, shift in (("labels", "0"), ("targets", "19")):
+    for what, shift in (("labels", "0"), ("targets", "18")):
         subprocess.run([sys.executable, "-c", MIXED, what, shift], env=environment, check=True, capture_output=True)
     script = """
 import sys
