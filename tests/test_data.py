@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,7 +150,10 @@ def test_idx_files_are_downloaded_once_and_checked(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     here = replace(genuine, mirrors=("http://127.0.0.1:9/", url))
 
-    with pytest.raises(DataError, match=r"could not be downloaded .*--data-dir DIR or FEDSIM_DATA=DIR"):
+    with pytest.raises(
+        DataError,
+        match=r"gz could not be downloaded \(http://127.*:9/: \w+; http.*: ValueError\); .*--data-dir DIR",
+    ):
         here.load()  # the genuine checksums: the mirror's files are others
 
     here = replace(here, files=hashes)
@@ -157,6 +161,7 @@ def test_idx_files_are_downloaded_once_and_checked(
     for file in folder.iterdir():
         file.unlink()
     assert here.load().x_test.shape == (10, 784)  # from the cache now
+    assert {f.name for f in (tmp_path / "cache" / "fedsim" / here.name).iterdir()} == {f"{n}.gz" for n in hashes}
 
 
 def test_files_may_be_unzipped(tmp_path: Path) -> None:
@@ -385,3 +390,149 @@ def test_odd_arrays_are_refused(arrays: dict[str, Any], sentence: str) -> None:
     }  # fmt: skip
     with pytest.raises(DataError, match=sentence):
         data.Dataset("mine", **(good | arrays))
+
+
+@pytest.mark.parametrize(
+    ("text", "examples", "labels", "features"),
+    [
+        ("article", 1000, 1694088935, 159681.5),
+        ("article_teacher", 1000, 418881614, 159681.5),
+        ("synthetic(0.5, 0.5, seed=3)", 8294, 3322042658, 464758.0),
+        ("synthetic_iid", 9641, 1804781465, 93623.0),
+        ("synthetic_iid(2)", 6909, 3143951007, 66921.5),
+        ("fcube", 4000, 1978265305, 7505.0),
+        ("fcube(1)", 4000, 2391614583, 7468.7),
+    ],
+)
+def test_made_up_data_are_the_same_in_every_version(text: str, examples: int, labels: int, features: float) -> None:
+    """Whoever publishes results on them publishes the data by name and seed alone."""
+    found = data.load(text)
+    y = np.concatenate([found.y_train, found.y_test]).astype(np.uint8)
+    x = np.concatenate([found.x_train, found.x_test]).astype(np.float64)
+    assert (len(found.y_train), zlib.crc32(y.tobytes())) == (examples, labels)
+    assert np.abs(x).sum() == pytest.approx(features, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"x_train": [["a"]]}, r"x_train has shape \(1, 1\) and dtype <U1; allowed: \(examples, features\) of numbers"),
+        ({"x_train": [[1], [1, 2]]}, r"dataset 'mine': x_train is not an array of numbers \("),
+        ({"x_test": np.ones(4)}, r"x_test has shape \(4,\)"),
+        ({"x_train": np.ones((0, 2)), "y_train": []}, r"x_train has shape \(0, 2\)"),
+        ({"x_test": np.ones((4, 0))}, r"x_test has shape \(4, 0\) .* at least one of each"),
+        ({"x_test": np.ones((4, 3))}, "x_train has 2 features but x_test has 3"),
+        ({"y_test": [0, 1, 1]}, "x_test has 4 rows but y_test has 3 labels"),
+        ({"y_test": [[0], [1], [1], [1]]}, "y_test must be whole-number labels from 0"),
+        ({"y_test": list("abcd")}, "y_test must be whole-number labels from 0"),
+        ({"y_test": [], "x_test": np.ones((1, 2))}, "y_test must be whole-number labels from 0"),
+        ({"x_test": [[1, 2]] * 2 + [[1, np.inf], [np.nan, 1]]}, "x_test has 2 values .* the first at row 2, column 1"),
+        ({"num_classes": 1}, "num_classes is 1 but a label is 1"),
+        ({"num_classes": 100_001}, "labels go up to 1 and num_classes is 100001; allowed: at most 100,000 classes"),
+        ({"groups": {"who": [0, 1, 1]}}, r"group 'who' has shape \(3,\); allowed: \(4,\)"),
+        ({"regression": True, "y_train": [0, 1, np.inf, 0]}, "y_train must be finite numbers, shape"),
+        ({"regression": True, "y_train": [[0], [1], [1], [0]]}, "y_train must be finite numbers, shape"),
+        ({"regression": True, "y_test": list("abcd")}, "y_test must be finite numbers, shape"),
+        ({"regression": True, "y_test": []}, "y_test must be finite numbers, shape"),
+    ],
+)
+def test_arrays_that_are_no_dataset_are_refused(change: dict[str, Any], sentence: str) -> None:
+    good: dict[str, Any] = {"x_train": np.ones((4, 2)), "y_train": [0, 1, 1, 0]}
+    good |= {"x_test": np.ones((4, 2)), "y_test": [0.0, 1.0, 1.0, 1.0], "groups": {"who": [0, 1, 1, 0]}}
+    assert data.Dataset("mine", **good).num_classes == 2
+    with pytest.raises(DataError, match=sentence):
+        data.Dataset("mine", **(good | change))
+
+
+def test_a_datasets_kinds_names_and_strata() -> None:
+    """Whole-number features become float32, others keep their kind; labels are int64 and targets float64."""
+    pixels, halves = np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.float16)
+    y = np.array([0.0, 1, 1, 0])
+    labels = data.Dataset("l", pixels, y, halves, y, 3, groups={"who": np.array(["a", 1, None, "a"], dtype=object)})
+    assert [a.dtype for a in (labels.x_train, labels.x_test, labels.y_train)] == [np.float32, np.float16, np.int64]
+    assert (labels.label_names, labels.num_classes, labels.num_strata) == (("0", "1", "2"), 3, 3)
+    assert labels.groups["who"].tolist() == ["a", "1", "None", "a"]
+    assert np.array_equal(labels.strata, y)
+    numbers = data.Dataset("n", pixels, np.arange(4), halves, np.arange(4), 7, regression=True)
+    assert (numbers.num_classes, numbers.num_strata, len(numbers.label_names)) == (1, 10, 10)
+    assert numbers.y_train.dtype == np.float64
+    few = np.repeat([0, 1], (6, 5))[:, None]  # each number is several of the cuts, and lies above those
+    numbers = data.Dataset("n", few, few[:, 0], few, few[:, 0], regression=True)
+    assert np.unique(numbers.strata).tolist() == [5, 9]
+    assert numbers.x_train.dtype == np.float32
+    assert data.Dataset("one", pixels, y * 0, halves, y * 0).num_classes == 2
+    assert data.Dataset("named", pixels, y, halves, y, label_names=("no", "yes")).label_names == ("no", "yes")
+
+
+def test_a_table_is_read_anew_when_its_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from the folder of $FEDSIM_DATA, and from data_dir before that."""
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path / "environment"))
+    for folder, rows in (("environment", "1,0\n2,1\n"), ("given", "1,0\n2,1\n4,1\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.csv").write_text("a,y\n" + rows)
+
+    def examples(dataset: data.Dataset) -> int:
+        return len(dataset.y_train) + len(dataset.y_test)
+
+    first = data.load("table('t.csv', 'y')")
+    assert examples(first) == 2
+    assert data.load("table('t.csv', 'y')") is first
+    assert data.load("table('t.csv', 'y', test_fraction=0.4)") is not first
+    assert examples(data.load("table(label='y', path='t.csv')", tmp_path / "given")) == 3
+    first = data.load("table('t.csv', 'y')")
+    with (tmp_path / "environment" / "t.csv").open("a") as file:
+        file.write("3,0\n4,1\n")
+    assert examples(data.load("table('t.csv', 'y')")) == 4
+
+
+def test_datasets_have_titles() -> None:
+    """A file's or a hub's dataset is called by its last name, others as they are written."""
+    for text, expected in {
+        "table('/some where/my.csv', 'y')": "my.csv",
+        "table(label='y', path='a/b.parquet')": "b.parquet",
+        "hub('ylecun/mnist')": "mnist",
+        "synthetic(0.5, 1)": "synthetic(0.5, 1)",
+        "digits": "digits",
+    }.items():
+        assert data.title(text) == expected
+
+
+def test_fashion_mnist_is_the_published_one(mnist_dir: Path) -> None:
+    found = data.load("fashion_mnist", mnist_dir.parent)
+    assert np.bincount(found.y_train).tolist() == [6000] * 10
+    assert np.bincount(found.y_test).tolist() == [1000] * 10
+
+
+def test_fashion_mnist_has_names_and_folders_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_idx(tmp_path / folder)
+        found = data.load("fashion_mnist", tmp_path)
+        assert (found.name, found.num_classes, len(found.label_names)) == ("fashion_mnist", 10, 10)
+        names = "T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot"
+        assert ", ".join(found.label_names) == names
+        for file in (tmp_path / folder).iterdir():
+            file.unlink()
+    write_idx(tmp_path)  # MNIST's files have the same names
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"^\$FEDSIM_DATA is .* under fashion_mnist/ or .*leave \$FEDSIM_DATA unset"):
+        data.load("fashion_mnist")
+    assert data.load("mnist").label_names == tuple("0123456789")
+
+
+def test_where_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "fedsim" / "mnist"
+    said = idx.MNIST.whereabouts()
+    assert said.startswith(f"not here; would be downloaded once from {idx.MNIST.mirrors[0]} into {cache}, or is read")
+    cache.mkdir(parents=True)
+    write_idx(cache)
+    assert idx.MNIST.whereabouts() == f"in {cache}"
+    assert idx.MNIST.whereabouts(cache) == f"in {cache}"
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    assert idx.MNIST.whereabouts() == f"NOT in {tmp_path}: {', '.join(idx.MNIST.files)} missing"
+    (cache / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert idx.MNIST.whereabouts(cache) == f"NOT in {cache}: t10k-labels-idx1-ubyte missing"
+    monkeypatch.delenv("FEDSIM_DATA")
+    assert idx.MNIST.whereabouts().startswith("not here")

@@ -9,6 +9,7 @@ import io
 import lzma
 import zipfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import table
-from fedsim.data.table import _parse, encode
+from fedsim.data.table import _choose_test, _parse, encode
 from fedsim.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -219,8 +220,8 @@ def test_a_table_is_what_was_written_whatever_the_dialect(data: st.DataObject) -
 # What becomes of odd columns.
 
 
-def encoded(text: str, **options: Any) -> Any:
-    return encode(_parse(text.encode(), ","), "t.csv", "y", **options)
+def encoded(text: str, label: str = "y", **options: Any) -> Any:
+    return encode(_parse(text.encode(), ","), "t.csv", label, **options)
 
 
 def test_columns_without_a_name_are_left_out() -> None:
@@ -291,6 +292,169 @@ def test_columns_of_lists_are_refused() -> None:
     with pytest.raises(DataError, match="t's column 'a' holds lists; leave it out by drop"):
         encode(frame, "t", "y")
     assert encode(frame, "t", "y", drop="a").x_train.shape[1] == 1
+
+
+def test_numbers_of_any_pandas_kind_are_numbers() -> None:
+    """Decimals, whole numbers that may be missing, and whole numbers among fractions: a column and a marker each."""
+    frame = pd.DataFrame(
+        {
+            "decimal": [Decimal("1.5"), None, Decimal("2.5"), Decimal(4)],
+            "nullable": pd.array([1, None, 2, 3], dtype="Int64"),
+            "mixed": pd.Series([1, 2.5, None, 3], dtype=object),
+            "y": [0, 1, 0, 1],
+        }
+    )
+    found = encode(frame, "t", "y", test=np.arange(4) == 3)
+    low, high = -np.sqrt(1.5), np.sqrt(1.5)  # of three values, the one in the middle being the median that stands in
+    np.testing.assert_allclose(found.x_train[:, :3].T, [[low, 0, high], [low, 0, high], [low, high, 0]], atol=1e-6)
+    assert found.x_train.shape[1] == 6
+    assert found.x_train.dtype == np.float32
+    assert [note.split(";")[1] for note in found.notes] == [
+        f" the median, {m}, stands in, and a column of its own marks them" for m in ("2", "1.5", "1.75")
+    ]
+
+
+def test_numbers_that_are_categories_become_a_column_each() -> None:
+    rows = "".join(f"{k % 4},{k % 2}\n" for k in range(40))
+    found = encoded(f"a,y\n{rows}", categorical="a", max_categories=4)
+    assert found.x_train.shape[1] == 4
+    assert found.notes == ()
+    assert set(np.unique(found.x_train)) == {0, 1}
+    assert (found.x_train.sum(axis=1) == 1).all()
+
+
+def test_words_among_which_are_numbers_are_no_surprise() -> None:
+    """That a column is taken as categories is said where at least half of its values are numbers."""
+    half, most = (encoded("a,y\n1,0\n2,1\nu,0\n" + end).notes for end in ("v,1\n", "v,1\nw,0\n"))
+    assert half == ("a: 2 of 4 values are not numbers, such as 'u'; all are taken as categories",)
+    assert most == ()
+
+
+def test_categories_are_counted_in_the_training_rows_and_missing_ones_are_one() -> None:
+    frame = pd.DataFrame({"a": ["u", "v", None, "nan", "w"], "y": [0, 1, 0, 1, 0]})
+    found = encode(frame, "t", "y", test=np.arange(5) == 4, max_categories=3)
+    assert found.notes == ("a: 1 of 5 values missing, a category of their own",)
+    found = encode(frame, "t", "y", test=np.arange(5) == 4)
+    assert found.x_train.shape[1] == 4  # the word nan is not a missing value
+
+
+def test_columns_with_values_in_the_test_rows_alone_or_in_some_rows() -> None:
+    frame = pd.DataFrame({"some": [7, None, 7, None], "late": [None, None, None, 5.0], "y": [0, 1, 0, 1]})
+    found = encode(frame, "t", "y", test=np.arange(4) == 3)
+    assert found.notes[0] == "late left out: no values"
+    assert found.notes[1].startswith("some: 2 of 4 values missing; the median, 7, stands in")
+    assert found.x_train[:, 1].argmax() == 1  # whether there is a value says something, though all values are the same
+
+
+def test_nameless_columns_may_be_the_client_or_be_dropped() -> None:
+    text = "Unnamed: 0,a,y\n0,1,0\n1,3,1\n2,4,1\n3,4,0\n"
+    found = encoded(text, client_column="Unnamed: 0", test=np.arange(4) == 3)
+    assert found.groups["Unnamed: 0"].tolist() == [0, 1, 2]  # numbers, not their text: client 10 comes after client 9
+    assert found.notes == encoded(text, drop=["Unnamed: 0"]).notes == ()
+    assert encoded(text.replace("y", "Unnamed: 9"), label="Unnamed: 9", drop=["Unnamed: 0"]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "names"),
+    [
+        ([True, False, True, True], {}, ("False", "True")),
+        ([1, 2, 2, 1.5], {"regression": False}, ("1", "1.5", "2")),
+        ([3, 3, 3, 4.5], {}, ()),
+        (list(range(50)) * 2, {}, tuple(map(str, range(50)))),
+        (list(range(51)) * 2, {}, ()),
+        ([1e150, 0, -1e150, 0], {}, ("-" + str(int(1e150)), "0", str(int(1e150)))),
+    ],
+    ids=["truth values", "fractions as labels", "a fraction", "50 whole numbers", "51 whole numbers", "large"],
+)
+def test_what_the_target_is(values: list[Any], options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Truth values and at most 50 whole numbers are labels; one fraction makes all numbers to regress on."""
+    frame = pd.DataFrame({"a": np.arange(len(values)) % 3, "y": values})
+    found = encode(frame, "t", "y", test=np.arange(len(values)) == len(values) - 1, **options)
+    assert found.regression == (not names)
+    assert found.num_classes == (len(names) or 1)
+    if names:
+        assert found.label_names == names
+        assert [float(names[k]) if names[0] != "False" else k for k in found.y_train] == values[:-1]
+
+
+def test_truth_values_are_no_numbers_to_regress_on() -> None:
+    with pytest.raises(ConfigError, match="t's label 'y' is bool, not numbers; regression needs numbers"):
+        encode(pd.DataFrame({"a": [1, 2], "y": [True, False]}), "t", "y", regression=True)
+
+
+def test_a_target_that_does_not_vary_in_training_is_zero_there() -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3, 4], "y": [13.0, 13, 13, 14.5]})
+    found = encode(frame, "t", "y", test=np.arange(4) == 3)
+    assert (found.y_train.tolist(), found.y_test.tolist()) == ([0, 0, 0], [1.5])
+    assert found.notes == ("y standardised: subtracted 13, divided by 1",)
+
+
+def test_large_negative_numbers_are_refused_too() -> None:
+    with pytest.raises(DataError, match=r"column 'a' has the value 1e\+300 or its negative"):
+        encoded("a,y\n-1e300,0\n2,1\n3,1\n")
+
+
+def test_the_test_rows_are_always_the_same_and_leave_rows_to_train_on() -> None:
+    """Results depend on which rows they are, so this choice must not change from version to version."""
+    for rows, fraction, chosen in ((10, 0.3, [0, 2, 6]), (2, 0.1, [0]), (2, 0.9, [1])):
+        assert np.flatnonzero(_choose_test(np.zeros(rows), fraction)).tolist() == chosen
+        frame = pd.DataFrame({"a": np.arange(rows), "y": np.arange(rows) + 0.5})
+        found = encode(frame, "t", "y", test_fraction=fraction)
+        assert (len(found.y_train), len(found.y_test)) == (rows - len(chosen), len(chosen))
+
+
+def test_rows_without_a_label_are_left_out_of_a_given_test_set() -> None:
+    frame = pd.DataFrame({"a": range(6), "y": [0, 1, None, 1, None, 0]})
+    found = encode(frame, "t", "y", test=np.array([False, False, False, True, True, True]))
+    assert (found.y_train.tolist(), found.y_test.tolist()) == ([0, 1], [1, 0])
+
+
+def test_all_options_of_a_file_are_those_of_a_frame(tmp_path: Path) -> None:
+    """Also: a relative file may be in data_dir, the case of its name does not matter, and .tsv.gz has tabs."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.integers(0, 5, (60, 5)), columns=list("abcdy")).assign(y=np.arange(60) % 60)
+    options: dict[str, Any] = {"test_fraction": 0.3, "regression": False, "drop": ["a"], "categorical": ["b", "c"]}
+    options |= {"max_categories": 3}
+    expected = encode(frame, "T.TSV.GZ", "y", "d", **options)
+    (tmp_path / "data").mkdir()
+    text = frame.to_csv(index=False, sep="\t").encode()
+    (tmp_path / "data" / "T.TSV.GZ").write_bytes(gzip.compress(text))
+    (tmp_path / "data" / "T.CSV.ZIP").write_bytes(_zip(text.replace(b"\t", b","), "folder/", "folder/t.csv"))
+    for name in ("T.TSV.GZ", "T.CSV.ZIP"):
+        found = table(name, "y", "d", data_dir=tmp_path / "data", **options)
+        assert (found.name, found.notes, found.label_names) == (name, expected.notes, expected.label_names)
+        for part in ("x_train", "y_train", "x_test", "y_test"):
+            assert np.array_equal(getattr(found, part), getattr(expected, part))
+        assert np.array_equal(found.groups["d"], expected.groups["d"])
+
+
+def test_the_working_directory_comes_before_data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "t.csv").write_text("a,y\n1,0\n2,1\n")
+    (tmp_path / "data" / "t.csv").write_text("a,b,y\n1,1,0\n2,2,1\n")
+    assert table("t.csv", "y", data_dir="data").x_train.shape[1] == 1
+
+
+def test_refusals_suggest_what_may_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"column{k}" for k in range(40)]
+    frame = pd.DataFrame([range(40), range(1, 41)], columns=names)
+    with pytest.raises(ConfigError, match=r"column28, column29; did you mean 'column3") as caught:
+        encode(frame, "t", "colum3")
+    assert "column30," not in str(caught.value)
+    (tmp_path / "t.tsv").write_text("a,b,y\n1,2,0\n")
+    with pytest.raises(DataError, match=r"its header is one column, 'a,b,y'; allowed: columns separated by '\\t'"):
+        table(tmp_path / "t.tsv", "y")
+    with pytest.raises(ConfigError, match=r"allowed: \.csv, \.tsv, \.parquet, \.csv\.gz, \.tsv\.gz, .*\.csv\.zip$"):
+        table("t.txt", "y")
+    (tmp_path / "t.parquet").write_bytes(b"")
+    monkeypatch.setattr(pd, "read_parquet", _without_pyarrow)
+    with pytest.raises(ConfigError, match=r"reading Parquet needs the extra 'parquet'"):
+        table(tmp_path / "t.parquet", "y")
+
+
+def _without_pyarrow(_: Path) -> None:
+    raise ImportError
 
 
 def _zip(content: bytes, *names: str) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,30 @@ def test_a_regression_dataset_and_all_its_groups_are_shared(tmp_path: Path, monk
         assert (found.regression, found.num_classes, found.notes) == (True, 1, ("one", "two"))
         assert np.array_equal(found.strata, mine.strata)
     assert Path(found.folder).name.startswith("fedsim-data-")
+
+
+def test_groups_and_settings_keep_their_names_and_a_folder_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder given as a relative path is found from elsewhere; without one, each dataset has a temporary one."""
+    y = np.linspace(-1, 1, 6)
+    groups = {"who": np.array(list("abcabc")), "when": np.arange(6)}
+    dataset = Dataset("numbers", y[:, None], y, y[:2, None], y[:2], regression=True, groups=groups)
+    dataset = replace(dataset, label_names=tuple("ABCDEFGHIJ"), notes=("one", "two"))
+    monkeypatch.chdir(tmp_path)
+    copies = [share(dataset, "here"), share(dataset), share(dataset)]
+    monkeypatch.chdir("/")
+    assert len({copy.folder for copy in copies}) == 3
+    assert copies[0].folder == str(tmp_path.resolve() / "here")
+    for found in [pickle.loads(pickle.dumps(copy)) for copy in copies]:
+        for name in ("name", "num_classes", "regression", "label_names", "notes"):
+            assert getattr(found, name) == getattr(dataset, name)
+        for name in ("x_train", "y_train", "x_test", "y_test", "strata"):
+            assert np.array_equal(getattr(found, name), getattr(dataset, name))
+        assert {name: group.tolist() for name, group in found.groups.items()} == {
+            "who": list("abcabc"),
+            "when": list(range(6)),
+        }
+    for copy in copies[1:]:
+        assert Path(copy.folder).name.startswith("fedsim-data-")
+        shutil.rmtree(copy.folder)

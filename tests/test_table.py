@@ -253,6 +253,64 @@ def test_tables_of_the_hub(frame: pd.DataFrame, tmp_path: Path) -> None:
     assert found.label_names == ("ill", "well")
 
 
+def test_images_of_any_mode_keep_their_row_and_those_of_several_sizes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One split of any name is divided at random; images with transparency become red, green and blue."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    from PIL import Image
+
+    features = datasets.Features(
+        {"label": datasets.Value("string"), "number": datasets.Value("int64"), "picture": datasets.Image()}
+    )
+
+    def save(name: str, pictures: list[Image.Image], **sizes: int) -> str:
+        columns = {"label": [f"k{i % 2}" for i in range(len(pictures))], "number": list(range(len(pictures)))}
+        made = datasets.Dataset.from_dict(columns | {"picture": pictures}, features=features)
+        datasets.DatasetDict({part: made.select(range(n)) for part, n in sizes.items()}).save_to_disk(tmp_path / name)
+        return name
+
+    monkeypatch.chdir(tmp_path)
+    clear = [Image.new("RGBA", (2, 3), (10 * k, 2, 255, 0)) for k in range(20)]
+    found = hub(save("clear", clear, validation=20), client_column=["number", "label"], test_fraction=0.3)
+    assert (found.x_train.shape, found.x_test.shape, found.num_classes) == ((14, 18), (6, 18), 2)
+    number = found.groups["number"]
+    assert len(set(number)) == 14
+    assert number.tolist() != sorted(number)
+    np.testing.assert_allclose(
+        found.x_train * 255, np.tile(np.stack([10 * number, 2 + 0 * number, 255 + 0 * number], 1), 6), rtol=1e-6
+    )
+    assert np.array_equal(np.array(found.label_names)[found.y_train], found.groups["label"])
+    assert np.array_equal(found.y_train, number % 2)
+    mixed = [Image.new("L", (2, 3 + k // 3)) for k in range(4)]
+    with pytest.raises(DataError, match=r"several has images of shape \(3, 2\) and \(4, 2\); allowed: one size"):
+        hub(save("several", mixed, train=4))
+    with pytest.raises(
+        ConfigError, match="several's client_column is 'lable'; allowed: label, number, picture; did you"
+    ):
+        hub("several", client_column="lable")
+
+
+def test_tables_of_the_hub_take_the_options_of_table(frame: pd.DataFrame, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    made = datasets.Dataset.from_pandas(frame)
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": made.select(range(100)), "train": made.select(range(100, 400))}).save_to_disk(
+        tmp_path / "two"
+    )
+    options: dict[str, Any] = {"drop": ["age"], "max_categories": 2}
+    found = hub("one", "outcome", "hospital", data_dir=tmp_path, test_fraction=0.4, **options)
+    expected = encode(frame, "one", "outcome", "hospital", test_fraction=0.4, **options)
+    whole = pd.concat([frame[100:], frame[:100]])
+    divided = hub("two", "outcome", "hospital", data_dir=str(tmp_path), **options)
+    given = encode(whole, "two", "outcome", "hospital", test=np.arange(400) >= 300, **options)
+    for one, other in ((found, expected), (divided, given)):
+        assert (one.name, one.notes) == (other.name, other.notes)
+        assert np.array_equal(one.x_train, other.x_train)
+        assert np.array_equal(one.y_test, other.y_test)
+        assert np.array_equal(one.groups["hospital"], other.groups["hospital"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

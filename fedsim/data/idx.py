@@ -77,7 +77,7 @@ class Source:
         for file in candidates:
             if file.is_file():
                 return file
-        source = "data_dir" if data_dir else "$FEDSIM_DATA"
+        source = "$FEDSIM_DATA" if str(place) == os.environ.get("FEDSIM_DATA") else "data_dir"
         raise DataError(
             f"{source} is {str(place)!r} but holds neither {name}.gz nor {name}, {self._where}; "
             f"put the {self.title} files there, or leave {source} unset to download them"
