@@ -14,7 +14,7 @@ import pytest
 from helpers import same
 from numpy.typing import NDArray
 
-from fedsim import Experiment, Result, compare, data
+from fedsim import Experiment, Result, compare, data, files
 from fedsim.clients import SGD, Context
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY
@@ -293,11 +293,10 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_results_does_not_go_
             if finished.number == 2:
                 finished.stop("enough")
 
-    write = rundir.write_csv
     monkeypatch.setattr(rundir, "write_csv", killed)
     with pytest.raises(PowerError):
         BASE.run(directory=tmp_path, callbacks=[StopsAt2()])
-    monkeypatch.setattr(rundir, "write_csv", write)
+    monkeypatch.setattr(rundir, "write_csv", files.write_csv)
     diary = Diary()
     resumed = BASE.run(directory=tmp_path, callbacks=[diary])
     assert [note[0] for note in diary.notes] == ["started", "finished"]
