@@ -82,8 +82,8 @@ def from_text(
 
 def to_text(value: Any, names: Mapping[str, Any]) -> str:
     """Return the text from which a dataclass instance can be made again; a class not among the names by its module."""
-    settings = {f.name: getattr(value, f.name) for f in fields(value)}
-    written = {f.name: settings[f.name] for f in fields(value) if settings[f.name] is not None or f.default is not None}
+    settings = {f: getattr(value, f.name) for f in fields(value) if f.init}
+    written = {f.name: v for f, v in settings.items() if v is not None or f.default is not None}
     return call(class_name(type(value), names), [], written)
 
 

@@ -11,7 +11,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,14 @@ def raised_by_user_class(error: BaseException) -> bool:
 def short(value: Any) -> str:
     """Write an object as the call that makes it, without what is as by default."""
     if not is_dataclass(value) or isinstance(value, type):
-        return repr(value)
-    changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-    return call(type(value).__name__, [], changed)
+        return _literal(value)
+    given = {f: getattr(value, f.name) for f in fields(value) if f.repr}
+    changed = [f"{f.name}={short(v)}" for f, v in given.items() if v != _default(f)]
+    return f"{type(value).__name__}({', '.join(changed)})"
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
@@ -226,4 +232,8 @@ def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
 def _literal(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return call(type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr})
+    if isinstance(value, partial):
+        return call(_literal(value.func), list(value.args), value.keywords)
+    if isinstance(value, type):
+        return value.__qualname__
     return repr(to_builtin(value))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import replace
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from helpers import same
 from numpy.typing import NDArray
 
-from fedsim import Experiment, data
+from fedsim import Experiment, compare, data, servers
 from fedsim.clients import SGD, Context, FedProx
 from fedsim.errors import ConfigError, DataError, DivergenceError, FedsimError
 from fedsim.models import MLP, named_arrays
@@ -18,7 +24,11 @@ from fedsim.models.losses import LOSSES, is_correct
 from fedsim.models.model import Array
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
+from fedsim.study import config
+from fedsim.study.callbacks import EarlyStopping
+from fedsim.study.compare import variants
 from fedsim.study.result import Result, history_columns
+from fedsim.study.server import make_strategy
 
 
 class Unequal(CountedSplit):
@@ -191,8 +201,6 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
 
 
 def with_accuracies(*values: float) -> Result:
-    import pandas as pd
-
     history = pd.DataFrame({"test_accuracy": values})
     return Result(Experiment(), history, pd.DataFrame(), {}, "numpy", "accuracy", pd.DataFrame())
 
@@ -329,3 +337,131 @@ def test_the_kernel_follows_from_the_examples_of_one_window(monkeypatch: pytest.
     dataset = experiment.load_data()
     assert experiment.kernel_for(experiment.make_model(dataset), experiment.federate(dataset)) == "numpy"
     assert seen == pytest.approx([3 * 0.5 * len(dataset.x_train) / 4])
+
+
+# Server strategies given as objects; equality, texts.
+
+SMALL = Experiment(split=IID(4), hidden=(4,), rounds=2, kernel="numpy")
+
+
+def test_a_server_object_is_the_class_with_its_options() -> None:
+    """Each run makes a fresh strategy of them, whatever the object has been used for."""
+    given = servers.FedAdam(eta=0.1, fraction_train=0.5)
+    made = replace(SMALL, server=given)
+    same_options = replace(SMALL, server=partial(servers.FedAdam, eta=0.1, fraction_train=0.5))
+    assert made == same_options
+    assert hash(made) == hash(same_options)
+    assert replace(SMALL, server=servers.FedAdam()) == replace(SMALL, server=servers.FedAdam)
+    first = made.run()
+    assert first.history["clients"].tolist() == [0, 2, 2]
+    assert same(first, made.run())
+    assert same(first, same_options.run())
+    assert not same(first, replace(SMALL, server=servers.FedAdam(eta=0.2, fraction_train=0.5)).run())
+    assert make_strategy(made) is not given
+    text = config.to_toml(made)
+    assert tomllib.loads(text)["server"] == "FedAdam(eta=0.1, fraction_train=0.5)"
+    assert config.experiment(tomllib.loads(text)) == made
+    numpys: Any = np.float32(0.5)
+    assert "server=FedAdam(eta=0.5), rounds=2" in repr(replace(SMALL, server=servers.FedAdam(eta=numpys)))
+
+
+def test_studies_label_server_objects_by_their_options() -> None:
+    made = variants(SMALL, server=[servers.FedAdam(eta=0.1), servers.FedYogi(), servers.FedAvg])
+    assert [label["server"] for label, _ in made] == ["FedAdam(eta=0.1)", "FedYogi", "FedAvg"]
+
+
+def test_a_server_object_whose_options_are_unknown_is_refused() -> None:
+    class Positional(servers.FedAvg):
+        def __init__(self, bound: float, **options: Any) -> None:
+            super().__init__(**options)
+
+    import flwr.serverapp.strategy as stock
+
+    for server in (stock.FedAvg(), Positional(3.0)):
+        name = type(server).__name__
+        with pytest.raises(
+            ConfigError, match=f"server is a {name} object, whose options are unknown; allowed: the class"
+        ):
+            Experiment(server=server)
+    assert Experiment(server=Positional(bound=3.0)) == Experiment(server=partial(Positional, bound=3.0))
+    with pytest.raises(ConfigError, match="server is 3; allowed: a server strategy, or the class of one"):
+        Experiment(server=3)  # type: ignore[arg-type]
+
+
+def test_experiments_are_equal_if_all_their_fields_are() -> None:
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"rounds": 3},
+        {"hidden": (5,)},
+        {"split": IID(5)},
+        {"client": SGD(lr=0.2)},
+        {"server": servers.FedAdam},
+        {"server": partial(servers.FedAdam, eta=0.1)},
+        {"server": partial(servers.FedAdam, eta=0.2)},
+        {"server": partial(servers.FedYogi, eta=0.1)},
+        {"fraction_train": 0.5},
+        {"min_clients": 2},
+        {"on_failure": "exclude"},
+        {"early_stopping": EarlyStopping(patience=2)},
+    ]
+    made = [replace(SMALL, **change) for change in changes]
+    again = [replace(SMALL, **change) for change in changes]
+    for k, one in enumerate(made):
+        assert [one == other for other in again] == [k == j for j in range(len(again))]
+        assert one != SMALL
+        assert hash(one) == hash(again[k])
+    assert len({*made, *again}) == len(changes)
+    assert SMALL != "an experiment"
+    assert len({hash(e) for e in made[:5]} | {hash(SMALL)}) == 6
+
+
+def test_the_text_of_an_experiment_is_the_call_without_what_is_as_by_default() -> None:
+    assert repr(Experiment()) == "Experiment()"
+    assert repr(Experiment(split=IID(3, seed=4), client=FedProx(lr=0.2))) == (
+        "Experiment(split=IID(seed=4, num_clients=3), client=FedProx(lr=0.2))"
+    )
+    digits = data.load("digits")
+    assert (
+        repr(Experiment(dataset=digits, hidden=()))
+        == "Experiment(dataset=Dataset(name='digits', num_classes=10), hidden=())"
+    )
+    stopper = EarlyStopping("test_loss", target=0.5)
+    stopper.run_started(SMALL, [{"test_loss": 1.0}])
+    assert repr(Experiment(server=partial(servers.FedAdam, eta=0.1), early_stopping=stopper)) == (
+        "Experiment(server=FedAdam(eta=0.1), early_stopping=EarlyStopping(metric='test_loss', target=0.5))"
+    )
+
+
+def cells(html: str) -> list[str]:
+    return re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+
+
+def test_results_and_studies_have_short_texts_and_html() -> None:
+    study = compare(SMALL, seeds=2, server=[servers.FedAvg, servers.FedAdam(eta=0.1)])
+    assert repr(study) == "Study(FedAvg, FedAdam(eta=0.1); runs: 4)"
+    table = study.table()
+    rows = [[label, *row] for label, row in zip(table.index, table.to_numpy(), strict=True)]
+    assert cells(study._repr_html_()) == ["", *table.columns, "server", *[""] * 4, *rows[0], *rows[1]]
+    result = study.variants[0].results[0]
+    assert repr(result) == f"Result({result.experiment!r}: test accuracy {result.final_accuracy:.4f} after 2 rounds)"
+    html = result._repr_html_()
+    assert html.startswith(f"<p>{escape(repr(result))}</p><table")
+    columns = history_columns("accuracy")
+    assert cells(html)[: len(columns) + 1] == [*columns, "2"]
+    assert len(cells(html)) == 2 * len(columns)
+    odd = compare(replace(SMALL, dataset=replace(data.load("digits"), name="<b>&")))
+    assert "Dataset(name=&#x27;&lt;b&gt;&amp;&#x27;" in odd.variants[0].results[0]._repr_html_()
+    assert repr(odd) == "Study(all; runs: 1)"
+    assert cells(odd._repr_html_()) == [*odd.table().columns, *odd.table().iloc[0]]
+
+
+def test_final_accuracy_is_for_labels_and_final_score_for_both() -> None:
+    result = with_accuracies(0.1, 0.9, 0.7)
+    assert (result.final_accuracy, result.final_score, result.rounds) == (0.7, 0.7, 2)
+    assert repr(result) == "Result(Experiment(): test accuracy 0.7000 after 2 rounds)"
+    line = replace(result, score="r2", history=pd.DataFrame({"test_r2": [-1.0, 0.25]}))
+    assert (line.final_score, line.rounds, line.test_scores.tolist()) == (0.25, 1, [-1.0, 0.25])
+    assert line.rounds_to(-0.375) == 0.5
+    assert repr(line) == "Result(Experiment(): test r2 0.2500 after 1 rounds)"
+    with pytest.raises(ConfigError, match=r"final_accuracy is for labels, .* use final_score"):
+        _ = line.final_accuracy

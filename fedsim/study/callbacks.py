@@ -127,7 +127,7 @@ class EarlyStopping(Callback):
             raise ConfigError(f"EarlyStopping's metric is {self.metric!r}; this experiment has {columns}")
         value = -row[self.metric] if self.metric.endswith("loss") else row[self.metric]
         before = self._best[-1] if self._best else -math.inf
-        self._best.append(max(before, value) if value == value else before)
+        self._best.append(max(before, value))  # NaN is not larger than anything
         return value
 
     def round_finished(self, finished: FinishedRound) -> None:

@@ -26,6 +26,7 @@ from fedsim.checks import check_integer, check_real, shorten, suggest, to_builti
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.objects import class_name, classes_of, from_text, read_call, to_text
+from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
 from fedsim.text import call, making, read_toml, toml_value
 
@@ -60,15 +61,20 @@ def _kinds(field: str) -> tuple[type, ...]:
         from flwr.serverapp.strategy import Strategy
 
         return (Strategy,)
-    return {"split": (splits.Split,), "client": (clients.ClientStrategy,), "transforms": (updates.UpdateTransform,)}[
-        field
-    ]
+    return {
+        "split": (splits.Split,),
+        "client": (clients.ClientStrategy,),
+        "transforms": (updates.UpdateTransform,),
+        "early_stopping": (EarlyStopping,),
+    }[field]
 
 
 def _namespace(field: str) -> dict[str, Any]:
     """Return the classes that a field's text may name without a module."""
     if field == "server":
         return _servers()
+    if field == "early_stopping":
+        return {"EarlyStopping": EarlyStopping}
     return classes_of({"split": splits, "client": clients, "transforms": updates}[field], *_kinds(field))
 
 
@@ -77,7 +83,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server", "transforms"}
+    field : {"split", "client", "server", "transforms", "early_stopping"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules
@@ -152,7 +158,7 @@ def _options(server: type) -> dict[str, str]:
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return a TOML value as the Python argument it stands for."""
-    if field in ("split", "client", "server") and isinstance(raw, str):
+    if field in ("split", "client", "server", "early_stopping") and isinstance(raw, str):
         return build(field, raw, modules)
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
@@ -220,7 +226,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
             base = replace(base, **{outer: value_of(outer, raw)})
             continue
         part = getattr(base, outer, None)
-        names = [f.name for f in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
+        names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
             raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner[:100], names)}")
@@ -333,7 +339,7 @@ def to_toml(experiment: Experiment) -> str:
             continue
         if setting.name == "server":
             value = _server_text(value)
-        elif setting.name in ("split", "client"):
+        elif setting.name in ("split", "client", "early_stopping"):
             value = to_text(value, _namespace(setting.name))
         elif setting.name == "transforms":
             value = [to_text(transform, _namespace("transforms")) for transform in value]

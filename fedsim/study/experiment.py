@@ -111,7 +111,7 @@ class Experiment:
     dtype: str = "float32"
     model: Callable[[data.Dataset], Model] | None = None
     client: ClientStrategy = field(default_factory=SGD)
-    server: Callable[..., Strategy] | None = None
+    server: Callable[..., Strategy] | Strategy | None = None
     fraction_train: float = 1.0
     fraction_evaluate: float = 0.0
     test_fraction: float = 0.0
@@ -144,7 +144,7 @@ class Experiment:
             check_integer("hidden", width, 1)
         MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
         self._check_model()
-        object.__setattr__(self, "server", _server_class(self.server))
+        object.__setattr__(self, "server", server_class(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
         check_real("test_fraction", self.test_fraction, 0, 1, open_high=True)
@@ -279,7 +279,7 @@ class Experiment:
         return MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
 
 
-def _server_class(server: Any) -> Any:
+def server_class(server: Any) -> Any:
     """Return a server strategy's class, or a partial of it with the options that were given to the object.
 
     Raises

@@ -208,9 +208,8 @@ class _Run:
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
-        return Result(
-            self.experiment, history, clients, self._weights(), kernel, state.score, failures, self.stop_reason
-        )
+        reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
+        return Result(self.experiment, history, clients, self._weights(), kernel, state.score, failures, reason)
 
 
 class RejectedRounds(Callback):

@@ -34,7 +34,7 @@ def make_strategy(
     ConfigError
         It cannot be made, or does not support the server hooks or groups that the client strategy needs.
     """
-    make: Callable[..., Strategy] = experiment.server or FedAvg
+    make: Any = experiment.server or FedAvg  # never an object: an experiment keeps its class and options
     cls = make.func if isinstance(make, partial) else make
     name = getattr(cls, "__name__", repr(cls))
     settings: dict[str, Any] = {
@@ -59,7 +59,7 @@ def make_strategy(
     _check_options(cls, name, own)
     settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
     try:
-        made = make(**settings)
+        made: Strategy = make(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server {name} cannot be made: {error}") from None
     for option in MINIMUM:

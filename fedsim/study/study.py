@@ -51,7 +51,7 @@ class Variant:
         return self.label or "all"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """Many experiments' results, compared.
 
@@ -61,6 +61,14 @@ class Study:
     """
 
     variants: tuple[Variant, ...]
+
+    def __repr__(self) -> str:
+        runs = sum(len(v.results) for v in self.variants)
+        return f"Study({', '.join(v.title for v in self.variants)}; runs: {runs})"
+
+    def _repr_html_(self) -> str:
+        html: str = self.table().to_html(index=bool(self.variants[0].labels))
+        return html
 
     @property
     def target(self) -> float:
