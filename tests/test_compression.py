@@ -328,3 +328,9 @@ def test_only_shared_weights_travel_and_the_others_do_not_change() -> None:
     assert back.dtype == np.float32
     assert not pipeline.feeds_back
     assert Pipeline((Int8(), TopK(0.5)), shared, "float32").feeds_back
+
+
+def test_a_transform_of_numpys_numbers_is_the_one_of_pythons() -> None:
+    made = TopK(np.float32(0.5), error_feedback=np.bool_(False))  # type: ignore[arg-type]
+    assert repr(made) == "TopK(fraction=0.5, error_feedback=False)"
+    assert type(made.fraction) is float
