@@ -20,9 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.measure import median
-from fedsim.apps.deploy import local
+from fedsim.apps.deployment import run_local_deployment
 from fedsim.apps.export import export
-from fedsim.apps.local import run_flower
+from fedsim.apps.in_process import run_flower
 from fedsim.clients import SGD
 from fedsim.splits import Dirichlet
 from fedsim.study.experiment import Experiment
@@ -64,7 +64,7 @@ def _ray() -> list[float]:
 
 def _deployment() -> list[float]:
     with tempfile.TemporaryDirectory() as out:
-        local(EXPERIMENT, NODES, out)
+        run_local_deployment(EXPERIMENT, NODES, out)
         return _seconds(pd.read_csv(Path(out) / "history.csv"))
 
 

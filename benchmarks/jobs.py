@@ -107,5 +107,5 @@ def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled"
 
     with grid, strategies.quiet():
         step()
-        with strategies.cheap_collection():  # as in a run
+        with strategies.freeze_gc():  # as in a run
             yield step

@@ -58,6 +58,6 @@ def measure(samples: int) -> dict[str, dict[str, float]]:
                 who: rounds(getattr(module, name)(**options), stack)
                 for who, module in (("fedsim", servers), ("Flower", stock))
             }
-            stack.enter_context(strategies.cheap_collection())  # as a run has it, once all is compiled
+            stack.enter_context(strategies.freeze_gc())  # as a run has it, once all is compiled
             found[name] = {who: median(seconds) for who, seconds in take_turns(peers, samples).items()}
     return found

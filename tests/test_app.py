@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedsim import Experiment
 from fedsim.apps import app
-from fedsim.apps.local import AppGrid, run_flower
+from fedsim.apps.in_process import AppGrid, run_flower
 from fedsim.clients import SGD
 from fedsim.flower import strategies
 from fedsim.splits import IID
@@ -116,8 +116,8 @@ def test_data_are_where_the_supernode_says_else_the_environment_else_the_experim
     def examples(**node_config: Any) -> int:
         settings: dict[str, Any] = {"experiment": config.to_toml(experiment)}
         state = Context(run_id=0, node_id=2, node_config=node_config, state=RecordDict(), run_config=settings)
-        site = app._runtime(state, None)
-        assert site is app._runtime(state, None), "it is made once"
+        site = app._client_runtime(state, None)
+        assert site is app._client_runtime(state, None), "it is made once"
         data = site.federated.dataset
         return len(data.x_train) + len(data.x_test)
 
@@ -126,14 +126,14 @@ def test_data_are_where_the_supernode_says_else_the_environment_else_the_experim
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path / "30"))
     assert examples() == 30
     assert examples(**{"data-dir": str(tmp_path / "40")}) == 40
-    assert app.experiment_of({}) == Experiment()
-    assert app.experiment_of({"experiment": "rounds = 3"}, "/there") == Experiment(rounds=3, data_dir="/there")
+    assert app.read_experiment({}) == Experiment()
+    assert app.read_experiment({"experiment": "rounds = 3"}, "/there") == Experiment(rounds=3, data_dir="/there")
 
 
 def test_a_supernode_calculates_on_one_thread() -> None:
     """More would sum in another order."""
     with threadpool_limits(2, "blas"):
-        app._made(config.to_toml(replace(BASE, seed=6)), None, None)
+        app._build_runtime(config.to_toml(replace(BASE, seed=6)), None, None)
         assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {1}
 
 
@@ -141,7 +141,7 @@ ORPHAN = """
 import os, time
 from fedsim.apps import app
 if os.fork() == 0:
-    app._end_with_parent()
+    app._exit_with_parent()
     time.sleep(1.5)
     print(os.getpid(), flush=True)
     time.sleep(600)
@@ -165,7 +165,7 @@ def test_a_supervised_server_ends_with_what_started_it_and_not_before() -> None:
 
 def test_a_server_is_supervised_if_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
-    monkeypatch.setattr(app, "_end_with_parent", lambda: started.append(True))
+    monkeypatch.setattr(app, "_exit_with_parent", lambda: started.append(True))
     settings = {"experiment": config.to_toml(replace(BASE, rounds=1))}
     run_flower(app.server_app, app.client_app, 1, run_config=settings | {"supervised": False})
     assert started == []

@@ -24,8 +24,8 @@ from flwr.serverapp import Grid, ServerApp
 from matplotlib.figure import Figure
 
 from fedsim import Experiment, compare, data
-from fedsim.apps import deploy
-from fedsim.apps.local import run_flower
+from fedsim.apps import deployment, submission
+from fedsim.apps.in_process import run_flower
 from fedsim.cli import guard as guards
 from fedsim.cli import main as cli
 from fedsim.cli import options as cli_options
@@ -515,8 +515,8 @@ def test_a_terminal_sees_the_score_of_every_round(monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_that_is_submitted_is_not_deployed_here_too(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[str] = []
-    monkeypatch.setattr(deploy, "submit", lambda experiment, superlink, **options: submitted.append(superlink))
-    monkeypatch.setattr(deploy, "local", lambda *args, **options: pytest.fail("it is deployed here"))
+    monkeypatch.setattr(submission, "submit", lambda experiment, superlink, **options: submitted.append(superlink))
+    monkeypatch.setattr(deployment, "run_local_deployment", lambda *args, **options: pytest.fail("it is deployed here"))
     arguments = cli.parser().parse_args(["deploy", "mine", experiment])
     arguments.action(arguments)
     assert submitted == ["mine"]
@@ -817,18 +817,18 @@ def test_where_and_how_an_experiment_is_deployed(
     asked: list[tuple[Any, ...]] = []
 
     def local(
-        experiment: Experiment, nodes: int, out: str | None, say: Any, insecure: bool, **settings: Any
+        experiment: Experiment, nodes: int, out: str | None, on_line: Any, insecure: bool, **settings: Any
     ) -> pd.DataFrame:
         asked.append(("local", experiment.rounds, nodes, out, insecure, settings))
-        say("fedsim: round 1")
-        say("INFO: of Flower")
+        on_line("fedsim: round 1")
+        on_line("INFO: of Flower")
         return pd.DataFrame({"round": [0, 1], "loss": [0.123456, 1.0], "nothing": [np.nan, np.nan]})
 
-    def submit(experiment: Experiment, superlink: str, say: Any, out: str, **settings: Any) -> None:
+    def submit(experiment: Experiment, superlink: str, on_line: Any, out: str, **settings: Any) -> None:
         asked.append((superlink, experiment.rounds, out, settings))
 
-    monkeypatch.setattr(deploy, "local", local)
-    monkeypatch.setattr(deploy, "submit", submit)
+    monkeypatch.setattr(deployment, "run_local_deployment", local)
+    monkeypatch.setattr(submission, "submit", submit)
     out, told = here(capsys, "deploy", "local", "e.toml", "--set", "rounds=3", "--out", "o", "--insecure")
     assert told == "fedsim: round 1\n"
     assert [line.split() for line in out.splitlines()] == [
@@ -978,7 +978,7 @@ def test_an_app_of_flower_says_how_long_it_ran(
         asked.extend(given)
         return 1.25
 
-    monkeypatch.setattr("fedsim.apps.local.run_app", run_app)
+    monkeypatch.setattr("fedsim.apps.app_folder.run_app", run_app)
     args.action(args)
     assert asked == ["app", 3, ["a=1"], 2, True]
     assert capsys.readouterr().out == "the app has run for 1.2 s\n"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients
 from fedsim.apps import app
-from fedsim.apps.local import AppGrid
+from fedsim.apps.in_process import AppGrid
 from fedsim.clients import SGD
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.replies import RESULT

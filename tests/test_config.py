@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from fedsim import Experiment, clients, data, servers
 from fedsim.apps import app
+from fedsim.apps.app_folder import load_app
 from fedsim.apps.export import export
-from fedsim.apps.local import load_app, run_flower
+from fedsim.apps.in_process import run_flower
 from fedsim.clients import SGD, ClientStrategy, FedProx, FedSGD
 from fedsim.engines.supernodes.node import received_client
 from fedsim.errors import ConfigError
@@ -200,7 +201,7 @@ def test_an_exported_app_holds_any_text(name: str, tmp_path: Path) -> None:
     folder = export(experiment, tmp_path / "app", out="the experiment")
     settings = tomllib.loads((folder / "pyproject.toml").read_bytes().decode())
     run_config = settings["tool"]["flwr"]["app"]["config"]
-    assert app.experiment_of(run_config) == experiment
+    assert app.read_experiment(run_config) == experiment
     assert run_config["out"] == "the experiment"
     assert run_config["wait"] == 120.0
     assert load_app(folder)[2] == run_config

@@ -35,9 +35,13 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedsim import Experiment, clients
-from fedsim.apps import deploy
-from fedsim.apps.deploy import Deployment, private_folder
+from fedsim.apps import certificates, processes
+from fedsim.apps import deployment as deployments
+from fedsim.apps import private_folder as leftovers
+from fedsim.apps.deployment import LOOPBACK, Deployment, run_local_deployment
 from fedsim.apps.export import export
+from fedsim.apps.private_folder import private_folder
+from fedsim.apps.submission import failure_reason, submit
 from fedsim.apps.superlink import TokenPlugin, write_credentials
 from fedsim.cli import main as cli
 from fedsim.errors import ConfigError, FedsimError
@@ -55,14 +59,14 @@ def test_the_reason_of_a_failed_flwr_run_is_its_whole_box() -> None:
         "",
     ]
     whole = "An unexpected error occurred while reading the file (config.toml). Connection 'mine' not found."
-    assert deploy._reason(lines) == whole
-    assert deploy._reason(["ValueError: no", *lines]) == "ValueError: no"
-    assert deploy._reason(["", "stopped", ""]) == "stopped"
-    assert deploy._reason([]) == "it said nothing"
-    assert deploy._reason([*lines, "flwr.AppError: one", "LostException: two", "last"]) == "LostException: two"
-    assert deploy._reason(["│ stray │", *lines, "╭─ Error ─╮", "│ more │", "╰─────────╯"]) == "more"
-    assert deploy._reason(["no Error: here", "last", "──"]) == "last"
-    assert deploy._reason([*lines, "│ stray │"]) == whole
+    assert failure_reason(lines) == whole
+    assert failure_reason(["ValueError: no", *lines]) == "ValueError: no"
+    assert failure_reason(["", "stopped", ""]) == "stopped"
+    assert failure_reason([]) == "no output"
+    assert failure_reason([*lines, "flwr.AppError: one", "LostException: two", "last"]) == "LostException: two"
+    assert failure_reason(["│ stray │", *lines, "╭─ Error ─╮", "│ more │", "╰─────────╯"]) == "more"
+    assert failure_reason(["no Error: here", "last", "──"]) == "last"
+    assert failure_reason([*lines, "│ stray │"]) == whole
 
 
 BASE = Experiment(split=Dirichlet(4, alpha=0.4), client=clients.SCAFFOLD(), rounds=2, fraction_evaluate=1.0)
@@ -117,24 +121,24 @@ def test_the_superlink_speaks_tls_only(deployment: Deployment) -> None:
 
     trusted = ssl.create_default_context(cafile=str(deployment.folder / "ca.crt"))
     with (
-        socket.create_connection((deploy.LOOPBACK, deployment.port), timeout=10) as plain,
-        trusted.wrap_socket(plain, server_hostname=deploy.LOOPBACK) as secured,
+        socket.create_connection((LOOPBACK, deployment.port), timeout=10) as plain,
+        trusted.wrap_socket(plain, server_hostname=LOOPBACK) as secured,
     ):
         assert (secured.version() or "").startswith("TLSv1.")
-    with socket.create_connection((deploy.LOOPBACK, deployment.port), timeout=10) as plain:
+    with socket.create_connection((LOOPBACK, deployment.port), timeout=10) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         plain.settimeout(10)
         assert b"HTTP/1.1 200" not in plain.recv(100)
     with (
-        socket.create_connection((deploy.LOOPBACK, deployment.port), timeout=10) as plain,
+        socket.create_connection((LOOPBACK, deployment.port), timeout=10) as plain,
         pytest.raises(ssl.SSLCertVerificationError),
     ):
-        ssl.create_default_context().wrap_socket(plain, server_hostname=deploy.LOOPBACK)
+        ssl.create_default_context().wrap_socket(plain, server_hostname=LOOPBACK)
 
 
 def test_a_supernode_with_a_wrong_key_is_refused(deployment: Deployment) -> None:
     stranger = deployment.folder / "stranger"
-    deploy.make_key(stranger)
+    certificates.make_key(stranger)
     process = deployment.start_supernode(7, stranger)
     executor = deployment._processes[-1]
     assert process.wait(60) != 0
@@ -156,12 +160,12 @@ def test_everything_temporary_is_in_one_private_folder(deployment: Deployment) -
     assert len(token) == len(secret) == 32
     assert token != secret
     with pytest.raises(FileExistsError):
-        deploy.make_key(deployment.folder / "supernode-0")
+        certificates.make_key(deployment.folder / "supernode-0")
 
 
 def test_only_this_machine_reaches_a_deployment_and_no_app_installs_packages(deployment: Deployment) -> None:
     sockets = set()
-    for pid in deploy._descendants(os.getpid()):
+    for pid in processes.descendants(os.getpid()):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 sockets.add(os.readlink(descriptor))
@@ -189,7 +193,7 @@ def test_a_command_that_fails_says_why(deployment: Deployment) -> None:
 
 def test_certificates_are_for_loopback_and_for_a_week(tmp_path: Path) -> None:
     """As a strict verifier of the web's rules finds."""
-    deploy.make_certificates(tmp_path)
+    certificates.make_certificates(tmp_path)
     authority, server = (
         x509.load_pem_x509_certificate((tmp_path / name).read_bytes()) for name in ("ca.crt", "server.crt")
     )
@@ -214,7 +218,7 @@ def test_certificates_are_for_loopback_and_for_a_week(tmp_path: Path) -> None:
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
     other = tmp_path / "other"
     other.mkdir()
-    deploy.make_certificates(other)
+    certificates.make_certificates(other)
     assert (other / "server.key").read_bytes() != (tmp_path / "server.key").read_bytes()
 
 
@@ -253,7 +257,7 @@ def test_a_supernode_is_told_its_partition_and_where_its_data_are(
     ("code", "seconds", "reason"),
     [
         ("print('no such', flush=True)\nraise SystemExit('luck\\n')", 60.0, "luck"),
-        ("import time\ntime.sleep(600)", 0.3, "it said nothing"),
+        ("import time\ntime.sleep(600)", 0.3, "no output"),
     ],
 )
 def test_a_superlink_that_does_not_start_is_one_sentence_and_leaves_nothing(
@@ -264,11 +268,11 @@ def test_a_superlink_that_does_not_start_is_one_sentence_and_leaves_nothing(
     (tmp_path / "here" / "fedsim.py").write_text(code)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(deploy, "START", seconds)
-    before = deploy._descendants(os.getpid())
+    monkeypatch.setattr(deployments, "START_TIMEOUT", seconds)
+    before = processes.descendants(os.getpid())
     with pytest.raises(FedsimError, match=f"^Flower's SuperLink did not start: {reason}$"), Deployment(1):
         pass
-    assert deploy._descendants(os.getpid()) == before
+    assert processes.descendants(os.getpid()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
@@ -277,7 +281,7 @@ def test_nobody_else_can_run_an_app(token: str | None, deployment: Deployment, t
     """Another user of this machine reaches the port, and knows the certificate, which is no secret."""
     (tmp_path / "config.toml").write_text((deployment.folder / "home" / "config.toml").read_text())
     if token:
-        write_credentials(tmp_path, f"{deploy.LOOPBACK}:{deployment.port}", token)
+        write_credentials(tmp_path, f"{LOOPBACK}:{deployment.port}", token)
     app = export(BASE, tmp_path / "app")
     done = subprocess.run(
         ["flwr", "run", str(app), "here"],
@@ -299,7 +303,7 @@ def test_nobody_else_can_take_a_task(deployment: Deployment) -> None:
     assert len(places) == 3
     for port, trusted in places:
         client = RuntimeHttpClient.from_server_address(
-            server_address=f"{deploy.LOOPBACK}:{port}",
+            server_address=f"{LOOPBACK}:{port}",
             insecure=trusted is None,
             root_certificates=trusted,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-superexec")],
@@ -324,7 +328,7 @@ def test_one_token_is_accepted() -> None:
 
 HOLD = """
 import sys, time
-from fedsim.apps.deploy import private_folder
+from fedsim.apps.private_folder import private_folder
 with private_folder() as folder:
     (folder / "key").write_text("")
     print(folder, flush=True)
@@ -337,8 +341,8 @@ def test_leftovers_of_killed_deployments_are_removed_by_the_next_one(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "fedsim-elsewhere").mkdir()
-    (tmp_path / f"{deploy.PREFIX}a-file").write_text("")
-    (tmp_path / f"{deploy.PREFIX}a-link").symlink_to(tmp_path / "fedsim-elsewhere")
+    (tmp_path / f"{leftovers.PREFIX}a-file").write_text("")
+    (tmp_path / f"{leftovers.PREFIX}a-link").symlink_to(tmp_path / "fedsim-elsewhere")
     others = set(tmp_path.iterdir())
     with ExitStack() as stack:
         folders, processes = [], []
@@ -358,7 +362,7 @@ def test_leftovers_of_killed_deployments_are_removed_by_the_next_one(
         processes[0].wait()
         with monkeypatch.context() as patch:
             patch.setattr(os, "getuid", lambda: -1)  # somebody else
-            deploy.remove_leftovers()
+            leftovers.remove_leftovers()
         assert set(tmp_path.iterdir()) == {*folders, *others}
         descriptors = len(os.listdir("/proc/self/fd"))
         with private_folder() as mine:
@@ -377,7 +381,7 @@ time.sleep(600)
 
 def test_signals_do_not_disturb_a_teardown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C once more, and again, while processes take their time to end."""
-    monkeypatch.setattr(deploy, "STOP", 1.0)
+    monkeypatch.setattr(processes, "STOP_TIMEOUT", 1.0)
     made = Deployment(1)
     made.folder = made._stack.enter_context(private_folder())
     process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
@@ -400,7 +404,7 @@ def test_one_signal_ends_a_run_and_an_ignored_one_stays_ignored() -> None:
     """As under nohup, which ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with deploy._terminable():
+        with processes.interrupt_on_signal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
@@ -416,7 +420,7 @@ def test_a_signal_ends_a_deployment_and_afterwards_what_it_ended_before(number: 
     came: list[int] = []
     before = signal.signal(number, lambda number, frame: came.append(number))
     try:
-        with pytest.raises(KeyboardInterrupt), deploy._terminable():
+        with pytest.raises(KeyboardInterrupt), processes.interrupt_on_signal():
             signal.raise_signal(number)
         assert came == []
         signal.raise_signal(number)
@@ -429,7 +433,7 @@ def test_a_thread_leaves_signals_alone() -> None:
     """Python lets only the main thread handle them."""
 
     def work() -> bool:
-        with deploy._terminable(), deploy._uninterrupted():
+        with processes.interrupt_on_signal(), processes.defer_signals():
             return True
 
     with ThreadPoolExecutor(1) as pool:
@@ -471,10 +475,10 @@ def test_a_run_is_submitted_to_the_connection_that_is_named(
     command(TELLING)
     monkeypatch.setenv("LEAVES", "3")
     said: list[str] = []
-    deploy.submit(BASE, "there", os.environ | {"LEAVES": "0"}, said.append, timeout=2.5, out="/far")
+    submit(BASE, "there", os.environ | {"LEAVES": "0"}, said.append, timeout=2.5, out="/far")
     assert said == ["run|there|--stream|2.5|/far", "\ufffd", "fedsim: done after 1 rounds"]
     with pytest.raises(FedsimError, match=r"^the run on the SuperLink 'there' failed: fedsim: done after 1 rounds$"):
-        deploy.submit(BASE, "there")
+        submit(BASE, "there")
 
 
 WAITING = """
@@ -507,7 +511,7 @@ def test_an_interrupted_run_leaves_no_process_of_any_generation(command: Callabl
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deploy.submit(BASE, "there", say=say)
+        submit(BASE, "there", on_line=say)
     assert len(pids) == 3
     assert file.with_name("tidied").exists()
     assert not _alive(pids[0])
@@ -522,7 +526,7 @@ def test_a_submitted_run_leaves_no_pipe_and_no_folder(
     command(f"print({line!r})")
     said: list[str] = []
     with pytest.raises(FedsimError, match="failed: ValueError: no") if fails else nullcontext():
-        deploy.submit(BASE, "there", say=said.append)
+        submit(BASE, "there", on_line=said.append)
     gc.collect()
     assert said == [line]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
@@ -542,8 +546,8 @@ def test_a_deployment_in_plain_text_on_a_table_in_a_folder(tmp_path: Path, monke
         dataset="table('my.csv', label='y')", data_dir="data", split=Dirichlet(4, alpha=1.0), rounds=2, hidden=(4,)
     )
     secured: list[Path] = []
-    history = deploy.local(
-        experiment, 1, say=lambda line: secured.extend((tmp_path / "temporary").rglob("*.crt")), insecure=True
+    history = run_local_deployment(
+        experiment, 1, on_line=lambda line: secured.extend((tmp_path / "temporary").rglob("*.crt")), insecure=True
     )
     here = experiment.run().history
     assert history["round"].tolist() == [0, 1, 2]
@@ -608,7 +612,7 @@ def test_whatever_ends_the_command_nothing_of_it_stays(tmp_path: Path) -> None:
         )
         assert process.stderr
         assert process.stderr.readline().startswith("fedsim: round 0")
-        children = deploy._descendants(process.pid)
+        children = processes.descendants(process.pid)
         assert len(children) >= 3
         return process, children
 

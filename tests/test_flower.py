@@ -95,7 +95,7 @@ def test_any_record_is_flat_and_back_again() -> None:
 
 def test_a_reply_is_weights_and_what_was_sent_besides() -> None:
     sent = records.record({"W1": np.ones(2), "fedsim.up.control": np.zeros(3), "b1": np.ones(1)})
-    weights, besides = records.parts(sent)
+    weights, besides = records.split_reply(sent)
     assert list(weights) == ["W1", "b1"]
     assert weights["W1"] is sent["W1"]
     assert {name: values.tolist() for name, values in besides.items()} == {"control": [0, 0, 0]}
@@ -105,7 +105,7 @@ def test_a_reply_is_weights_and_what_was_sent_besides() -> None:
 
 
 def test_a_reply_says_whose_it_is() -> None:
-    internals.take_identity()
+    internals.set_default_identity()
     found = internals.reply_metadata(7, "m", "train", "3", 12.5)
     said = (found.message_id, found.reply_to_message_id, found.src_node_id, found.dst_node_id)
     assert said == ("m-reply", "m", 7, 1)
@@ -116,7 +116,7 @@ def test_a_reply_says_whose_it_is() -> None:
 def test_an_identity_is_taken_only_where_flower_has_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
-    internals.take_identity()
+    internals.set_default_identity()
     assert (TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id) == (0, 1, 0)
     monkeypatch.setattr(TaskIdentity, "_run_id", 77)
     monkeypatch.setattr(TaskIdentity, "_node_id", 5)
@@ -152,12 +152,12 @@ def test_a_grid_has_a_run_new_ids_and_makes_messages() -> None:
     said = message.metadata
     assert (said.message_type, said.dst_node_id, said.group_id, said.ttl) == ("train", 9, "4", 33.0)
     assert message.content == content
-    internals.stamp(message, "here")
+    internals.set_message_id(message, "here")
     assert message.metadata.message_id == "here"
 
 
 def test_one_instruction_for_many_nodes_is_a_sequence_of_messages() -> None:
-    internals.take_identity()
+    internals.set_default_identity()
     content = RecordDict({"arrays": records.record({"W1": np.ones(2)})})
     told = messages.Instructions(content, np.array([5, 3, 8]), "evaluate")
     assert (len(told), told.aggregation, told.min_clients) == (3, None, 0)
@@ -192,7 +192,7 @@ def test_flowers_log_is_held_to_errors_and_put_back(level: int) -> None:
 
 def test_what_exists_is_spared_by_the_collector_until_the_end() -> None:
     gc.unfreeze()
-    with suppress(LookupError), strategies.cheap_collection():
+    with suppress(LookupError), strategies.freeze_gc():
         assert gc.get_freeze_count() > 1000
         raise LookupError
     assert gc.get_freeze_count() == 0

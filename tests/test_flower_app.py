@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from fedsim import data
 from fedsim.apps import app as fedsim_app
-from fedsim.apps.local import FIRST, AppGrid, load_app, overridden, run_app, run_flower
+from fedsim.apps.app_folder import load_app, override_run_config, run_app
+from fedsim.apps.in_process import FIRST_NODE_ID, AppGrid, run_flower
 from fedsim.cli import main as cli
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, records
@@ -525,15 +526,15 @@ def test_an_app_says_its_supernodes_and_its_run_configuration_is_flat(
 
 def test_run_configuration_is_changed_in_a_copy() -> None:
     config = {"rounds": 1, "model.width": 2, "word": "a"}
-    changed = overridden(config, ["rounds=5", "word=b=c", "model.width=[1, 2]", "rounds=6"])
+    changed = override_run_config(config, ["rounds=5", "word=b=c", "model.width=[1, 2]", "rounds=6"])
     assert changed == {"rounds": 6, "model.width": [1, 2], "word": "b=c"}
     assert config == {"rounds": 1, "model.width": 2, "word": "a"}
     with pytest.raises(ConfigError, match=r"--run-config is 'rounds'; the app takes rounds, model.width, word"):
-        overridden(config, ["rounds"])
+        override_run_config(config, ["rounds"])
     with pytest.raises(ConfigError, match=r"--run-config is 'x=1'; the app takes nothing$"):
-        overridden({}, ["x=1"])
+        override_run_config({}, ["x=1"])
     with pytest.raises(ConfigError, match=r"^--run-config rounds is "):
-        overridden(config, ["rounds=" + "[" * 5_000])
+        override_run_config(config, ["rounds=" + "[" * 5_000])
 
 
 def test_two_apps_whose_modules_have_one_name_are_two_apps(tmp_path: Path) -> None:
@@ -564,7 +565,7 @@ def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         load_app(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"--run-config is 'round=3'; the app takes rounds, model.width; did"):
-        overridden({"rounds": 1, "model.width": 2}, ["round=3"])
+        override_run_config({"rounds": 1, "model.width": 2}, ["round=3"])
     for text in ("[project]\nname = 'x'\n", "tool = 3", "[tool.flwr.app.components]\nserverapp = 'a:b'\n"):
         (folder / "pyproject.toml").write_text(text)
         with pytest.raises(ConfigError, match=r"has no serverapp and clientapp"):
@@ -593,7 +594,7 @@ def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
         AppGrid(echo(), 2, node_configs=[{}])
 
 
-@pytest.mark.parametrize("node", [FIRST - 1, FIRST + 3])
+@pytest.mark.parametrize("node", [FIRST_NODE_ID - 1, FIRST_NODE_ID + 3])
 def test_a_message_to_a_node_that_there_is_not_is_refused(node: int) -> None:
     """The nodes before the first and after the last."""
     with AppGrid(ClientApp(), 3) as grid, pytest.raises(ValueError, match=r"unknown node; nodes are 2\.\.4"):

@@ -416,6 +416,6 @@ def test_every_hello_is_understood_or_refused(data: st.DataObject) -> None:
 
 @cache
 def hellos() -> dict[int, RecordDict]:
-    internals.take_identity()
+    internals.set_default_identity()
     nodes = range(2, 2 + NODES)
     return {node: honestly("plain", Message(RecordDict(), node, HELLO)) for node in nodes}

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim import Experiment
 from fedsim.apps import app
 from fedsim.apps.export import export
-from fedsim.apps.local import FIRST, AppGrid
+from fedsim.apps.in_process import FIRST_NODE_ID, AppGrid
 from fedsim.cli import main as cli
 from fedsim.clients import SGD
 from fedsim.engines.supernodes.node import received_client
@@ -92,7 +92,7 @@ CALLABLES = [
     "shutil:rmtree('.')",
     "fedsim.cli.main:main(['strategies'])",
     "fedsim.cli.guard:Parser()",
-    "fedsim.apps.deploy:Deployment(1)",
+    "fedsim.apps.deployment:Deployment(1)",
     "fedsim.apps.export:export",
     "fedsim.data:table('SPRUNG', 'y')",
     "fedsim.testing:check_client_strategy",
@@ -179,11 +179,11 @@ def through_set(field: str, text: str) -> None:
 
 
 def through_a_run_configuration(field: str, text: str) -> None:
-    app.experiment_of({"experiment": tomli_w.dumps({field: value(field, text)})})
+    app.read_experiment({"experiment": tomli_w.dumps({field: value(field, text)})})
 
 
 def through_an_apps_run_configuration(field: str, text: str) -> None:
-    app.experiment_of({"experiment": tomli_w.dumps({field: value(field, text)})}, folder=Path.cwd())
+    app.read_experiment({"experiment": tomli_w.dumps({field: value(field, text)})}, folder=Path.cwd())
 
 
 ENTRIES: list[Callable[[str, str], None]] = [
@@ -236,11 +236,11 @@ def told(text: str) -> Message:
     """What a SuperNode answers that is told to train with the client strategy of a text."""
     settings = {"experiment": 'split = "IID(4)"'}
     with strategies.quiet(), AppGrid(app.client_app, 1, run_config=settings) as grid:
-        parameters = app._made(settings["experiment"], None, None).model.num_parameters
+        parameters = app._build_runtime(settings["experiment"], None, None).model.num_parameters
         order: Any = {"round": 1, "client": text, "clients": [0, 1], "loss-limit": 1e9, "purpose": 5}
         weights = {"weights": np.zeros(parameters, dtype=np.float32)}
         content = RecordDict({WEIGHTS: records.record(weights), ORDER: ConfigRecord(order)})
-        [reply] = grid.send_and_receive([Message(content, dst_node_id=FIRST, message_type="train")])
+        [reply] = grid.send_and_receive([Message(content, dst_node_id=FIRST_NODE_ID, message_type="train")])
     return reply
 
 
@@ -286,10 +286,10 @@ def test_the_person_at_this_machine_may_name_any_module(trap: Path) -> None:
 def test_an_app_imports_its_own_modules_only(trap: Path) -> None:
     folder = export(Experiment(client=config.build("client", "trap:Mine"), split=IID(4)), trap / "app")
     named = {"experiment": 'client = "trap:Mine(mu=3.0)"'}
-    assert app.experiment_of(named, folder=folder).client.mu == 3.0  # type: ignore[attr-defined]
+    assert app.read_experiment(named, folder=folder).client.mu == 3.0  # type: ignore[attr-defined]
     for settings, place in (({"experiment": f'client = "{FOREIGN}"'}, folder), (named, None), (named, trap / "none")):
         with pytest.raises(ConfigError, match=r"client names the module '\w+'"):
-            app.experiment_of(settings, folder=place)
+            app.read_experiment(settings, folder=place)
     assert untouched(trap)
 
 
@@ -402,7 +402,7 @@ def test_hostile_toml_is_one_sentence(text: str, trap: Path, capsys: pytest.Capt
     refused(capsys, "run", "hostile.toml")
     refused(capsys, "compare", "hostile.toml", "--client", "SGD")
     with pytest.raises(FedsimError) as sentence:
-        app.experiment_of({"experiment": text})
+        app.read_experiment({"experiment": text})
     assert "\n" not in str(sentence.value)
 
 

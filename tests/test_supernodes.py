@@ -25,8 +25,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedsim import Experiment, clients, servers
 from fedsim.apps import app
+from fedsim.apps.app_folder import load_app
 from fedsim.apps.export import export
-from fedsim.apps.local import AppGrid, load_app, run_flower
+from fedsim.apps.in_process import AppGrid, run_flower
 from fedsim.clients import SGD
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.data import Dataset
@@ -157,7 +158,7 @@ def faulty(
 
     @made.query()
     def _query(message: Message, context: Context) -> Message:
-        return hello(message, context, app._runtime(context, None))
+        return hello(message, context, app._client_runtime(context, None))
 
     def handler(kind: str) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
@@ -805,7 +806,7 @@ class Fragile(clients.SCAFFOLD):
 def test_a_client_that_raises_is_left_out_and_not_its_supernode() -> None:
     """Two others are on its SuperNode; bits and reasons are those of a run in process."""
     experiment = replace(BASE, client=Fragile(), fraction_train=1.0, on_failure="exclude", rounds=2)
-    here, there = experiment.run(), on_supernodes(experiment, 4, app.apps(__file__)[1])
+    here, there = experiment.run(), on_supernodes(experiment, 4, app.make_apps(__file__)[1])
     assert same(here, there)
     assert there.failures["partition_id"].tolist() == [6, 6]
     assert there.failures["reason"].tolist() == here.failures["reason"].tolist()

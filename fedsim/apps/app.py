@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from threadpoolctl import threadpool_limits
@@ -34,14 +34,14 @@ from fedsim.study.experiment import Experiment
 from fedsim.text import read_toml
 
 
-def experiment_of(settings: Mapping[str, Any], data_dir: str | None = None, folder: Path | None = None) -> Experiment:
+def read_experiment(settings: Mapping[str, Any], data_dir: str | None = None, folder: Path | None = None) -> Experiment:
     """Return the experiment that run configuration describes, with classes of the modules in an app's folder."""
     text = read_toml("the run configuration's experiment", str(settings.get("experiment", "")))
     made = config.experiment(text, Modules(folder=folder))
     return replace(made, data_dir=data_dir) if data_dir else made
 
 
-def apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, ClientApp]:
+def make_apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, ClientApp]:
     """Return a ServerApp and a ClientApp.
 
     Parameters
@@ -53,18 +53,18 @@ def apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, ClientA
     folder = Path(file).resolve().parent if file else None
     server, client = ServerApp(), ClientApp()
     server.main()(partial(main, folder=folder))
-    client.query()(partial(_hello, folder=folder))
-    client.train()(partial(_train, folder=folder))
-    client.evaluate()(partial(_evaluate, folder=folder))
+    client.query()(lambda message, context: hello(message, context, _client_runtime(context, folder)))
+    client.train()(lambda message, context: answer(message, context, _client_runtime(context, folder), "train"))
+    client.evaluate()(lambda message, context: answer(message, context, _client_runtime(context, folder), "evaluate"))
     return server, client
 
 
 def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
-    """Run the experiment on the SuperNodes there are."""
+    """Run the experiment of a run configuration on the SuperNodes of a grid."""
     settings: Mapping[str, Any] = context.run_config
     if settings.get("supervised"):
-        _end_with_parent()
-    experiment = experiment_of(settings, folder=folder)
+        _exit_with_parent()
+    experiment = read_experiment(settings, folder=folder)
     nodes, retries = settings.get("nodes", 0), settings.get("retries", 0)
     check_integer("nodes", nodes)
     check_integer("retries", retries)
@@ -81,12 +81,12 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
         on_failure=experiment.on_failure,
     )
     out = str(settings.get("out", "")) or None
-    result = experiment.run(engine=engine, directory=out, callbacks=[_Log()])
+    result = experiment.run(engine=engine, directory=out, callbacks=[_PrintMetrics()])
     print(f"fedsim: done after {result.rounds} rounds, {result.score}={result.final_score:.4g}", flush=True)
 
 
-def _end_with_parent() -> None:
-    """End this process soon after the one that started it: it would wait for its SuperLink for ever."""
+def _exit_with_parent() -> None:
+    """Exit soon after the parent process has ended, instead of waiting for its SuperLink for ever."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -97,8 +97,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Log(Callback):
-    """Prints the metrics of each round: a server's user sees its log only."""
+class _PrintMetrics(Callback):
+    """Prints the metrics of each round to the log of the ServerApp."""
 
     def round_finished(self, finished: FinishedRound) -> None:
         shown = {name: value for name, value in finished.metrics.items() if value == value and name != "round"}
@@ -106,31 +106,19 @@ class _Log(Callback):
         print(f"fedsim: round {finished.number} {words}", flush=True)
 
 
-def _hello(message: Message, context: Context, folder: Path | None) -> Message:
-    return hello(message, context, _runtime(context, folder))  # what is wrong here is said now
-
-
-def _train(message: Message, context: Context, folder: Path | None) -> Message:
-    return answer(message, context, _runtime(context, folder), "train")
-
-
-def _evaluate(message: Message, context: Context, folder: Path | None) -> Message:
-    return answer(message, context, _runtime(context, folder), "evaluate")
-
-
-def _runtime(context: Context, folder: Path | None) -> ClientRuntime:
+def _client_runtime(context: Context, folder: Path | None) -> ClientRuntime:
     data_dir = str(context.node_config.get("data-dir", "") or os.environ.get("FEDSIM_DATA", "")) or None
-    return _made(str(context.run_config["experiment"]), data_dir, folder)
+    return _build_runtime(str(context.run_config["experiment"]), data_dir, folder)
 
 
 @lru_cache(maxsize=1)
-def _made(text: str, data_dir: str | None, folder: Path | None) -> ClientRuntime:
-    """Return the client runtime of an experiment; a process answers many messages with it."""
-    threadpool_limits(1, "blas")  # for good: more threads would sum in another order
-    experiment = experiment_of({"experiment": text}, data_dir, folder)
+def _build_runtime(text: str, data_dir: str | None, folder: Path | None) -> ClientRuntime:
+    """Return the client runtime of an experiment; cached, because a process may answer many messages."""
+    threadpool_limits(1, "blas")  # for the whole process: more threads would sum in another order
+    experiment = read_experiment({"experiment": text}, data_dir, folder)
     runtime = build_runtime(experiment)
     runtime.prepare()
     return runtime
 
 
-server_app, client_app = apps()
+server_app, client_app = make_apps()

@@ -17,20 +17,20 @@ MODULE = "fedsim_app"
 APP = '''\
 """fedsim's Flower app; experiments may name classes of the modules beside this file."""
 
-from fedsim.apps.app import apps
+from fedsim.apps.app import make_apps
 
-server_app, client_app = apps(__file__)
+server_app, client_app = make_apps(__file__)
 
 __all__ = ["client_app", "server_app"]
 '''
 README = """\
-A Flower app that fedsim wrote of an experiment. Every machine needs fedsim; each reads its data itself, from `data-dir`
-of its node config or `FEDSIM_DATA`.
+A Flower app that fedsim exported from an experiment. Every machine needs fedsim, and reads its data itself
+from `data-dir` of its node config or `FEDSIM_DATA`.
 
     flwr run .
 
-runs it in Flower's simulation; `flwr run . SUPERLINK` on real SuperNodes, whose node configs say
-`partition-id=K num-partitions=N`. docs/scale.md of fedsim has the whole of it.
+runs it in Flower's simulation; `flwr run . SUPERLINK` runs it on real SuperNodes, whose node configs have
+`partition-id=K num-partitions=N`. See docs/scale.md of fedsim.
 """
 
 
@@ -54,8 +54,8 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     Raises
     ------
     ConfigError
-        The folder is not empty, the experiment has no TOML form, or a class of the user's own is in no file that can
-        be copied.
+        The folder is not empty, the experiment has no TOML form, or a user's class is in no file that can be
+        copied.
     """
     import tomli_w
 
@@ -68,7 +68,7 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
     parts = (experiment.client, experiment.split, experiment.server, *experiment.transforms)
-    files = [file for part in parts if (file := _source(part))]
+    files = [file for part in parts if (file := _source_file(part))]
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}
     app = {
@@ -94,8 +94,8 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     return place
 
 
-def _source(part: Any) -> Path | None:
-    """Return the file of a class of the user's own, to be copied; None for fedsim's and Flower's."""
+def _source_file(part: Any) -> Path | None:
+    """Return the file of a user's class, to be copied; None for fedsim's and Flower's classes."""
     cls: Any = part.func if isinstance(part, partial) else part if inspect.isclass(part) else type(part)
     package = cls.__module__.partition(".")[0]
     if part is None or package in ("fedsim", "flwr"):
@@ -103,6 +103,6 @@ def _source(part: Any) -> Path | None:
     if "." in cls.__module__ or cls.__module__ in ("__main__", MODULE):
         raise ConfigError(
             f"{cls.__name__} is of the module {cls.__module__!r}; "
-            "to export it, put it into a file of its own beside you"
+            "to export it, put it into a file of its own in the current folder"
         )
     return Path(inspect.getfile(cls))

@@ -1,10 +1,13 @@
-"""Flower's SuperLink with a Control API that only its owner can use: ``python -m fedsim.apps.superlink``.
+"""Flower's SuperLink with token authentication of its Control API: ``python -m fedsim.apps.superlink``.
 
 Whoever reaches the Control API can run an app, which is code, as the user of the SuperLink; on loopback that is every
-user of the machine. Flower 1.42 has the places for account authentication, a plugin of the SuperLink and credentials of
-the command ``flwr``, and ships no plugin that needs no account server. This one accepts a single token, which is in a
-file that only the owner can read. Besides the arguments of ``flower-superlink`` it takes the file's path from the
-environment, for other users can read arguments.
+user of the machine. Flower 1.42 offers account authentication by a plugin of the SuperLink and credentials of the
+command ``flwr``, but no plugin that works without an account server. This one accepts a single token, in a file that
+only its owner can read. The file's path is given by an environment variable, because other users can read arguments;
+the arguments are those of ``flower-superlink``.
+
+The SuperLink runs in a process of its own. Its non-public parts of Flower are therefore imported here and not in
+`fedsim.flower.internals`, which every run imports and which has all others.
 """
 
 from __future__ import annotations
@@ -21,24 +24,30 @@ from flwr.supercore.auth.typing import AccountAuthCredentials, AccountAuthLoginD
 from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
 from flwr.superlink.auth_plugin import ControlAuthnPlugin
 
-#: The variable that names the token's file.
-TOKEN_FILE = "FEDSIM_CONTROL_TOKEN_FILE"
+#: The environment variable with the path of the token's file.
+TOKEN_FILE_VARIABLE = "FEDSIM_CONTROL_TOKEN_FILE"
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class TokenPlugin(ControlAuthnPlugin):
-    """One account, which is known by one token."""
+    """Authentication of one account by one token.
+
+    Parameters
+    ----------
+    token : str
+        With an empty one nobody is authenticated.
+    """
 
     def __init__(self, token: str = "") -> None:
         self._token = token
 
     def get_login_details(self) -> AccountAuthLoginDetails | None:
-        """Return nothing: nobody can log in."""
+        """Return None: there is no login."""
         return None
 
     def validate_tokens_in_metadata(self, metadata: Metadata) -> tuple[bool, AccountInfo | None]:
-        """Return whether the token is there."""
+        """Return whether the metadata have the token, and the account if so."""
         given = dict(metadata).get(ACCESS_TOKEN_KEY, "")
         given = given if isinstance(given, bytes) else given.encode()
         if not self._token or not hmac.compare_digest(given, self._token.encode()):
@@ -46,16 +55,16 @@ class TokenPlugin(ControlAuthnPlugin):
         return True, AccountInfo(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME)
 
     def get_auth_tokens(self, device_code: str) -> AccountAuthCredentials | None:
-        """Return nothing."""
+        """Return None: there is no login."""
         return None
 
     def refresh_tokens(self, metadata: Metadata) -> tuple[Metadata | None, AccountInfo | None]:
-        """Return nothing: the token is good for as long as the SuperLink."""
+        """Return nothing: the token is valid as long as the SuperLink runs."""
         return None, None
 
 
 def write_credentials(home: Path, address: str, token: str) -> None:
-    """Let the command ``flwr`` with this home use the token at this address."""
+    """Write the credentials by which ``flwr`` with this home sends the token to this address."""
     store = FileCredentialStore(home / "credentials.yaml")
     store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
     for name in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):
@@ -65,7 +74,7 @@ def write_credentials(home: Path, address: str, token: str) -> None:
 def main() -> None:
     """Run Flower's SuperLink."""
     command = import_module("flwr.superlink.cli.flower_superlink")  # the package has a function of the same name
-    token = Path(os.environ[TOKEN_FILE]).read_text(encoding="ascii")
+    token = Path(os.environ[TOKEN_FILE_VARIABLE]).read_text(encoding="ascii")
     vars(command)["load_control_authn_plugin"] = lambda: TokenPlugin(token)
     command.flower_superlink()
 

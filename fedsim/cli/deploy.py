@@ -72,8 +72,6 @@ def run_on_supernodes(
     experiment: Experiment, superlink: str, settings: dict[str, Any], args: argparse.Namespace
 ) -> None:
     """Run an experiment on SuperNodes: of a SuperLink that is started here, or of a connection."""
-    from fedsim.apps import deploy as deployments
-
     insecure = getattr(args, "insecure", False)
 
     def say(line: str) -> None:
@@ -83,10 +81,14 @@ def run_on_supernodes(
     if superlink != "local":
         if insecure:
             raise ConfigError("--insecure is for a local deployment; a connection of yours says itself")
-        deployments.submit(experiment, superlink, say=say, out=args.out or "", **settings)
+        from fedsim.apps.submission import submit
+
+        submit(experiment, superlink, on_line=say, out=args.out or "", **settings)
         return
+    from fedsim.apps.deployment import run_local_deployment
+
     nodes = settings.pop("nodes", 4)
-    history = deployments.local(experiment, nodes, args.out, say, insecure, **settings)
+    history = run_local_deployment(experiment, nodes, args.out, say, insecure, **settings)
     known = history.dropna(axis="columns", how="all")
     print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if args.out:

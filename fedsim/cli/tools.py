@@ -20,7 +20,7 @@ def add_flower_options(sub: argparse.ArgumentParser) -> None:
 
 def flower(args: argparse.Namespace) -> None:
     """Run any Flower app in this process."""
-    from fedsim.apps.local import run_app
+    from fedsim.apps.app_folder import run_app
 
     seconds = run_app(args.folder, args.nodes, args.run_config, args.workers, args.verbose)
     print(f"the app has run for {seconds:.1f} s")

@@ -1,4 +1,7 @@
-"""Every use of a non-public part of Flower (flwr 1.42)."""
+"""Every use of a non-public part of Flower (flwr 1.42), except those in `fedsim.apps.superlink`.
+
+The SuperLink runs in a process of its own; its parts are not imported in every run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 SERVER_NODE_ID = 1
 
 
-def take_identity() -> None:
+def set_default_identity() -> None:
     """Set the identity without which Flower refuses to create a message, unless Flower has set it."""
     defaults = {"_run_id": 0, "_node_id": SERVER_NODE_ID, "_task_id": 0}
     for name, value in defaults.items():
@@ -36,7 +39,7 @@ def empty_run() -> Run:
     return Run.create_empty(0)
 
 
-def stamp(message: Message, message_id: str) -> None:
+def set_message_id(message: Message, message_id: str) -> None:
     """Give an outgoing message its id, as Flower's own grids do."""
     message.metadata.__dict__["_message_id"] = message_id
 
@@ -72,7 +75,7 @@ class Array(flwr.app.Array):
 
     def __init__(self, values: NDArray[Any]) -> None:
         self.__dict__.update(
-            values=values, dtype=_name(values.dtype), shape=values.shape, stype="numpy.ndarray", _data=None
+            values=values, dtype=_dtype_name(values.dtype), shape=values.shape, stype="numpy.ndarray", _data=None
         )
 
     @property
@@ -102,6 +105,6 @@ class Array(flwr.app.Array):
 
 
 @lru_cache(maxsize=64)
-def _name(dtype: np.dtype[Any]) -> str:
+def _dtype_name(dtype: np.dtype[Any]) -> str:
     """Return a dtype's name, which NumPy takes longer to put together than a small array to be made."""
     return str(dtype)

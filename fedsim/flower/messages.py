@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedsim.flower.internals import empty_run, take_identity
+from fedsim.flower.internals import empty_run, set_default_identity
 
 
 class Instructions(Sequence[Message]):
@@ -55,7 +55,7 @@ class LocalGrid(Grid):
     """What a Grid in this process has in any case."""
 
     def __init__(self) -> None:
-        take_identity()
+        set_default_identity()
         self._run = empty_run()
         self._sent = 0
 

@@ -62,7 +62,7 @@ def to_flat(model: Model, record: ArrayRecord) -> NDArray[Any]:
     return flat
 
 
-def parts(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]]]:
+def split_reply(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]]]:
     """Return a reply's weights, and what was sent besides them."""
     weights, up = ArrayRecord(), {}
     for name, array in reply.items():

@@ -26,7 +26,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def cheap_collection() -> Iterator[None]:
+def freeze_gc() -> Iterator[None]:
     """Spare garbage collection what exists by now: some of Flower's strategies collect per array and client."""
     gc.freeze()
     try:

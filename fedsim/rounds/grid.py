@@ -84,7 +84,7 @@ class RoundGrid(LocalGrid):
         """Accept messages; `pull_messages` runs them."""
         ids = []
         for message in messages:
-            internals.stamp(message, self.next_id())
+            internals.set_message_id(message, self.next_id())
             self._waiting[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids
@@ -130,7 +130,7 @@ class RoundGrid(LocalGrid):
         groups: dict[tuple[int, str], list[Message]] = {}
         for message in messages:
             if not message.metadata.message_id:
-                internals.stamp(message, self.next_id())
+                internals.set_message_id(message, self.next_id())
             groups.setdefault((id(message.content), message.metadata.message_type), []).append(message)
         cohorts = []
         for group in groups.values():

@@ -189,7 +189,7 @@ class FedAvg(FlowerFedAvg):
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
-        like, _ = records.parts(next(iter(valid[0].content.array_records.values())))
+        like, _ = records.split_reply(next(iter(valid[0].content.array_records.values())))
         return records.unflatten(like, flat), metrics
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
@@ -217,7 +217,7 @@ class FedAvg(FlowerFedAvg):
         """Return an ordinary reply as a block of one."""
         metrics = next(iter(reply.content.metric_records.values()))
         examples = np.array([metrics[self.weighted_by_key]])
-        weights, up = records.parts(next(iter(reply.content.array_records.values())))
+        weights, up = records.split_reply(next(iter(reply.content.array_records.values())))
         loss = np.array([float(metrics.get("train_loss", np.nan))])  # type: ignore[arg-type]
         node = np.array([reply.metadata.src_node_id])
         sent = {name: values[None] for name, values in up.items()}

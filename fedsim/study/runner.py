@@ -90,7 +90,7 @@ class _Run:
             state = self.state = RunState(experiment, self.grid)
             if state.centralised:
                 stack.enter_context(state.centralised.engine)
-            stack.enter_context(strategies.cheap_collection())  # once all is imported and compiled
+            stack.enter_context(strategies.freeze_gc())  # once all is imported and compiled
             stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are found by looking at them
             if isinstance(state.strategy, FedAvg):
                 state.strategy.check_clients(len(self.grid.get_node_ids()))
