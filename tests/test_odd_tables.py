@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import table
-from fedsim.data.table import _choose_test, _parse, encode
+from fedsim.data.table import _choose_test, encode
+from fedsim.data.table_reader import parse_csv
 from fedsim.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -89,13 +90,13 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "empty lines alone": ("\n\n  \n", "has no header"),
     "a byte-order mark alone": ("\ufeff", "has no header"),
     "commas alone": (",,\n,,\n", "has no header"),
-    "a row too long": ("a,b,y\n1,2,0\n3,4,1,9\n", "line 3 has 4 fields, and the header has 3"),
-    "row names without a header": ("a,b,y\nr1,1,2,0\nr2,3,4,1\n", "line 2 has 4 fields, and the header has 3"),
-    "a row too short": ("a,b,y\n1,2,0\n3,4\n", "line 3 has 2 fields, and the header has 3"),
-    "a file cut short": ("a,b,y\n1,2,0\n3,4,1\n5", "line 4 has 1 fields, and the header has 3"),
-    "a title above the header": ("My data\na,b,y\n1,2,0\n", "line 2 has 3 fields, and the header has 1"),
-    "a comment above the header": ("# made by hand\na,b,y\n1,2,0\n", "line 2 has 3 fields, and the header has 1"),
-    "decimal commas": ("a,y\n1,5,0\n2,5,1\n", "line 2 has 3 fields, and the header has 2"),
+    "a row too long": ("a,b,y\n1,2,0\n3,4,1,9\n", "line 3 has 4 fields, but the header has 3"),
+    "row names without a header": ("a,b,y\nr1,1,2,0\nr2,3,4,1\n", "line 2 has 4 fields, but the header has 3"),
+    "a row too short": ("a,b,y\n1,2,0\n3,4\n", "line 3 has 2 fields, but the header has 3"),
+    "a file cut short": ("a,b,y\n1,2,0\n3,4,1\n5", "line 4 has 1 fields, but the header has 3"),
+    "a title above the header": ("My data\na,b,y\n1,2,0\n", "line 2 has 3 fields, but the header has 1"),
+    "a comment above the header": ("# made by hand\na,b,y\n1,2,0\n", "line 2 has 3 fields, but the header has 1"),
+    "decimal commas": ("a,y\n1,5,0\n2,5,1\n", "line 2 has 3 fields, but the header has 2"),
     "line numbers count line ends in quotes": ('a,y\n"1\n2",0\n3\n', "line 4 has 1 fields"),
     "the label twice": ("a,y,y\n1,0,0\n2,1,1\n", "several columns named 'y'"),
     "a column twice": ("a,b,a,y\n1,2,3,0\n3,4,5,1\n", "several columns named 'a'"),
@@ -119,7 +120,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "one row": ("a,b,y\n1,2,0\n", "has 1 rows with a label"),
     "one row with a label": ("a,b,y\n1,2,0\n3,4,\n", "has 1 rows with a label"),
     "no label at all": ("a,b,y\n1,2,\n3,4,\n", "has 0 rows with a label"),
-    "one label": ("a,b,y\n1,2,0\n3,4,0\n", "has one value, 0; there is nothing to predict"),
+    "one label": ("a,b,y\n1,2,0\n3,4,0\n", "has only one value, 0; allowed: at least 2"),
     "the label alone": ("y\n0\n1\n", "no column to predict from"),
     "nameless columns alone": (",y\n3,0\n4,1\n", "no column to predict from"),
     "empty columns alone": ("a,y\n,0\n,1\n", "no column to predict from"),
@@ -146,7 +147,7 @@ def _same(found: list[Any], expected: list[Any]) -> bool:
 @pytest.mark.parametrize("name", READ)
 def test_odd_files_have_the_columns_of_their_header(name: str) -> None:
     content, expected = READ[name]
-    frame = _parse(_bytes(content), ",")
+    frame = parse_csv(_bytes(content), ",")
     assert list(frame.columns) == list(expected)
     for place, column in enumerate(expected):
         assert _same(frame.iloc[:, place].tolist(), expected[column]), column
@@ -203,7 +204,7 @@ def test_a_table_is_what_was_written_whatever_the_dialect(data: st.DataObject) -
         writer.writerow(row)
         text.write(end * data.draw(st.integers(0, 1)))
     mark = data.draw(st.sampled_from(["", "\ufeff"]))
-    frame = _parse((mark + text.getvalue()).encode(), separator)
+    frame = parse_csv((mark + text.getvalue()).encode(), separator)
     assert list(frame.columns) == ["first", *names]
     assert frame["first"].tolist() == ["text"] * len(rows)
     for place in range(len(names)):
@@ -221,21 +222,21 @@ def test_a_table_is_what_was_written_whatever_the_dialect(data: st.DataObject) -
 
 
 def encoded(text: str, label: str = "y", **options: Any) -> Any:
-    return encode(_parse(text.encode(), ","), "t.csv", label, **options)
+    return encode(parse_csv(text.encode(), ","), "t.csv", label, **options)
 
 
 def test_columns_without_a_name_are_left_out() -> None:
     found = encoded(",a,,y\n0,1,5,0\n1,3,6,1\n2,4,7,1\n")
     assert found.x_train.shape[1] == 1
-    assert found.notes[0] == "column 1, 3 left out: it has no name; such columns number the rows"
+    assert found.notes[0] == "column 1, 3 dropped: it has no name, so it probably contains row numbers"
     again = encoded("Unnamed: 0,a,y\n0,1,0\n1,3,1\n2,4,1\n")
     assert again.x_train.shape[1] == 1
-    assert again.notes[0].startswith("column 1 left out")
+    assert again.notes[0].startswith("column 1 dropped")
 
 
 def test_an_empty_column_is_not_called_constant() -> None:
     found = encoded("a,b,c,y\n1,,7,0\n2,,7,1\n3,,7,1\n")
-    assert found.notes == ("b left out: no values", "c left out: the same value everywhere")
+    assert found.notes == ("b dropped: no values", "c dropped: constant")
 
 
 def test_infinite_values_in_a_column_left_out_do_not_matter() -> None:
@@ -266,7 +267,7 @@ def test_labels_that_are_large_numbers_keep_their_names() -> None:
 def test_numbers_among_which_are_words_are_said_to_be_categories() -> None:
     rows = "".join(f"{k % 7},{k % 2}\n" for k in range(40))
     found = encoded(f"a,y\n{rows}?,0\n?,1\n")
-    assert "a: 2 of 42 values are not numbers, such as '?'; all are taken as categories" in found.notes
+    assert "a: 2 of 42 values are not numbers, such as '?'; the column is treated as categorical" in found.notes
     assert not [note for note in encoded(f"a,y\n{rows}?,0\n", categorical=["a"]).notes if "not numbers" in note]
 
 
@@ -289,7 +290,7 @@ def test_columns_of_the_same_name_are_refused_whoever_made_the_table() -> None:
 
 def test_columns_of_lists_are_refused() -> None:
     frame = pd.DataFrame({"a": [[1], [2]], "b": [1, 2], "y": [0, 1]})
-    with pytest.raises(DataError, match="t's column 'a' holds lists; leave it out by drop"):
+    with pytest.raises(DataError, match="t's column 'a' contains lists; exclude it with drop"):
         encode(frame, "t", "y")
     assert encode(frame, "t", "y", drop="a").x_train.shape[1] == 1
 
@@ -326,14 +327,14 @@ def test_numbers_that_are_categories_become_a_column_each() -> None:
 def test_words_among_which_are_numbers_are_no_surprise() -> None:
     """That a column is taken as categories is said where at least half of its values are numbers."""
     half, most = (encoded("a,y\n1,0\n2,1\nu,0\n" + end).notes for end in ("v,1\n", "v,1\nw,0\n"))
-    assert half == ("a: 2 of 4 values are not numbers, such as 'u'; all are taken as categories",)
+    assert half == ("a: 2 of 4 values are not numbers, such as 'u'; the column is treated as categorical",)
     assert most == ()
 
 
 def test_categories_are_counted_in_the_training_rows_and_missing_ones_are_one() -> None:
     frame = pd.DataFrame({"a": ["u", "v", None, "nan", "w"], "y": [0, 1, 0, 1, 0]})
     found = encode(frame, "t", "y", test=np.arange(5) == 4, max_categories=3)
-    assert found.notes == ("a: 1 of 5 values missing, a category of their own",)
+    assert found.notes == ("a: 1 of 5 values missing, treated as a category",)
     found = encode(frame, "t", "y", test=np.arange(5) == 4)
     assert found.x_train.shape[1] == 4  # the word nan is not a missing value
 
@@ -341,7 +342,7 @@ def test_categories_are_counted_in_the_training_rows_and_missing_ones_are_one() 
 def test_columns_with_values_in_the_test_rows_alone_or_in_some_rows() -> None:
     frame = pd.DataFrame({"some": [7, None, 7, None], "late": [None, None, None, 5.0], "y": [0, 1, 0, 1]})
     found = encode(frame, "t", "y", test=np.arange(4) == 3)
-    assert found.notes[0] == "late left out: no values"
+    assert found.notes[0] == "late dropped: no values"
     assert found.notes[1].startswith("some: 2 of 4 values missing; the median, 7, stands in")
     assert found.x_train[:, 1].argmax() == 1  # whether there is a value says something, though all values are the same
 

@@ -625,7 +625,7 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: Natural("who", 3).federate(tiny(LABELS % 3)), "num_clients is 3; allowed: at most 2"),
         (lambda: FeatureNoise(ANY), "FeatureNoise's split is 3; allowed: a split"),
         (lambda: FeatureNoise(IID(3), -1), "FeatureNoise's high is -1"),
-        (lambda: Rotation(IID(3)).federate(tiny(LABELS % 3, 5)), "tiny has 5 features, which is no square"),
+        (lambda: Rotation(IID(3)).federate(tiny(LABELS % 3, 5)), "tiny has 5 features, which is not a square number"),
         (lambda: Rotation(IID(3), ()), r"Rotation's degrees is \(\)"),
         (lambda: LabelNoise(IID(3), 1.5), "LabelNoise's high is 1.5"),
         (lambda: TimeOrdered(IID(3), by="wo").federate(tiny(LABELS % 3)), "by is 'wo'; allowed: who, label; did you"),

@@ -51,9 +51,9 @@ def test_a_mixed_table_becomes_numbers_and_says_how(frame: pd.DataFrame, tmp_pat
     assert found.x_train.shape[1] == 1 + 1 + 1 + 3  # age, its marker, smoker, three cities
     assert found.x_train[:, :2].mean() == pytest.approx(0, abs=0.1)
     assert set(found.groups["hospital"]) == {"north", "south", "west"}
-    assert "age: 20 of 400 values missing; the median" in found.notes[1]
-    assert f"city: {frame['city'].isna().sum()} of 400 values missing, a category of their own" in found.notes
-    assert "same left out: the same value everywhere" in found.notes
+    assert "age: 20 of 400 values missing; replaced by the median" in found.notes[1]
+    assert f"city: {frame['city'].isna().sum()} of 400 values missing, treated as a category" in found.notes
+    assert "same dropped: constant" in found.notes
     per_label = np.bincount(found.y_test)
     assert per_label / per_label.sum() == pytest.approx(np.bincount(found.y_train) / 320, abs=0.02)
     assert len(Natural().federate(found).partition) == 3
@@ -101,7 +101,7 @@ def test_rows_without_label_or_client_are_left_out(frame: pd.DataFrame, tmp_path
     frame.loc[:9, "outcome"] = None
     frame.loc[5:14, "hospital"] = None
     found = table(_write(frame, tmp_path / "a.csv"), "outcome", "hospital")
-    assert found.notes[0] == "15 of 400 rows left out, whose label or client is missing"
+    assert found.notes[0] == "15 of 400 rows dropped: the label or client is missing"
     assert len(found.x_train) + len(found.x_test) == 385
 
 
@@ -116,7 +116,7 @@ def test_numbers_are_standardised_by_the_training_rows_and_missing_ones_marked()
     np.testing.assert_allclose(np.concatenate([found.x_train[:, 0], found.x_test[:, 0]]), scaled, rtol=1e-6)
     assert len(np.unique(found.x_train[np.isnan(a[train]), 1])) == 1
     assert found.x_train[2, 1] > found.x_train[0, 1]
-    assert "a: 2 of 8 values missing; the median, 3, stands in" in found.notes[0]
+    assert "a: 2 of 8 values missing; replaced by the median, 3," in found.notes[0]
 
 
 def test_targets_are_standardised_by_the_training_rows() -> None:
@@ -139,7 +139,7 @@ def test_dates_become_days_and_missing_ones_are_missing() -> None:
     when = pd.to_datetime(["2024-01-01", "2024-01-03", None, "2024-01-02"] * 10)
     frame = pd.DataFrame({"when": when, "y": [0, 1] * 20})
     found = encode(frame, "t", "y", test=np.arange(40) >= 36)
-    assert "when: 10 of 40 values missing; the median, 1, stands in" in found.notes[0]
+    assert "when: 10 of 40 values missing; replaced by the median, 1," in found.notes[0]
     days = np.unique(found.x_train[:, 0])
     assert len(days) == 3
     assert days[1] == pytest.approx((days[0] + days[2]) / 2, abs=1e-6)
@@ -150,7 +150,7 @@ def test_many_categories_are_gathered(tmp_path: Path) -> None:
     frame = pd.DataFrame({"word": [f"w{k // 3}" for k in range(300)], "y": [0, 1] * 150})
     found = table(_write(frame, tmp_path / "a.csv"), "y", max_categories=10)
     assert found.x_train.shape[1] == 10
-    assert "of which the 9 commonest are kept apart" in found.notes[0]
+    assert "all but the 9 most frequent are merged into one" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_many_categories_are_gathered(tmp_path: Path) -> None:
         (b"", {}, "cannot be read"),
         (b"\xff\xfe\x00", {}, "cannot be read"),
         (b"a,y\n", {}, "0 rows with a label"),
-        (b"a,y\n1,0\n2,0\n", {}, "one value, 0; there is nothing to predict"),
+        (b"a,y\n1,0\n2,0\n", {}, "only one value, 0; allowed: at least 2"),
         (b"y\n0\n1\n", {}, "no column to predict from"),
         (b"a,y\n1,0\n2,1\n", {"label": "z"}, "label is 'z'; allowed: a, y"),
         (b"a,y\n1,0\n2,1\n", {"client_column": "b"}, "client_column is 'b'"),
@@ -429,8 +429,8 @@ def test_columns_without_values_or_variation_are_left_out_and_others_kept() -> N
         }
     )
     found = encode(frame, "t", "y", categorical="code", test=~train)
-    assert found.notes[0] == "late left out: no values"
-    assert found.notes[1].startswith("gaps: 1 of 6 values missing; the median, 7, stands in")
+    assert found.notes[0] == "late dropped: no values"
+    assert found.notes[1].startswith("gaps: 1 of 6 values missing; replaced by the median, 7,")
     assert len(found.notes) == 2  # a column of words mostly is no column of numbers with odd ones
     assert found.x_train.shape[1] == 2 + 3 + 4
     assert found.x_train[:, 2:5].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]

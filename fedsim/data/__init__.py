@@ -13,7 +13,8 @@ from fedsim.checks import suggest
 from fedsim.data import article, digits, idx, synthetic
 from fedsim.data.dataset import Dataset
 from fedsim.data.hub import hub
-from fedsim.data.table import SUFFIXES, table
+from fedsim.data.table import table
+from fedsim.data.table_reader import SUFFIXES
 from fedsim.errors import ConfigError
 from fedsim.text import make, parse
 

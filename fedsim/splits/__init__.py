@@ -1,4 +1,4 @@
-"""Splits: how a dataset is divided among clients, one family a file."""
+"""Splits: how a dataset is divided among clients; one file per family."""
 
 from fedsim.splits.base import CountedSplit, Split
 from fedsim.splits.concept import LabelNoise, LabelPermutation

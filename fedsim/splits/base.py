@@ -1,4 +1,4 @@
-"""What a split is: a small object with a seed that divides examples among clients."""
+"""The base classes of splits: objects with a seed that divide examples among clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Split(ABC):
     Parameters
     ----------
     seed : int, optional, keyword
-        Default: the experiment's seed, so that a study's seeds vary the split too.
+        Default: the experiment's seed, so that the seeds of a study also vary the split.
     """
 
     seed: int | None = field(default=None, kw_only=True)
@@ -38,7 +38,7 @@ class Split(ABC):
             check_seed(f"{type(self).__name__}'s seed", self.seed)
 
     def __str__(self) -> str:
-        """Return a short label: the family and what shapes it, without the number of clients."""
+        """Return a short label: the class and its parameters, without the number of clients."""
         shape = [f for f in fields(self) if f.name not in ("num_clients", "seed")]
         values = {f.name: getattr(self, f.name) for f in shape}
         shown = [str(values[f.name]) for f in shape if values[f.name] != f.default or (f is shape[0] and f.default)]
@@ -51,7 +51,7 @@ class Split(ABC):
         ----------
         dataset : Dataset
         seed : int
-            Used when the split has none of its own.
+            Used if the split has no seed.
 
         Returns
         -------
@@ -60,7 +60,7 @@ class Split(ABC):
         Raises
         ------
         ConfigError
-            It cannot be divided so.
+            The split cannot be applied to this dataset.
         """
         return FederatedDataset(dataset, self.partition(dataset.strata, seed, dataset.groups))
 
@@ -74,9 +74,9 @@ class Split(ABC):
         ----------
         labels : ndarray of int, shape (examples,)
         seed : int
-            Used when the split has none of its own.
+            Used if the split has no seed.
         groups : mapping of str to ndarray, shape (examples,), optional
-            Name -> which group each example belongs to.
+            Name -> the group of each example.
 
         Returns
         -------
@@ -84,18 +84,18 @@ class Split(ABC):
         """
 
     def rng(self, seed: int, purpose: Purpose = Purpose.SPLIT) -> np.random.Generator:
-        """Return the split's stream of random numbers."""
+        """Return the random number generator of the split."""
         return generator(seed if self.seed is None else self.seed, purpose)
 
 
 @dataclass(frozen=True)
 class CountedSplit(Split):
-    """A split into a given number of clients, by labels alone. To write one, write `assign`.
+    """A split into a given number of clients that uses labels only; subclasses implement `assign`.
 
     Parameters
     ----------
     num_clients : int
-        At least 1, and no more than there are examples.
+        At least 1 and at most the number of examples.
     seed : int, optional, keyword
         Default: the experiment's.
     """
@@ -120,11 +120,11 @@ class CountedSplit(Split):
 
     @abstractmethod
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        """Divide; there are at least as many examples as clients."""
+        """Return the partition; there are at least as many examples as clients."""
 
 
 def shuffled_by_label(labels: NDArray[Any], rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Return the examples label by label, each label's in random order, and how many each label has."""
+    """Return the examples sorted by label, in random order within a label, and the number of examples of each label."""
     shuffled = rng.permutation(len(labels))
     _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
     small = label.astype(np.min_scalar_type(len(totals)))  # NumPy sorts short integers by radix
@@ -132,13 +132,13 @@ def shuffled_by_label(labels: NDArray[Any], rng: np.random.Generator) -> tuple[I
 
 
 def deal(labels: NDArray[Any], counts: Indices, rng: np.random.Generator) -> Partition:
-    """Deal each label's examples at random, so many to each client.
+    """Distribute the examples of each label at random, with a given number for each client.
 
     Parameters
     ----------
     labels : ndarray, shape (examples,)
     counts : ndarray of int, shape (clients, labels)
-        Examples of each label, in rising order of labels, that each client gets; at most as many as there are.
+        Number of examples of each label, in ascending order, that each client gets; at most as many as there are.
     rng : Generator
     """
     by_label, totals = shuffled_by_label(labels, rng)

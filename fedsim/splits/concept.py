@@ -21,14 +21,14 @@ def _refuse_regression(dataset: Dataset, split: str) -> None:
 
 @dataclass(frozen=True)
 class LabelNoise(Graded):
-    """Give a share of each client's examples a wrong label, uniform over the others.
+    """Replace the labels of a share of each client's examples by a random other label.
 
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     high, low : float
-        Probability of a wrong label at the last and the first client, 0 to 1; evenly between.
+        Probability of a noisy label at the last and at the first client, 0 to 1, with linear interpolation between.
     seed : int, optional, keyword
     """
 
@@ -39,7 +39,7 @@ class LabelNoise(Graded):
         self.check(0, 1)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and mislabel."""
+        """Divide the dataset and add the label noise."""
         _refuse_regression(dataset, "LabelNoise")
         held = self.inner(dataset, seed)
         rng = self.rng(seed, Purpose.SPLIT_CHANGE)
@@ -51,15 +51,15 @@ class LabelNoise(Graded):
 
 @dataclass(frozen=True)
 class LabelPermutation(Wrapped):
-    """Rename the labels of each cluster of clients by a random permutation of its own; the first cluster's stay.
+    """Permute the labels of each cluster of clients at random; the first cluster keeps its labels.
 
     Sattler, Müller and Samek, "Clustered federated learning", IEEE TNNLS 2020 (arXiv:1910.01991), section V: clusters
-    whose labels are swapped. No one model fits all clients; personalised and clustered strategies can.
+    with permuted labels. No single model fits all clients, but personalised and clustered strategies can.
 
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     clusters : int
         At least 1; client k is in cluster ``k % clusters``.
     seed : int, optional, keyword
@@ -72,7 +72,7 @@ class LabelPermutation(Wrapped):
         check_integer("LabelPermutation's clusters", self.clusters, 1)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and rename."""
+        """Divide the dataset and permute the labels."""
         _refuse_regression(dataset, "LabelPermutation")
         held = self.inner(dataset, seed)
         rng = self.rng(seed, Purpose.SPLIT_CHANGE)

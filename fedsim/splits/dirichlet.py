@@ -1,4 +1,4 @@
-"""Label skew of any strength: each client's label mixture is drawn from a Dirichlet distribution."""
+"""Label skew of adjustable strength: each client's label distribution is drawn from a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
 
 @dataclass(frozen=True)
 class Dirichlet(CountedSplit):
-    """Give each client a label mixture drawn from Dirichlet(alpha * prior).
+    """Draw the label distribution of each client from Dirichlet(alpha * prior).
 
     Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution for federated visual
     classification", 2019 (arXiv:1909.06335), section 2: alpha -> infinity gives every client the prior (the data's own
-    label distribution), alpha -> 0 a single label. Examples are drawn without replacement; when a label runs out, the
-    client's mixture is renormalised over what is left, so the last clients take the remains. Clients draw in random
-    order, and their sizes differ by at most one unless `sizes` says otherwise: label and quantity skew together.
+    label distribution), alpha -> 0 a single label. Examples are drawn without replacement; when a label is used
+    up, the client's distribution is renormalised over the remaining labels. Clients draw in random order. Their sizes
+    differ by at most one unless `sizes` is given, which combines label skew with quantity skew.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Dirichlet(CountedSplit):
         object.__setattr__(self, "sizes", check_sizes("Dirichlet's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        """Divide."""
+        """Draw the label distributions and divide the examples."""
         _, left = np.unique(labels, return_counts=True)
         prior = left / left.sum()
         mixtures = rng.dirichlet(self.alpha * prior, self.num_clients)
@@ -54,7 +54,7 @@ class Dirichlet(CountedSplit):
             need = sizes[client]
             while need:
                 odds = mixtures[client] * (left > 0)
-                if not odds.sum() > 0:  # its labels are gone (or underflowed): take what is left as it comes
+                if not odds.sum() > 0:  # its labels are used up, or the shares underflowed: draw from all that is left
                     odds = left.astype(float)
                 drawn = np.minimum(rng.multinomial(need, odds / odds.sum()), left)
                 counts[client] += drawn

@@ -1,4 +1,4 @@
-"""Feature skew: clients measure the same things in different ways."""
+"""Feature skew: the same examples have different features at different clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = 65_536
 
 @dataclass(frozen=True)
 class FeatureNoise(Graded):
-    """Add Gaussian noise to clients' features, more to each next client.
+    """Add Gaussian noise to the features, with a level that increases from client to client.
 
     Li et al., ICDE 2022 (arXiv:2102.02079), section IV-B: client i of N gets noise of level ``sigma * i / N``. As in
     NIID-Bench's code, the level is a standard deviation, it is ``i / (N - 1)``, and client 0 has none.
@@ -31,9 +31,9 @@ class FeatureNoise(Graded):
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     high, low : float
-        Standard deviation at the last and the first client, at least 0, in the features' own unit.
+        Standard deviation at the last and at the first client, at least 0, in the unit of the features.
     seed : int, optional, keyword
     """
 
@@ -44,7 +44,7 @@ class FeatureNoise(Graded):
         self.check(0, 1e6)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and add the noise."""
+        """Divide the dataset and add the noise."""
         held = self.inner(dataset, seed)
         rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(held.partition)
         x = held.dataset.x_train[held.partition.indices]
@@ -56,14 +56,14 @@ class FeatureNoise(Graded):
 
 @dataclass(frozen=True)
 class FeatureScale(Graded):
-    """Multiply clients' features by a factor, from `low` at the first client to `high` at the last.
+    """Multiply the features by a factor, from `low` at the first client to `high` at the last.
 
-    Instruments that are calibrated differently, or units that nobody agreed on.
+    This models instruments with different calibrations, or different units.
 
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     high, low : float
         Factors, finite.
     seed : int, optional, keyword
@@ -77,7 +77,7 @@ class FeatureScale(Graded):
         self.check(-1e6, 1e6)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and scale."""
+        """Divide the dataset and scale the features."""
         held = self.inner(dataset, seed)
         x = held.dataset.x_train[held.partition.indices]
         x.reshape(len(x), -1)[:] *= self.strengths(held.partition)[:, None].astype(x.dtype)
@@ -86,16 +86,16 @@ class FeatureScale(Graded):
 
 @dataclass(frozen=True)
 class Rotation(Wrapped):
-    """Turn clients' images, counter-clockwise: client k by ``degrees[k % len(degrees)]``.
+    """Rotate the images of client k counter-clockwise by ``degrees[k % len(degrees)]``.
 
     The rotated data of Ghosh et al., "An efficient framework for clustered federated learning", NeurIPS 2020
-    (arXiv:2006.04088), section 6: four clusters of clients, turned by 0, 90, 180 and 270 degrees. Quarter turns are
-    exact; others are interpolated linearly, and what comes in from outside is 0.
+    (arXiv:2006.04088), section 6: four clusters of clients, rotated by 0, 90, 180 and 270 degrees. Multiples of 90
+    degrees are exact; other angles use linear interpolation and fill the corners with 0.
 
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     degrees : sequence of float
     seed : int, optional, keyword
     """
@@ -111,12 +111,12 @@ class Rotation(Wrapped):
             check_real("Rotation's degrees", angle)
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and turn.
+        """Divide the dataset and rotate the images.
 
         Raises
         ------
         ConfigError
-            The features are no square image of one channel.
+            The features are not a square image with one channel.
         """
         held = self.inner(dataset, seed)
         x = held.dataset.x_train[held.partition.indices]
@@ -125,7 +125,7 @@ class Rotation(Wrapped):
         side = math.isqrt(x.shape[1])
         if side * side != x.shape[1]:
             raise ConfigError(
-                f"Rotation wants square images; {dataset.name} has {x.shape[1]} features, which is no square"
+                f"Rotation needs square images; {dataset.name} has {x.shape[1]} features, which is not a square number"
             )
         turn_of = np.repeat(np.arange(len(held.partition)) % len(self.degrees), held.partition.sizes)
         for number, angle in enumerate(self.degrees):
@@ -135,7 +135,7 @@ class Rotation(Wrapped):
 
 
 def _turn(images: NDArray[Any], degrees: float) -> NDArray[Any]:
-    """Turn images, shape (examples, side, side)."""
+    """Rotate images, shape (examples, side, side)."""
     quarters, rest = divmod(degrees, 90)
     if not rest:
         return np.rot90(images, int(quarters) % 4, axes=(1, 2))

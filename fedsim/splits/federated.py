@@ -1,4 +1,4 @@
-"""A dataset divided among clients, as they hold it."""
+"""A dataset divided among clients."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fedsim.splits.partition import Indices, Partition
 
 @dataclass(frozen=True, eq=False)
 class FederatedDataset:
-    """A dataset and who holds which of its training examples.
+    """A dataset and the partition of its training examples among the clients.
 
     Parameters
     ----------
     dataset : Dataset
-        The training examples as clients hold them, one array for all. The test set is the population's.
+        Its training examples are those of all clients, including changes by the split; its test set is global.
     partition : Partition
-        What each client trains on.
+        The training examples of each client.
     partition_test : Partition, optional
-        Each client's own test examples, among the training examples of `dataset`; default: it evaluates on what it
-        trains on.
+        Each client's own test examples, taken from the training examples of `dataset`; by default clients evaluate on
+        their training examples.
     windows : int
-        Parts into which time cuts every client's training examples, in their order.
+        Number of consecutive parts of every client's training examples; see `TimeOrdered`.
     rounds_per_window : int
-        Rounds that a part lasts; from the last one on, the last part stays.
+        Number of rounds that clients train on each part; the last part is used until the end.
     """
 
     dataset: Dataset
@@ -38,34 +38,34 @@ class FederatedDataset:
     rounds_per_window: int = 1
 
     def window(self, round_number: int) -> int:
-        """Return which part of their examples clients train on in a round, both counted from 1."""
+        """Return the number of the part that clients train on in a round, both counted from 1."""
         return min(1 + (max(round_number, 1) - 1) // self.rounds_per_window, self.windows)
 
     def at(self, round_number: int) -> Partition:
-        """Return what clients train on in a round, counted from 1."""
+        """Return the training examples of each client in a round, counted from 1."""
         if self.windows == 1:
             return self.partition
         return self.partition.window(self.window(round_number) - 1, self.windows)
 
     def with_tests(self, fraction: float, seed: int) -> FederatedDataset:
-        """Return it with a share of each client's examples kept for its own test; see `Partition.divide`."""
+        """Return a copy with a share of each client's examples held out as its test set; see `Partition.divide`."""
         if not fraction:
             return self
         train, test = self.partition.divide(fraction, seed)
         return replace(self, partition=train, partition_test=test)
 
     def pooled(self) -> FederatedDataset:
-        """Return it with one client that holds all clients' training examples, and none to test on."""
+        """Return a copy with one client that has the training examples of all clients, and no client test set."""
         together = Partition(self.partition.indices, np.array([0, len(self.partition.indices)]))
         return FederatedDataset(self.dataset, together)
 
     def changed(self, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None) -> FederatedDataset:
-        """Return it with other training examples, stored client after client.
+        """Return a copy with changed training examples, stored client after client.
 
         Parameters
         ----------
         x, y : ndarray, optional
-            In place of ``dataset.x_train[partition.indices]`` and of ``y_train`` there.
+            Replace ``dataset.x_train[partition.indices]`` and ``dataset.y_train[partition.indices]``.
         """
         held, data = self.partition, self.dataset
         own = replace(
@@ -77,5 +77,5 @@ class FederatedDataset:
         return replace(self, dataset=own, partition=Partition(np.arange(len(held.indices)), held.offsets))
 
     def label_counts(self) -> Indices:
-        """Count each client's training examples of each label, shape (clients, labels); of deciles for regression."""
+        """Count each client's training examples per label (decile for regression), shape (clients, labels)."""
         return self.partition.label_counts(self.dataset.strata, self.dataset.num_strata)

@@ -1,4 +1,4 @@
-"""Any partitioner of Flower Datasets as a split (extra ``hub``)."""
+"""Splits by the partitioners of Flower Datasets (extra ``hub``)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from fedsim.streams import Purpose
 
 @dataclass(frozen=True)
 class FlowerDatasets(Split):
-    """Shuffle, as Flower's FederatedDataset does, and divide as a partitioner of ``flwr_datasets.partitioner``.
+    """Shuffle like Flower's FederatedDataset, then divide with a partitioner of ``flwr_datasets.partitioner``.
 
-    ``FlowerDatasets("DirichletPartitioner", {"num_partitions": 100, "partition_by": "label", "alpha": 0.5})``. Labels
-    are in the column ``label``, a dataset's groups in columns of their names.
+    ``FlowerDatasets("DirichletPartitioner", {"num_partitions": 100, "partition_by": "label", "alpha": 0.5})``. The
+    labels are in the column ``label``, the dataset's groups in columns with their names.
 
     Parameters
     ----------
     partitioner : str
-        The class's name.
+        Name of the class.
     options : mapping
-        What it is made with; its seed is the split's unless given here.
+        Arguments of the class; its seed is drawn from the split's seed unless given here.
     seed : int, optional, keyword
 
     Raises
     ------
     ConfigError
-        The extra is not installed, no such partitioner, or options that it refuses.
+        The extra is not installed, the partitioner does not exist, or it refuses the options.
     """
 
     partitioner: str
@@ -73,7 +73,7 @@ class FlowerDatasets(Split):
         options = dict(self.options)
         if "seed" in inspect.signature(cls).parameters:
             options.setdefault("seed", int(self.rng(seed).integers(2**31)))
-        place = "_place"  # a column of ours, by which rows are known again
+        place = "_place"  # an additional column that identifies the rows
         order = self.rng(seed, Purpose.SPLIT_CHANGE).permutation(len(labels))
         columns = {"label": np.asarray(labels)[order], **{k: v[order] for k, v in (groups or {}).items()}, place: order}
         try:

@@ -1,4 +1,4 @@
-"""Label skew as NIID-Bench makes it: each label's examples are divided among clients by a Dirichlet distribution."""
+"""Label skew as in NIID-Bench: the examples of each label are divided by shares from a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Indices, Partition
 
-#: How often a division that leaves a client short is drawn anew.
+#: Maximum number of draws until every client has enough examples.
 TRIES = 10
 
 
@@ -22,9 +22,9 @@ class LabelDirichlet(CountedSplit):
     """Divide each label's examples among clients by shares drawn from Dirichlet(alpha).
 
     Yurochkin et al., "Bayesian nonparametric federated learning of neural networks", ICML 2019 (arXiv:1905.12022),
-    section 4, and Li et al., ICDE 2022 (arXiv:2102.02079), section IV-A (NIID-Bench's ``noniid-labeldir``). Sizes are
-    skewed as well as labels. Where NIID-Bench draws anew until every client has 10 examples, here at most ten times;
-    after that, clients that are short receive random examples of those that have more.
+    section 4, and Li et al., ICDE 2022 (arXiv:2102.02079), section IV-A (NIID-Bench's ``noniid-labeldir``). Both
+    sizes and labels are skewed. NIID-Bench draws again until every client has 10 examples; fedsim draws at most ten
+    times, then moves random examples to the clients that have too few.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ class LabelDirichlet(CountedSplit):
     alpha : float
         Concentration, greater than 0.
     min_size : int
-        The fewest examples of a client, at least 1; NIID-Bench's is 10.
+        Minimum number of examples per client, at least 1; 10 in NIID-Bench.
     balance : bool
-        A client that already has its even share of all examples gets no more of the labels to come, as in both
-        papers' code.
+        Whether a client that already has its equal share of all examples gets no examples of further labels, as in
+        the code of both papers.
     seed : int, optional, keyword
     """
 
@@ -50,7 +50,7 @@ class LabelDirichlet(CountedSplit):
         check_flag("LabelDirichlet's balance", self.balance)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        """Divide."""
+        """Draw the shares and divide the examples."""
         if self.min_size * self.num_clients > len(labels):
             raise ConfigError(
                 f"LabelDirichlet's min_size is {self.min_size} for {self.num_clients} clients; "
@@ -64,7 +64,7 @@ class LabelDirichlet(CountedSplit):
         return deal(labels, counts, rng).top_up(self.min_size, rng)
 
     def _draw(self, totals: Indices, rng: np.random.Generator) -> Indices:
-        """Return how many examples of each label each client gets."""
+        """Return the number of examples of each label per client, shape (clients, labels)."""
         counts = np.zeros((self.num_clients, len(totals)), dtype=np.intp)
         sizes = np.zeros(self.num_clients, dtype=np.intp)
         for k, total in enumerate(totals):

@@ -1,4 +1,4 @@
-"""Pathological label skew: so many labels per client, on disjoint or overlapping examples."""
+"""Pathological label skew: a fixed number of labels per client, with disjoint or overlapping shards."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class LabelsPerClient(CountedSplit):
     """Give every client `k` labels, and divide each label's examples evenly among the clients that have it.
 
     Li et al., ICDE 2022 (arXiv:2102.02079), section IV-A: NIID-Bench's ``#C = k``. As in its code, client i has label
-    ``i mod labels`` and k - 1 others at random. Where there are fewer clients than labels, the rest is first dealt in
-    turn, so that every label has a holder.
+    ``i mod labels`` and k - 1 others at random. If there are fewer clients than labels, the remaining labels are
+    assigned in turn first, so that every label has a client.
 
     Parameters
     ----------
     num_clients : int
     k : int
-        Labels per client, at least 1 and at most as many as there are; ``num_clients * k`` must reach that number.
+        Labels per client, at least 1 and at most the number of labels, which ``num_clients * k`` must reach.
     overlap : float
-        How many of the examples of a label that a client has for itself it also shares with the next holder, 0 to 1:
-        examples are then in one shard or in two. 0 gives disjoint shards; with 1 each example is in two.
+        Share of a client's examples of a label that the next client with this label also gets, 0 to 1. With 0 shards
+        are disjoint; with 1 each example is in two shards.
     seed : int, optional, keyword
     """
 
@@ -43,7 +43,7 @@ class LabelsPerClient(CountedSplit):
         check_real("LabelsPerClient's overlap", self.overlap, 0, 1)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        """Divide."""
+        """Choose the labels and divide their examples."""
         by_label, totals = shuffled_by_label(labels, rng)
         holds = self._choose(len(totals), rng)
         starts = np.concatenate([[0], np.cumsum(totals)[:-1]])
@@ -58,7 +58,7 @@ class LabelsPerClient(CountedSplit):
             owners.append(np.repeat(holders, held))
             indices.append(by_label[start + (np.repeat(first, held) + within) % total])
         partition = Partition.from_owners(np.concatenate(owners), self.num_clients, np.concatenate(indices))
-        return partition.top_up(1, rng)  # a label with fewer examples than holders may leave a client with none
+        return partition.top_up(1, rng)  # if a label has fewer examples than clients, a client may get none
 
     def _choose(self, labels: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Return which labels each client has, shape (clients, labels)."""

@@ -1,4 +1,4 @@
-"""How non-IID is a split? Sizes, labels and features of every client against the population's."""
+"""Measures of how non-IID a split is: sizes, labels and features of each client compared with the population."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.splits.federated import FederatedDataset
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Numbers gathered at a time, so that temporary arrays stay small.
+#: Numbers copied at a time, so that temporary arrays stay small.
 NUMBERS = 8_000_000
 
 
@@ -30,7 +30,7 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``client, examples``; ``labels``, how many different ones; ``total_variation``, ``sum |p - q| / 2``, 0 to 1;
+        ``client, examples``; ``labels``, number of distinct labels; ``total_variation``, ``sum |p - q| / 2``, 0 to 1;
         ``emd``, ``sum |p - q|``, the earth mover's distance of Zhao et al. (2018, arXiv:1806.00582, eq. 5), 0 to 2;
         ``jensen_shannon``, the divergence in bits, 0 to 1 (Lin, IEEE Trans. Inf. Theory 1991); ``effective_labels``,
         the exponential of p's entropy (Hill's number of order 1); ``feature_distance``, the root mean square over
@@ -46,7 +46,7 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
     q = counts.sum(axis=0) / counts.sum()
     middle = (p + q) / 2
     distance = np.abs(p - q).sum(axis=1)
-    entropy = rel_entr(p, 1).sum(axis=1)  # p log p, which is 0 where p is
+    entropy = rel_entr(p, 1).sum(axis=1)  # p log p, which is 0 for p = 0
     return pd.DataFrame(
         {
             "client": clients,
@@ -62,7 +62,7 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
 
 
 def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
-    """Return each client's distance, shape (clients,); features that do not vary have no say."""
+    """Return the feature distance of each client, shape (clients,); constant features are ignored."""
     x, part = held.dataset.x_train.reshape(len(held.dataset.x_train), -1), held.partition
     rows = max(1, NUMBERS // x.shape[1])
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
@@ -78,7 +78,7 @@ def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
         return distance
     mean, deviation = mean[varies], np.sqrt(variance[varies])
     client = 0
-    while client < len(part):  # as many whole clients as fit, at least one
+    while client < len(part):  # as many complete clients as fit, at least one
         end = int(np.searchsorted(part.offsets, part.offsets[client] + rows, side="right")) - 1
         end = min(max(end, client + 1), len(part))
         own = np.flatnonzero(part.sizes[client:end]) + client
@@ -92,14 +92,14 @@ def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
 
 
 def gini(sizes: NDArray[Any]) -> float:
-    """Return the Gini coefficient of sizes: 0 where all are equal, towards 1 where one client holds everything."""
+    """Return the Gini coefficient of sizes: 0 for equal sizes, close to 1 if one client has nearly everything."""
     ordered = np.sort(np.asarray(sizes, dtype=np.float64))
     n = len(ordered)
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
 
 
 def summary(held: FederatedDataset) -> dict[str, float]:
-    """Return a split in one row: its sizes, and means over clients of what `skew` measures.
+    """Return the sizes of a split and the means over clients of the measures of `skew`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Putting together: two splits at once, a common part for everybody, everything in one place."""
+"""Combinations: a mixture of two splits, examples shared by all clients, and all examples on one client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedsim.streams import Purpose
 
 @dataclass(frozen=True)
 class Mixture(Wrapped):
-    """Divide a random share of the examples by one split and the rest by another; clients hold parts of both.
+    """Divide a random share of the examples by one split and the rest by another; each client gets a part of both.
 
     ``Mixture(IID(100), Shards(100, per_client=1), share=0.1)`` is SCAFFOLD's data of 10 % similarity (Karimireddy et
     al., ICML 2020, arXiv:1910.06378, section 7.1).
@@ -29,9 +29,9 @@ class Mixture(Wrapped):
     Parameters
     ----------
     split, other : Split
-        Each into as many clients.
+        Both into the same number of clients.
     share : float
-        Of the examples that `split` divides, between 0 and 1; each part must suffice for its split.
+        Share of the examples that `split` divides, between 0 and 1; both parts must be large enough for their split.
     seed : int, optional, keyword
     """
 
@@ -59,24 +59,24 @@ class Mixture(Wrapped):
             parts.append(Partition(chosen[part.indices], part.offsets))
         if len(parts[0]) != len(parts[1]):
             raise ConfigError(
-                f"Mixture has splits into {len(parts[0])} and {len(parts[1])} clients; allowed: as many in both"
+                f"Mixture has splits into {len(parts[0])} and {len(parts[1])} clients; allowed: the same number"
             )
         return _together(parts[0], parts[1])
 
 
 @dataclass(frozen=True)
 class Shared(Wrapped):
-    """Take a random share of the examples out and give it to every client besides its own shard.
+    """Give a random share of the examples to every client, in addition to its own shard.
 
     The remedy of Zhao et al., "Federated learning with non-IID data", 2018 (arXiv:1806.00582), section 4: a small
-    globally shared set raises accuracy on skewed shards. Shared examples are in every shard, all others in one.
+    globally shared set raises accuracy on skewed shards. Shared examples are in every shard, all others in one shard.
 
     Parameters
     ----------
     split : Split
-        Divides what is left.
+        Divides the remaining examples.
     fraction : float
-        Of the examples that everybody holds, between 0 and 1; enough must be left for the split.
+        Share of the examples that all clients get, between 0 and 1; enough must remain for the split.
     seed : int, optional, keyword
     """
 
@@ -103,7 +103,7 @@ class Shared(Wrapped):
 
 @dataclass(frozen=True)
 class Pooled(Wrapped):
-    """Give everything that another split's clients hold to one client: training in one place, on the same data.
+    """Give the examples of all clients of another split to one client, for centralised training on the same data.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Pooled(Wrapped):
         return 1
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and put together."""
+        """Divide the dataset and merge the shards."""
         return self.inner(dataset, seed).pooled()
 
     def partition(

@@ -1,4 +1,4 @@
-"""Natural splits: a column of the data says whose each example is."""
+"""Natural splits: a column of the data identifies the client of each example."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Natural(Split):
     Parameters
     ----------
     column : str, optional
-        One of the dataset's groups; may be left out where there is only one.
+        One of the dataset's groups; optional if there is only one.
     num_clients : int, optional
-        Deal the groups at random to so many clients, as evenly as can be; default one client per group.
+        Distribute the groups at random and evenly over this number of clients; default one client per group.
     seed : int, optional, keyword
     """
 
@@ -50,7 +50,7 @@ class Natural(Split):
         Raises
         ------
         ConfigError
-            No such column, or fewer groups than clients.
+            The column does not exist, or there are fewer groups than clients.
         """
         names = list(groups or {})
         if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):

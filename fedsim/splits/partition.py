@@ -1,4 +1,4 @@
-"""A partition: who holds which examples."""
+"""Partitions: the assignment of examples to clients."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Indices = NDArray[np.intp]
 
 
 class Partition(Sequence[Indices]):
-    """Who holds which examples: one index array per client, stored as one array and its cuts.
+    """The assignment of examples to clients: one index array per client, stored as one array and its offsets.
 
     A million clients cost two arrays, and ``partition[k]`` is a view.
 
     Parameters
     ----------
     indices : ndarray of int, shape (held,)
-        All clients' example indices, client after client.
+        Example indices of all clients, client after client.
     offsets : ndarray of int, shape (clients + 1,)
         Client k holds ``indices[offsets[k]:offsets[k + 1]]``.
     """
@@ -33,19 +33,19 @@ class Partition(Sequence[Indices]):
 
     @classmethod
     def of_sizes(cls, indices: Indices, sizes: Indices) -> Partition:
-        """Build from all clients' indices, client after client, and how many each holds."""
+        """Build from the indices of all clients, client after client, and the size of each client."""
         return cls(indices, np.concatenate([[0], np.cumsum(sizes)]))
 
     @classmethod
     def from_owners(cls, owners: Indices, num_clients: int, indices: Indices | None = None) -> Partition:
-        """Build from the client of each example; within a client, examples rise.
+        """Build from the client of each example; within a client, examples are in ascending order.
 
         Parameters
         ----------
         owners : ndarray of int, shape (held,)
         num_clients : int
         indices : ndarray of int, shape (held,), optional
-            Which examples; default all, in order.
+            The examples; default all, in order.
         """
         sizes = np.bincount(owners, minlength=num_clients)
         owners = owners.astype(np.min_scalar_type(num_clients))  # NumPy sorts short integers by radix
@@ -53,7 +53,7 @@ class Partition(Sequence[Indices]):
             by_example = np.full(len(owners), num_clients, dtype=owners.dtype)
             if not len(indices) or indices.max() < len(indices):
                 by_example[indices] = owners
-            if (by_example == num_clients).any():  # not every example, or one of them twice
+            if (by_example == num_clients).any():  # some examples are missing or repeated
                 return cls.of_sizes(indices[np.lexsort((indices, owners))], sizes)
             owners = by_example
         return cls.of_sizes(np.argsort(owners, kind="stable"), sizes)
@@ -78,26 +78,25 @@ class Partition(Sequence[Indices]):
 
     @property
     def places(self) -> Indices:
-        """The place of each entry of `indices` within its client, from 0, shape (held,)."""
+        """The position of each entry of `indices` within its client, from 0, shape (held,)."""
         return np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], self.sizes)
 
     def select(self, keep: NDArray[np.bool_]) -> Partition:
-        """Return what is left when only some entries of `indices` are kept, by a mask of shape (held,)."""
+        """Return a partition with the entries of `indices` selected by a mask, shape (held,)."""
         kept = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
         return Partition(self.indices[keep], kept)
 
     def sort(self, key: NDArray[Any]) -> Partition:
-        """Return each client's examples in rising order of a key, shape (held,); equal ones keep their order."""
+        """Return a partition with each client's examples stably sorted by a key, shape (held,)."""
         return Partition(self.indices[np.lexsort((key, self.owners))], self.offsets)
 
     def divide(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
-        """Divide every client's examples at random into those it trains on and those it is tested on.
+        """Divide the examples of each client at random into training and test examples.
 
         Parameters
         ----------
         fraction : float
-            Share to test on, rounded to whole examples; at least one example of a client that has any stays for
-            training.
+            Share of test examples, rounded; a client that has examples keeps at least one for training.
         seed : int
 
         Returns
@@ -111,14 +110,14 @@ class Partition(Sequence[Indices]):
         return self.select(~for_test), self.select(for_test)
 
     def window(self, number: int, windows: int) -> Partition:
-        """Return one of equal parts of every client's examples, in their order, counted from 0."""
+        """Return one of `windows` consecutive equal parts of each client's examples, counted from 0."""
         cuts = [np.repeat(self.sizes * (number + end) // windows, self.sizes) for end in (0, 1)]
         return self.select((self.places >= cuts[0]) & (self.places < cuts[1]))
 
     def top_up(self, least: int, rng: np.random.Generator) -> Partition:
-        """Return a partition in which no client holds fewer than `least` examples, or this one if that is so already.
+        """Return a partition in which every client has at least `least` examples.
 
-        Those that are short receive random examples of random clients that have more.
+        Clients with fewer get random examples of random clients that have more.
         """
         lacking = np.maximum(least - self.sizes, 0)
         total = int(lacking.sum())

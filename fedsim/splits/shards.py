@@ -1,4 +1,4 @@
-"""The FedAvg paper's pathological split: sort by label, cut into shards, deal a few to each client."""
+"""The pathological split of the FedAvg paper: sorted by label, cut into shards, and a few shards per client."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fedsim.splits.sizes import even_sizes
 
 @dataclass(frozen=True)
 class Shards(CountedSplit):
-    """Sort by label, cut into ``num_clients * per_client`` equal shards, deal `per_client` at random to each client.
+    """Sort by label, cut into ``num_clients * per_client`` equal shards, and give each client `per_client` at random.
 
     McMahan et al., AISTATS 2017 (arXiv:1602.05629), section 3: MNIST in 200 shards of 300, two to each of 100
-    clients, so that most clients hold two digits. Here examples of one label are shuffled before they are cut.
+    clients, so that most clients hold two digits. Here the examples of a label are shuffled before cutting.
 
     Parameters
     ----------
     num_clients : int
     per_client : int
-        Shards per client, at least 1; ``num_clients * per_client`` may not exceed the examples.
+        Shards per client, at least 1; ``num_clients * per_client`` is at most the number of examples.
     seed : int, optional, keyword
     """
 
@@ -37,11 +37,11 @@ class Shards(CountedSplit):
         check_integer("Shards's per_client", self.per_client, 1)
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
-        """Divide."""
+        """Sort, cut and distribute."""
         shards = self.num_clients * self.per_client
         if shards > len(labels):
             raise ConfigError(
-                f"Shards wants {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
+                f"Shards needs {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
                 f"allowed: at most {len(labels)}, one training example each"
             )
         by_label, _ = shuffled_by_label(labels, rng)

@@ -1,4 +1,4 @@
-"""Quantity skew: how many examples each client holds."""
+"""Quantity skew: the number of examples of each client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.splits.partition import Indices
 
 @dataclass(frozen=True)
 class Sizes(ABC):
-    """A law of client sizes; clients come in random order of size."""
+    """A distribution of client sizes; clients are in random order of size."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -27,17 +27,17 @@ class Sizes(ABC):
 
     @abstractmethod
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return what each client's size is proportional to, shape (clients,), at least 0."""
+        """Return relative sizes of the clients, shape (clients,), at least 0."""
 
     @property
     @abstractmethod
     def least(self) -> int:
-        """The fewest examples of a client."""
+        """The minimum number of examples per client."""
 
 
 @dataclass(frozen=True)
 class LogNormal(Sizes):
-    """Log-normal sizes: the logarithm of a client's size has standard deviation `sigma`.
+    """Log-normal sizes: the logarithm of the sizes has standard deviation `sigma`.
 
     As in LEAF's and FedProx's synthetic data (Li et al., MLSys 2020, arXiv:1812.06127), where sigma is 2.
 
@@ -64,7 +64,7 @@ class LogNormal(Sizes):
 
 @dataclass(frozen=True)
 class PowerLaw(Sizes):
-    """The client with the k-th most examples holds a number proportional to ``k ** -exponent`` (Zipf's law).
+    """Power law: the size of the k-th largest client is proportional to ``k ** -exponent`` (Zipf's law).
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class PowerLaw(Sizes):
         check_integer("PowerLaw's least", self.least, 1)
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw the order."""
+        """Draw the order of the clients."""
         ranks = 1 + rng.permutation(num_clients)
         return np.power(ranks, -float(self.exponent), dtype=np.float64)
 
@@ -93,8 +93,8 @@ class DirichletSizes(Sizes):
     """Shares of the data drawn from a symmetric Dirichlet distribution.
 
     Li, Diao, Chen and He, "Federated learning on non-IID data silos: an experimental study", ICDE 2022
-    (arXiv:2102.02079), section IV-D, q ~ Dir(beta). NIID-Bench draws anew until each client has 10 examples; here
-    clients below `least` are raised to it at the cost of the others.
+    (arXiv:2102.02079), section IV-D, q ~ Dir(beta). NIID-Bench draws again until each client has 10 examples;
+    here clients below `least` get `least` examples, and the others correspondingly fewer.
 
     Parameters
     ----------
@@ -118,13 +118,13 @@ class DirichletSizes(Sizes):
 
 
 def check_sizes(field: str, sizes: Any, num_clients: int) -> Any:
-    """Return `sizes`, an array as a tuple; ConfigError unless it is None, a law, or a number for each client."""
+    """Return `sizes`, with an array as a tuple; ConfigError unless None, a distribution, or one number per client."""
     if sizes is None or isinstance(sizes, Sizes):
         return sizes
     sizes = to_builtin_sequence(sizes)
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != num_clients:
-        laws = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
-        raise ConfigError(f"{field} is {shorten(sizes)}; allowed: {laws}, or {num_clients} numbers of examples")
+        names = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
+        raise ConfigError(f"{field} is {shorten(sizes)}; allowed: {names}, or {num_clients} numbers of examples")
     for size in sizes:
         check_integer(field, size, 1)
     return sizes
@@ -133,19 +133,19 @@ def check_sizes(field: str, sizes: Any, num_clients: int) -> Any:
 def client_sizes(
     sizes: Sizes | Sequence[int] | None, total: int, num_clients: int, rng: np.random.Generator
 ) -> Indices:
-    """Return how many of `total` examples each client gets, shape (clients,).
+    """Return the number of examples of each client, out of `total`, shape (clients,).
 
     Raises
     ------
     ConfigError
-        More examples than there are.
+        The sizes need more examples than there are.
     """
     if sizes is None:
         return even_sizes(total, num_clients)
     if isinstance(sizes, Sizes):
         if sizes.least * num_clients > total:
             raise ConfigError(
-                f"{sizes!r} wants at least {sizes.least} examples for each of {num_clients} clients; there are {total}"
+                f"{sizes!r} needs at least {sizes.least} examples for each of {num_clients} clients; there are {total}"
             )
         return apportion(sizes.shares(num_clients, rng), total, sizes.least)
     given = np.asarray(sizes, dtype=np.intp)
@@ -155,14 +155,14 @@ def client_sizes(
 
 
 def even_sizes(total: int, parts: int) -> Indices:
-    """Return the sizes of `parts` that differ by at most one, the larger first."""
+    """Return sizes of `parts` that differ by at most one, larger ones first."""
     sizes = np.full(parts, total // parts, dtype=np.intp)
     sizes[: total % parts] += 1
     return sizes
 
 
 def apportion(shares: NDArray[np.float64], total: int, least: int = 0) -> Indices:
-    """Return whole numbers that add up to `total`, each at least `least`, else as near to the shares as can be.
+    """Return integers of at least `least` that add up to `total` and are as close to the shares as possible.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def apportion(shares: NDArray[np.float64], total: int, least: int = 0) -> Indice
     least : int
     """
     raised = np.zeros(len(shares), dtype=bool)
-    while True:  # those below the least are raised to it, which may lower others below it
+    while True:  # raising small sizes to the minimum may lower others below it
         free = shares * ~raised
         left = total - least * int(raised.sum())
         quota = free * (left / free.sum()) if free.sum() > 0 else np.full(len(shares), total / len(shares))

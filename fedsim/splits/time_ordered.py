@@ -1,4 +1,4 @@
-"""Drift over rounds: clients see their examples in the order of time, a part at a time."""
+"""Temporal drift: clients train on consecutive parts of their examples."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fedsim.splits.wrapped import Wrapped
 
 @dataclass(frozen=True)
 class TimeOrdered(Wrapped):
-    """Cut every client's examples, in order, into parts, and train on one part after the other.
+    """Cut each client's examples into consecutive parts, and train on one part after another.
 
     In rounds 1 to `rounds_per_window` clients train on the first part of their shards, then on the second, and so on;
-    the last part stays to the end. Who holds what never changes, what they train on does.
+    the last part is used until the end. The assignment of examples to clients does not change.
 
     Parameters
     ----------
     split : Split
-        Who holds what.
+        Divides the examples among the clients.
     windows : int
-        Parts, at least 1. A client with fewer examples has empty parts, and is left out while they last.
+        Number of parts, at least 1. A client with fewer examples has empty parts, in which it does not take part.
     rounds_per_window : int
         At least 1.
     by : str, optional
-        What orders a client's examples: one of the dataset's groups, or ``"label"``; default the data's own order.
-        With ``"label"``, labels come one after the other, everywhere at once.
+        Sort key of a client's examples: one of the dataset's groups or ``"label"``; default the order of the data.
+        With ``"label"``, all clients train on one label after another.
     seed : int, optional, keyword
     """
 
@@ -44,7 +44,7 @@ class TimeOrdered(Wrapped):
             raise ConfigError(f"TimeOrdered's by is {shorten(self.by)}; allowed: the name of a column, or 'label'")
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide, and order.
+        """Divide the dataset and sort each client's examples.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What splits that change another split's shards have in common."""
+"""Base classes of splits that change the shards of another split."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedsim.splits.partition import Partition
 
 @dataclass(frozen=True)
 class Wrapped(Split):
-    """Another split's shards, changed.
+    """A split that changes the shards of another split.
 
     Parameters
     ----------
     split : Split
         Divides the examples; the same seed gives the same shards with and without the change.
     seed : int, optional, keyword
-        Of both; default the experiment's.
+        Seed of both splits; default the experiment's.
     """
 
     split: Split
@@ -39,30 +39,30 @@ class Wrapped(Split):
 
     @property
     def num_clients(self) -> int | None:
-        """As many as the split that is changed has; None where only the data says."""
+        """The number of clients of the wrapped split; None if it depends on the data."""
         clients: int | None = getattr(self.split, "num_clients", None)
         return clients
 
     def inner(self, dataset: Any, seed: int) -> FederatedDataset:
-        """Return what the split that is changed makes of a dataset."""
+        """Return the dataset divided by the wrapped split."""
         return self.split.federate(dataset, seed if self.seed is None else self.seed)
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
     ) -> Partition:
-        """Divide examples as the split that is changed does."""
+        """Divide examples with the wrapped split."""
         return self.split.partition(labels, seed if self.seed is None else self.seed, groups)
 
 
 @dataclass(frozen=True)
 class Graded(Wrapped):
-    """A change whose strength rises evenly over the clients, from `low` at client 0 to `high` at the last.
+    """A change whose strength increases linearly over the clients, from `low` at the first to `high` at the last.
 
     Parameters
     ----------
     split : Split
     high, low : float
-        As NIID-Bench does it, from 0. With equal values all clients are changed alike.
+        In NIID-Bench `low` is 0. With equal values all clients are changed in the same way.
     seed : int, optional, keyword
     """
 
@@ -70,7 +70,7 @@ class Graded(Wrapped):
     low: float = 0.0
 
     def check(self, least: float, most: float) -> None:
-        """Raise ConfigError unless both ends lie within bounds."""
+        """Raise ConfigError unless `high` and `low` are within bounds."""
         for name in ("high", "low"):
             check_real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
 
