@@ -311,7 +311,7 @@ def test_numbers_of_any_pandas_kind_are_numbers() -> None:
     assert found.x_train.shape[1] == 6
     assert found.x_train.dtype == np.float32
     assert [note.split(";")[1] for note in found.notes] == [
-        f" the median, {m}, stands in, and a column of its own marks them" for m in ("2", "1.5", "1.75")
+        f" replaced by the median, {m}, and marked in an additional column" for m in ("2", "1.5", "1.75")
     ]
 
 
@@ -343,7 +343,7 @@ def test_columns_with_values_in_the_test_rows_alone_or_in_some_rows() -> None:
     frame = pd.DataFrame({"some": [7, None, 7, None], "late": [None, None, None, 5.0], "y": [0, 1, 0, 1]})
     found = encode(frame, "t", "y", test=np.arange(4) == 3)
     assert found.notes[0] == "late dropped: no values"
-    assert found.notes[1].startswith("some: 2 of 4 values missing; the median, 7, stands in")
+    assert found.notes[1].startswith("some: 2 of 4 values missing; replaced by the median, 7")
     assert found.x_train[:, 1].argmax() == 1  # whether there is a value says something, though all values are the same
 
 
