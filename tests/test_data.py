@@ -536,3 +536,9 @@ def test_where_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert idx.MNIST.whereabouts(cache) == f"NOT in {cache}: t10k-labels-idx1-ubyte missing"
     monkeypatch.delenv("FEDSIM_DATA")
     assert idx.MNIST.whereabouts().startswith("not here")
+
+
+def test_truth_values_are_labels() -> None:
+    x = np.zeros((3, 2))
+    found = data.Dataset("flags", x, np.array([True, False, True]), x[:1], np.array([False]))
+    assert (found.y_train.tolist(), found.num_classes, found.regression) == ([1, 0, 1], 2, False)

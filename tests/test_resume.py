@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
+from fedsim.rounds.validity import ValidityChecks
 from fedsim.splits import Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
+from fedsim.study.callbacks import Callback, FinishedRound
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.5),
@@ -448,3 +450,47 @@ def test_an_error_of_a_strategy_is_not_blamed_on_the_checkpoint(
     assert type(resumed.value) is type(whole.value)
     assert "checkpoint" not in str(resumed.value)
     assert experiment.run(directory=tmp_path).rounds == experiment.rounds
+
+
+class Failing(clients.SGD):
+    """The first client fails in rounds 1 and 3."""
+
+    def train(self, ctx: Any) -> Any:
+        if ctx.round in (1, 3) and 0 in ctx.partition_ids:
+            raise RuntimeError("no")
+        return ctx.fit()
+
+
+def test_failures_before_an_interruption_are_resumed(tmp_path: Path) -> None:
+    experiment = replace(BASE, client=Failing(), on_failure="exclude", fraction_train=1.0, rounds=4)
+    with pytest.raises(PowerError):
+        experiment.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
+    resumed = experiment.run(directory=tmp_path)
+    assert resumed.failures["round"].tolist() == [1, 3]
+    assert resumed.failures["partition_id"].tolist() == [0, 0]
+    assert resumed.failures.equals(experiment.run().failures)
+
+
+def test_divergence_is_judged_by_the_untrained_model_after_an_interruption_too(tmp_path: Path) -> None:
+    """Ten times the loss of round 0: what the model has learnt since does not tighten it."""
+    experiment = replace(BASE, rounds=4)
+    limits: list[float] = []
+
+    class Looks(Callback):
+        def round_finished(self, finished: FinishedRound) -> None:
+            limits.append(finished.metrics["test_loss"])
+
+    with pytest.raises(PowerError):
+        experiment.run(directory=tmp_path, callbacks=[Looks(), OnRound(cut(3))])
+    assert limits[0] > limits[1]
+    found: list[float] = []
+    limit_loss = ValidityChecks.limit_loss
+
+    def watched(self: ValidityChecks, loss: float) -> None:
+        found.append(loss)
+        limit_loss(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ValidityChecks, "limit_loss", watched)
+        experiment.run(directory=tmp_path)
+    assert found == limits[:1]

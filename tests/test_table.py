@@ -218,7 +218,9 @@ def test_images_of_the_hub(tmp_path: Path) -> None:
     )
     made = datasets.Dataset.from_dict(columns, features=features)
     datasets.DatasetDict({"train": made.select(range(24)), "test": made.select(range(24, 30))}).save_to_disk(tmp_path)
+    datasets.enable_progress_bars()
     found = hub(str(tmp_path), client_column="writer")
+    assert datasets.are_progress_bars_disabled()  # fedsim has its own
     assert np.array_equal(found.x_train * 255, pictures[:24].reshape(24, 20))
     assert np.array_equal(found.x_test * 255, pictures[24:].reshape(6, 20))
     assert found.label_names == ("a", "b", "c")
