@@ -211,8 +211,12 @@ def raised_by_user_class(error: BaseException) -> bool:
 
 
 def short(value: Any) -> str:
-    """Write an object as the call that makes it, without what is as by default."""
-    if not is_dataclass(value) or isinstance(value, type):
+    """Write an object as the call that makes it, without what is as by default, at every depth."""
+    if isinstance(value, partial):
+        return call(short(value.func), list(value.args), value.keywords)
+    if isinstance(value, type):
+        return value.__qualname__
+    if not is_dataclass(value):
         return _literal(value)
     given = {f: getattr(value, f.name) for f in fields(value) if f.repr}
     changed = [f"{f.name}={short(v)}" for f, v in given.items() if v != _default(f)]
@@ -232,8 +236,4 @@ def call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
 def _literal(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return call(type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr})
-    if isinstance(value, partial):
-        return call(_literal(value.func), list(value.args), value.keywords)
-    if isinstance(value, type):
-        return value.__qualname__
     return repr(to_builtin(value))

@@ -368,6 +368,9 @@ def test_a_server_object_is_the_class_with_its_options() -> None:
 def test_studies_label_server_objects_by_their_options() -> None:
     made = variants(SMALL, server=[servers.FedAdam(eta=0.1), servers.FedYogi(), servers.FedAvg])
     assert [label["server"] for label, _ in made] == ["FedAdam(eta=0.1)", "FedYogi", "FedAvg"]
+    numpys: Any = np.float32(0.5)
+    made = variants(SMALL, server=[servers.FedAdam(eta=numpys), partial(servers.FedYogi, eta=numpys)])
+    assert [label["server"] for label, _ in made] == ["FedAdam(eta=0.5)", "FedYogi(eta=0.5)"]
 
 
 def test_a_server_object_whose_options_are_unknown_is_refused() -> None:

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,11 @@ def test_objects_are_written_as_the_call_that_makes_them() -> None:
     assert text.call("X", [Pair(np.int64(1), IID, hidden=5)], {}).startswith("X(Pair(left=1, right=<class ")
     assert "hidden" not in text.call("X", [Pair(1, hidden=5)], {})
     assert text.call("X", [], {}) == "X()"
-    assert text.short(IID(3, sizes=LogNormal(0.5))) == "IID(num_clients=3, sizes=LogNormal(sigma=0.5, least=1))"
+    assert text.short(IID(3, sizes=LogNormal(0.5))) == "IID(num_clients=3, sizes=LogNormal(sigma=0.5))"
     assert text.short(SGD(lr=0.5)) == "SGD(lr=0.5)"
     assert text.short(Pair(1)) == "Pair(left=1)"
-    assert text.short(SGD) == repr(SGD)
+    assert text.short(SGD) == "SGD"
+    assert text.short(partial(SGD, 0.5, epochs=2)) == "SGD(0.5, epochs=2)"
     assert text.short("x") == "'x'"
 
 
