@@ -117,3 +117,9 @@ def test_targets_that_do_not_vary_have_no_r_squared() -> None:
     history = replace(BASE, dataset=flat, rounds=1).run().history
     assert history["test_r2"].isna().all()
     assert history["test_loss"].notna().all()
+
+
+def test_truth_values_are_targets() -> None:
+    x, y = np.zeros((3, 2)), np.array([True, False, True])
+    made = Dataset("flags", x, y, x, y, regression=True)
+    assert made.y_train.tolist() == [1.0, 0.0, 1.0]
