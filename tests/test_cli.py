@@ -450,6 +450,7 @@ def test_the_showpiece_refuses_bad_input(arguments: list[str], sentence: str, tm
     refused(call(SHOWPIECE, *QUICK, *arguments, cwd=tmp_path), sentence)
 
 
+@pytest.mark.slow
 def test_the_extension_example(tmp_path: Path) -> None:
     done = call(str(ROOT / "experiments" / "extend_client_strategy.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ def _cluster() -> Iterator[None]:
     "experiment",
     [
         BASE,
-        replace(BASE, kernel="compiled"),
+        pytest.param(replace(BASE, kernel="compiled"), marks=pytest.mark.slow),  # each actor loads the kernel
         replace(BASE, client=clients.SCAFFOLD()),
         replace(BASE, client=clients.FedPer()),
         replace(BASE, client=clients.MOON()),
