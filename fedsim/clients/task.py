@@ -90,6 +90,13 @@ class Update:
     update_norm: NDArray[np.float64] | None = None
     failed: Mapping[int, FedsimError] = field(default_factory=dict)
 
+    @classmethod
+    def without_rows(cls, model: Model, failed: Mapping[int, FedsimError]) -> Update:
+        """Return the update of a block in which every client has failed."""
+        none, nothing = np.empty(0, np.intp), np.empty(0)
+        weights = np.empty((0, model.num_parameters), model.dtype)
+        return cls(none, none, weights, nothing, update_norm=nothing, failed=failed)
+
     def rows(self, select: NDArray[np.bool_]) -> Update:
         """Return some of the rows."""
 

@@ -157,8 +157,7 @@ class ClientRuntime:
 
         updates, failed = isolate_failures(train_some, clients, task.round)
         if not updates:
-            weights = np.empty((0, self.model.num_parameters), self.model.dtype)
-            return Update(clients[:0], clients[:0], weights, np.empty(0), update_norm=np.empty(0), failed=failed)
+            return Update.without_rows(self.model, failed)
         return replace(concatenate(updates), failed=failed)
 
     def with_norms(self, task: Task, update: Update) -> Update:

@@ -147,8 +147,7 @@ class SuperNodeEngine:
         for block in self.blocks.training(task, clients):
             known, lost = _split(block, rows, failed)
             if not len(known):
-                weights = np.empty((0, self.runtime.model.num_parameters), self.runtime.model.dtype)
-                yield Update(known, known, weights, np.empty(0), update_norm=np.empty(0), failed=lost)
+                yield Update.without_rows(self.runtime.model, lost)
                 continue
             found = [rows[int(client)] for client in known]
             columns = {name: np.array([row[name] for row in found]) for name in found[0]}
