@@ -1,7 +1,6 @@
 """What a round can be extended by: an update transform, an aggregator, a callback; the end of docs/extend.md."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +56,8 @@ def main() -> None:
     base = Experiment(split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=20)
     for name, experiment in (
         ("FedAvg", base),
-        ("clipped", Experiment(split=base.split, fraction_train=0.2, transforms=(Clip(0.5),))),
-        ("uniform", Experiment(split=base.split, fraction_train=0.2, server=partial(UniformFedAvg))),
+        ("clipped", replace(base, transforms=(Clip(0.5),))),
+        ("uniform", replace(base, server=UniformFedAvg())),
     ):
         result = experiment.run(callbacks=[StopWhenApart(most=2.0)])
         why = f", {result.stop_reason}" if result.stop_reason else ""
