@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fedsim import data
 from fedsim.apps import app as fedsim_app
 from fedsim.apps.app_folder import load_app, override_run_config, run_app
-from fedsim.apps.in_process import FIRST_NODE_ID, AppGrid, run_flower
+from fedsim.apps.in_process import AppGrid, run_flower
 from fedsim.cli import main as cli
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, records
@@ -592,10 +592,3 @@ def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
         AppGrid(echo(), 1, workers=0)
     with pytest.raises(ConfigError, match="node_configs has 1 entries; allowed: 2, one each"):
         AppGrid(echo(), 2, node_configs=[{}])
-
-
-@pytest.mark.parametrize("node", [FIRST_NODE_ID - 1, FIRST_NODE_ID + 3])
-def test_a_message_to_a_node_that_there_is_not_is_refused(node: int) -> None:
-    """The nodes before the first and after the last."""
-    with AppGrid(ClientApp(), 3) as grid, pytest.raises(ValueError, match=r"unknown node; nodes are 2\.\.4"):
-        grid.push_messages([Message(RecordDict(), node, "train")])
