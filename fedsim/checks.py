@@ -67,7 +67,7 @@ def to_builtin(value: Any) -> Any:
 
 
 def to_builtin_sequence(value: Any) -> Any:
-    """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `plain` does."""
+    """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `to_builtin` does."""
     if getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
         return _tuples(value.tolist())
     return to_builtin(value)
@@ -78,7 +78,7 @@ def _tuples(value: Any) -> Any:
 
 
 def convert_fields(instance: Any) -> None:
-    """Store the numbers in a frozen dataclass's fields as Python's own; see `plain`.
+    """Store the numbers in a frozen dataclass's fields as Python's own; see `to_builtin`.
 
     In a field of type float, a whole number of more than 64 bits becomes a float, as NumPy cannot calculate with it.
     """

@@ -213,7 +213,7 @@ class _Run:
 
 
 class RejectedRounds(Callback):
-    """Says that rounds had too few updates: the first time, and how many it were at the end."""
+    """Prints a notice at the first rejected round, and the number of rejected rounds at the end."""
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Count from here."""
