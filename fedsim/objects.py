@@ -1,19 +1,25 @@
 """Configured objects as text: ``Dirichlet(50, alpha=0.1)`` to an object and back.
 
-A text names a class of a given set of names, or ``module:Class`` where the reader allows it; arguments are literals.
+A text is one call. It names a class of a given set of names, or ``module:Class`` where the reader allows it; arguments
+are literals, or calls of their own.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from fedsim.checks import shorten, suggest
-from fedsim.errors import ConfigError
-from fedsim.text import call, make, making, parse
+from fedsim.checks import shorten, suggest, to_builtin
+from fedsim.errors import ConfigError, FedsimError
+from fedsim.text import describe
+from fedsim.toml import check_plain
 
 #: Returns the class that ``module:Class`` names.
 LoadClass = Callable[[str], type]
@@ -57,7 +63,7 @@ def read_call(
     else:
         own = " or module:Class" if load_class is not None else ""
         raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{suggest(head[:100], names)}")
-    _, args, keywords = parse(field, text, nested)
+    _, args, keywords = parse_call(field, text, nested)
     return target, head, args, keywords
 
 
@@ -76,18 +82,137 @@ def from_text(
         Not of that form, an unknown name, or arguments that the class does not take.
     """
     target, name, args, keywords = read_call(field, text, names, nested or {}, load_class)
-    with making(field, name):
+    with constructor_errors(field, name):
         return make(field, target, name, args, keywords)
+
+
+def parse_call(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
+    """Take a call apart.
+
+    Parameters
+    ----------
+    field : str
+        What the text is, for errors.
+    text : str
+        ``Name`` or ``Name(arguments)``. Arguments are literals, or calls of their own.
+    names : mapping
+        What calls among the arguments may call.
+
+    Returns
+    -------
+    name : str
+    args : list
+    keywords : dict
+
+    Raises
+    ------
+    ConfigError
+        Not of that form.
+    """
+    head, bracket, rest = text.strip().partition("(")
+    form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about its own grammar, such as "\d"
+            node = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ConfigError(form)
+        return head, *_arguments(field, node, names)
+    except FedsimError:
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise ConfigError(form) from None
+
+
+def _arguments(field: str, node: ast.Call, names: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    keywords = {k.arg: _value(field, k.value, names) for k in node.keywords if k.arg}
+    if len(keywords) != len(node.keywords):
+        raise ValueError("** is not allowed")
+    return [_value(field, a, names) for a in node.args], keywords
+
+
+def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
+    if isinstance(node, ast.Name):  # a call without arguments needs no brackets
+        node = ast.Call(node, [], [])
+    if not isinstance(node, ast.Call):
+        value = ast.literal_eval(node)
+        check_plain(field, value)
+        return value
+    if not isinstance(node.func, ast.Name):
+        raise ValueError("not a name")
+    name = node.func.id
+    if name not in names:
+        allowed = f"allowed: {', '.join(names)}{suggest(name, names)}" if names else "it takes plain values only"
+        raise ConfigError(f"{field} names {name!r}; {allowed}")
+    args, keywords = _arguments(field, node, names)
+    with constructor_errors(field, name):
+        return make(field, names[name], name, args, keywords)
+
+
+def make(field: str, target: Callable[..., Any], name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+    """Call a class or a function; ConfigError names what it takes where the arguments do not fit."""
+    try:
+        inspect.signature(target).bind(*args, **keywords)
+    except TypeError as error:
+        settings = list(inspect.signature(target).parameters)
+        hint = "".join({suggest(k, settings) for k in keywords if k not in settings})
+        raise ConfigError(
+            f"{field} is {format_call(name, args, keywords)!r}: {name} takes "
+            f"{', '.join(settings) or 'no arguments'} ({error}){hint}"
+        ) from None
+    return target(*args, **keywords)
+
+
+@contextmanager
+def constructor_errors(field: str, name: str) -> Iterator[None]:
+    """Turn whatever a constructor raises into one sentence."""
+    try:
+        yield
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{field}: {name} refuses its arguments: {describe(error)}") from error
 
 
 def to_text(value: Any, names: Mapping[str, Any]) -> str:
     """Return the text from which a dataclass instance can be made again; a class not among the names by its module."""
     settings = {f: getattr(value, f.name) for f in fields(value) if f.init}
     written = {f.name: v for f, v in settings.items() if v is not None or f.default is not None}
-    return call(class_name(type(value), names), [], written)
+    return format_call(class_name(type(value), names), [], written)
 
 
 def class_name(cls: Any, names: Mapping[str, Any]) -> str:
     """Return how a text names a class: its own name if that is known, else ``module:Class``."""
     name: str = cls.__name__
     return name if name in names and names[name] is cls else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def short_repr(value: Any) -> str:
+    """Write an object as the call that makes it, without what is as by default, at every depth."""
+    if isinstance(value, partial):
+        return format_call(short_repr(value.func), list(value.args), value.keywords)
+    if isinstance(value, type):
+        return value.__qualname__
+    if not is_dataclass(value):
+        return _literal(value)
+    given = {f: getattr(value, f.name) for f in fields(value) if f.repr}
+    changed = [f"{f.name}={short_repr(v)}" for f, v in given.items() if v != _default(f)]
+    return f"{type(value).__name__}({', '.join(changed)})"
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def format_call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
+    """Write a call."""
+    shown = [*map(_literal, args), *(f"{k}={_literal(v)}" for k, v in keywords.items())]
+    return f"{name}({', '.join(shown)})"
+
+
+def _literal(value: Any) -> str:
+    if is_dataclass(value) and not isinstance(value, type):
+        return format_call(
+            type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+        )
+    return repr(to_builtin(value))

@@ -18,11 +18,12 @@ from fedsim import Experiment, Result, compare, data, files
 from fedsim.clients import SGD, Context
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY
+from fedsim.objects import short_repr
 from fedsim.splits import IID
 from fedsim.study import config, saving
 from fedsim.study import directory as rundir
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
-from fedsim.text import short
+from fedsim.study.plan import make_plan
 
 NAN = math.nan
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=6, kernel="numpy", client=SGD(lr=0.3))
@@ -111,7 +112,7 @@ def test_early_stopping_is_a_value_whatever_it_has_seen() -> None:
     stops(used, 0.1, 0.2)
     assert (used, hash(used)) == (fresh, hash(fresh))
     assert repr(used) == repr(fresh) == "EarlyStopping(metric='test_accuracy', target=None, patience=3)"
-    assert short(used) == "EarlyStopping(patience=3)"
+    assert short_repr(used) == "EarlyStopping(patience=3)"
     assert used != EarlyStopping(patience=2)
     assert replace(BASE, early_stopping=used) == replace(BASE, early_stopping=fresh)
     assert type(fresh.patience) is int
@@ -184,7 +185,7 @@ def test_configuration_files_and_the_command_line_set_early_stopping(tmp_path: P
     )
     with pytest.raises(ConfigError, match=r"allowed: early_stopping.metric, early_stopping.target, early_stopping.pat"):
         config.apply(made, ["early_stopping._best=[1]"])
-    plan = config.plan({"compare": {"early_stopping": ["EarlyStopping(patience=1)", "EarlyStopping(patience=2)"]}})
+    plan = make_plan({"compare": {"early_stopping": ["EarlyStopping(patience=1)", "EarlyStopping(patience=2)"]}})
     assert plan.axes["early_stopping"] == [EarlyStopping(patience=1), EarlyStopping(patience=2)]
     own = config.value_of("early_stopping", f"{__name__}:Lenient(patience=2)", EVERY)
     assert type(own) is Lenient

@@ -17,6 +17,7 @@ from fedsim.report.catalogue import client_entries, server_entries
 from fedsim.report.tables import splits_table
 from fedsim.splits import IID, Split
 from fedsim.study import config
+from fedsim.study.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,7 +47,7 @@ def test_the_readmes_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 def test_configuration_files_on_the_configuration_page_are_accepted() -> None:
     run, study = fenced(ROOT / "docs/configuration.md", "toml")
     assert config.experiment(tomllib.loads(run)).fraction_train == 0.2
-    assert len(config.plan(tomllib.loads(study)).axes["split"]) == 3
+    assert len(make_plan(tomllib.loads(study)).axes["split"]) == 3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -113,7 +114,7 @@ def test_code_on_the_pages_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["drift_mnist", "personalised", "fedavg_table1", "insteval"])
 def test_study_files_are_accepted(name: str) -> None:
-    plan = config.plan(config.read(ROOT / f"experiments/{name}.toml"))
+    plan = make_plan(config.read(ROOT / f"experiments/{name}.toml"))
     assert plan.axes
 
 

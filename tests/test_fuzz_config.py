@@ -33,8 +33,9 @@ from hypothesis import strategies as st
 
 from fedsim import Experiment
 from fedsim.errors import FedsimError
+from fedsim.servers.options import declared_type, options_of
 from fedsim.study import config
-from fedsim.text import read_toml
+from fedsim.toml import read_toml
 
 #: Seconds after which a case counts as a hang.
 HANG = 60
@@ -99,7 +100,8 @@ def calls(draw: st.DrawFn, field: str, depth: int = 0) -> Call:
         name = draw(st.sampled_from(sorted(names)))
     cls = names[name]
     if field == "server":
-        options = config._options(cls)
+        declared = {option: declared_type(parameter) for option, parameter in options_of(cls).items()}
+        options = {o: kind for o, kind in declared.items() if kind.removesuffix(" | None") in ("int", "float", "bool")}
         known = {option: sound_option(option, kind) for option, kind in options.items()}
         chosen = draw(some(known))
     else:

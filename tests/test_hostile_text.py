@@ -30,6 +30,7 @@ from fedsim.flower import records, strategies
 from fedsim.modules import EVERY, Modules
 from fedsim.splits import IID
 from fedsim.study import config
+from fedsim.study.plan import make_plan
 
 #: A module in the current folder: allowed to be imported, and none of it may be called but strategies.
 TRAP = """
@@ -171,7 +172,7 @@ def through_a_file(field: str, text: str) -> None:
 
 
 def through_a_study(field: str, text: str) -> None:
-    config.plan({"compare": {field: [value(field, text)]}})
+    make_plan({"compare": {field: [value(field, text)]}})
 
 
 def through_set(field: str, text: str) -> None:
@@ -279,7 +280,7 @@ def test_the_person_at_this_machine_may_name_any_module(trap: Path) -> None:
     assert config.build("client", FOREIGN).lr == 0.2
     assert config.apply(Experiment(), [f"client={FOREIGN}"]).client == config.build("client", FOREIGN)
     chosen = {"client": [FOREIGN]}
-    assert config.plan({}, (), chosen).axes["client"][0].lr == 0.2
+    assert make_plan({}, (), chosen).axes["client"][0].lr == 0.2
     assert EVERY.allow("anything.at.all")
 
 

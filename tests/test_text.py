@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim import text
+from fedsim import objects, text, toml
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, DataError
 from fedsim.splits import IID, LogNormal, PowerLaw
@@ -56,12 +56,12 @@ def test_a_call_is_taken_apart() -> None:
         ("X(-1.5, {'k': [2]})", ("X", [-1.5, {"k": [2]}], {})),
         ("X(Pair(1), part=shape(2, height=3))", ("X", [Pair(1)], {"part": (2, 3)})),
     ]:
-        assert text.parse("it", written, names) == expected
-    _, args, _ = text.parse("it", "IID(3, PowerLaw)", {"PowerLaw": PowerLaw})
+        assert objects.parse_call("it", written, names) == expected
+    _, args, _ = objects.parse_call("it", "IID(3, PowerLaw)", {"PowerLaw": PowerLaw})
     assert args == [3, PowerLaw()]  # brackets may be left out
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert text.parse("it", r"table('\d')", {})[1] == [r"\d"]
+        assert objects.parse_call("it", r"table('\d')", {})[1] == [r"\d"]
 
 
 @pytest.mark.parametrize(
@@ -69,32 +69,36 @@ def test_a_call_is_taken_apart() -> None:
 )
 def test_what_is_no_call_is_refused(written: str) -> None:
     said = f"it is {written!r}; allowed: a call with plain values, as in Name(1, key=0.5)"
-    assert refusal(lambda: text.parse("it", written, {})) == said
+    assert refusal(lambda: objects.parse_call("it", written, {})) == said
 
 
 def test_names_among_the_arguments_are_known_ones() -> None:
     names = {"Pair": Pair, "shape": shape}
-    assert refusal(lambda: text.parse("it", "X(pair(1))", names)) == (
+    assert refusal(lambda: objects.parse_call("it", "X(pair(1))", names)) == (
         "it names 'pair'; allowed: Pair, shape; did you mean 'Pair'?"
     )
-    assert refusal(lambda: text.parse("it", "X(k=open('x'))", {})) == "it names 'open'; it takes plain values only"
-    assert refusal(lambda: text.parse("it", "X(Pair())", names)).startswith("it is 'Pair()': Pair takes left, right")
+    assert (
+        refusal(lambda: objects.parse_call("it", "X(k=open('x'))", {})) == "it names 'open'; it takes plain values only"
+    )
+    assert refusal(lambda: objects.parse_call("it", "X(Pair())", names)).startswith(
+        "it is 'Pair()': Pair takes left, right"
+    )
 
 
 def test_arguments_that_do_not_fit_name_those_that_do() -> None:
-    assert text.make("it", shape, "shape", [1], {"height": 2}) == (1, 2)
-    assert refusal(lambda: text.make("it", Pair, "Pair", [], {"left": 1, "rigth": np.int64(3)})) == (
+    assert objects.make("it", shape, "shape", [1], {"height": 2}) == (1, 2)
+    assert refusal(lambda: objects.make("it", Pair, "Pair", [], {"left": 1, "rigth": np.int64(3)})) == (
         "it is 'Pair(left=1, rigth=3)': Pair takes left, right, hidden (got an unexpected keyword argument 'rigth'); "
         "did you mean 'right'?"
     )
-    assert refusal(lambda: text.make("it", shape, "shape", [], {})) == (
+    assert refusal(lambda: objects.make("it", shape, "shape", [], {})) == (
         "it is 'shape()': shape takes width, height (missing a required argument: 'width')"
     )
-    assert refusal(lambda: text.make("it", nothing, "nothing", [1], {})) == (
+    assert refusal(lambda: objects.make("it", nothing, "nothing", [1], {})) == (
         "it is 'nothing(1)': nothing takes no arguments (too many positional arguments)"
     )
     with pytest.raises(TypeError, match="inside"):  # an error of the function's own is not one of the arguments
-        text.make("it", functools.partial(_raise, TypeError("inside")), "f", [], {})
+        objects.make("it", functools.partial(_raise, TypeError("inside")), "f", [], {})
 
 
 def _raise(error: BaseException) -> None:
@@ -103,23 +107,23 @@ def _raise(error: BaseException) -> None:
 
 def test_what_a_constructor_raises_becomes_one_sentence() -> None:
     said = r"^it: X refuses its arguments: KeyError: 'gone' \(test_text.py, line \d+\)$"
-    with pytest.raises(ConfigError, match=said), text.making("it", "X"):
+    with pytest.raises(ConfigError, match=said), objects.constructor_errors("it", "X"):
         _raise(KeyError("gone"))
-    with pytest.raises(DataError, match=r"^as it is$"), text.making("it", "X"):
+    with pytest.raises(DataError, match=r"^as it is$"), objects.constructor_errors("it", "X"):
         _raise(DataError("as it is"))
 
 
 def test_objects_are_written_as_the_call_that_makes_them() -> None:
-    assert text.call("X", [1, "a"], {"k": np.float32(0.5), "none": None}) == "X(1, 'a', k=0.5, none=None)"
-    assert text.call("X", [Pair(np.int64(1), IID, hidden=5)], {}).startswith("X(Pair(left=1, right=<class ")
-    assert "hidden" not in text.call("X", [Pair(1, hidden=5)], {})
-    assert text.call("X", [], {}) == "X()"
-    assert text.short(IID(3, sizes=LogNormal(0.5))) == "IID(num_clients=3, sizes=LogNormal(sigma=0.5))"
-    assert text.short(SGD(lr=0.5)) == "SGD(lr=0.5)"
-    assert text.short(Pair(1)) == "Pair(left=1)"
-    assert text.short(SGD) == "SGD"
-    assert text.short(partial(SGD, 0.5, epochs=2)) == "SGD(0.5, epochs=2)"
-    assert text.short("x") == "'x'"
+    assert objects.format_call("X", [1, "a"], {"k": np.float32(0.5), "none": None}) == "X(1, 'a', k=0.5, none=None)"
+    assert objects.format_call("X", [Pair(np.int64(1), IID, hidden=5)], {}).startswith("X(Pair(left=1, right=<class ")
+    assert "hidden" not in objects.format_call("X", [Pair(1, hidden=5)], {})
+    assert objects.format_call("X", [], {}) == "X()"
+    assert objects.short_repr(IID(3, sizes=LogNormal(0.5))) == "IID(num_clients=3, sizes=LogNormal(sigma=0.5))"
+    assert objects.short_repr(SGD(lr=0.5)) == "SGD(lr=0.5)"
+    assert objects.short_repr(Pair(1)) == "Pair(left=1)"
+    assert objects.short_repr(SGD) == "SGD"
+    assert objects.short_repr(partial(SGD, 0.5, epochs=2)) == "SGD(0.5, epochs=2)"
+    assert objects.short_repr("x") == "'x'"
 
 
 # Plain values.
@@ -129,7 +133,7 @@ def test_values_from_text_are_plain() -> None:
     largest = 2**128 - 1
     sound: list[Any] = [None, True, 0.5, "é", largest, -largest, [1, ("a", {"k": [None]})]]
     for value in sound:
-        text.check_plain("it", value)
+        toml.check_plain("it", value)
     large: list[Any] = [2**128, [2**128], (1, {"k": 2**128}), {2**128: 1}, -(2**128)]
     broken: list[Any] = ["\ud800", ["\ud800"], {"\ud800": 1}]
     others: list[Any] = [b"x", 1j, {1}, ..., [b"x"]]
@@ -139,14 +143,14 @@ def test_values_from_text_are_plain() -> None:
         (others, "; allowed: numbers, text, truth values, and lists of them"),
     ]:
         for value in values:
-            assert refusal(functools.partial(text.check_plain, "it", value)).endswith(said)
+            assert refusal(functools.partial(toml.check_plain, "it", value)).endswith(said)
 
 
 def test_toml_is_read_or_refused_in_a_sentence() -> None:
-    assert text.read_toml("it", "a = 1\n[b]\nc = [true, 'x']") == {"a": 1, "b": {"c": [True, "x"]}}
-    assert refusal(lambda: text.read_toml("it", "a = \n")).startswith("it is not TOML: Invalid value (at line 1")
-    assert refusal(lambda: text.read_toml("it", "a = " + "[" * 9_000)) == "it is not TOML: it is nested too deeply"
-    assert refusal(lambda: text.read_toml("it", "[when]\nat = 2020-01-01")).startswith("when has the value datetime")
+    assert toml.read_toml("it", "a = 1\n[b]\nc = [true, 'x']") == {"a": 1, "b": {"c": [True, "x"]}}
+    assert refusal(lambda: toml.read_toml("it", "a = \n")).startswith("it is not TOML: Invalid value (at line 1")
+    assert refusal(lambda: toml.read_toml("it", "a = " + "[" * 9_000)) == "it is not TOML: it is nested too deeply"
+    assert refusal(lambda: toml.read_toml("it", "[when]\nat = 2020-01-01")).startswith("when has the value datetime")
 
 
 def test_a_value_in_toml_or_else_the_text_itself() -> None:
@@ -159,11 +163,11 @@ def test_a_value_in_toml_or_else_the_text_itself() -> None:
         ("3\nseed = 4", "3\nseed = 4"),
         ("", ""),
     ]:
-        assert text.toml_value("it", written) == value
-    assert refusal(lambda: text.toml_value("it", "[" * 9_000)) == (
+        assert toml.toml_value("it", written) == value
+    assert refusal(lambda: toml.toml_value("it", "[" * 9_000)) == (
         f"it is '{'[' * 89} ... {'[' * 89}'; allowed: a value in TOML"
     )
-    assert refusal(lambda: text.toml_value("it", "0x" + "F" * 40)) == (
+    assert refusal(lambda: toml.toml_value("it", "0x" + "F" * 40)) == (
         "it has an integer of 160 bits; allowed: at most 128"
     )
 
@@ -210,7 +214,7 @@ def test_an_exception_names_the_last_line_of_the_users_own() -> None:
         functools.partial(np.zeros(3).reshape, 2),
         functools.partial(np.linalg.inv, np.zeros((2, 2))),
         functools.partial(json.loads, "{"),
-        functools.partial(text.parse, "it", "(", {}),
+        functools.partial(objects.parse_call, "it", "(", {}),
     ):
         assert text.describe(caught(call)).endswith(f" (test_text.py, line {here})")
 
@@ -219,7 +223,7 @@ def test_whose_code_an_exception_comes_from() -> None:
     """Of the user if fedsim, which something of fedsim has called, has called it last."""
 
     def by_fedsim(call: Callable[[], Any]) -> Any:
-        return text.make("it", call, "call", [], {})
+        return objects.make("it", call, "call", [], {})
 
     def fails() -> None:
         np.zeros(3).reshape(2)

@@ -356,7 +356,10 @@ def test_fractions_and_counts_of_a_server_are_checked(cls: Any, option: str, val
             lambda: make_strategy(Experiment(server=partial(stock.MultiKrum, num_nodes_to_select=0.5))),
             "to_select is 0.5",
         ),
-        (lambda: make_strategy(Experiment(server=partial(stock.FedAvg, weighted_by_key=3))), "weighted_by_key is 3"),
+        (
+            lambda: make_strategy(Experiment(server=partial(stock.FedAvg, weighted_by_key=3))),
+            "by_key is 3; allowed: the",
+        ),
         (lambda: make_strategy(Experiment(server=partial(stock.FedAvg, train_metrics_aggr_fn=3))), "aggr_fn is 3"),
     ],
 )

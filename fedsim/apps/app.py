@@ -31,7 +31,7 @@ from fedsim.study import config
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
-from fedsim.text import read_toml
+from fedsim.toml import read_toml
 
 
 def read_experiment(settings: Mapping[str, Any], data_dir: str | None = None, folder: Path | None = None) -> Experiment:

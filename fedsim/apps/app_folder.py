@@ -18,7 +18,8 @@ from fedsim.apps.in_process import run_flower
 from fedsim.checks import suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import Modules
-from fedsim.text import describe, toml_value
+from fedsim.text import describe
+from fedsim.toml import toml_value
 
 
 def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict[str, Any], int | None]:

@@ -24,6 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import compare as studies
     from fedsim.study import config
+    from fedsim.study.plan import make_plan, table_plan
 
     if args.target is not None:
         check_real("--target", args.target)
@@ -31,9 +32,9 @@ def compare(args: argparse.Namespace) -> None:
     chosen: dict[str, Any] = {"client": args.client, "split": args.split, "seeds": args.seeds}
     chosen = {name: value for name, value in chosen.items() if value not in ([], None)}
     if text := table(args, args.file):
-        plan = config.table_plan(text, args.data_dir, assignments, chosen)
+        plan = table_plan(text, args.data_dir, assignments, chosen)
     else:
-        plan = config.plan(config.read(args.file), assignments, chosen, Modules.here(args.module))
+        plan = make_plan(config.read(args.file), assignments, chosen, Modules.here(args.module))
     print_notes(plan.base)
     axes: dict[str, Any] = dict(plan.axes)
     fixed: dict[str, Any] = {"seeds": plan.seeds, "baselines": plan.baselines}

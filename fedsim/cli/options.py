@@ -92,7 +92,7 @@ def add_table_options(sub: argparse.ArgumentParser) -> None:
 def table(args: argparse.Namespace, file: str) -> str | None:
     """Return the dataset's text if the file is a table, and None if it is none."""
     from fedsim.data import SUFFIXES
-    from fedsim.text import call
+    from fedsim.objects import format_call
 
     options = {
         "label": args.label,
@@ -108,7 +108,7 @@ def table(args: argparse.Namespace, file: str) -> str | None:
         return None
     if not args.label:
         raise ConfigError(f"{file!r} is a table; say which column to predict by --label COLUMN")
-    return call("table", [file], given)
+    return format_call("table", [file], given)
 
 
 def add_experiment_options(sub: argparse.ArgumentParser, several: str = "") -> None:

@@ -40,9 +40,10 @@ def add_resume_options(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one experiment and print its rounds."""
     from fedsim.study import config
+    from fedsim.study.plan import table_plan
 
     text = table(args, args.file)
-    experiment = config.table_plan(text, args.data_dir).base if text else read_experiment(args, args.file)
+    experiment = table_plan(text, args.data_dir).base if text else read_experiment(args, args.file)
     chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
     experiment = config.apply(experiment, chosen + with_data_dir(args.set, args.data_dir))
     print_notes(experiment)

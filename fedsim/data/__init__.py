@@ -16,7 +16,7 @@ from fedsim.data.hub import hub
 from fedsim.data.table import table
 from fedsim.data.table_reader import SUFFIXES
 from fedsim.errors import ConfigError
-from fedsim.text import make, parse
+from fedsim.objects import make, parse_call
 
 __all__ = ["DATASETS", "SUFFIXES", "Dataset", "check", "hub", "load", "synthetic", "table"]
 
@@ -43,7 +43,7 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     ConfigError
         Unknown name, or arguments that it does not take.
     """
-    name, args, keywords = parse("dataset", text, {})
+    name, args, keywords = parse_call("dataset", text, {})
     if name not in DATASETS:
         hint = "; a file is table('FILE', label='COLUMN')" if name.endswith(SUFFIXES) else suggest(name, DATASETS)
         raise ConfigError(f"dataset is {text!r}; allowed: {', '.join(DATASETS)}{hint}")

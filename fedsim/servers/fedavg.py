@@ -20,7 +20,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_seed, shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.clients.task import Update, mean_evaluation
 from fedsim.errors import ConfigError
@@ -28,7 +27,7 @@ from fedsim.flower import records
 from fedsim.flower.messages import Instructions
 from fedsim.kernels.numpy import add_weighted
 from fedsim.rounds.outcome import RoundOutcome
-from fedsim.servers.options import MINIMUM, check_flower_options
+from fedsim.servers.options import MINIMUM, check_options
 from fedsim.streams import Purpose, generator
 from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Aggregator, Mean
@@ -67,14 +66,12 @@ class FedAvg(FlowerFedAvg):
     def __init__(
         self, *, seed: int = 0, server_hooks: ServerHooks | None = None, min_clients: int = 1, **flower_options: Any
     ) -> None:
-        name = type(self).__name__
-        minimum = dict.fromkeys(MINIMUM, 1)
-        super().__init__(**(minimum | check_flower_options(name, flower_options)))
-        self.seed = check_seed(f"{name}'s seed", seed)
-        if server_hooks is not None and not isinstance(server_hooks, ServerHooks):
-            raise ConfigError(f"{name}'s server_hooks is {shorten(server_hooks)}; allowed: a ServerHooks")
-        self.server_hooks = server_hooks
-        self.min_clients = check_integer(f"{name}'s min_clients", min_clients, 1)
+        own = {"seed": seed, "server_hooks": server_hooks, "min_clients": min_clients}
+        options = check_options(FedAvg, own | flower_options, type(self).__name__)
+        self.seed: int = options.pop("seed")
+        self.server_hooks: ServerHooks | None = options.pop("server_hooks")
+        self.min_clients: int = options.pop("min_clients")
+        super().__init__(**(dict.fromkeys(MINIMUM, 1) | options))
         self.state: dict[str, Array] = {}
         #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
         self.streams = False

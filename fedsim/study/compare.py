@@ -11,10 +11,10 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fedsim import data, text
+from fedsim import data, objects
 from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
 from fedsim.errors import ConfigError
-from fedsim.study.experiment import Experiment, server_class
+from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
 from fedsim.study.study import Study, Variant
 
@@ -47,9 +47,9 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
             raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{suggest(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(f"{axis} is {shorten(values)}; compare wants a list of values, at least one")
-        shown = [server_class(v) for v in values] if axis == "server" else values
+        shown = [replace(base, server=v).server for v in values] if axis == "server" else values
         shorts = [_short(v) for v in shown]
-        labels[axis] = shorts if len(set(shorts)) == len(shorts) else [text.short(v) for v in shown]
+        labels[axis] = shorts if len(set(shorts)) == len(shorts) else [objects.short_repr(v) for v in shown]
     combinations = []
     for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
         pairs = list(zip(axes, chosen, strict=True))

@@ -7,42 +7,34 @@ A TOML file holds `Experiment`'s own arguments. Objects are written as they are 
     client = "SGD(lr=0.1, epochs=5)"
     server = "FedAdam(eta=0.1)"
 
-A class of your own is ``"package.module:Class(...)"``; `fedsim.modules` says which modules a text may name. A study
-adds a ``[compare]`` table: axes of values, and seeds.
+A class of your own is ``"package.module:Class(...)"``; `fedsim.modules` says which modules a text may name.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedsim import clients, splits, updates
-from fedsim.checks import check_integer, check_real, shorten, suggest, to_builtin
+from fedsim.checks import shorten, suggest, to_builtin
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
-from fedsim.objects import class_name, classes_of, from_text, read_call, to_text
+from fedsim.objects import (
+    class_name,
+    classes_of,
+    constructor_errors,
+    format_call,
+    from_text,
+    read_call,
+    to_text,
+)
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
-from fedsim.text import call, making, read_toml, toml_value
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study file asks for: `compare`'s arguments."""
-
-    base: Experiment
-    axes: Mapping[str, Sequence[Any]]
-    seeds: int | Sequence[int]
-    baselines: Sequence[str] = ()
-
-
-#: Options of servers that no text can set: objects that fedsim makes, and names of records.
-INTERNAL = ("server_hooks", "strategy", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
+from fedsim.toml import read_toml, toml_value
 
 
 def _servers() -> dict[str, Any]:
@@ -105,55 +97,9 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
     target, _, args, keywords = read_call(field, text, _namespace(field), {}, load)
     if args:
         raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
-    _check_options(target, keywords)
-    return partial(target, **keywords) if keywords else target
+    from fedsim.servers.options import with_options
 
-
-def _check_options(server: type, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options that a server does not take from text, or of another type than it declares."""
-    options = _options(server)
-    name = server.__name__
-    for option, value in given.items():
-        if option not in options:
-            allowed = ", ".join(options) or "none"
-            raise ConfigError(
-                f"server {name} has no option {option!r} in text; allowed: {allowed}{suggest(option, options)}"
-            )
-        declared = options[option].removesuffix(" | None")
-        if value is None and declared != options[option]:
-            continue
-        if declared == "bool" and not isinstance(value, bool):
-            raise ConfigError(f"{name}'s {option} is {value!r}; allowed: True or False")
-        if declared == "int":
-            check_integer(f"{name}'s {option}", value)
-        if declared == "float":
-            share = option.startswith("fraction_")
-            check_real(f"{name}'s {option}", value, *((0, 1) if share else ()))
-
-
-def _options(server: type) -> dict[str, str]:
-    """Return the options of a server that text can set: name -> declared type, or "" if any literal may do.
-
-    Classes of fedsim and Flower take numbers and truth values; those of the user's own what they take. Options that a
-    class hands on by ``**options`` are its bases'.
-    """
-    found: dict[str, str] = {}
-    for cls in server.__mro__:
-        if "__init__" not in vars(cls) or cls is object:
-            continue
-        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
-        stock = cls.__module__.partition(".")[0] in ("fedsim", "flwr")
-        for parameter in parameters:
-            kind = parameter.annotation if isinstance(parameter.annotation, str) else ""
-            if isinstance(parameter.annotation, type) and parameter.annotation is not parameter.empty:
-                kind = parameter.annotation.__name__
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name in INTERNAL:
-                continue
-            if not stock or kind.removesuffix(" | None") in ("int", "float", "bool"):
-                found.setdefault(parameter.name, kind)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
+    return with_options(partial(target, **keywords)) if keywords else target
 
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
@@ -230,92 +176,10 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
             raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner[:100], names)}")
-        with making("--set", shorten(assignment)):
+        with constructor_errors("--set", shorten(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})
     return base
-
-
-def plan(
-    settings: Mapping[str, Any],
-    assignments: Sequence[str] = (),
-    chosen: Mapping[str, Any] | None = None,
-    modules: Modules | None = None,
-) -> Plan:
-    """Make a study's plan of TOML settings: an experiment's, and a ``[compare]`` table.
-
-    Parameters
-    ----------
-    settings : mapping
-    assignments : sequence of str
-        As for `apply`.
-    chosen : mapping, optional
-        What the command line puts in the place of entries of the ``[compare]`` table.
-    modules : Modules, optional
-        As for `experiment`.
-
-    Raises
-    ------
-    ConfigError
-        No ``[compare]`` table, or anything `experiment` refuses.
-    """
-    modules = modules or Modules.here()
-    rest = dict(settings)
-    compared = rest.pop("compare", {} if chosen else None)
-    if not isinstance(compared, dict):
-        raise ConfigError(
-            "a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']"
-        )
-    texts = {axis: (raw, modules) for axis, raw in compared.items()}
-    texts |= {axis: (raw, EVERY) for axis, raw in (chosen or {}).items()}
-    axes = {
-        axis: [value_of(axis, value, allowed) for value in raw] if isinstance(raw, list) else raw
-        for axis, (raw, allowed) in texts.items()
-    }
-    seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
-    return Plan(apply(experiment(rest, modules), assignments), axes, seeds, baselines)
-
-
-#: How many clients share a table in which no column says whose a row is.
-TABLE_CLIENTS = 10
-
-
-def table_plan(
-    dataset: str,
-    data_dir: str | os.PathLike[str] | None = None,
-    assignments: Sequence[str] = (),
-    chosen: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Make a study's plan of nothing but a table: its natural clients, if it names any, against IID and label skew.
-
-    Parameters
-    ----------
-    dataset : str
-        ``"table('FILE', label='COLUMN', ...)"``.
-    data_dir : path, optional
-    assignments : sequence of str
-        As for `apply`.
-    chosen : mapping, optional
-        What stands in a ``[compare]`` table, to put in place of the plan's own.
-    """
-    from fedsim import data
-
-    loaded = data.load(dataset, data_dir)
-    natural = [f"Natural({column!r})" for column in loaded.groups]
-    clients = len(build("split", natural[0]).federate(loaded).partition) if natural else TABLE_CLIENTS
-    clients = max(1, min(clients, len(loaded.x_train) // 2))
-    settings: dict[str, Any] = {
-        "dataset": dataset,
-        "split": natural[0] if natural else f"IID({clients})",
-        "client": "SGD(lr=0.05)",
-        "loss": "mse" if loaded.regression else "cross_entropy",
-        "rounds": 30,
-        "fraction_train": min(1.0, max(0.1, 50 / clients)),
-        "fraction_evaluate": 1.0,
-        "test_fraction": 0.2,
-    }
-    compared = {"split": [*natural, f"IID({clients})", f"Dirichlet({clients}, alpha=0.1)"], "seeds": 3}
-    return plan(settings | {"compare": compared}, assignments, chosen)
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -353,4 +217,4 @@ def to_toml(experiment: Experiment) -> str:
 
 def _server_text(server: Any) -> str:
     made = server if isinstance(server, partial) else partial(server)
-    return call(class_name(made.func, _servers()), [], made.keywords)
+    return format_call(class_name(made.func, _servers()), [], made.keywords)

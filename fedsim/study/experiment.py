@@ -19,7 +19,6 @@ from fedsim.checks import (
     check_seed,
     convert_fields,
     shorten,
-    to_builtin,
     to_builtin_sequence,
 )
 from fedsim.clients import SGD, ClientStrategy
@@ -27,9 +26,9 @@ from fedsim.clients.check_hooks import check_signatures
 from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Model
+from fedsim.objects import short_repr
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.study.callbacks import Callback, EarlyStopping
-from fedsim.text import short
 from fedsim.updates.transform import UpdateTransform, check_transforms
 
 if TYPE_CHECKING:
@@ -144,7 +143,10 @@ class Experiment:
             check_integer("hidden", width, 1)
         MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
         self._check_model()
-        object.__setattr__(self, "server", server_class(self.server))
+        if self.server is not None:
+            from fedsim.servers.options import with_options  # servers import Flower
+
+            object.__setattr__(self, "server", with_options(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
         check_real("test_fraction", self.test_fraction, 0, 1, open_high=True)
@@ -178,7 +180,7 @@ class Experiment:
         return hash((self.seed, self.rounds, self.hidden, repr(self.split), repr(self.client)))
 
     def __repr__(self) -> str:
-        return short(self)
+        return short_repr(self)
 
     def run(
         self,
@@ -277,27 +279,3 @@ class Experiment:
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
         return MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
-
-
-def server_class(server: Any) -> Any:
-    """Return a server strategy's class, or a partial of it with the options that were given to the object.
-
-    Raises
-    ------
-    ConfigError
-        It is something else, or an object of Flower's that does not tell its options.
-    """
-    if server is None or not hasattr(type(server), "aggregate_train"):
-        if server is not None and not callable(server):
-            raise ConfigError(f"server is {shorten(server)}; allowed: a server strategy, or the class of one")
-        if isinstance(server, partial) and to_builtin(server.keywords) is not server.keywords:
-            return partial(server.func, *server.args, **to_builtin(server.keywords))
-        return server
-    name = type(server).__name__
-    options = getattr(server, "_given_options", None)
-    if options is None:
-        raise ConfigError(
-            f"server is a {name} object, whose options are unknown; allowed: the class, or functools.partial of it"
-        )
-    cls: Any = type(server)
-    return partial(cls, **to_builtin(options)) if options else cls

@@ -1,19 +1,16 @@
-"""The server strategy of an experiment: its options checked, and a fresh object for each run."""
+"""The server strategy of an experiment: a fresh object for each run."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.checks import check_integer, check_real, shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import FedAvg
-from fedsim.servers.options import MINIMUM, check_flower_options
+from fedsim.servers.options import MINIMUM, options_of
 from fedsim.study.experiment import Experiment
 
 
@@ -48,15 +45,16 @@ def make_strategy(
         if experiment.client.grouped:
             cls.check_groups(type(experiment.client).__name__)
     elif experiment.min_clients > 1:
-        raise ConfigError(f"min_clients is {experiment.min_clients}, which the server {name} does not heed; allowed: 1")
+        raise ConfigError(
+            f"min_clients is {experiment.min_clients}, which the server {name} does not support; allowed: 1"
+        )
     elif server_hooks and needs_server_hooks(experiment.client):
         raise ConfigError(
             f"client {type(experiment.client).__name__} has server hooks, which the server {name} does not call; "
             "allowed: a server of fedsim.servers or a subclass of one"
         )
     own = make.keywords if isinstance(make, partial) else {}
-    accepted = _parameters(cls)
-    _check_options(cls, name, own)
+    accepted = options_of(cls)
     settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
     try:
         made: Strategy = make(**settings)
@@ -67,35 +65,3 @@ def make_strategy(
         if num_clients is not None and least > num_clients:
             raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients")
     return made
-
-
-def _check_options(cls: Any, name: str, options: Mapping[str, Any]) -> None:
-    """Check a server's options: those that fedsim knows, and of Flower's own classes all numbers, flags and names."""
-    check_flower_options(name, options)
-    if not getattr(cls, "__module__", "").startswith("flwr."):
-        return  # fedsim's classes, and the user's, check their own
-    for option, parameter in inspect.signature(cls).parameters.items():
-        field, kind = f"{name}'s {option}", parameter.annotation
-        if option not in options:
-            continue
-        if kind in (float, "float"):
-            check_real(field, options[option])
-        elif kind in (int, "int"):
-            check_integer(field, options[option])
-        elif kind in (str, "str") and not isinstance(options[option], str):
-            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: text")
-        elif option.endswith(("_fn", "_rule")) and not (options[option] is None or callable(options[option])):
-            raise ConfigError(f"{field} is {shorten(options[option])}; allowed: a function")
-
-
-def _parameters(make: Callable[..., Any]) -> set[str]:
-    """Return the names a class or function takes; what a class hands on by ``**options`` is what its bases take."""
-    found: set[str] = set()
-    for part in make.__mro__ if isinstance(make, type) else [make]:
-        if isinstance(part, type) and "__init__" not in vars(part):
-            continue
-        parameters = inspect.signature(vars(part)["__init__"] if isinstance(part, type) else part).parameters
-        found |= set(parameters)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return found
-    return found if isinstance(make, type) else found | {"fraction_train", "fraction_evaluate", "seed", *MINIMUM}
