@@ -49,13 +49,13 @@ def _cluster() -> Iterator[None]:
         BASE,
         pytest.param(replace(BASE, kernel="compiled"), marks=pytest.mark.slow),  # each actor loads the kernel
         replace(BASE, client=clients.SCAFFOLD()),
-        replace(BASE, client=clients.FedPer()),
-        replace(BASE, client=clients.MOON()),
+        pytest.param(replace(BASE, client=clients.FedPer()), marks=pytest.mark.slow),
+        pytest.param(replace(BASE, client=clients.MOON()), marks=pytest.mark.slow),
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)),
         replace(BASE, split=TimeOrdered(IID(12), 2, by="label")),
         replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())),
-        replace(BASE, client=clients.FedLC()),
+        pytest.param(replace(BASE, client=clients.FedLC()), marks=pytest.mark.slow),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",
 )
