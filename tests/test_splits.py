@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import tomllib
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -688,6 +690,22 @@ def test_what_a_short_client_receives_is_random_and_from_random_clients() -> Non
     assert 70 < (received < 1000).sum() < 130  # about half from either
     for first, owned in ((0, received[received < 1000]), (1000, received[received >= 1000])):
         assert 350 < owned.mean() - first < 650  # not the first examples of its former owner
+
+
+def test_topping_up_works_under_a_debugger() -> None:
+    """A tracer holds references to local arrays, which must not matter."""
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return trace if frame.f_locals is not None else None
+
+    few = Partition(np.arange(9), np.array([0, 8, 9, 9, 9]))
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        topped = few.top_up(1, np.random.default_rng(0))
+    finally:
+        sys.settrace(before)
+    assert list(topped.sizes) == [6, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
