@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
+#: Node id of partition 0 on the grids of this package.
+FIRST_NODE_ID = 2
 
 
 def set_default_identity() -> None:

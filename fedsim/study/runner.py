@@ -154,7 +154,7 @@ class _Run:
             return None  # the last round before an interruption
         state.arrays, state.weights = arrays, records.to_flat(state.model, arrays)
         loss, accuracy = self.grid.evaluate_test(state.weights)
-        statistics, evaluations = self.grid.take_statistics()
+        statistics = self.grid.take_statistics()
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
@@ -169,7 +169,7 @@ class _Run:
             loss,
             accuracy,
             statistics.train_loss,
-            *mean_evaluation(evaluations),
+            *mean_evaluation(statistics.evaluations),
             statistics.clients,
             len(statistics.failed),
             *statistics.drift(),
@@ -181,7 +181,7 @@ class _Run:
         plain = (value.item() if isinstance(value, np.generic) else value for value in values)
         row = dict(zip(history_columns(state.score), plain, strict=True))
         state.rows.append(row)
-        for part in evaluations:
+        for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
