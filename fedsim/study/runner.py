@@ -14,7 +14,7 @@ import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.clients.task import mean_evaluation
-from fedsim.engines.engine import Engine, choose
+from fedsim.engines.engine import Engine, engine_class
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
@@ -56,7 +56,8 @@ def run(
         early = [experiment.early_stopping] if experiment.early_stopping else []
         callbacks = [RejectedRounds(), *early, *callbacks]
         grid = RoundGrid(
-            choose(engine)(build_runtime(experiment), workers=workers, block_size=block_size), experiment.on_failure
+            engine_class(engine)(build_runtime(experiment), workers=workers, block_size=block_size),
+            experiment.on_failure,
         )
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:

@@ -144,7 +144,7 @@ class SuperNodeEngine:
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients; see `Engine`."""
         rows, failed = self._ask("train", task, clients)
-        for block in self.blocks.training(task, clients):
+        for block in self.blocks.for_training(task, clients):
             known, lost = _split(block, rows, failed)
             if not len(known):
                 yield Update.without_rows(self.runtime.model, lost)
@@ -163,7 +163,7 @@ class SuperNodeEngine:
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
         rows, failed = self._ask("evaluate", task, clients)
-        for block in self.blocks.evaluation(clients):
+        for block in self.blocks.for_evaluation(clients):
             known, lost = _split(block, rows, failed)
             loss, accuracy = (np.array([rows[int(c)][name] for c in known]) for name in ("loss", "accuracy"))
             yield Evaluation(known, self.runtime.partition_test.sizes[known], loss, accuracy, lost)
