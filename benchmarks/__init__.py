@@ -1,1 +1,1 @@
-"""Speed, memory and scale, measured: ``python -m benchmarks``."""
+"""Benchmarks of speed, memory and scale: ``python -m benchmarks``."""

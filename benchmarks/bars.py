@@ -1,4 +1,4 @@
-"""The bars: what fedsim promises of its speed, each measured against a peer in the same run."""
+"""The bars, fedsim's targets for speed and memory, each measured in one run with its peer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fedsim.engines.workers import available_cores
 
 @dataclass(frozen=True)
 class Measured:
-    """One bar's outcome.
+    """The measurement of one bar.
 
     Attributes
     ----------
     what : str
     value, low, high : float
-        The median, and the quartiles of its samples.
+        The median and the quartiles.
     bar : float or None
-        None where nothing is promised.
+        The target; None if there is none.
     unit : {"x", "%", "x at most", "s at most"}
         ``at most``: smaller is better.
     samples : dict
-        Seconds (or bytes) behind it, by peer.
+        The measured seconds or bytes by peer.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Measured:
         return self.value <= self.bar if self.unit.endswith("at most") else self.value >= self.bar
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the measurement for JSON."""
         return {**asdict(self), "met": self.met}
 
 
@@ -76,18 +76,18 @@ def _share(job: Job, what: str, bar: float, samples: int) -> list[Measured]:
         taken = take_turns({"fedsim": ours, "sgemm": product}, samples)
     speeds = {"fedsim": [job.flops / s for s in taken["fedsim"]], "sgemm": [flops / s for s in taken["sgemm"]]}
     value, low, high = ratio(speeds["fedsim"], speeds["sgemm"])
-    what = f"{what}: share of the sgemm peak, all cores ({median(speeds['fedsim']) / 1e9:.0f} of"
-    what += f" {median(speeds['sgemm']) / 1e9:.0f} GFLOP/s)"
+    speed, peak = (f"{median(speeds[peer]) / 1e9:.0f}" for peer in ("fedsim", "sgemm"))
+    what = f"{what}: share of the sgemm peak, all cores ({speed} of {peak} GFLOP/s)"
     return [Measured(what, 100 * value, 100 * low, 100 * high, bar, "%", taken)]
 
 
 def peak_batch_10(samples: int) -> list[Measured]:
-    """Compare the 2NN's small batches with the machine's matrix product."""
+    """Compare small batches of the 2NN with the machine's matrix product."""
     return _share(TWO_NN, "2NN, batch 10", 60, samples)
 
 
 def peak_full_batch(samples: int) -> list[Measured]:
-    """Compare the 2NN's whole-shard batches with the machine's matrix product."""
+    """Compare full batches of the 2NN with the machine's matrix product."""
     return _share(replace(TWO_NN, batch=None, epochs=5), "2NN, full batch, 5 epochs", 80, samples)
 
 
@@ -112,7 +112,7 @@ def registered(samples: int) -> list[Measured]:
 
 
 def memory(samples: int) -> list[Measured]:
-    """Compare the peak memory of a 10,000-client cohort with that of 100 clients, in fresh processes (Linux only)."""
+    """Compare the peak memory of a 10,000-client cohort with that of 100 clients, in new processes (Linux only)."""
     taken: dict[str, list[float]] = {"100": [], "10,000": []}
     for _ in range(min(samples, 3)):
         taken["100"].append(peak_memory(100))
@@ -128,18 +128,18 @@ def _process(what: str, bar: float, samples: int, *arguments: str, code: str = "
 
 
 def start_up(samples: int) -> list[Measured]:
-    """Time what a user waits for, in fresh processes."""
+    """Time commands in new processes."""
     first = "from fedsim import Experiment; Experiment(rounds=5).run()"
-    showpiece = str(ROOT / "experiments" / "iid_vs_noniid.py")
+    script = str(ROOT / "experiments" / "iid_vs_noniid.py")
     return [
-        _process("`experiments/iid_vs_noniid.py`, cold start to plot", 10, min(samples, 3), showpiece),
+        _process("`experiments/iid_vs_noniid.py`, cold start to plot", 10, min(samples, 3), script),
         _process("`fedsim --help`", 0.5, samples, "-m", "fedsim.cli", "--help"),
         _process("`import fedsim`", 0.15, samples, code="import fedsim"),
         _process("first result on digits, 5 rounds, from process start", 3, samples, code=first),
     ]
 
 
-#: Name -> what measures it.
+#: Name -> function that measures bars.
 BARS: dict[str, Callable[[int], list[Measured]]] = {
     f.__name__.replace("_", "-"): f
     for f in (article, two_nn, peak_batch_10, peak_full_batch, threads, registered, memory, start_up)

@@ -1,4 +1,4 @@
-"""Scaling curves: how speed changes with one quantity at a time."""
+"""Scaling curves: speed, or memory, as a function of one quantity."""
 
 from __future__ import annotations
 
@@ -42,16 +42,20 @@ CURVES: dict[str, tuple[str, str, Sequence[tuple[int, Job, int | None]]]] = {
         [(n, TWO_NN, n) for n in range(1, available_cores() + 1)],
     ),
 }
+#: Name of the curve of memory.
+MEMORY = "curve-memory"
 
 
 def measure(name: str, samples: int) -> dict[str, Any]:
-    """Measure one curve: its points one after another, each `samples` times.
+    """Measure the points of one curve, each `samples` times.
 
     Returns
     -------
     dict
         ``quantity``, ``unit``, and ``points``: value, median speed, lowest and highest.
     """
+    if name == MEMORY:
+        return _memory(samples)
     quantity, unit, jobs = CURVES[name]
     points = []
     for value, job, workers in jobs:
@@ -62,12 +66,8 @@ def measure(name: str, samples: int) -> dict[str, Any]:
     return {"quantity": quantity, "unit": unit, "points": points}
 
 
-#: The curve that is not of speed.
-MEMORY = "curve-memory"
-
-
-def memory(samples: int) -> dict[str, Any]:
-    """Measure the peak memory of fresh processes by cohort, as `measure` does speed."""
+def _memory(samples: int) -> dict[str, Any]:
+    """Measure the peak memory of fresh processes by cohort."""
     points = []
     for cohort in (1, 10, 100, 1_000, 10_000):
         taken = [peak_memory(cohort) / 1e6 for _ in range(min(samples, 3))]
@@ -76,7 +76,7 @@ def memory(samples: int) -> dict[str, Any]:
 
 
 def plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw the curves, a panel each."""
+    """Plot the curves, one panel each."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 

@@ -1,4 +1,4 @@
-"""The same experiment on every engine, and somebody else's Flower app in process and on Ray."""
+"""The speed of an experiment on every engine, and of a Flower app in process and on Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +25,36 @@ from fedsim.apps.deployment import run_local_deployment
 from fedsim.apps.export import export
 from fedsim.apps.in_process import run_flower
 from fedsim.clients import SGD
+from fedsim.flower import strategies
 from fedsim.splits import Dirichlet
 from fedsim.study.experiment import Experiment
 
-#: 20 clients of the digits, all in every round.
+#: 20 clients with the digits, all in every round.
 EXPERIMENT = Experiment(split=Dirichlet(20, alpha=0.3), client=SGD(epochs=5), rounds=5)
 NODES, APP_NODES, APP_ROUNDS = 4, 20, 5
 
 
 def measure(samples: int) -> dict[str, dict[str, float]]:
-    """Return, by engine, seconds of a round (median) and seconds to the first; by app engine, seconds of a run."""
+    """Return the median seconds of a round by engine, and for experiments the seconds that a run takes besides."""
+    runs: dict[str, Callable[[], pd.DataFrame]] = {
+        "in process": lambda: EXPERIMENT.run().history,
+        "Ray": lambda: EXPERIMENT.run(engine="ray").history,
+        "Flower's simulation": _flwr_run,
+        "deployment": lambda: run_local_deployment(EXPERIMENT, NODES),
+    }
     found = {}
-    for name, run in {
-        "in process": _here,
-        "Ray": _ray,
-        "Flower's simulation": _flwr,
-        "deployment": _deployment,
-    }.items():
+    for name, run in runs.items():
         started = time.perf_counter()
-        rounds = run()
-        whole = time.perf_counter() - started
-        found[name] = {"round": median(rounds), "besides": whole - sum(rounds)}
-    for name, app in {"an app in process": _app_here, "an app on Ray": _app_ray}.items():
-        found[name] = {"round": median([app() for _ in range(min(samples, 3))]) / APP_ROUNDS, "besides": 0.0}
+        rounds = [float(seconds) for seconds in run()["seconds"].iloc[1:]]
+        total = time.perf_counter() - started
+        found[name] = {"round": median(rounds), "besides": total - sum(rounds)}
+    for name, run_app in {"an app in process": _app_in_process, "an app on Ray": _app_on_ray}.items():
+        found[name] = {"round": median([run_app() for _ in range(min(samples, 3))]) / APP_ROUNDS, "besides": 0.0}
     return found
 
 
-def _seconds(history: pd.DataFrame) -> list[float]:
-    return [float(s) for s in history["seconds"].iloc[1:]]
-
-
-def _here() -> list[float]:
-    return _seconds(EXPERIMENT.run().history)
-
-
-def _ray() -> list[float]:
-    return _seconds(EXPERIMENT.run(engine="ray").history)
-
-
-def _deployment() -> list[float]:
-    with tempfile.TemporaryDirectory() as out:
-        run_local_deployment(EXPERIMENT, NODES, out)
-        return _seconds(pd.read_csv(Path(out) / "history.csv"))
-
-
-def _flwr() -> list[float]:
-    """Run ``flwr run`` on an exported app, and stop the processes that it leaves behind."""
+def _flwr_run() -> pd.DataFrame:
+    """Run ``flwr run`` on an exported app, and stop the processes that it leaves."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         app = export(EXPERIMENT, Path(folder) / "app", out=str(out))
@@ -81,7 +66,7 @@ def _flwr() -> list[float]:
         try:
             command = ["flwr", "run", str(app), "--stream"]
             subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-            return _seconds(pd.read_csv(out / "history.csv"))
+            return pd.read_csv(out / "history.csv")
         finally:
             _stop(f"FLWR_HOME={folder}/home")
 
@@ -95,7 +80,7 @@ def _stop(variable: str) -> None:
 
 
 def _app() -> tuple[ServerApp, ClientApp]:
-    """Return a plain app, whose clients add one to a model of the article's size."""
+    """Return a simple app, whose clients add 1 to a model of the article's size."""
     client, server = ClientApp(), ServerApp()
 
     @client.train()
@@ -112,17 +97,15 @@ def _app() -> tuple[ServerApp, ClientApp]:
     return server, client
 
 
-def _app_here() -> float:
+def _app_in_process() -> float:
     server, client = _app()
     started = time.perf_counter()
     run_flower(server, client, APP_NODES)
     return time.perf_counter() - started
 
 
-def _app_ray() -> float:
+def _app_on_ray() -> float:
     from flwr.simulation import run_simulation
-
-    from fedsim.flower import strategies
 
     server, client = _app()
     seconds: list[float] = []

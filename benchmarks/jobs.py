@@ -1,4 +1,4 @@
-"""What is timed: rounds of local training and aggregation, on made-up data of real shapes."""
+"""The timed jobs: rounds of local training and aggregation, on synthetic data in the shapes of real data."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Job:
     sizes : tuple of int
         Widths of the network's layers.
     registered, cohort : int
-        Clients there are, and clients trained in a round.
+        Number of registered clients, and of clients trained in a round.
     examples : int
         Per client.
     batch : int or None
-        None is the whole shard.
+        Batch size; None is the whole shard.
     epochs : int
     distinct : int
-        Different examples at most; more clients than these suffice for share them, so that a million fit.
+        Largest number of different examples; clients share them if there are more clients, so that a million fit.
     """
 
     sizes: tuple[int, ...]
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of a round: two per weight and example, forward and back, no input gradient."""
+        """Floating-point operations of a round, forward and backward, without the gradient of the inputs."""
         weights = [fan_in * fan_out for fan_in, fan_out in zip(self.sizes, self.sizes[1:], strict=False)]
         return 2.0 * (3 * sum(weights) - weights[0]) * self.examples * self.epochs * self.cohort
 
@@ -63,7 +63,7 @@ class Job:
         return SGD(lr=0.01, epochs=self.epochs, batch_size=self.batch)
 
     def data(self) -> Dataset:
-        """Make the examples, which all peers train on."""
+        """Return the examples on which all peers train."""
         rng = np.random.default_rng(0)
         count = min(self.registered * self.examples, self.distinct)
         x = rng.normal(size=(count + 1, self.sizes[0])).astype(np.float32)
@@ -71,26 +71,24 @@ class Job:
         return Dataset("made up", x[:count], y[:count], x[count:], y[count:], self.sizes[-1])
 
     def partition(self, dataset: Dataset) -> Partition:
-        """Give each client its examples, at random places in memory."""
+        """Return the examples of each client, at random places in memory."""
         order = np.random.default_rng(1).permutation(len(dataset.y_train))
         places = np.arange(self.registered * self.examples) % len(order)
         return Partition(order[places], np.arange(self.registered + 1) * self.examples)
 
 
-#: The article's network: 100 clients of 100 examples, all in every round.
+#: The article's network: 100 clients with 100 examples, all in every round.
 ARTICLE = Job((100, 50, 10), registered=100, cohort=100, examples=100)
-#: The FedAvg paper's 2NN on MNIST: 100 clients of 600 examples, a tenth in every round.
+#: The FedAvg paper's 2NN on MNIST: 100 clients with 600 examples, a tenth of them in every round.
 TWO_NN = Job((784, 200, 200, 10), registered=100, cohort=10, examples=600)
 
 
 @contextmanager
-def fedsim_rounds(job: Job, workers: int | None = None, kernel: str = "compiled") -> Iterator[Callable[[], None]]:
-    """Give a function that samples, trains and aggregates one more round; the first has run already."""
-    dataset = job.data()
-    model = job.model
-    grid = make_grid(
-        model, FederatedDataset(dataset, job.partition(dataset)), job.strategy, kernel=kernel, workers=workers
-    )
+def fedsim_rounds(job: Job, workers: int | None = None) -> Iterator[Callable[[], None]]:
+    """Yield a function that samples, trains and aggregates one more round; the first round has been run."""
+    dataset, model = job.data(), job.model
+    federated = FederatedDataset(dataset, job.partition(dataset))
+    grid = make_grid(model, federated, job.strategy, kernel="compiled", workers=workers)
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
     strategy.streams = True  # as in a run
     arrays = records.to_record(model, model.init(np.random.default_rng(2)))

@@ -1,4 +1,4 @@
-"""Timing: peers take turns in one process, so that a busy machine is busy for all of them."""
+"""Timing of peers in turn in one process, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.engines.workers import available_cores
+
 ROOT = Path(__file__).parents[1]
-#: Seconds that a sample should last; what is quicker is run several times for one, so that caches that others filled
-#: in the pause cost each peer as little as they do in a run of many rounds.
+#: Smallest duration of a sample in seconds. Shorter calls are repeated, so that filling the caches after another peer's
+#: sample costs as little as in a run of many rounds.
 SAMPLE = 0.5
-#: Seconds of rest before a sample: threads of the peer before it (OpenBLAS's spin while idle) must have come to rest.
+#: Seconds between samples, in which the threads of the last peer become idle (those of OpenBLAS spin for a while).
 PAUSE = 0.1
 
 
@@ -28,7 +31,7 @@ def take_turns(peers: Mapping[str, Callable[[], object]], samples: int) -> dict[
     Returns
     -------
     dict of list of float
-        Seconds per call, in the order they were taken.
+        Seconds per call, in order.
     """
     taken: dict[str, list[float]] = {name: [] for name in peers}
     repeats = {name: max(1, round(SAMPLE / _seconds(call, 1))) for name, call in peers.items()}
@@ -58,15 +61,13 @@ def quartiles(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, flo
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Return the ratio of the medians, and the quartiles of the ratios of neighbouring samples."""
+    """Return the ratio of the medians, and the quartiles of the ratios of adjacent samples."""
     return median(above) / median(below), *quartiles(np.array(above) / np.array(below))
 
 
 def sgemm(size: int = 3000, threads: int | None = None) -> tuple[Callable[[], object], float]:
-    """Return a call of single-precision matrix product, by default on all cores, and its floating-point operations."""
+    """Return a function that multiplies float32 matrices, by default on all cores, and its number of operations."""
     from threadpoolctl import threadpool_limits
-
-    from fedsim.engines.workers import available_cores
 
     matrix = np.random.default_rng(0).random((size, size), dtype=np.float32)
     out = np.empty_like(matrix)
@@ -80,11 +81,10 @@ def sgemm(size: int = 3000, threads: int | None = None) -> tuple[Callable[[], ob
 
 
 def fresh(code: str, *arguments: str, cwd: str | None = None) -> float:
-    """Return the wall seconds of a fresh Python process."""
+    """Return the seconds that a new Python process takes."""
+    command = [sys.executable, *arguments, *(["-c", code] if code else [])]
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, *arguments, *(["-c", code] if code else [])], check=True, cwd=cwd, capture_output=True
-    )
+    subprocess.run(command, check=True, cwd=cwd, capture_output=True)
     return time.perf_counter() - started
 
 
@@ -99,35 +99,31 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 
 
 def peak_memory(cohort: int) -> float:
-    """Return the peak resident bytes of a fresh process that runs rounds of 2NN with this cohort (Linux only)."""
+    """Return the peak resident bytes of a new process that runs rounds of the 2NN with this cohort (Linux only)."""
     command = [sys.executable, "-c", _PEAK, str(cohort)]
     return 1024 * float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine and the versions that matter."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from fedsim.engines.workers import available_cores
-
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "absent"
-
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
-        model = names[0] if names else model
+    """Return the processor, the system, and the versions of Python and of packages."""
     from fedsim.kernels.compiled.emitter import VECTOR_BYTES
 
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "absent"
+
+    processor = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        processor = next(names, processor)
     return {
-        "processor": model,
+        "processor": processor,
         "cores": available_cores(),
         "vector_bytes": VECTOR_BYTES,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: of(package) for package in ("numpy", "numba", "flwr", "ray")},
+        **{package: version(package) for package in ("numpy", "numba", "flwr", "ray")},
     }

@@ -1,4 +1,4 @@
-"""What fedsim is measured against: a careful NumPy client, alone in a loop and on Flower's Ray simulation."""
+"""The peers of fedsim: an optimised NumPy client, in a plain loop and in Flower's Ray simulation."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from fedsim.splits import Partition
 
 
 def train(job: Job, layers: list[NDArray[Any]], x: NDArray[Any], y: NDArray[Any], rng: np.random.Generator) -> float:
-    """Train one client as a careful NumPy user writes it: matrix products, updates in place, no copies to spare.
+    """Train one client with NumPy, written with care: matrix products, updates in place, no needless copies.
 
     Parameters
     ----------
     layers : list of ndarray
-        ``W1, b1, W2, b2, ...``, changed in place.
+        ``W1, b1, W2, b2, ...``; changed in place.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def train(job: Job, layers: list[NDArray[Any]], x: NDArray[Any], y: NDArray[Any]
 
 @contextmanager
 def loop_rounds(job: Job) -> Iterator[Callable[[], None]]:
-    """Give a function that trains one cohort client by client on one thread and averages the weights."""
+    """Yield a function that trains one cohort client by client on one thread and averages the weights."""
     dataset, partition = shards(job)
     start = [v.copy() for v in named_arrays(job.model, job.model.init(np.random.default_rng(2))).values()]
     rng = np.random.default_rng(3)
@@ -97,13 +97,13 @@ def loop_rounds(job: Job) -> Iterator[Callable[[], None]]:
 
 @cache
 def shards(job: Job) -> tuple[Dataset, Partition]:
-    """Return the data and who holds it, made once per process."""
+    """Return the data and its partition, made once per process."""
     dataset = job.data()
     return dataset, job.partition(dataset)
 
 
 def client_app(job: Job) -> ClientApp:
-    """Return a Flower client that trains its own shard."""
+    """Return a Flower client that trains on its shard."""
     app = ClientApp()
 
     @app.train()
@@ -124,20 +124,20 @@ def client_app(job: Job) -> ClientApp:
 
 @contextmanager
 def ray_rounds(job: Job) -> Iterator[Callable[[], None]]:
-    """Give a function that runs one round of Flower's Ray simulation; the first has run already.
+    """Yield a function that runs one round of Flower's Ray simulation; the first round has been run.
 
-    A round is what Flower's FedAvg does: sample, send, wait for the replies, aggregate. The simulation lives in a
-    process of its own, so that its threads do not slow the peers it takes turns with.
+    A round consists of the steps of Flower's FedAvg: sample, send, wait for the replies, aggregate. The simulation runs
+    in its own process, so that its threads do not slow the peers that it takes turns with.
 
     Raises
     ------
-    MissingRayError
+    FedsimError
         Ray is not installed.
     RuntimeError
         The simulation failed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingRayError("this benchmark needs Ray: pip install '.[bench]'")
+        raise FedsimError("this benchmark needs Ray: pip install '.[bench]'")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_simulate, args=(job, theirs))
@@ -149,7 +149,7 @@ def ray_rounds(job: Job) -> Iterator[Callable[[], None]]:
             ours.send("round")
             ours.recv()
         except (EOFError, OSError):
-            raise RuntimeError("Flower's Ray simulation failed; what it printed says why") from None
+            raise RuntimeError("Flower's Ray simulation failed; see its output above") from None
 
     try:
         step()
@@ -160,7 +160,7 @@ def ray_rounds(job: Job) -> Iterator[Callable[[], None]]:
 
 
 def _simulate(job: Job, orders: Connection) -> None:
-    """Run a Ray simulation whose server does a round for each message, until the other end closes."""
+    """Run a Ray simulation whose server runs a round for each message, until the connection is closed."""
     from flwr.simulation import run_simulation
 
     server = ServerApp()
@@ -189,7 +189,3 @@ def _simulate(job: Job, orders: Connection) -> None:
     with strategies.quiet():
         resources: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, client_app(job), job.registered, backend_config=resources)
-
-
-class MissingRayError(FedsimError):
-    """Ray is not installed."""

@@ -1,4 +1,4 @@
-"""What a step of the 2NN is made of, on one thread: each product of the kernel against sgemm on the same thread."""
+"""The matrix products of a step of the 2NN on one thread, each compared with sgemm on the same thread."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _update(s: Any, table: Any, layer: int, rows: int, lanes: int, times: int) -
         add_gradient(s, table[layer], table[layer, W], lanes, 0, rows, s.reshape(1, -1), table[0, :0])
 
 
-#: What is timed: a product's name, its function and its layer. The first layer takes no derivative by its inputs.
+#: Name, function and layer of each product; the first layer has no gradient of its inputs.
 PRODUCTS = (
     ("forward", _forward, 0),
     ("update", _update, 0),
@@ -48,7 +48,7 @@ PRODUCTS = (
 
 
 def measure(samples: int) -> dict[str, dict[str, float]]:
-    """Return, by product, its seconds and its share of sgemm's operations per second."""
+    """Return the seconds of each product and its share of sgemm's operations per second."""
     model, rows, times = TWO_NN.model, 10, 1000
     table, _, length = make_layout(model)
     scratch = thread_scratch(model)

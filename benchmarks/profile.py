@@ -1,4 +1,4 @@
-"""Where a round's time goes, on one thread: local training, aggregation, and what Python adds."""
+"""The time of a round on one thread, by part: local training, aggregation, and Python."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from fedsim.kernels import compiled
 from fedsim.kernels.compiled import kernel
 
 JOBS = {"article MLP, 100 clients": ARTICLE, "2NN, 10 clients": TWO_NN}
-#: Part of a round -> the function of the compiled kernel that does it: its module and name.
+#: Part of a round -> module and name of the compiled kernel's function.
 PARTS = {"local training": (kernel, "train"), "aggregation": (compiled, "add_weighted")}
 
 
-def measure(job: Job, samples: int) -> dict[str, float]:
-    """Return the median seconds of a round by part; ``the rest`` is Python: messages, sampling, blocks."""
+def measure(samples: int) -> dict[str, dict[str, float]]:
+    """Return the median seconds of a round by job and part; ``the rest`` is Python: messages, sampling, blocks."""
+    return {name: _measure(job, samples) for name, job in JOBS.items()}
+
+
+def _measure(job: Job, samples: int) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:

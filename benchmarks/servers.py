@@ -1,4 +1,4 @@
-"""A round under each server strategy that Flower has too: fedsim's against Flower's own, both in process."""
+"""The time of a round with each server strategy of Flower and with fedsim's of the same name, both in process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.flower import records, strategies
 from fedsim.rounds.grid import make_grid
 from fedsim.splits import FederatedDataset
 
-#: 100 clients of the article's network, with hardly anything to train: what is left is aggregation.
+#: 100 clients with the article's network and little local training, so that aggregation takes most of the time.
 JOB = Job((100, 50, 10), registered=100, cohort=100, examples=10, batch=None, epochs=1)
 OPTIONS: dict[str, dict[str, Any]] = {
     "FedAvgM": {"server_momentum": 0.9},
@@ -48,7 +48,7 @@ def rounds(strategy: Any, stack: ExitStack) -> Callable[[], None]:
 
 
 def measure(samples: int) -> dict[str, dict[str, float]]:
-    """Return the median seconds of a round by strategy, for fedsim's and for Flower's."""
+    """Return the median seconds of a round by strategy, for fedsim and for Flower."""
     found = {}
     for name in NAMES:
         options = {"min_train_nodes": 1, "min_available_nodes": 1, **OPTIONS.get(name, {})}
@@ -58,6 +58,6 @@ def measure(samples: int) -> dict[str, dict[str, float]]:
                 who: rounds(getattr(module, name)(**options), stack)
                 for who, module in (("fedsim", servers), ("Flower", stock))
             }
-            stack.enter_context(strategies.freeze_gc())  # as a run has it, once all is compiled
+            stack.enter_context(strategies.freeze_gc())  # as in a run, after compilation
             found[name] = {who: median(seconds) for who, seconds in take_turns(peers, samples).items()}
     return found

@@ -1,4 +1,4 @@
-"""How long it takes to divide ten million labels among a hundred thousand clients, by split."""
+"""The time that each split needs to divide ten million labels among a hundred thousand clients."""
 
 from __future__ import annotations
 

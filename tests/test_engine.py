@@ -333,7 +333,7 @@ def test_blocks_end_at_about_the_same_time(clients: int, workers: int, skew: flo
     held = Partition(np.zeros(sizes.sum(), np.intp), np.concatenate([[0], np.cumsum(sizes)]))
     grid = make_grid(MLP((64, 200, 10)), FederatedDataset(dataset, held), SGD(), kernel="compiled", workers=workers)
     engine: Any = grid.engine
-    blocks = engine.blocks.of_like_work(np.arange(clients), 1e7 * sizes)
+    blocks = engine.blocks.of_equal_work(np.arange(clients), 1e7 * sizes)
     assert np.array_equal(np.concatenate(blocks), np.arange(clients))
     loads = [0.0] * workers
     for block in blocks:
@@ -481,27 +481,27 @@ def test_blocks_fit_a_cache_and_results_that_wait_fit_memory() -> None:
     everyone = np.arange(200)
     for kernel, most in (("numpy", 13), ("compiled", 69)):
         blocks = blocks_of(kernel, 200, 1, 1)
-        cut = blocks.of_like_work(everyone, np.ones(200))
+        cut = blocks.of_equal_work(everyone, np.ones(200))
         assert [len(block) for block in cut[:-1]] == [most] * (200 // most)
         assert np.array_equal(np.concatenate(cut), everyone)
         assert blocks.max_pending(cut) == 2**25 // (most * 60040)
-        assert [len(block) for block in blocks_of(kernel, 200, 1, 1, 60).of_like_work(everyone, np.ones(200))] == [
+        assert [len(block) for block in blocks_of(kernel, 200, 1, 1, 60).of_equal_work(everyone, np.ones(200))] == [
             60,
             60,
             60,
             20,
         ]
-    shared = blocks_of("compiled", 1300, 1, 3).shared(np.arange(1300))
+    shared = blocks_of("compiled", 1300, 1, 3).for_all_workers(np.arange(1300))
     assert [len(block) for block in shared] == [558, 558, 184]  # a multiple of the workers, at most 2^25 bytes
-    assert [len(block) for block in blocks_of("compiled", 20, 1, 3, 8).shared(np.arange(20))] == [8, 8, 4]
+    assert [len(block) for block in blocks_of("compiled", 20, 1, 3, 8).for_all_workers(np.arange(20))] == [8, 8, 4]
 
 
 @pytest.mark.parametrize(("work", "blocks"), [(1e4, 2), (2.5e5, 2), (5e5, 4), (1e6, 8), (2e6, 16), (1e9, 16)])
 def test_each_worker_gets_one_to_eight_blocks_of_a_tenth_of_a_second(work: float, blocks: int) -> None:
     """A hundred million operations each, as far as that goes."""
-    cut = blocks_of("compiled", 48, 4, 2).of_like_work(np.arange(48), np.full(48, work * 100 / 6 * (1 + 1e-9)))
+    cut = blocks_of("compiled", 48, 4, 2).of_equal_work(np.arange(48), np.full(48, work * 100 / 6 * (1 + 1e-9)))
     assert [len(block) for block in cut] == [48 // blocks] * blocks
-    most = blocks_of("compiled", 480, 4, 2).of_like_work(np.arange(480), np.full(480, 1e9))
+    most = blocks_of("compiled", 480, 4, 2).of_equal_work(np.arange(480), np.full(480, 1e9))
     assert [len(block) for block in most] == [30] * 16
 
 
@@ -511,10 +511,10 @@ def test_the_work_of_a_client_is_its_examples_passes_and_parameters() -> None:
     work = 52 * 100 * 15010
     runtime = blocks.runtime
     weights = np.zeros(15010, np.float32)
-    lengths = [len(blocks.training(runtime.task(weights, 1, SGD(epochs=e)), everyone)) for e in (1, 2)]
+    lengths = [len(blocks.for_training(runtime.task(weights, 1, SGD(epochs=e)), everyone)) for e in (1, 2)]
     assert lengths[0] == 6 * work // 10**8 == 4
     assert lengths[1] > 6
-    assert len(blocks.evaluation(everyone)) == 2 * work // 10**8 == 1
+    assert len(blocks.for_evaluation(everyone)) == 2 * work // 10**8 == 1
 
 
 def test_an_error_is_a_clients_own_or_ends_the_run() -> None:

@@ -338,7 +338,7 @@ def test_every_client_is_counted_rightly_or_not_at_all(name: str, kind: str, dat
         parts = parts_of(grid, kind, task)
     finally:
         grid.fuzzed["mutated"] = {}  # type: ignore[attr-defined]
-    failed = grid.take_statistics()[0].failed
+    failed = grid.take_statistics().failed
     expected, counted = by_client(honest), by_client(parts)
     assert counted.keys() | failed.keys() == set(range(CLIENTS))
     assert not counted.keys() & failed.keys()

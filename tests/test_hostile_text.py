@@ -20,13 +20,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim import Experiment
 from fedsim.apps import app
 from fedsim.apps.export import export
-from fedsim.apps.in_process import FIRST_NODE_ID, AppGrid
+from fedsim.apps.in_process import AppGrid
 from fedsim.cli import main as cli
 from fedsim.clients import SGD
 from fedsim.engines.supernodes.node import received_client
 from fedsim.engines.supernodes.replies import ORDER, RESULT, WEIGHTS
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import records, strategies
+from fedsim.flower.internals import FIRST_NODE_ID
 from fedsim.modules import EVERY, Modules
 from fedsim.splits import IID
 from fedsim.study import config

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
-from fedsim.engines.ray import RayEngine, _load, _reach, _result
+from fedsim.engines.ray import RayEngine, _check_listening, _result, _state_loader
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
@@ -108,7 +108,7 @@ def test_errors_are_raised_as_in_process() -> None:
 
 def test_no_cluster_is_said() -> None:
     with pytest.raises(ConfigError, match=r"no Ray cluster at .127\.0\.0\.1:1.: Connection refused"):
-        _reach("127.0.0.1:1")
+        _check_listening("127.0.0.1:1")
     assert replace(BASE, rounds=1).run(engine=partial(RayEngine, address="auto")).kernel == "numpy"  # the one there is
 
 
@@ -116,13 +116,13 @@ def test_an_address_is_tried_before_ray_waits_for_it() -> None:
     """One with a port; the others are Ray's to find."""
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         with pytest.raises(ConfigError, match=f"^no Ray cluster at '{address}': Connection refused$"):
-            _reach(address)
+            _check_listening(address)
     with pytest.raises(ConfigError, match=r"^no Ray cluster at 'no\.such\.host\.invalid:1': "):
-        _reach("no.such.host.invalid:1")
+        _check_listening("no.such.host.invalid:1")
     for found_by_ray in (None, "", "auto", "local", "ray://head", "head:port"):
-        _reach(found_by_ray)
+        _check_listening(found_by_ray)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        _reach(f"ray://127.0.0.1:{server.getsockname()[1]}")
+        _check_listening(f"ray://127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_there_are_no_more_actors_than_cpus(workers: int, actors: int) -> None:
     assert engine._actors == []
     assert ray.is_initialized()
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(gone[0].train.remote(None, None, None))
+        ray.get(gone[0].call.remote("train", None, None, None))
     for wrong in (0, 4097):
         with pytest.raises(ConfigError, match=f"workers is {wrong}"):
             RayEngine(runtime, workers=wrong)
@@ -170,7 +170,7 @@ def test_a_worker_that_is_lost_again_and_again_ends_the_run() -> None:
 def test_state_of_some_clients_of_a_block_is_a_copy() -> None:
     rows = np.arange(6.0).reshape(3, 2)
     rows.flags.writeable = False
-    some = _load(np.array([4, 1, 2]), {"x": rows})(np.array([4, 2]))["x"]
+    some = _state_loader(np.array([4, 1, 2]), {"x": rows})(np.array([4, 2]))["x"]
     assert some.tolist() == [[0, 1], [4, 5]]
     some[:] = 0
     assert rows[0, 1] == 1

@@ -334,7 +334,7 @@ def test_each_reply_answers_the_message_to_its_client(kind: str, pushed: bool) -
         sent = [Message(content, node, kind, group_id=f"g{node}") for node in (7, 2, 5, 3, 6, 4)]
         replies: Any = grid.pull_messages(grid.push_messages(sent)) if pushed else grid.send_and_receive(sent)
         replies = list(replies)
-        failed = grid.take_statistics()[0].failed
+        failed = grid.take_statistics().failed
     asked = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
     assert len(asked) == 6
     assert [m.metadata.src_node_id - 2 for m in replies] == [4, 1, 2, 0, 5, 3]
@@ -414,7 +414,7 @@ def test_the_length_of_the_mean_update_is_of_one_model() -> None:
     start = records.to_flat(NET, one.array_records["arrays"])
     with grid_of() as grid:
         outcome = grid.send_and_receive([Message(one, node, "train") for node in (2, 3, 4)])
-        taken, _ = grid.take_statistics()
+        taken = grid.take_statistics()
         mean = np.average(
             np.concatenate([u.weights for u in outcome.updates]), axis=0, weights=SIZES[[1, 2, 0]]
         )  # fmt: skip
@@ -422,14 +422,14 @@ def test_the_length_of_the_mean_update_is_of_one_model() -> None:
         each = 2 * 128 + 2 * 128 + 8 * NET.num_parameters  # four arrays with NumPy's header
         assert (taken.clients, taken.bytes_down, taken.bytes_up) == (3, 3 * each, 3 * each)
         grid.send_and_receive([Message(one, 2, "train"), Message(other, 3, "train")])
-        taken, _ = grid.take_statistics()
+        taken = grid.take_statistics()
         assert (taken.clients, taken.bytes_down) == (2, 2 * each)
         assert np.isnan(taken.mean_update_norm)
         grid.send_and_receive(Instructions(one, [2, 3, 5], "train", None, 3))  # client 3 has nothing
-        taken, _ = grid.take_statistics()
+        taken = grid.take_statistics()
         assert taken.rejected == (2, 3)
         assert (taken.clients, taken.bytes_down, taken.bytes_up) == (0, 3 * each, 2 * each)
-        assert grid.take_statistics()[0].rejected is None
+        assert grid.take_statistics().rejected is None
 
 
 def update_of(losses: Any, norms: Any) -> Update:
@@ -472,8 +472,8 @@ def test_statistics_are_over_examples_and_name_the_longest_update() -> None:
     statistics = RoundStatistics()
     assert np.isnan(statistics.train_loss)
     assert np.isnan(statistics.drift()).all()
-    statistics.record(update_of([1.0, 2.0], [0.5, 7.25]))
-    statistics.record(update_of([4.0], [3.0]))
+    statistics.updates.append(update_of([1.0, 2.0], [0.5, 7.25]))
+    statistics.updates.append(update_of([4.0], [3.0]))
     assert statistics.clients == 3
     assert statistics.train_loss == pytest.approx((30 * 1 + 40 * 2 + 30 * 4) / 100)
     assert statistics.largest_update == (4, 7.25)
@@ -513,9 +513,9 @@ class Lost(clients.SGD):
 def test_a_cohort_without_an_example_runs_nobody(kind: str) -> None:
     with grid_of() as grid:
         [reply] = grid.send_and_receive([Message(content_of(), 5, kind)])
-        taken, scores = grid.take_statistics()
+        taken = grid.take_statistics()
     assert reply.error.reason == f"client 3 has no examples to {kind} on"
-    assert (taken.clients, taken.bytes_up, scores) == (0, 0, [])
+    assert (taken.clients, taken.bytes_up, taken.evaluations) == (0, 0, [])
 
 
 def test_a_client_that_is_left_out_has_sent_nothing() -> None:
@@ -523,7 +523,7 @@ def test_a_client_that_is_left_out_has_sent_nothing() -> None:
     content = content_of()
     with grid_of(Lost(), block_size=3) as grid:
         grid.send_and_receive([Message(content, node, "train") for node in (2, 3, 4)])
-        taken, _ = grid.take_statistics()
+        taken = grid.take_statistics()
     assert taken.failed.keys() == {2}
     assert taken.bytes_up * 3 == taken.bytes_down * 2 > 0
 

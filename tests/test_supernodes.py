@@ -43,12 +43,12 @@ from fedsim.engines.supernodes.replies import (
     Layout,
     ReplyError,
     first_line,
+    invalid_rows,
     read_array,
     read_columns,
     read_hello,
     read_reply,
     training_layout,
-    unsound,
 )
 from fedsim.engines.supernodes.roster import Roster
 from fedsim.errors import ConfigError, FedsimError
@@ -476,7 +476,7 @@ def test_two_supernodes_with_one_partition() -> None:
     result = on_supernodes(replace(experiment, on_failure="exclude"), 4, greeting(lie(partition_id=0)))
     assert result.history["clients"].tolist() == [0, 9, 9]
     assert result.failures["reason"].iloc[0] == (
-        "no SuperNode is partition 1 of 4; SuperNode 3 is at hand: SuperNode 2 is partition 0 too"
+        "no SuperNode is partition 1 of 4; SuperNode 3 is a spare: SuperNode 2 is partition 0 too"
     )
 
     class Leaving(AppGrid):
@@ -1043,7 +1043,7 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     roster.update()
     assert roster.missing(5) == (
         "no SuperNode is partition 5 of 3; SuperNode 9 is refused: it says num-partitions=6, and others say 3; "
-        "SuperNode 8 is at hand: SuperNode 3 is partition 1 too"
+        "SuperNode 8 is a spare: SuperNode 3 is partition 1 too"
     )
     grid.there.append(7)
     grid.there.remove(4)
@@ -1353,7 +1353,7 @@ def test_what_was_not_asked_for_is_named_briefly() -> None:
     with pytest.raises(ReplyError, match=f"^its SuperNode sent '{'y' * 40}', which was not asked for$"):
         read_columns(content, layout, np.arange(1))
     rows = {"weights": np.array([[np.nan], [1.0], [1.0]]), "up.control": np.array([[np.inf], [np.nan], [1.0]])}
-    assert unsound(rows, "float32") == {
+    assert invalid_rows(rows, "float32") == {
         0: "its SuperNode sent weights that are not finite", 1: "its SuperNode sent up.control that are not finite"
     }  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""The Flower app: a ServerApp and a ClientApp that run an experiment, given as run configuration.
+"""The Flower app: a ServerApp and a ClientApp that run the experiment in the run configuration.
 
-``experiment`` is the experiment's TOML, as `fedsim.study.config.to_toml` writes it; the rest says how to run it (see
-docs/scale.md). Every part reads its data itself, from ``data-dir`` of a SuperNode's own node config, ``$FEDSIM_DATA``,
-or the experiment's ``data_dir``. Its text may name fedsim's and Flower's strategies and, in an app that
-`fedsim.apps.export` has written, classes in modules that lie beside the app's file; nothing else is imported.
+``experiment`` is the experiment's TOML, as `fedsim.study.config.to_toml` writes it; docs/scale.md describes the other
+settings. Every process reads the data itself, from ``data-dir`` of a SuperNode's node config, ``$FEDSIM_DATA``, or the
+experiment's ``data_dir``. The TOML may name fedsim's and Flower's strategies and, in an app that `fedsim.apps.export`
+has written, classes of the modules beside the app's file; nothing else is imported.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fedsim.toml import read_toml
 
 
 def read_experiment(settings: Mapping[str, Any], data_dir: str | None = None, folder: Path | None = None) -> Experiment:
-    """Return the experiment that run configuration describes, with classes of the modules in an app's folder."""
-    text = read_toml("the run configuration's experiment", str(settings.get("experiment", "")))
-    made = config.experiment(text, Modules(folder=folder))
-    return replace(made, data_dir=data_dir) if data_dir else made
+    """Return the experiment in a run configuration, which may name classes of the modules in an app's folder."""
+    table = read_toml("the run configuration's experiment", str(settings.get("experiment", "")))
+    experiment = config.experiment(table, Modules(folder=folder))
+    return replace(experiment, data_dir=data_dir) if data_dir else experiment
 
 
 def make_apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, ClientApp]:
@@ -47,8 +47,8 @@ def make_apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, Cl
     Parameters
     ----------
     file : path, optional
-        The app's own ``__file__``: experiments may name classes of the modules beside it. Default: fedsim's and
-        Flower's only.
+        The app's own ``__file__``. Experiments may name classes of the modules beside it; by default those of fedsim
+        and Flower only.
     """
     folder = Path(file).resolve().parent if file else None
     server, client = ServerApp(), ClientApp()
@@ -65,19 +65,14 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
     if settings.get("supervised"):
         _exit_with_parent()
     experiment = read_experiment(settings, folder=folder)
-    nodes, retries = settings.get("nodes", 0), settings.get("retries", 0)
-    check_integer("nodes", nodes)
-    check_integer("retries", retries)
-    wait, timeout = settings.get("wait", 120.0), settings.get("timeout", 0.0)
-    check_real("wait", wait, 0)
-    check_real("timeout", timeout, 0)
+    nodes = check_integer("nodes", settings.get("nodes", 0))
     engine = partial(
         SuperNodeEngine,
         grid=grid,
         nodes=nodes or len(list(grid.get_node_ids())) or 1,
-        wait=wait,
-        timeout=timeout or None,
-        retries=retries,
+        retries=check_integer("retries", settings.get("retries", 0)),
+        wait=check_real("wait", settings.get("wait", 120.0), 0),
+        timeout=check_real("timeout", settings.get("timeout", 0.0), 0) or None,
         on_failure=experiment.on_failure,
     )
     out = str(settings.get("out", "")) or None
@@ -86,7 +81,7 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Exit soon after the parent process has ended, instead of waiting for its SuperLink for ever."""
+    """Exit within a second of the parent process, instead of waiting for its SuperLink forever."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -98,7 +93,7 @@ def _exit_with_parent() -> None:
 
 
 class _PrintMetrics(Callback):
-    """Prints the metrics of each round to the log of the ServerApp."""
+    """Prints the metrics of each round, to the log of the ServerApp."""
 
     def round_finished(self, finished: FinishedRound) -> None:
         shown = {name: value for name, value in finished.metrics.items() if value == value and name != "round"}
@@ -113,10 +108,9 @@ def _client_runtime(context: Context, folder: Path | None) -> ClientRuntime:
 
 @lru_cache(maxsize=1)
 def _build_runtime(text: str, data_dir: str | None, folder: Path | None) -> ClientRuntime:
-    """Return the client runtime of an experiment; cached, because a process may answer many messages."""
+    """Return the client runtime of an experiment; cached, because a process may handle many messages."""
     threadpool_limits(1, "blas")  # for the whole process: more threads would sum in another order
-    experiment = read_experiment({"experiment": text}, data_dir, folder)
-    runtime = build_runtime(experiment)
+    runtime = build_runtime(read_experiment({"experiment": text}, data_dir, folder))
     runtime.prepare()
     return runtime
 

@@ -1,4 +1,4 @@
-"""A Flower app from its folder: its components, its run configuration, and running it in this process."""
+"""Loading a Flower app from its folder, and running it in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
     Parameters
     ----------
     folder : path
-        Has a ``pyproject.toml`` with ``[tool.flwr.app.components]``.
+        With a ``pyproject.toml`` that has ``[tool.flwr.app.components]``.
 
     Returns
     -------
@@ -37,12 +37,12 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
     run_config : dict
         Default run configuration; keys of nested tables are joined by dots, as in Flower.
     num_supernodes : int or None
-        Number in the default federation, if the file has one.
+        Number of SuperNodes in the default federation, if the file has one.
 
     Raises
     ------
     ConfigError
-        No such file, no such components, or a component that cannot be imported.
+        The file or the components are missing, or a component cannot be imported.
     """
     file = Path(folder) / "pyproject.toml"
     try:
@@ -70,7 +70,7 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
 
 
 def _unload_other_apps(folder: Path, packages: set[str]) -> None:
-    """Unload modules of these packages that were imported from another folder, such as another app's."""
+    """Unload modules of these packages that were imported from another app's folder."""
     own = {name for name in packages if Modules(folder=folder).has(name)}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
@@ -97,12 +97,12 @@ def _flatten_tables(config: Mapping[str, Any], prefix: str = "") -> dict[str, An
 
 
 def override_run_config(config: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return run configuration changed by ``key=value`` assignments with values in TOML.
+    """Return the run configuration with changes, each given as ``key=value`` with a value in TOML.
 
     Raises
     ------
     ConfigError
-        A key that the app does not have, or a value that is not TOML.
+        The app does not have the key, or the value is not TOML.
     """
     changed = dict(config)
     for assignment in assignments:

@@ -19,7 +19,7 @@ LIFETIME = datetime.timedelta(days=7)
 
 
 def make_certificates(folder: Path) -> None:
-    """Write ``ca.crt``, and ``server.crt`` and ``server.key``, signed by it for loopback and valid for a week."""
+    """Write ``ca.crt``, and ``server.crt`` with its key ``server.key``, signed for loopback and valid for a week."""
     root, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     root_id = x509.SubjectKeyIdentifier.from_public_key(root.public_key())
     usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
@@ -37,7 +37,7 @@ def make_certificates(folder: Path) -> None:
 
 
 def _certificate(subject: str, key: Any, signer: Any, extensions: Sequence[tuple[Any, bool]]) -> bytes:
-    """Return a certificate in PEM, signed by the authority; extensions are pairs with whether they are critical."""
+    """Return a certificate in PEM, signed by the authority; each extension is given with whether it is critical."""
     now = datetime.datetime.now(datetime.UTC)
     builder = (
         x509.CertificateBuilder()
@@ -61,6 +61,6 @@ def make_key(path: Path) -> None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read; FileExistsError if there is one."""
+    """Write a new file that only its owner can read; FileExistsError if the file exists."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(content)

@@ -1,10 +1,10 @@
-"""A real Flower deployment on this machine: a SuperLink and SuperNodes in processes of their own, over TLS.
+"""A Flower deployment on this machine: a SuperLink and SuperNodes, each in its own process, over TLS.
 
 A deployment makes its own certificate authority, a certificate of the SuperLink for loopback, a key pair for every
-SuperNode, and a home for Flower; it neither reads nor changes the user's Flower configuration. Other users of this
-machine can reach the ports but not use them: a SuperNode needs a registered key, a command that runs apps needs a
-token, and a process that executes tasks needs a secret. Temporary files are in one private folder. On Linux all
-processes end when this process ends, for whatever reason.
+SuperNode, and a home folder for Flower; it neither reads nor changes the user's Flower configuration. Other users of
+this machine can connect to the ports but not use them: a SuperNode needs a registered key, a command that runs apps
+needs a token, and a process that executes tasks needs a secret. Temporary files are in one private folder. On Linux all
+processes end with this process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Deployment:
     data_dir : path, optional
         Folder from which they read data.
     insecure : bool
-        Plain text, and no authentication of SuperNodes.
+        Without TLS and without authentication of SuperNodes.
     """
 
     def __init__(self, nodes: int, data_dir: str | os.PathLike[str] | None = None, insecure: bool = False) -> None:
@@ -79,7 +79,7 @@ class Deployment:
         self.close()
 
     def close(self) -> None:
-        """End all processes and remove the folder; signals are deferred meanwhile."""
+        """End all processes and remove the folder; signals are deferred until the end."""
         with defer_signals():
             end_processes(*self._processes)
             self._processes.clear()
@@ -110,7 +110,7 @@ class Deployment:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of Flower's commands: the user's, with this interpreter's scripts and a home of their own."""
+        """Environment of Flower's commands: the user's, with this interpreter's scripts and its own home folder."""
         return os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "FLWR_HOME": str(self.folder / "home"),
@@ -144,7 +144,7 @@ class Deployment:
             self.supernodes.append(self.start_supernode(partition, key))
 
     def _start_superlink(self) -> None:
-        """Start the SuperLink, and wait until it listens."""
+        """Start the SuperLink and wait until it listens."""
         command = [sys.executable, "-m", "fedsim.apps.superlink", f"--host={LOOPBACK}", f"--port={self.port}"]
         command += ["--disable-runtime-dependency-installation", *self._isolation]
         if self.insecure:
@@ -163,7 +163,7 @@ class Deployment:
         self._start_executor("superlink", process, self.port, self._server_trust)
 
     def start_supernode(self, partition: int, key: Path) -> subprocess.Popen[bytes]:
-        """Start the SuperNode of a partition, which authenticates itself by a private key."""
+        """Start the SuperNode of a partition, which authenticates with a private key."""
         port, name = _free_port(), f"supernode-{partition}"
         command = ["flower-supernode", f"--superlink={LOOPBACK}:{self.port}", f"--port={port}", *self._server_trust]
         command += [f"--node-config={self._node_config(partition)}", *self._isolation]
@@ -175,12 +175,12 @@ class Deployment:
 
     @property
     def _server_trust(self) -> list[str]:
-        """Arguments by which a command trusts the SuperLink."""
+        """Arguments that make a command trust the SuperLink."""
         return ["--insecure"] if self.insecure else [f"--root-certificates={self.folder / 'ca.crt'}"]
 
     @property
     def _isolation(self) -> list[str]:
-        """Arguments by which a SuperLink or SuperNode leaves its tasks to an executor that knows the secret."""
+        """Arguments that make a SuperLink or SuperNode leave its tasks to an executor that has the secret."""
         return ["--isolation=process", self._secret]
 
     @property
@@ -224,7 +224,7 @@ def run_local_deployment(
     nodes, insecure
         As for `Deployment`.
     out : path, optional
-        Where all results are written; default nowhere.
+        Directory for all results; default none.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def run_local_deployment(
                 deployment.run(experiment, directory, on_line, **settings)
                 return pd.read_csv(directory / "history.csv")
         finally:
-            deployment.close()  # a signal may come just before the inner block is entered or left
+            deployment.close()  # a signal may arrive just before the inner block is entered or left
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""A stand-alone Flower app of an experiment: a folder for ``flwr run``, on whatever Flower runs."""
+"""Export of an experiment as a stand-alone Flower app, a folder for ``flwr run``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ server_app, client_app = make_apps(__file__)
 __all__ = ["client_app", "server_app"]
 '''
 README = """\
-A Flower app that fedsim exported from an experiment. Every machine needs fedsim, and reads its data itself
-from `data-dir` of its node config or `FEDSIM_DATA`.
+A Flower app that fedsim exported from an experiment. Every machine needs fedsim, and reads the data itself
+from `data-dir` of its node config or from `FEDSIM_DATA`.
 
     flwr run .
 
@@ -40,9 +40,9 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     Parameters
     ----------
     experiment : Experiment
-        On a dataset that has a name.
+        On a dataset with a name.
     folder : path
-        New, or empty.
+        A new or an empty folder.
     **settings
         More run configuration: ``nodes``, ``wait``, ``timeout``, ``retries``, ``out``; see docs/scale.md.
 
@@ -54,7 +54,7 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     Raises
     ------
     ConfigError
-        The folder is not empty, the experiment has no TOML form, or a user's class is in no file that can be
+        The folder is not empty, the experiment cannot be written as TOML, or the file of a user's class cannot be
         copied.
     """
     import tomli_w
@@ -72,21 +72,15 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}
     app = {
-        "project": {"name": "fedsim-app", "version": __version__, "dependencies": []},
-        "tool": {
-            "flwr": {
-                "app": {
-                    "publisher": "fedsim",
-                    "components": {"serverapp": f"{MODULE}:server_app", "clientapp": f"{MODULE}:client_app"},
-                    "config": defaults | settings,
-                }
-            }
-        },
+        "publisher": "fedsim",
+        "components": {"serverapp": f"{MODULE}:server_app", "clientapp": f"{MODULE}:client_app"},
+        "config": defaults | settings,
     }
-    # A literal string is legible, but cannot hold everything; the last table is the run configuration's.
-    literal = "'''" not in text
-    line = f"experiment = '''\n{text}'''\n" if literal else tomli_w.dumps({"experiment": text})
-    (place / "pyproject.toml").write_text(tomli_w.dumps(app) + line, encoding="utf-8")
+    project = {"name": "fedsim-app", "version": __version__, "dependencies": []}
+    tables = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    # A literal string is easier to read, but cannot contain '''. The last table is the run configuration.
+    line = tomli_w.dumps({"experiment": text}) if "'''" in text else f"experiment = '''\n{text}'''\n"
+    (place / "pyproject.toml").write_text(tables + line, encoding="utf-8")
     (place / f"{MODULE}.py").write_text(APP, encoding="utf-8")
     (place / "README.md").write_text(README, encoding="utf-8")
     for file in files:
@@ -95,7 +89,7 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
 
 
 def _source_file(part: Any) -> Path | None:
-    """Return the file of a user's class, to be copied; None for fedsim's and Flower's classes."""
+    """Return the file of a user's class; None for classes of fedsim and Flower."""
     cls: Any = part.func if isinstance(part, partial) else part if inspect.isclass(part) else type(part)
     package = cls.__module__.partition(".")[0]
     if part is None or package in ("fedsim", "flwr"):

@@ -1,8 +1,8 @@
-"""Running any Flower app in this process, without Ray and without serialising.
+"""Running any Flower app in this process, without Ray and without serialisation.
 
-ServerApp and ClientApp run unmodified. A SuperNode is a Flower context and a lock: its messages are handled one after
-another, those of different SuperNodes on several threads. A context keeps its state from message to message, mods run
-as usual, and an exception in a ClientApp becomes an error reply.
+ServerApp and ClientApp run unmodified. Each SuperNode has a Flower context, whose state lasts between messages, and
+handles its messages one after another; different SuperNodes run on different threads. Mods run as usual, and an
+exception in a ClientApp becomes an error reply.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from fedsim.checks import check_integer
 from fedsim.engines.workers import available_cores
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, messages, strategies
-
-#: Node id of the first SuperNode; Flower keeps 1 for the server.
-FIRST_NODE_ID = 2
+from fedsim.flower.internals import FIRST_NODE_ID
 
 
 class AppGrid(messages.LocalGrid):
@@ -33,7 +31,7 @@ class AppGrid(messages.LocalGrid):
     client_app : ClientApp
     num_supernodes : int
     run_config : mapping, optional
-        Run configuration in the ClientApps' contexts.
+        Run configuration of the ClientApps' contexts.
     node_configs : sequence of mapping, optional
         Additional node config of each SuperNode, besides ``partition-id`` and ``num-partitions``.
     workers : int, optional
@@ -78,33 +76,31 @@ class AppGrid(messages.LocalGrid):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return all SuperNodes' ids in the order of their partition ids."""
+        """Return the ids of all SuperNodes in the order of their partition ids."""
         return list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self._contexts)))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages to their SuperNodes, which handle them at once."""
+        """Send messages to their SuperNodes, which start to handle them."""
         assert self._pool, "use the grid as a context manager"
         ids = []
         for message in messages:
             node = message.metadata.dst_node_id - FIRST_NODE_ID
             if not 0 <= node < len(self._contexts):
-                raise ValueError(
-                    f"message for an unknown node; nodes are {FIRST_NODE_ID}..{FIRST_NODE_ID + len(self._contexts) - 1}"
-                )
-            message_id = self.next_id()
-            internals.set_message_id(message, message_id)
+                known = self.get_node_ids()
+                raise ValueError(f"message for an unknown node; nodes are {known[0]}..{known[-1]}")
+            ids.append(self.next_id())
+            internals.set_message_id(message, ids[-1])
             received = internals.make_message(message.metadata, _copy_records(message.content))
-            self._replies[message_id] = self._pool.submit(self._handle, node, received)
-            ids.append(message_id)
+            self._replies[ids[-1]] = self._pool.submit(self._handle, node, received)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come to those of the messages; each is returned once."""
+        """Return the available replies to these messages; each reply is returned once."""
         ready = [i for i in message_ids if i in self._replies and self._replies[i].done()]
         return [self._replies.pop(i).result() for i in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies that come within `timeout` seconds, in the order of the messages."""
+        """Send messages and return the replies within `timeout` seconds, in the order of the messages."""
         ids = list(self.push_messages(messages))
         wait([self._replies[i] for i in ids], timeout)
         return self.pull_messages(ids)
@@ -114,11 +110,8 @@ class AppGrid(messages.LocalGrid):
         with self._locks[node]:
             try:
                 reply = self._app(message, self._contexts[node])
-                reply = (
-                    internals.make_message(reply.metadata, _copy_records(reply.content))
-                    if reply.has_content()
-                    else reply
-                )
+                if reply.has_content():
+                    reply = internals.make_message(reply.metadata, _copy_records(reply.content))
             except Exception as error:
                 reply = Message(Error(code=2, reason=f"{type(error).__name__}: {error}"), reply_to=message)
         internals.set_message_id(reply, f"{message.metadata.message_id}-reply")
@@ -130,23 +123,16 @@ def _context(node_id: int, node_config: dict[str, Any], run_config: Mapping[str,
 
 
 def _copy_records(content: RecordDict) -> RecordDict:
-    """Return a copy for the receiver; it shares the arrays' values, which never change."""
+    """Return a copy for the receiver, which shares the immutable values of arrays."""
     copied = RecordDict()
     for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            copy: Any = ArrayRecord()
-            for key, array in record.items():
-                copy[key] = array if isinstance(array, internals.Array) else _copy_array(array)
-        else:
-            copy = MetricRecord() if isinstance(record, MetricRecord) else ConfigRecord()
-            for key, value in record.items():
-                copy[key] = list(value) if isinstance(value, list) else value
+        copy: Any = next(kind for kind in (ArrayRecord, MetricRecord, ConfigRecord) if isinstance(record, kind))()
+        for key, value in record.items():
+            if isinstance(value, Array) and not isinstance(value, internals.Array):
+                value = Array(dtype=value.dtype, shape=tuple(value.shape), stype=value.stype, data=value.data)
+            copy[key] = list(value) if isinstance(value, list) else value
         copied[name] = copy
     return copied
-
-
-def _copy_array(array: Array) -> Array:
-    return Array(dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, data=array.data)
 
 
 def run_flower(
@@ -168,7 +154,7 @@ def run_flower(
     num_supernodes : int
         At least 1.
     run_config : mapping, optional
-        Run configuration in all contexts.
+        Run configuration of all contexts.
     node_configs : sequence of mapping, optional
         Additional node config of each SuperNode, besides ``partition-id`` and ``num-partitions``.
     workers : int, optional
@@ -184,7 +170,7 @@ def run_flower(
     Raises
     ------
     Exception
-        Whatever the ServerApp raises; what a ClientApp raises goes to the ServerApp as an error reply.
+        Raised by the ServerApp; an exception in a ClientApp reaches the ServerApp as an error reply.
     """
     with (
         strategies.quiet(verbose),

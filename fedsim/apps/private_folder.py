@@ -1,6 +1,6 @@
 """Temporary folders that only their owner can read, and that are removed even if their process was killed.
 
-The process that made a folder holds a lock on it. A folder without a lock is left over from a killed process, and the
+The process that made a folder holds a lock on it. A folder without a lock belongs to a process that was killed, and the
 next call of `private_folder` removes it.
 """
 
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: How the names of temporary folders begin.
+#: Prefix of the names of temporary folders.
 PREFIX = "fedsim-deploy-"
 
 
@@ -37,13 +37,13 @@ def private_folder() -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Remove this user's folders that killed processes have left in the temporary directory."""
+    """Remove this user's folders of processes that were killed from the temporary directory."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if os.fstat(lock).st_uid == os.getuid():
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its process is alive
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError if its process is alive
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)

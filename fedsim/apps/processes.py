@@ -21,7 +21,7 @@ STOP_TIMEOUT = 10.0
 
 
 def start_process(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, which on Linux ends when this process ends.
+    """Start a process in its own session; on Linux it ends when this process ends.
 
     Parameters
     ----------
@@ -41,13 +41,13 @@ def start_process(command: Sequence[str], environment: Mapping[str, str], **opti
 
 
 def _terminate_with_parent() -> Callable[[], None]:
-    """Return a function, called in the child, that asks the kernel for SIGTERM when the parent dies."""
+    """Return a function for the child process that requests SIGTERM at the end of the parent process."""
     prctl, pdeathsig = ctypes.CDLL(None).prctl, 1
     return lambda: prctl(pdeathsig, signal.SIGTERM)
 
 
 def end_processes(*processes: subprocess.Popen[Any]) -> None:
-    """End processes and their descendants, in whatever sessions: first by SIGTERM, then by SIGKILL."""
+    """End processes and their descendants in all sessions, first by SIGTERM, then by SIGKILL."""
     pids = [pid for process in processes for pid in (process.pid, *descendants(process.pid))]
     for number in (signal.SIGTERM, signal.SIGKILL):
         until = time.monotonic() + STOP_TIMEOUT
@@ -60,7 +60,7 @@ def end_processes(*processes: subprocess.Popen[Any]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of a process's children, their children and so on; none where there is no ``/proc``."""
+    """Return the ids of a process's children, their children and so on; none on systems without ``/proc``."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

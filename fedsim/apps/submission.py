@@ -1,4 +1,4 @@
-"""Running an experiment on the SuperLink of a connection in Flower's configuration."""
+"""Submission of an experiment to a running SuperLink."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def submit(
     Parameters
     ----------
     experiment : Experiment
-        On a dataset that has a name: every machine reads it itself.
+        On a dataset with a name; every machine reads it itself.
     connection : str
         Name of the connection; ``flwr config list`` shows them.
     environment : mapping, optional
-        Environment of the command ``flwr``; default this process's.
+        Environment of the command ``flwr``; by default that of this process.
     on_line : callable
         Called with each line of the server's output; fedsim's lines begin with ``fedsim: ``.
     **settings
@@ -42,7 +42,7 @@ def submit(
     Raises
     ------
     FedsimError
-        The run failed; the message has the reason that the server gave.
+        The run failed; the message has the server's reason.
     """
     with private_folder() as folder:
         app = export(experiment, folder / "app", **settings)
@@ -70,7 +70,7 @@ def submit_app(app: Path, connection: str, environment: Mapping[str, str], on_li
 
 
 def failure_reason(lines: Sequence[str]) -> str:
-    """Return why a command failed: its last exception, else Flower's error box, else the last line of its output."""
+    """Return why a command failed: the last exception in its output, else Flower's error box, else the last line."""
     stripped = [line.strip("│╭╮╰╯─ ") for line in lines]
     raised = [line for line in stripped if re.search(r"\w(Error|Exception): ", line)]
     start = max((i for i, line in enumerate(stripped) if line == "Error"), default=len(lines))

@@ -1,13 +1,13 @@
 """Flower's SuperLink with token authentication of its Control API: ``python -m fedsim.apps.superlink``.
 
-Whoever reaches the Control API can run an app, which is code, as the user of the SuperLink; on loopback that is every
-user of the machine. Flower 1.42 offers account authentication by a plugin of the SuperLink and credentials of the
-command ``flwr``, but no plugin that works without an account server. This one accepts a single token, in a file that
-only its owner can read. The file's path is given by an environment variable, because other users can read arguments;
-the arguments are those of ``flower-superlink``.
+Anyone who can connect to the Control API can run code, as an app, with the rights of the SuperLink's user; on loopback
+that is every user of the machine. Flower 1.42 offers account authentication by a plugin of the SuperLink and
+credentials of the command ``flwr``, but no plugin that works without an account server. The plugin in this module
+accepts a single token from a file that only its owner can read. An environment variable gives the file's path; the
+arguments are those of ``flower-superlink``.
 
-The SuperLink runs in a process of its own. Its non-public parts of Flower are therefore imported here and not in
-`fedsim.flower.internals`, which every run imports and which has all others.
+The SuperLink runs in its own process. The non-public parts of Flower that it needs are therefore imported here and not
+in `fedsim.flower.internals`, which every run imports.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TokenPlugin(ControlAuthnPlugin):
     Parameters
     ----------
     token : str
-        With an empty one nobody is authenticated.
+        If empty, all requests are refused.
     """
 
     def __init__(self, token: str = "") -> None:
@@ -47,7 +47,7 @@ class TokenPlugin(ControlAuthnPlugin):
         return None
 
     def validate_tokens_in_metadata(self, metadata: Metadata) -> tuple[bool, AccountInfo | None]:
-        """Return whether the metadata have the token, and the account if so."""
+        """Return whether the metadata has the token, and if so the account."""
         given = dict(metadata).get(ACCESS_TOKEN_KEY, "")
         given = given if isinstance(given, bytes) else given.encode()
         if not self._token or not hmac.compare_digest(given, self._token.encode()):
@@ -59,12 +59,12 @@ class TokenPlugin(ControlAuthnPlugin):
         return None
 
     def refresh_tokens(self, metadata: Metadata) -> tuple[Metadata | None, AccountInfo | None]:
-        """Return nothing: the token is valid as long as the SuperLink runs."""
+        """Return nothing: the token is valid until the SuperLink ends."""
         return None, None
 
 
 def write_credentials(home: Path, address: str, token: str) -> None:
-    """Write the credentials by which ``flwr`` with this home sends the token to this address."""
+    """Write the credentials with which ``flwr`` sends the token to an address, to its home folder."""
     store = FileCredentialStore(home / "credentials.yaml")
     store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
     for name in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):

@@ -59,9 +59,9 @@ def engine(args: argparse.Namespace) -> Any:
     """Return the engine that was asked for."""
     from functools import partial
 
-    from fedsim.engines.engine import choose
+    from fedsim.engines.engine import engine_class
 
-    make = choose(args.engine)
+    make = engine_class(args.engine)
     if not args.address:
         return make
     if args.engine != "ray":

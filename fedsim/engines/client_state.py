@@ -1,4 +1,4 @@
-"""What simulated clients keep between rounds: rows of arrays, for those clients only that have taken part."""
+"""The state of simulated clients between rounds: arrays with a row for each client that has taken part."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Indices = NDArray[np.intp]
 
 
 class ClientState:
-    """Named arrays with a row per client that has taken part, by partition id.
+    """Named arrays with a row for each client that has taken part, by partition id.
 
-    Rows of different clients may be read and written by several threads at once; `admit` by one at a time.
+    Several threads may load rows at the same time; only one may store.
 
     Parameters
     ----------
     num_clients : int
-        Registered, whether they take part or not.
+        Number of registered clients, whether they take part or not.
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -33,7 +33,7 @@ class ClientState:
         self._arrays: dict[str, Array] = {}
 
     def load(self, clients: Indices, make: Callable[[Indices], Mapping[str, Array]]) -> dict[str, Array]:
-        """Return clients' rows, copied; those of clients that have none yet are made.
+        """Return a copy of clients' rows; `make` provides those of clients that have none yet.
 
         Parameters
         ----------
@@ -42,15 +42,15 @@ class ClientState:
             Partition ids -> named arrays with a row each.
         """
         known = self.known(clients)
-        held = self.rows(clients[known])
+        stored = self.rows(clients[known])
         if known.all():
-            return held
+            return stored
         state = {}
         for name, rows in make(clients[~known]).items():
             state[name] = np.empty((len(clients), *rows.shape[1:]), rows.dtype)
             state[name][~known] = rows
             if known.any():
-                state[name][known] = held[name]
+                state[name][known] = stored[name]
         return state
 
     def known(self, clients: Indices) -> NDArray[np.bool_]:
@@ -59,12 +59,12 @@ class ClientState:
         return known
 
     def rows(self, clients: Indices) -> dict[str, Array]:
-        """Return a copy of the rows of clients that have some; empty if no client has any."""
+        """Return a copy of the rows of clients that have rows; empty if no client has any."""
         return {} if self._slots is None else {name: rows[self._slots[clients]] for name, rows in self._arrays.items()}
 
     def store(self, clients: Indices, state: Mapping[str, Array]) -> None:
-        """Keep clients' rows."""
-        if not state:
+        """Store clients' rows."""
+        if not state or not len(clients):
             return
         if self._slots is None:
             self._slots = np.full(self._num_clients, -1)
@@ -72,13 +72,11 @@ class ClientState:
         self._slots[new] = np.arange(self._used, self._used + len(new))
         self._used += len(new)
         for name, rows in state.items():
-            held = self._arrays.get(name)
-            if held is None or len(held) < self._used:
-                room = min(self._num_clients, max(self._used, 2 * (0 if held is None else len(held))))
-                grown = np.empty((room, *rows.shape[1:]), rows.dtype)
-                if held is not None:
-                    grown[: len(held)] = held
-                self._arrays[name] = grown
+            stored = self._arrays.get(name, rows[:0])
+            if len(stored) < self._used:
+                capacity = min(self._num_clients, max(self._used, 2 * len(stored)))
+                self._arrays[name] = np.empty((capacity, *rows.shape[1:]), rows.dtype)
+                self._arrays[name][: len(stored)] = stored
             self._arrays[name][self._slots[clients]] = rows
 
     def commit(self, round_number: int, updates: Sequence[Update]) -> None:
@@ -87,19 +85,19 @@ class ClientState:
             self.store(update.partition_ids, update.state)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return everything as arrays, for a checkpoint: ``clients``, and one array per name in that order of rows."""
+        """Return the state as arrays, for a checkpoint: ``clients``, and by name an array with a row for each."""
         if self._slots is None:
             return {"clients": np.empty(0, np.intp)}
         clients = np.flatnonzero(self._slots >= 0)
         return {"clients": clients} | {f"state {k}": v[self._slots[clients]] for k, v in self._arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Array] | None) -> None:
-        """Take up what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises
         ------
         FedsimError
-            It is None: the state was kept where nobody can fetch it.
+            `state` is None: the state was on SuperNodes of a run that has ended.
         """
         if state is None:
             raise FedsimError(

@@ -1,4 +1,4 @@
-"""The contract of engines: where clients train and evaluate, and where their state is kept."""
+"""The contract of engines, which train and evaluate clients and store their state."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class StateStore(Protocol):
         """Store the state of the clients whose updates an accepted round has aggregated."""
 
     def state_dict(self) -> dict[str, NDArray[Any]] | None:
-        """Return all state as arrays, for a checkpoint; None if it cannot be had."""
+        """Return all state as arrays, for a checkpoint; None if it is on other machines."""
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]] | None) -> None:
-        """Take up what `state_dict` returned; FedsimError if that was None and clients had state."""
+        """Restore the state that `state_dict` returned; FedsimError if that was None and clients have state."""
 
 
 class Engine(Protocol):
-    """Runs blocks of clients. An open engine is a context manager that has been entered.
+    """Trains and evaluates blocks of clients. Use it as a context manager.
 
     Attributes
     ----------
     runtime : ClientRuntime
         The data, the model and the client strategy.
     workers : Workers
-        Threads of this process, for evaluation on the test set.
+        Threads of this process, which evaluate the global model on the test set.
     client_state : StateStore
     """
 
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
     @property
     def client_state(self) -> StateStore:
-        """Where client state is kept."""
+        """Client state between rounds."""
 
     def __enter__(self) -> Self: ...
 
@@ -59,32 +59,32 @@ class Engine(Protocol):
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients and yield their updates, block by block, in the order of the clients.
 
-        A client that cannot be trained has no row; it is in `Update.failed`, with the reason. Client state does not
-        change before `StateStore.commit`.
+        A client that cannot be trained has no row; `Update.failed` has the reason. Client state does not change before
+        `StateStore.commit`.
 
         Parameters
         ----------
         task : Task
         clients : ndarray of int, shape (clients,)
-            Partition ids in cohort order, none of an empty client.
+            Partition ids in cohort order; every client has examples.
         """
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
-        """Evaluate clients on their own examples and yield the scores, block by block; as for `train`."""
+        """Evaluate clients on their own examples and yield the scores, block by block; see `train`."""
 
 
-def choose(engine: str | Callable[..., Engine]) -> Callable[..., Engine]:
-    """Return an engine's class by its name, or the callable that was given.
+def engine_class(engine: str | Callable[..., Engine]) -> Callable[..., Engine]:
+    """Return the class of an engine by its name; a callable is returned as it is.
 
     Raises
     ------
     ConfigError
         Unknown name.
     """
-    if not isinstance(engine, str):
-        if not callable(engine):
-            raise ConfigError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}, or a class of an engine")
+    if callable(engine):
         return engine
+    if not isinstance(engine, str):
+        raise ConfigError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}, or a class of an engine")
     check_choice("engine", engine, ENGINES)
     if engine == "ray":
         from fedsim.engines.ray import RayEngine

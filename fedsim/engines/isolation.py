@@ -1,4 +1,4 @@
-"""Finds the clients of a block that raise an error, so that the others' results count."""
+"""Isolation of the clients of a block that raise an error, so that the results of the others are kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 def isolate_failures(
     call: Callable[[NDArray[np.intp]], T], block: NDArray[np.intp], round_number: int
 ) -> tuple[list[T], dict[int, FedsimError]]:
-    """Call a function of a block of clients; where it raises, of each client alone, which gives the same rows.
+    """Call a function for a block of clients and, if it raises, for each client alone, which gives the same rows.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ def isolate_failures(
     results : list
         In the order of the clients.
     failed : dict of int to FedsimError
-        Partition id -> what went wrong.
+        Partition id -> error.
 
     Raises
     ------
     FedsimError, MemoryError
-        Raised by the call: not the fault of one client.
+        Raised by the function for a reason other than one client.
     """
     client = int(block[0])
     try:
@@ -54,14 +54,14 @@ def isolate_failures(
             return [], {client: failure}
     results, failed = list[T](), dict[int, FedsimError]()
     for k in range(len(block)):
-        found, lost = isolate_failures(call, block[k : k + 1], round_number)
-        results += found
-        failed |= lost
+        result, errors = isolate_failures(call, block[k : k + 1], round_number)
+        results += result
+        failed |= errors
     return results, failed
 
 
 def concatenate(parts: Sequence[T]) -> T:
-    """Return some clients' updates, or evaluations, as one."""
+    """Return the updates, or the evaluations, of several blocks as those of one."""
     first: Any = parts[0]
     if len(parts) == 1:
         return parts[0]

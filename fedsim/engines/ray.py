@@ -1,8 +1,7 @@
-"""Clients in Ray actors, on this machine or a cluster (extra ``ray``).
+"""The Ray engine, which trains clients in Ray actors on this machine or on a cluster (extra ``ray``).
 
-Actors hold the data as Ray shares it, one copy on each machine; a round's weights are put there once. Client state
-stays in this process and travels with the blocks, so that an actor that is lost costs nothing but the block it was
-training: Ray starts another actor, which trains the block again, to the same bits.
+Ray stores one copy of the data, and of each round's weights, on every machine. Client state is kept in this process and
+sent with the blocks. If an actor is lost, Ray starts another one, which trains the block again with the same result.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +28,7 @@ from fedsim.errors import ConfigError, FedsimError, missing_extra
 
 Indices = NDArray[np.intp]
 
-#: How often a block is tried again after the loss of its worker.
+#: Number of times that a block is trained again after its actor was lost.
 RETRIES = 3
 
 
@@ -41,24 +41,17 @@ class _Actor:
         self._blas = threadpool_limits(1, "blas")
         self._runtime: ClientRuntime | None = None
 
-    def _ready(self, runtime: list[Any]) -> ClientRuntime:
-        """Return the runtime, which the first call brings: an actor that Ray restarts has none."""
-        if self._runtime is None:
+    def call(self, method: str, request: Any, block: Any, state: Any) -> Any:
+        """Train or evaluate a block of clients."""
+        runtime, *arguments = request
+        if self._runtime is None:  # also after Ray has restarted the actor
             self._runtime = _ray().get(runtime[0])
             self._runtime.prepare()
-        return self._runtime
-
-    def train(self, request: Any, block: Any, state: Any) -> Update:
-        runtime = self._ready(request[0])
-        return runtime.train(runtime.task(*request[1:]), block, _load(block, state))
-
-    def evaluate(self, request: Any, block: Any, state: Any) -> Evaluation:
-        runtime = self._ready(request[0])
-        return runtime.evaluate(runtime.task(*request[1:]), block, _load(block, state))
+        return getattr(self._runtime, method)(self._runtime.task(*arguments), block, _state_loader(block, state))
 
 
-def _load(block: Indices, state: dict[str, NDArray[Any]]) -> LoadState:
-    """Return a function that copies the state of some clients of a block: arrays that Ray shares are read-only."""
+def _state_loader(block: Indices, state: dict[str, NDArray[Any]]) -> LoadState:
+    """Return a function that copies the state of clients of a block; arrays that Ray shares are read-only."""
     return lambda clients: {name: rows[np.isin(block, clients)] for name, rows in state.items()}
 
 
@@ -69,11 +62,11 @@ class RayEngine:
     ----------
     runtime : ClientRuntime
     workers : int, optional
-        Actors; default one per CPU of the cluster.
+        Number of actors; default one per CPU of the cluster.
     block_size : int, optional
         Clients trained together; default by the size of the model and the cost of training.
     address : str, optional
-        Of a running Ray cluster, or ``"auto"``; default: Ray is started here, and stopped at the end.
+        Address of a running Ray cluster, or ``"auto"``; by default Ray is started here, and stopped at the end.
 
     Raises
     ------
@@ -91,7 +84,7 @@ class RayEngine:
     ) -> None:
         if workers is not None:
             check_integer("workers", workers, 1, MAX_WORKERS)
-        self.runtime, self._address, self._num_actors, self._block_size = runtime, address, workers, block_size
+        self.runtime, self._address, self._num_actors = runtime, address, workers
         self.client_state = ClientState(len(runtime.partition))
         self.workers, self.blocks = Workers(1), Blocks(runtime, 1, block_size)
         self._actors: list[Any] = []
@@ -107,7 +100,7 @@ class RayEngine:
         self._shared = [ray.put(self.runtime)]
         self._actors = [actor.remote() for _ in range(max(1, min(self._num_actors or cpus, cpus)))]
         self.workers = Workers(len(self._actors))
-        self.blocks = Blocks(self.runtime, len(self._actors), self._block_size)
+        self.blocks = replace(self.blocks, workers=len(self._actors))
         self.runtime.prepare()
         self.workers.__enter__()
         return self
@@ -115,7 +108,7 @@ class RayEngine:
     def _start(self, ray: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        _reach(self._address)
+        _check_listening(self._address)
         where: dict[str, Any] = {"address": self._address} if self._address else {"num_cpus": self._num_actors}
         try:
             with warnings.catch_warnings():
@@ -136,29 +129,29 @@ class RayEngine:
 
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients; see `Engine`."""
-        blocks = self.blocks.training(task, clients)
+        blocks = self.blocks.for_training(task, clients)
         return self._map("train", task, blocks, True, self.blocks.max_pending(blocks))
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
-        blocks = self.blocks.evaluation(clients)
+        blocks = self.blocks.for_evaluation(clients)
         return self._map("evaluate", task, blocks, self.runtime.personalises(task.strategy), len(blocks))
 
     def _map(self, method: str, task: Task, blocks: list[Indices], has_state: bool, max_pending: int) -> Iterator[Any]:
-        """Call a method of the actors for every block, and yield the results in the order of the blocks."""
-        ray = _ray()
-        request = ray.put((self._shared, task.global_weights, task.round, task.strategy, dict(task.down), task.purpose))
+        """Call a method of the actors' runtimes for every block; yield the results in the order of the blocks."""
+        request = (self._shared, task.global_weights, task.round, task.strategy, dict(task.down), task.purpose)
+        reference = _ray().put(request)
         actors = itertools.cycle(self._actors)  # in turn: blocks cost about the same
 
         def submit(block: Indices) -> Any:
             state = self.runtime.load_state(task, self.client_state, block) if has_state else {}
-            return getattr(next(actors), method).remote(request, block, state)
+            return next(actors).call.remote(method, reference, block, state)
 
         return in_order(submit, _result, blocks, max(max_pending, 2 * len(self._actors)))
 
 
-def _reach(address: str | None) -> None:
-    """Raise ConfigError if nobody listens at host:port; Ray itself would wait for minutes."""
+def _check_listening(address: str | None) -> None:
+    """Raise ConfigError if no process listens at host:port; Ray would wait for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -177,7 +170,7 @@ def _ray() -> Any:
 
 
 def _result(reference: Any) -> Any:
-    """Wait for a result; an error in an actor is raised as it would have been here."""
+    """Wait for a result; raise an error in an actor as if it had been raised here."""
     ray = _ray()
     try:
         return ray.get(reference)

@@ -1,4 +1,4 @@
-"""The client runtime: it trains and evaluates blocks of clients. Every engine has at least one."""
+"""The client runtime, which trains and evaluates blocks of clients. Every engine has at least one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class State(Protocol):
     """Client state that the runtime can load."""
 
     def load(self, clients: Indices, make: Callable[[Indices], Mapping[str, Array]]) -> dict[str, Array]:
-        """Return a copy of clients' state, made new by ``make(partition ids)`` for those that have none."""
+        """Return a copy of clients' state; ``make(partition ids)`` provides that of new clients."""
 
 
 class ClientRuntime:
@@ -44,7 +44,6 @@ class ClientRuntime:
     federated : FederatedDataset
         The examples of each client.
     client : ClientStrategy
-        The client strategy.
     seed : int
     kernel : {"numpy", "compiled"}
     transforms : sequence of UpdateTransform
@@ -66,32 +65,27 @@ class ClientRuntime:
         data = federated.dataset
         self.x = np.ascontiguousarray(data.x_train, dtype=model.dtype)
         self.y = data.y_train.astype(model.dtype) if data.regression else data.y_train
-        #: Of the test targets, for regression.
+        #: Variance of the test targets, for regression.
         self.variance = float(data.y_test.var()) if data.regression else None
         self.partition, self._window = federated.at(1), 1
-        shared = ~private_mask(client, model)  # a mistake in the strategy is found here
+        shared = ~private_mask(client, model)  # checks the strategy's private groups
         self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms else None
+        self._feeds_back = self.pipeline is not None and self.pipeline.feeds_back
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Make the runtime anew in another process, from the arguments that made it here."""
+        """Pickle the arguments, from which another process makes the runtime."""
         return ClientRuntime, self._arguments
 
     def prepare(self) -> None:
-        """Compile the kernel, or load what was compiled."""
+        """Compile the kernel, or load it from the disk."""
         if self.kernel_name == "compiled":
             self.kernel.prepare(self.model.dtype, targets=self.variance is not None)
-
-    def at(self, round_number: int) -> None:
-        """Load the examples that clients train on in a round."""
-        window = self.federated.window(round_number)
-        if window != self._window:
-            self.partition, self._window = self.federated.at(round_number), window
 
     @property
     def partition_test(self) -> Partition:
         """The examples that each client evaluates on."""
-        own = self.federated.partition_test
-        return self.partition if own is None else own
+        test = self.federated.partition_test
+        return self.partition if test is None else test
 
     def task(
         self,
@@ -101,21 +95,23 @@ class ClientRuntime:
         down: Mapping[str, Array] | None = None,
         purpose: Purpose = Purpose.SHUFFLE,
     ) -> Task:
-        """Return what all clients of a round share, given the global weights of shape (parameters,)."""
-        self.at(round_number)
+        """Return the task of a round's clients, given the global weights of shape (parameters,)."""
+        window = self.federated.window(round_number)
+        if window != self._window:
+            self.partition, self._window = self.federated.at(round_number), window
         return Task(
             self.model, client or self.client, self.x, self.y, self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
         )  # fmt: skip
 
     def load_state(self, task: Task, state: State, clients: Indices) -> dict[str, Array]:
-        """Return a copy of clients' state, made new for those that take part for the first time."""
+        """Return a copy of clients' state; new clients get initial state."""
         if not self.keeps_state(task.strategy):
             return {}
 
         def make(new: Indices) -> dict[str, Array]:
             made = new_client_state(task, new)
-            if self.pipeline and self.pipeline.feeds_back:
+            if self._feeds_back:
                 made[RESIDUAL] = np.zeros((len(new), self.model.num_parameters), self.model.dtype)
             return made
 
@@ -123,29 +119,28 @@ class ClientRuntime:
 
     def keeps_state(self, strategy: ClientStrategy) -> bool:
         """Whether clients have state between rounds."""
-        feeds_back = self.pipeline is not None and self.pipeline.feeds_back
-        return feeds_back or has_client_state(strategy, self.model)
+        return self._feeds_back or has_client_state(strategy, self.model)
 
     def only_fits(self, strategy: ClientStrategy) -> bool:
-        """Whether a round is nothing but one fit of the compiled kernel, which threads can share."""
+        """Whether a round is a single fit of the compiled kernel, so that threads can share a block of clients."""
         plain = not overrides(strategy, "train") and not numpy_hooks(strategy)
         return plain and self.kernel_name == "compiled" and self.pipeline is None
 
     def train(self, task: Task, clients: Indices, load_state: LoadState) -> Update:
-        """Train a block of clients; those that raise an error are left out, with the reason.
+        """Train a block of clients; those that raise an error are in `Update.failed`.
 
         Parameters
         ----------
         task : Task
         clients : ndarray of int, shape (clients,)
-            Partition ids, none of an empty client.
+            Partition ids; every client has examples.
         load_state : callable
             Partition ids -> a copy of their state, which training may change.
 
         Returns
         -------
         Update
-            As the server works with it: encoded and decoded by the transforms, if there are any.
+            As the server uses it: encoded and decoded by the transforms, if there are any.
         """
 
         def train_some(some: Indices) -> Update:
@@ -161,22 +156,22 @@ class ClientRuntime:
         return replace(concatenate(updates), failed=failed)
 
     def with_norms(self, task: Task, update: Update) -> Update:
-        """Return an update whose `update_norm` is known."""
+        """Return the update with its `update_norm`."""
         if update.update_norm is not None:
             return update
         return replace(update, update_norm=self.kernel.update_norms(update.weights, task.global_weights))
 
     def evaluate(self, task: Task, clients: Indices, load_state: LoadState) -> Evaluation:
-        """Score the weights that a block of clients use, on their own examples; parameters as for `train`."""
-        held = self.partition_test
+        """Evaluate a block of clients on their own examples; parameters as for `train`."""
+        partition = self.partition_test
 
         def evaluate_some(some: Indices) -> Evaluation:
             weights = task.global_weights[None]
             with np.errstate(all="ignore"):
                 if self.personalises(task.strategy):
                     weights = personalise(task, some, load_state(some))
-                loss, accuracy = evaluate_shards(task, held, some, weights)
-            return Evaluation(some, held.sizes[some], loss, self.score(loss, accuracy))
+                loss, accuracy = evaluate_shards(task, partition, some, weights)
+            return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy))
 
         results, failed = isolate_failures(evaluate_some, clients, task.round)
         if not results:
@@ -184,7 +179,7 @@ class ClientRuntime:
         return replace(concatenate(results), failed=failed)
 
     def personalises(self, strategy: ClientStrategy) -> bool:
-        """Whether clients use other weights than the global ones."""
+        """Whether clients predict with weights other than the global ones."""
         return overrides(strategy, "personalise") or bool(private_groups(strategy, self.model))
 
     def score(self, loss: Any, accuracy: Any) -> Any:

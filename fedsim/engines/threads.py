@@ -1,4 +1,4 @@
-"""The default engine: clients on threads of this process, one per core."""
+"""The default engine, which trains clients on threads of this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ThreadEngine:
     ----------
     runtime : ClientRuntime
     workers : int, optional
-        Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
+        Threads; by default one per available core with the compiled kernel and one with the NumPy kernel.
     block_size : int, optional
         Clients trained together; default by the size of the model and the cost of training.
     """
@@ -48,29 +48,25 @@ class ThreadEngine:
 
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients; see `Engine`."""
-
-        def train_block(block: Indices) -> Update:
-            return self.runtime.train(task, block, partial(self.runtime.load_state, task, self.client_state))
-
+        load_state = partial(self.runtime.load_state, task, self.client_state)
         if self.runtime.only_fits(task.strategy):
             task = replace(task, run_on_all_workers=self.workers.run_on_all)
-            return map(train_block, self.blocks.shared(clients))
-        blocks = self.blocks.training(task, clients)
+            return (self.runtime.train(task, block, load_state) for block in self.blocks.for_all_workers(clients))
+        blocks = self.blocks.for_training(task, clients)
+        train_block = partial(self.runtime.train, task, load_state=load_state)
         return self.workers.map(train_block, blocks, self.blocks.max_pending(blocks))
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
-
-        def evaluate_block(block: Indices) -> Evaluation:
-            return self.runtime.evaluate(task, block, partial(self.runtime.load_state, task, self.client_state))
-
-        return self.workers.map(evaluate_block, self.blocks.evaluation(clients))
+        load_state = partial(self.runtime.load_state, task, self.client_state)
+        evaluate_block = partial(self.runtime.evaluate, task, load_state=load_state)
+        return self.workers.map(evaluate_block, self.blocks.for_evaluation(clients))
 
 
 def worker_count(runtime: ClientRuntime, workers: int | None) -> int:
-    """Return how many threads to use: the number asked for, or one per core with the compiled kernel, else one.
+    """Return the number of threads: `workers` if given, else one per core with the compiled kernel and one with NumPy.
 
-    The NumPy kernel takes many small steps, for which threads would wait for one another's hold of Python.
+    The NumPy kernel makes many small calls, and threads would wait for one another's hold of Python's lock.
     """
     if workers is None:
         return available_cores() if runtime.kernel_name == "compiled" else 1

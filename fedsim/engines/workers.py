@@ -1,4 +1,4 @@
-"""Threads that run jobs of this process, and hand their results over in order."""
+"""Threads that run jobs and yield their results in order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ J = TypeVar("J")
 F = TypeVar("F")
 T = TypeVar("T")
 
-#: The most threads, or actors; more than any machine's cores.
+#: Largest number of threads or actors, above the cores of any machine.
 MAX_WORKERS = 4_096
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -33,14 +33,14 @@ def in_order(
     Parameters
     ----------
     submit : callable
-        Starts a job and returns a handle of it.
+        Starts a job and returns its handle.
     result : callable
-        Waits for a handle's result.
+        Waits for the result of a handle.
     jobs : sequence
     max_pending : int
-        The most jobs that may be started and not yet yielded.
+        Largest number of jobs that are started and not yet yielded.
     cancel : callable
-        Called with the handles that are left when the caller stops early.
+        Called with each remaining handle if the caller stops early.
     """
     pending: deque[F] = deque()
     try:
@@ -72,46 +72,45 @@ class Workers:
         from threadpoolctl import threadpool_limits
 
         self._blas = threadpool_limits(1, "blas")
-        # One worker has a thread too, so that the main thread can receive Ctrl-C.
-        self._pool = ThreadPoolExecutor(self.count, "fedsim", initializer=_one_core_each(self.count))
+        # Even one worker has its own thread, so that the main thread can receive Ctrl-C.
+        self._pool = ThreadPoolExecutor(self.count, "fedsim", initializer=_core_binder(self.count))
         return self
 
     def __exit__(self, *details: object) -> None:
         if self._pool is not None:
-            # After Ctrl-C the run ends without waiting for the clients that are training.
+            # After Ctrl-C the run ends without waiting for clients in training.
             interrupted = bool(details) and isinstance(details[1], KeyboardInterrupt)
             self._pool.shutdown(wait=not interrupted, cancel_futures=True)
             self._pool = None
         self._blas.restore_original_limits()
 
     def run_on_all(self, work: Callable[[], None]) -> None:
-        """Call a function once on every worker at the same time."""
+        """Call a function once on every worker, all at the same time."""
         assert self._pool, "use the workers as a context manager"
         for future in [self._pool.submit(work) for _ in range(self.count)]:
             future.result()
 
     def map(self, work: Callable[[J], T], jobs: Sequence[J], max_pending: int | None = None) -> Iterator[T]:
-        """Call a function of each job; yield the results in the order of the jobs.
+        """Call a function for each job and yield the results in the order of the jobs.
 
         Parameters
         ----------
         work : callable
         jobs : sequence
         max_pending : int, optional
-            The most results that may wait for their turn, but at least two for each worker; default all.
+            Largest number of results that may wait to be yielded, but at least two for each worker; default all.
         """
         if self._pool is None or self.count == 1 or len(jobs) == 1:
             return map(work, jobs)
-        pool = self._pool
-        most = max(max_pending or len(jobs), 2 * self.count)
-        return in_order(lambda job: pool.submit(work, job), Future.result, jobs, most, Future.cancel)
+        pool, max_pending = self._pool, max(max_pending or len(jobs), 2 * self.count)
+        return in_order(lambda job: pool.submit(work, job), Future.result, jobs, max_pending, Future.cancel)
 
 
-def _one_core_each(workers: int) -> Callable[[], None] | None:
-    """Return a function that binds a worker thread to a core of its own, where there are as many cores as workers.
+def _core_binder(workers: int) -> Callable[[], None] | None:
+    """Return a function that binds each worker thread to its own core, if there are as many cores as workers.
 
-    The system may start two threads that wake at once on one core and leave them there for milliseconds, which is a
-    small round's time.
+    Otherwise the system may put two threads that wake up together on one core for milliseconds, as long as a small
+    round takes.
     """
     if not hasattr(os, "sched_setaffinity") or workers != available_cores():
         return None

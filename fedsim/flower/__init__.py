@@ -1,1 +1,1 @@
-"""What fedsim shares with Flower: records, messages, and Flower's non-public parts in one file."""
+"""Records, messages and logs shared with Flower; the non-public parts of Flower are in one module."""

@@ -1,7 +1,4 @@
-"""Every use of a non-public part of Flower (flwr 1.42), except those in `fedsim.apps.superlink`.
-
-The SuperLink runs in a process of its own; its parts are not imported in every run.
-"""
+"""All uses of non-public parts of Flower (flwr 1.42), except those of the SuperLink in `fedsim.apps.superlink`."""
 
 from __future__ import annotations
 
@@ -19,28 +16,29 @@ from numpy.typing import NDArray
 
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
+#: Node id of partition 0 on the grids of this package.
+FIRST_NODE_ID = 2
 
 
 def set_default_identity() -> None:
-    """Set the identity without which Flower refuses to create a message, unless Flower has set it."""
-    defaults = {"_run_id": 0, "_node_id": SERVER_NODE_ID, "_task_id": 0}
-    for name, value in defaults.items():
+    """Set the identity that Flower needs to create a message, unless Flower has set it."""
+    for name, value in {"_run_id": 0, "_node_id": SERVER_NODE_ID, "_task_id": 0}.items():
         if getattr(TaskIdentity, name) is None:
             setattr(TaskIdentity, name, value)
 
 
 def run_id() -> int:
-    """Return the id of the run of which this process is a part."""
+    """Return the id of the run that this process belongs to."""
     return TaskIdentity.run_id
 
 
 def empty_run() -> Run:
-    """Return a Flower run description with nothing in it."""
+    """Return an empty description of a run."""
     return Run.create_empty(0)
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Give an outgoing message its id, as Flower's own grids do."""
+    """Set the id of an outgoing message, as Flower's own grids do."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
@@ -60,17 +58,17 @@ def reply_metadata(node_id: int, message_id: str, message_type: str, group_id: s
 
 
 def make_message(metadata: Metadata, content: RecordDict | None = None, error: flwr.app.Error | None = None) -> Message:
-    """Return a message with given metadata, which Flower's public constructor does not offer."""
+    """Return a message with the given metadata, which Flower's public constructor does not accept."""
     return Message(metadata=metadata, content=content, error=error)  # type: ignore[call-overload, no-any-return]
 
 
 class Array(flwr.app.Array):
-    """Flower's Array around an ndarray, serialised on demand; on the wire it is Flower's own class by name.
+    """An array for Flower's records that is serialised on demand, in the format of Flower's own class.
 
     Parameters
     ----------
     values : ndarray
-        Kept, not copied; must not change afterwards.
+        Not copied; must not change afterwards.
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -80,7 +78,7 @@ class Array(flwr.app.Array):
 
     @property
     def data(self) -> bytes:
-        """The bytes Flower would have made at once."""
+        """The serialised values."""
         if self.__dict__["_data"] is None:
             buffer = BytesIO()
             np.save(buffer, self.__dict__["values"], allow_pickle=False)
@@ -93,7 +91,7 @@ class Array(flwr.app.Array):
         self.__dict__.update(_data=value, values=np.load(BytesIO(value), allow_pickle=False))
 
     def numpy(self) -> NDArray[Any]:
-        """Return the values in an array of the caller's own, as Flower does (its strategies write into it)."""
+        """Return a copy of the values, as Flower does; its strategies write into it."""
         return np.array(self.__dict__["values"])
 
     def __eq__(self, other: object) -> bool:
@@ -106,5 +104,5 @@ class Array(flwr.app.Array):
 
 @lru_cache(maxsize=64)
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    """Return a dtype's name, which NumPy takes longer to put together than a small array to be made."""
+    """Return a dtype's name; NumPy needs longer for it than to make a small array."""
     return str(dtype)

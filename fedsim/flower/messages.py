@@ -1,4 +1,4 @@
-"""A round's messages to clients, and what every Grid in this process has."""
+"""A round's messages to clients, and the base class of grids in this process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fedsim.flower.internals import empty_run, set_default_identity
 
 
 class Instructions(Sequence[Message]):
-    """One instruction for many nodes: a sequence of messages that makes each only when asked for it.
+    """Messages with the same content to many nodes; each message is made when it is read.
 
-    The in-process engine reads `record` and `node_ids` and makes none.
+    `RoundGrid` reads `record` and `node_ids`, and no message is made.
 
     Parameters
     ----------
     record : RecordDict
-        The content that all of them share.
+        The content of all messages.
     node_ids : sequence or ndarray of int
     message_type : str
         Flower's ``MessageType.TRAIN`` or ``EVALUATE``.
     aggregation : Aggregation, optional
-        Takes the updates as they finish, on a grid that can do so; default: every update is a reply.
+        Combines the updates as they arrive, on a `RoundGrid`; by default every update becomes a reply.
     min_clients : int
-        Fewest updates with which a round is accepted.
+        Smallest number of updates with which the round is accepted.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Instructions(Sequence[Message]):
 
 
 class LocalGrid(Grid):
-    """What a Grid in this process has in any case."""
+    """Base class of grids in this process."""
 
     def __init__(self) -> None:
         set_default_identity()
@@ -60,9 +60,9 @@ class LocalGrid(Grid):
         self._sent = 0
 
     def next_id(self) -> str:
-        """Return a message id that has not been given."""
+        """Return a new message id."""
         self._sent += 1
-        return f"{self._sent}"
+        return str(self._sent)
 
     def set_run(self, run: Any) -> None:
         """Set the description of the run."""
@@ -76,5 +76,5 @@ class LocalGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Create a message (Flower prefers the Message constructor)."""
+        """Return a new message; Flower recommends the constructor of Message instead."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

@@ -1,4 +1,4 @@
-"""Weights as Flower's records, and the bytes that records take when they are sent."""
+"""Conversion between weights and Flower's records, and the serialised size of arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedsim.errors import ConfigError
 from fedsim.flower.internals import Array
 from fedsim.models import Group, Model, named_arrays
 
-#: Name of the record of arrays that the server sends beside the weights.
+#: Name of the record of arrays that the server sends in addition to the weights.
 DOWN = "fedsim.down"
-#: Prefix of the arrays that a client sends beside the weights, in the same record: Flower's strategies expect one.
+#: Prefix of the arrays that a client sends in addition to the weights; Flower's strategies expect a single record.
 UP = "fedsim.up."
 
 
@@ -29,7 +29,7 @@ def to_record(model: Model, flat: NDArray[Any]) -> ArrayRecord:
 
 
 def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Return named arrays as Flower's record, which keeps them uncopied."""
+    """Return named arrays as Flower's record, without copying them."""
     made = ArrayRecord()
     for name, values in arrays.items():
         made[name] = Array(values)
@@ -37,7 +37,7 @@ def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
 
 def _values(array: flwr.app.Array) -> NDArray[Any]:
-    """Return an array's values, uncopied where they are at hand."""
+    """Return an array's values, without copying them if possible."""
     values: NDArray[Any] = array.__dict__["values"] if isinstance(array, Array) else array.numpy()
     return values
 
@@ -56,14 +56,13 @@ def to_flat(model: Model, record: ArrayRecord) -> NDArray[Any]:
         raise ConfigError(f"the server strategy sent the arrays {found}; the model has {expected}")
     flat = np.empty(model.num_parameters, dtype=model.dtype)
     for name, target in named_arrays(model, flat).items():
-        array = record[name]
-        target[...] = _values(array)
+        target[...] = _values(record[name])
     flat.flags.writeable = False
     return flat
 
 
 def split_reply(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]]]:
-    """Return a reply's weights, and what was sent besides them."""
+    """Return a reply's weights, and the arrays that were sent in addition."""
     weights, up = ArrayRecord(), {}
     for name, array in reply.items():
         if name.startswith(UP):
@@ -74,9 +73,8 @@ def split_reply(reply: ArrayRecord) -> tuple[ArrayRecord, dict[str, NDArray[Any]
 
 
 def flatten(record: ArrayRecord) -> NDArray[Any]:
-    """Return any record's arrays as one flat array, read-only; mixed dtypes become one that holds them all."""
-    arrays = [_values(array) for array in record.values()]
-    flat = np.concatenate([values.ravel() for values in arrays])
+    """Return a record's arrays as one flat array, read-only, of the common dtype."""
+    flat = np.concatenate([_values(array).ravel() for array in record.values()])
     flat.flags.writeable = False
     return flat
 
@@ -92,13 +90,13 @@ def unflatten(like: ArrayRecord, flat: NDArray[Any]) -> ArrayRecord:
 
 
 def payload_bytes(model: Model, groups: Iterable[Group]) -> int:
-    """Return the bytes of the serialised arrays of groups of parameters: what Flower sends, less its envelope."""
+    """Return the bytes of the serialised arrays of groups of parameters, without Flower's overhead of a message."""
     arrays = named_arrays(model, np.zeros(model.num_parameters, dtype=model.dtype))
     return sum(array_bytes(arrays[name]) for group in groups for name in group)
 
 
 def array_bytes(values: NDArray[Any]) -> int:
-    """Return how many bytes an array has, serialised."""
+    """Return the bytes of a serialised array."""
     return _header_bytes(values.shape, values.dtype.str) + values.nbytes
 
 

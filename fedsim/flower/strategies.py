@@ -1,4 +1,4 @@
-"""What a run needs around any Flower strategy: its log, its sampling, and rounds counted from a checkpoint."""
+"""Support for any Flower strategy: its log, its sampling, and the numbers of rounds after a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 @contextmanager
 def quiet(verbose: bool = False) -> Iterator[None]:
-    """Hold Flower's own log to errors while fedsim runs it, unless `verbose`."""
+    """Show only errors in Flower's log, unless `verbose`."""
     logger = logging.getLogger("flwr")
     before = logger.level
     if not verbose:
@@ -27,7 +27,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def freeze_gc() -> Iterator[None]:
-    """Spare garbage collection what exists by now: some of Flower's strategies collect per array and client."""
+    """Exclude existing objects from garbage collection, which some of Flower's strategies run per array and client."""
     gc.freeze()
     try:
         yield
@@ -37,7 +37,7 @@ def freeze_gc() -> Iterator[None]:
 
 @contextmanager
 def seeded_sampling(seed: int) -> Iterator[None]:
-    """Seed the global `random`, from which Flower's own strategies sample, and put it back afterwards."""
+    """Seed the global `random`, from which Flower's own strategies sample, and restore its state afterwards."""
     before = random.getstate()
     random.seed(seed)
     try:
@@ -47,38 +47,38 @@ def seeded_sampling(seed: int) -> Iterator[None]:
 
 
 class ResumedStrategy(Strategy):
-    """Another strategy, whose rounds go on counting after those that an interrupted run has done.
+    """A strategy whose round numbers continue those of an interrupted run.
 
     Parameters
     ----------
     strategy : Strategy
     done : int
-        Rounds done; with 0 the strategy runs as it is.
+        Number of finished rounds; with 0 the strategy runs unchanged.
     """
 
     def __init__(self, strategy: Strategy, done: int) -> None:
         self._strategy, self._done = strategy, done
 
     def start(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the strategy's own loop where nothing has been done, else Flower's."""
-        return self._strategy.start(*args, **kwargs) if not self._done else super().start(*args, **kwargs)
+        """Run the strategy's own loop if no round is finished, else Flower's."""
+        return super().start(*args, **kwargs) if self._done else self._strategy.start(*args, **kwargs)
 
     def summary(self) -> None:
-        """Log what the strategy logs."""
+        """Call the strategy's method."""
         self._strategy.summary()
 
     def configure_train(self, server_round: int, *args: Any) -> Any:
-        """As the strategy does."""
+        """Call the strategy's method."""
         return self._strategy.configure_train(server_round + self._done, *args)
 
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
-        """As the strategy does."""
+        """Call the strategy's method."""
         return self._strategy.aggregate_train(server_round + self._done, replies)
 
     def configure_evaluate(self, server_round: int, *args: Any) -> Any:
-        """As the strategy does."""
+        """Call the strategy's method."""
         return self._strategy.configure_evaluate(server_round + self._done, *args)
 
     def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
-        """As the strategy does."""
+        """Call the strategy's method."""
         return self._strategy.aggregate_evaluate(server_round + self._done, replies)

@@ -1,8 +1,8 @@
 """Flower's `Grid` over simulated clients: `send_and_receive` runs the round.
 
-Any Flower `Strategy` runs on it by ``strategy.start(grid, ...)``. A round's messages carry one model, which is decoded
-once. Replies become messages only for a strategy that reads messages; fedsim's own strategies give the round an
-aggregation, so that its memory does not grow with its cohort.
+Any Flower `Strategy` runs on it by ``strategy.start(grid, ...)``. The model that a round's messages share is decoded
+once. Replies are made only for a strategy that reads them; fedsim's own strategies pass an aggregation to the round
+instead, so that memory does not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice
 from fedsim.clients import ClientStrategy
 from fedsim.clients.private import private_groups
-from fedsim.clients.task import Evaluation
 from fedsim.engines.engine import Engine
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError
 from fedsim.flower import internals, records
+from fedsim.flower.internals import FIRST_NODE_ID
 from fedsim.flower.messages import Instructions, LocalGrid
 from fedsim.models import Model
 from fedsim.rounds.outcome import Cohort, RoundOutcome
@@ -35,9 +35,7 @@ from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Mean
 from fedsim.updates.transform import UpdateTransform
 
-#: Node id of the client with partition id 0; Flower keeps 1 for the server.
-FIRST_NODE = 2
-#: Test examples scored at a time; a constant, so that sums do not depend on workers.
+#: Number of test examples evaluated together; a constant, so that sums do not depend on the number of workers.
 EVALUATE_ROWS = 1_000
 
 
@@ -48,7 +46,7 @@ class RoundGrid(LocalGrid):
     ----------
     engine : Engine
     on_failure : {"raise", "exclude"}
-        How a client is handled that fails or diverges: the run ends with an error, or the client is left out of the
+        How a client that fails or diverges is handled: the run ends with an error, or the client is excluded from the
         round and recorded.
     """
 
@@ -58,7 +56,6 @@ class RoundGrid(LocalGrid):
         self.engine, self.runtime = engine, runtime
         self.checks = ValidityChecks(runtime.model.dtype, on_failure)
         self.statistics = RoundStatistics()
-        self.evaluations: list[Evaluation] = []
         data = runtime.federated.dataset
         self._x_test = np.ascontiguousarray(data.x_test, dtype=runtime.model.dtype)
         self._y_test = data.y_test.astype(runtime.model.dtype) if data.regression else data.y_test
@@ -74,11 +71,9 @@ class RoundGrid(LocalGrid):
     def __exit__(self, *details: object) -> None:
         self.engine.__exit__(*details)
 
-    # Flower's interface.
-
     def get_node_ids(self) -> Sequence[int]:
-        """Return all nodes' ids in the order of their partition ids."""
-        return range(FIRST_NODE, len(self.runtime.partition) + FIRST_NODE)
+        """Return all node ids in the order of the partition ids."""
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + len(self.runtime.partition))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; `pull_messages` runs them."""
@@ -90,43 +85,39 @@ class RoundGrid(LocalGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run those of the messages that have not been run and return their replies."""
+        """Run the messages that have not been run yet and return the replies."""
         return list(self.send_and_receive([self._waiting.pop(i) for i in message_ids if i in self._waiting]))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> RoundOutcome:
         """Run a round of training or of evaluation, and return its outcome.
 
-        `timeout` has no meaning here: every reply is waited for.
+        `timeout` is ignored: the method returns when all clients have finished.
         """
-        told = messages if isinstance(messages, Instructions) else None
-        cohorts = self._cohort_of(told) if told else self._cohorts_of(messages)
+        cohorts, aggregation, min_clients = self._cohorts_of(messages), None, 0
+        if isinstance(messages, Instructions):
+            aggregation, min_clients = messages.aggregation, messages.min_clients
         outcome = RoundOutcome(
             self.runtime.model,
             cohorts,
-            told.aggregation if told and told.aggregation else Aggregation(Mean(self.add_weighted)),
-            keeps_rows=told is None or told.aggregation is None,
-            min_clients=told.min_clients if told else 0,
+            aggregation or Aggregation(Mean(self.add_weighted)),
+            keeps_rows=aggregation is None,
+            min_clients=min_clients,
         )
         _check_once(cohorts)
         run_round(self.engine, outcome, self.checks, self.statistics, self._model_bytes)
-        self.evaluations += outcome.evaluations
         return outcome
 
     @property
     def add_weighted(self) -> Callable[..., None]:
-        """How the kernel that trains adds up weights."""
+        """The kernel's function that adds up weights."""
         add: Callable[..., None] = self.runtime.kernel.add_weighted
         return add
 
-    def _cohort_of(self, instructions: Instructions) -> list[Cohort]:
-        """Return the cohort of instructions, which share one content."""
-        if not len(instructions):
-            return []
-        nodes = np.asarray(instructions.node_ids, dtype=np.int64)
-        return [self._cohort(instructions.record, instructions.message_type, nodes, None)]
-
     def _cohorts_of(self, messages: Iterable[Message]) -> list[Cohort]:
-        """Gather messages that share a content, so that each model is decoded once."""
+        """Group messages that share a content, so that each model is decoded once."""
+        if isinstance(messages, Instructions):
+            nodes = np.asarray(messages.node_ids, dtype=np.int64)
+            return [self._cohort(messages.record, messages.message_type, nodes, None)] if len(nodes) else []
         groups: dict[tuple[int, str], list[Message]] = {}
         for message in messages:
             if not message.metadata.message_id:
@@ -143,12 +134,11 @@ class RoundGrid(LocalGrid):
     ) -> Cohort:
         kind = message_type.partition(".")[0]
         check_choice("message_type", kind, (MessageType.TRAIN, MessageType.EVALUATE))
-        ids = (nodes - FIRST_NODE).astype(np.intp)
+        ids = (nodes - FIRST_NODE_ID).astype(np.intp)
         if ids.min() < 0 or ids.max() >= len(self.runtime.partition):
-            raise ValueError(
-                f"message for an unknown node; nodes are {FIRST_NODE}..{len(self.runtime.partition) + FIRST_NODE - 1}"
-            )
-        # Not content.array_records: that object refers to itself, which keeps the model until garbage is collected.
+            known = self.get_node_ids()
+            raise ValueError(f"message for an unknown node; nodes are {known[0]}..{known[-1]}")
+        # Not content.array_records: it refers to itself, which keeps the model alive until garbage is collected.
         parts: Mapping[str, Any] = content
         arrays = next(r for name, r in parts.items() if isinstance(r, ArrayRecord) and name != records.DOWN)
         config = next((r for r in parts.values() if isinstance(r, ConfigRecord)), ConfigRecord())
@@ -163,28 +153,23 @@ class RoundGrid(LocalGrid):
         order = np.lexsort((ids, -task.partition.sizes[ids]))
         return Cohort(kind, task, ids[order], [messages[k] for k in order] if messages else None)
 
-    # What a run asks for.
-
     def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
         """Return the loss and accuracy (for regression R squared) of flat weights on the test set."""
+        x, y = self._x_test, self._y_test
 
-        def work(start: int) -> tuple[float, int]:
+        def evaluate_rows(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)
             with np.errstate(all="ignore"):
-                loss, correct = self.runtime.model.evaluate(
-                    weights[None], self._x_test[None, rows], self._y_test[None, rows]
-                )
+                loss, correct = self.runtime.model.evaluate(weights[None], x[None, rows], y[None, rows])
             return float(loss[0]), int(correct[0])
 
-        parts = list(self.engine.workers.map(work, range(0, len(self._y_test), EVALUATE_ROWS)))
-        examples = len(self._y_test)
-        loss, accuracy = (sum(values) / examples for values in zip(*parts, strict=True))
+        parts = self.engine.workers.map(evaluate_rows, range(0, len(y), EVALUATE_ROWS))
+        loss, accuracy = (sum(values) / len(y) for values in zip(*parts, strict=True))
         return loss, float(self.runtime.score(loss, accuracy))
 
-    def take_statistics(self) -> tuple[RoundStatistics, list[Evaluation]]:
-        """Return the statistics and evaluations since the last call."""
-        taken = self.statistics, self.evaluations
-        self.statistics, self.evaluations = RoundStatistics(), []
+    def take_statistics(self) -> RoundStatistics:
+        """Return the statistics since the last call."""
+        taken, self.statistics = self.statistics, RoundStatistics()
         return taken
 
 
@@ -207,31 +192,31 @@ def make_grid(
     ----------
     model : Model
     federated : FederatedDataset
-        The examples of each client; node id = partition id + 2.
+        The examples of each client; the node id is the partition id + 2.
     client : ClientStrategy
-        The client strategy.
     seed : int
     kernel : {"numpy", "compiled"}
-        What trains; see `fedsim.kernels`.
+        See `fedsim.kernels`.
     transforms : sequence of UpdateTransform
         Applied to clients' updates; see `fedsim.updates`.
     on_failure : {"raise", "exclude"}
         As for `RoundGrid`.
     engine : callable
-        An engine's class, or a partial of one.
+        The class of an engine, or a partial of one.
     workers, block_size : int, optional
-        As for the engine. Neither changes a result.
+        As for the engine. Neither changes results.
     """
     runtime = ClientRuntime(model, federated, client, seed, kernel, transforms)
     return RoundGrid(engine(runtime, workers=workers, block_size=block_size), on_failure)
 
 
 def _check_once(cohorts: Sequence[Cohort]) -> None:
-    """Raise ConfigError if a client is asked twice for the same: its state and its reply would be ambiguous."""
+    """Raise ConfigError if a client is to train, or to evaluate, twice: its state and reply would be ambiguous."""
     for kind in {cohort.kind for cohort in cohorts}:
-        ids, asked = np.unique(np.concatenate([c.clients for c in cohorts if c.kind == kind]), return_counts=True)
-        if (asked > 1).any():
-            first = int(asked.argmax())
+        ids, counts = np.unique(np.concatenate([c.clients for c in cohorts if c.kind == kind]), return_counts=True)
+        first = int(counts.argmax())
+        if counts[first] > 1:
             raise ConfigError(
-                f"the server strategy asks client {ids[first]} {asked[first]} times in a round to {kind}; allowed: once"
+                f"the server strategy asks client {ids[first]} {counts[first]} times in a round to {kind}; "
+                "allowed: once"
             )

@@ -1,4 +1,4 @@
-"""The outcome of a round, and the replies that Flower's strategies read from it."""
+"""The outcome of a round, from which Flower's strategies read replies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedsim.updates.aggregation import Aggregation
 
 @dataclass(frozen=True)
 class Cohort:
-    """The clients of a round that are given the same task, in cohort order: by falling shard size, then partition id.
+    """The clients of a round that share a task, in cohort order: by descending shard size, then partition id.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Cohort:
     clients : ndarray of int, shape (clients,)
         Partition ids.
     messages : list of Message, optional
-        The message to each client, where the server strategy made any.
+        The message to each client, if the server strategy made messages.
     """
 
     kind: str
@@ -39,29 +39,29 @@ class Cohort:
 
 
 class RoundOutcome(Sequence[Message]):
-    """What a finished round has given; reading it trains nobody.
+    """The result of a finished round; reading it starts no training.
 
-    As a sequence it holds the clients' replies as Flower's messages, made when the first is read. A round whose updates
-    were only added up has no replies.
+    As a sequence it holds the clients' replies as Flower's messages, which are made when the first one is read. There
+    are no replies if updates were only added to the aggregation.
 
     Parameters
     ----------
     model : Model
     cohorts : list of Cohort
     aggregation : Aggregation
-        Takes the updates.
+        Combines the updates.
     keeps_rows : bool
-        Whether updates are kept too, for a strategy that reads replies.
+        Whether the weights of each client are kept too, for a strategy that reads replies.
     min_clients : int
-        The fewest updates with which the round is accepted.
+        Smallest number of updates with which the round is accepted.
 
     Attributes
     ----------
     updates : list of Update
-        In cohort order; without weights where they were only added to the aggregation.
+        In cohort order; without weights if they were only added to the aggregation.
     evaluations : list of Evaluation
     failed : dict of int to str
-        Partition id -> why there is no reply.
+        Partition id -> reason for which there is no reply.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RoundOutcome(Sequence[Message]):
         self._messages: list[Message] | None = None
 
     def add(self, update: Update) -> None:
-        """Add a block of updates; blocks come in cohort order."""
+        """Add a block of updates; blocks are added in cohort order."""
         self.aggregation.add(update)
         if not self.keeps_rows:
             update = replace(update, weights=update.weights[:, :0].copy(), up={}, encoded={})
@@ -107,12 +107,12 @@ class RoundOutcome(Sequence[Message]):
 
     def _replies(self) -> list[Message]:
         if self._messages is None:
-            assert self.keeps_rows, "the updates of this round have been added up; there are no replies to read"
-            contents = {MessageType.TRAIN: self._trained(), MessageType.EVALUATE: self._evaluated()}
-            self._messages = [m for cohort in self.cohorts for m in self._of_cohort(cohort, contents[cohort.kind])]
+            assert self.keeps_rows, "the updates of this round have been aggregated; there are no replies to read"
+            contents = {MessageType.TRAIN: self._train_contents(), MessageType.EVALUATE: self._evaluate_contents()}
+            self._messages = [m for cohort in self.cohorts for m in self._messages_of(cohort, contents[cohort.kind])]
         return self._messages
 
-    def _trained(self) -> dict[int, RecordDict]:
+    def _train_contents(self) -> dict[int, RecordDict]:
         contents = {}
         for update in self.updates:
             columns = update.partition_ids, update.num_examples, update.train_loss, update.weights
@@ -123,29 +123,29 @@ class RoundOutcome(Sequence[Message]):
                 contents[int(client)] = RecordDict({"arrays": arrays, "metrics": metrics})
         return contents
 
-    def _evaluated(self) -> dict[int, RecordDict]:
+    def _evaluate_contents(self) -> dict[int, RecordDict]:
         contents = {}
         for result in self.evaluations:
-            rows = zip(result.partition_ids, result.num_examples, result.loss, result.accuracy, strict=True)
-            for client, examples, loss, accuracy in rows:
+            columns = result.partition_ids, result.num_examples, result.loss, result.accuracy
+            for client, examples, loss, accuracy in zip(*columns, strict=True):
                 metrics = MetricRecord(
                     {"num-examples": int(examples), "eval_loss": float(loss), "eval_accuracy": float(accuracy)}
                 )
                 contents[int(client)] = RecordDict({"metrics": metrics})
         return contents
 
-    def _of_cohort(self, cohort: Cohort, contents: dict[int, RecordDict]) -> Iterator[Message]:
+    def _messages_of(self, cohort: Cohort, contents: dict[int, RecordDict]) -> Iterator[Message]:
         created = time.time()
-        for place, client in enumerate(cohort.clients):
+        for place, client in enumerate(map(int, cohort.clients)):
             sent = cohort.messages[place].metadata if cohort.messages else None
             metadata = internals.reply_metadata(
-                int(client) + 2,
+                internals.FIRST_NODE_ID + client,
                 sent.message_id if sent else f"{cohort.kind}-{cohort.task.round}-{client}",
                 sent.message_type if sent else cohort.kind,
                 sent.group_id if sent else "",
                 created,
             )
-            if int(client) in contents:
-                yield internals.make_message(metadata, contents[int(client)])
+            if client in contents:
+                yield internals.make_message(metadata, contents[client])
             else:
-                yield internals.make_message(metadata, error=Error(0, self.failed[int(client)]))
+                yield internals.make_message(metadata, error=Error(0, self.failed[client]))

@@ -1,12 +1,12 @@
-"""One round, from the sampled cohort to an outcome that has been accepted or rejected.
+"""One round, from the sampled cohort to an outcome that is accepted or rejected.
 
     cohort        clients in cohort order, and their task: the global model, the round, the client strategy
     engine.train  blocks of clients: local training, then each transform's `on_client` and `on_server`
-    keep_valid    clients that failed or diverged are left out, with the reason
-    outcome.add   the aggregation of the server strategy adds the block up, or keeps its rows
+    keep_valid    clients that failed or diverged are excluded, and the reason is recorded
+    outcome.add   the aggregation of the server strategy sums the updates of the block, or keeps them
     commit        if there are enough updates: client state and statistics are stored, once
 
-Nothing is stored by a round that is rejected. The server strategy then takes the outcome and makes its step.
+A rejected round stores nothing. The server strategy then reads the outcome and makes its step.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from fedsim.rounds.validity import ValidityChecks
 def run_round(
     engine: Engine, outcome: RoundOutcome, checks: ValidityChecks, statistics: RoundStatistics, model_bytes: int
 ) -> None:
-    """Train or evaluate the cohorts of an outcome, and store what an accepted round changes.
+    """Train or evaluate the cohorts of an outcome, and store the changes of an accepted round.
 
     Parameters
     ----------
     engine : Engine
     outcome : RoundOutcome
-        Empty; it takes the updates, the evaluations and the failures.
+        Empty; receives the updates, the evaluations and the failures.
     checks : ValidityChecks
     statistics : RoundStatistics
         Extended.
     model_bytes : int
-        Bytes of the weights that a client exchanges with the server, where no transform encodes them.
+        Bytes of the weights that a client and the server exchange if no transform encodes them.
     """
     for cohort in outcome.cohorts:
         down = sum(array_bytes(values) for values in cohort.task.down.values())
@@ -46,10 +46,11 @@ def run_round(
         else:
             evaluate(engine, cohort, outcome, checks, statistics)
     outcome.failed |= statistics.failed
-    if outcome.accepted:
-        commit(engine, outcome, statistics)
-    else:
+    statistics.evaluations += outcome.evaluations
+    if not outcome.accepted:
         statistics.rejected = outcome.clients, outcome.min_clients
+    elif outcome.updates:
+        commit(engine, outcome, statistics)
 
 
 def train(
@@ -60,7 +61,7 @@ def train(
     statistics: RoundStatistics,
     model_bytes: int,
 ) -> None:
-    """Train a cohort and give its valid updates to the outcome."""
+    """Train a cohort and add its valid updates to the outcome."""
     task = cohort.task
     empty = task.partition.sizes[cohort.clients] == 0
     statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
@@ -82,7 +83,7 @@ def sent_bytes(update: Update, model_bytes: int) -> int:
 def evaluate(
     engine: Engine, cohort: Cohort, outcome: RoundOutcome, checks: ValidityChecks, statistics: RoundStatistics
 ) -> None:
-    """Evaluate a cohort on its own examples; a client that has none is not a failure."""
+    """Evaluate a cohort on its own examples; a client without examples is not a failure."""
     sizes = engine.runtime.partition_test.sizes[cohort.clients]
     outcome.failed |= {int(k): f"client {k} has no examples to evaluate on" for k in cohort.clients[sizes == 0]}
     if not sizes.any():
@@ -95,13 +96,10 @@ def evaluate(
 
 
 def commit(engine: Engine, outcome: RoundOutcome, statistics: RoundStatistics) -> None:
-    """Store what an accepted round changes: client state and statistics."""
-    if not outcome.updates:
-        return
+    """Store the client state and the statistics of an accepted round."""
     task = outcome.cohorts[0].task
     engine.client_state.commit(task.round, outcome.updates)
-    for update in outcome.updates:
-        statistics.record(update)
-    if len(outcome.cohorts) == 1:  # else clients started from different weights
+    statistics.updates += outcome.updates
+    if len(outcome.cohorts) == 1:  # otherwise clients started from different weights
         norms = engine.runtime.kernel.update_norms(outcome.aggregation.mean()[None], task.global_weights)
         statistics.mean_update_norm = float(np.asarray(norms)[0])

@@ -1,4 +1,4 @@
-"""What a round did: clients, failures, bytes, and how far clients' updates went apart."""
+"""Statistics of a round: clients, failures, bytes, and client drift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.task import Update
+from fedsim.clients.task import Evaluation, Update
 
 Indices = NDArray[np.intp]
 
@@ -21,9 +21,9 @@ class Drift(NamedTuple):
     client_drift : float
         Mean of ``|d_k|`` over clients.
     gradient_diversity : float
-        ``sum |p_k d_k|^2 / |sum p_k d_k|^2``: 1 where updates are orthogonal, 1 / K where K equal clients agree, large
-        where they cancel (Yin et al., "Gradient diversity: a key ingredient for scalable distributed learning",
-        AISTATS 2018, arXiv:1706.05699, definition 1).
+        ``sum |p_k d_k|^2 / |sum p_k d_k|^2``: 1 if updates are orthogonal, 1 / K if K equal clients agree, large if
+        they cancel (Yin et al., "Gradient diversity: a key ingredient for scalable distributed learning", AISTATS
+        2018, arXiv:1706.05699, definition 1).
     update_cosine : float
         Mean cosine between the updates of two clients, pairs weighted by ``p_j |d_j| p_k |d_k|``; from -1 to 1. That
         mean is ``(|sum p_k d_k|^2 - sum |p_k d_k|^2) / ((sum |p_k d_k|)^2 - sum |p_k d_k|^2)``, which needs no pairs.
@@ -57,39 +57,38 @@ def drift(norms: NDArray[np.float64], examples: Indices, mean_norm: float) -> Dr
 
 @dataclass
 class RoundStatistics:
-    """What one round did.
+    """Statistics of one round.
 
     Attributes
     ----------
+    updates : list of Update
+        Of the aggregated clients; their norms are known.
+    evaluations : list of Evaluation
     failed : dict of int to str
-        Partition id -> why, for clients left out.
+        Partition id -> reason, for excluded clients.
     bytes_down, bytes_up : int
         Serialised arrays sent to and received from clients.
     mean_update_norm : float
-        Length of the mean update, weighted by examples; NaN if no mean was taken.
+        Length of the mean update, weighted by examples; NaN if no mean was computed.
     rejected : tuple of two int, optional
-        Of a round that was not accepted: how many updates it had, and how many it needed.
+        Number of updates of a rejected round, and the number that it needed.
     """
 
+    updates: list[Update] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     mean_update_norm: float = float("nan")
     rejected: tuple[int, int] | None = None
-    _updates: list[Update] = field(default_factory=list)
-
-    def record(self, update: Update) -> None:
-        """Count a block of updates of an accepted round."""
-        assert update.update_norm is not None
-        self._updates.append(update)
 
     def _column(self, name: str) -> NDArray[Any]:
-        return np.concatenate([np.zeros(0), *(getattr(update, name) for update in self._updates)])
+        return np.concatenate([np.zeros(0), *(getattr(update, name) for update in self.updates)])
 
     @property
     def clients(self) -> int:
-        """Clients that trained and were aggregated."""
-        return sum(len(update.partition_ids) for update in self._updates)
+        """Number of clients whose updates were aggregated."""
+        return sum(len(update.partition_ids) for update in self.updates)
 
     @property
     def train_loss(self) -> float:
@@ -101,7 +100,7 @@ class RoundStatistics:
 
     @property
     def largest_update(self) -> tuple[int, float]:
-        """The client with the longest update, and its length; at least one client was aggregated."""
+        """The partition id and the length of the longest update; there must be at least one."""
         norms = self._column("update_norm")
         return int(self._column("partition_ids")[norms.argmax()]), float(norms.max())
 

@@ -1,4 +1,4 @@
-"""Which updates of a round count: a client that failed or diverged is left out, or ends the run."""
+"""Exclusion of clients that failed or diverged, unless they end the run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fedsim.clients.task import Task, Update
 from fedsim.errors import DivergenceError, FedsimError
 
 #: A client whose training loss exceeds this multiple of the untrained model's loss has diverged.
-DIVERGED = 10.0
+MAX_LOSS_RATIO = 10.0
 
 
 class ValidityChecks:
-    """Decides which clients are left out, and records or raises why.
+    """Checks of a round's updates.
 
     Parameters
     ----------
     dtype : str
         Of the weights: an update longer than its largest number has diverged.
     on_failure : {"raise", "exclude"}
-        Whether a failure ends the run or leaves the client out of the round.
+        Whether a failure ends the run or excludes the client from the round.
     """
 
     def __init__(self, dtype: str, on_failure: str = "raise") -> None:
@@ -30,29 +30,29 @@ class ValidityChecks:
         self._max_norm = float(np.finfo(dtype).max)
 
     def limit_loss(self, untrained_loss: float) -> None:
-        """Set the largest training loss that counts, from the untrained model's test loss."""
-        self._max_loss = DIVERGED * max(untrained_loss, 1.0)
+        """Set the largest valid training loss from the untrained model's test loss."""
+        self._max_loss = MAX_LOSS_RATIO * max(untrained_loss, 1.0)
 
     def fail(self, client: int, error: FedsimError, failed: dict[int, str]) -> None:
-        """Raise the error, or record it and leave the client out of the round."""
+        """Raise the error, or record its reason in `failed`."""
         if self.on_failure == "raise":
             raise error
         failed[client] = error.reason
 
     def keep_valid(self, task: Task, update: Update, failed: dict[int, str]) -> Update:
-        """Return the updates that count.
+        """Return the valid updates.
 
         Parameters
         ----------
         task : Task
         update : Update
         failed : dict of int to str
-            Partition id -> reason; extended by the clients that are left out.
+            Partition id -> reason; excluded clients are added.
         """
         for client, error in update.failed.items():
             self.fail(client, error, failed)
         assert update.update_norm is not None
-        valid = np.abs(update.train_loss) <= self._max_loss  # not for NaN
+        valid = np.abs(update.train_loss) <= self._max_loss  # False for NaN
         valid &= update.update_norm <= self._max_norm
         for row in np.flatnonzero(~valid):
             self.fail(int(update.partition_ids[row]), self._diverged(task, update, int(row)), failed)

@@ -14,7 +14,7 @@ import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.clients.task import mean_evaluation
-from fedsim.engines.engine import Engine, choose
+from fedsim.engines.engine import Engine, engine_class
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
@@ -56,7 +56,8 @@ def run(
         early = [experiment.early_stopping] if experiment.early_stopping else []
         callbacks = [RejectedRounds(), *early, *callbacks]
         grid = RoundGrid(
-            choose(engine)(build_runtime(experiment), workers=workers, block_size=block_size), experiment.on_failure
+            engine_class(engine)(build_runtime(experiment), workers=workers, block_size=block_size),
+            experiment.on_failure,
         )
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:
@@ -154,7 +155,7 @@ class _Run:
             return None  # the last round before an interruption
         state.arrays, state.weights = arrays, records.to_flat(state.model, arrays)
         loss, accuracy = self.grid.evaluate_test(state.weights)
-        statistics, evaluations = self.grid.take_statistics()
+        statistics = self.grid.take_statistics()
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
@@ -169,7 +170,7 @@ class _Run:
             loss,
             accuracy,
             statistics.train_loss,
-            *mean_evaluation(evaluations),
+            *mean_evaluation(statistics.evaluations),
             statistics.clients,
             len(statistics.failed),
             *statistics.drift(),
@@ -181,7 +182,7 @@ class _Run:
         plain = (value.item() if isinstance(value, np.generic) else value for value in values)
         row = dict(zip(history_columns(state.score), plain, strict=True))
         state.rows.append(row)
-        for part in evaluations:
+        for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))

@@ -1,11 +1,10 @@
-"""Clients on Flower's SuperNodes: in Flower's own simulation, or on real machines.
+"""The engine that trains clients on Flower's SuperNodes, in Flower's simulation or on real machines.
 
-Each SuperNode says, when asked, which partition it is and of how many; SuperNode i of N holds the clients whose
-partition id is i modulo N (one each, where there are as many as clients). In a round every SuperNode gets one message
-with all of its clients that were sampled, and sends one back. The server trusts nothing in it:
-`fedsim.engines.supernodes.replies` checks it against what the server knows.
+Each SuperNode serves one of N partitions: SuperNode i has the clients whose partition id is i modulo N (one client if N
+is the number of clients). In a round every SuperNode receives one message for all of its sampled clients and sends one
+reply, which `fedsim.engines.supernodes.replies` validates.
 
-Client state stays on the client's SuperNode, in the context that Flower keeps there.
+Client state stays on the client's SuperNode, in Flower's context.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ from fedsim.objects import classes_of, to_text
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
-#: Partition id -> the arrays that a client sent, by name.
+#: Partition id -> the client's row of each array, by name.
 Rows = dict[int, dict[str, Any]]
 
 
 class RemoteState:
-    """Client state on SuperNodes, which go on from the state after the last update that the server accepted.
+    """Client state on SuperNodes, which use the state after the last update that the server accepted.
 
     Parameters
     ----------
@@ -59,7 +58,7 @@ class RemoteState:
     Attributes
     ----------
     accepted_rounds : ndarray of int, shape (clients,)
-        Of the last update of each client that was accepted; 0 for none.
+        Round of the last accepted update of each client; 0 for none.
     """
 
     def __init__(self, runtime: ClientRuntime) -> None:
@@ -67,20 +66,17 @@ class RemoteState:
         self.accepted_rounds = np.zeros(len(runtime.partition), np.int64)
 
     def commit(self, round_number: int, updates: Sequence[Update]) -> None:
-        """Record which updates an accepted round has aggregated."""
+        """Record the clients whose updates an accepted round has aggregated."""
         for update in updates:
             self.accepted_rounds[update.partition_ids] = round_number
 
     def state_dict(self) -> dict[str, Array] | None:
-        """Return nothing; None if clients have state, which is on their SuperNodes."""
-        return None if self._runtime.keeps_state(self._runtime.client) else self._empty().state_dict()
+        """Return an empty state; None if clients have state, which is on their SuperNodes."""
+        return None if self._runtime.keeps_state(self._runtime.client) else ClientState(0).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Array] | None) -> None:
-        """Take up an interrupted run; FedsimError if clients had state."""
-        self._empty().load_state_dict(state if self.state_dict() is not None else None)
-
-    def _empty(self) -> ClientState:
-        return ClientState(len(self._runtime.partition))
+        """Resume an interrupted run; FedsimError if clients have state."""
+        ClientState(0).load_state_dict(None if state is None else self.state_dict())
 
 
 class SuperNodeEngine:
@@ -90,21 +86,17 @@ class SuperNodeEngine:
     ----------
     runtime : ClientRuntime
     workers : int, optional
-        Threads for the evaluation on the test set; default as for `ThreadEngine`.
+        Threads for evaluation on the test set; default as for `ThreadEngine`.
     block_size : int, optional
         Updates that are aggregated together; default by the size of the model.
     grid : Grid
         Flower's.
-    nodes : int
-        SuperNodes to wait for before the first round.
-    wait : float
-        Seconds to wait for them; then the run starts with those that have answered, if any.
+    nodes, wait, on_failure
+        As for `Roster`.
     timeout : float, optional
-        Seconds after which a SuperNode that has not answered has failed in this round; default: it is waited for.
+        Seconds after which a SuperNode without a reply has failed in this round; default: no limit.
     retries : int
-        How often SuperNodes that failed are asked again in the same round.
-    on_failure : {"raise", "exclude"}
-        Whether a SuperNode that is refused before the first round ends the run.
+        Number of times that SuperNodes that failed are asked again in the same round.
     """
 
     def __init__(
@@ -144,7 +136,7 @@ class SuperNodeEngine:
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients; see `Engine`."""
         rows, failed = self._ask("train", task, clients)
-        for block in self.blocks.training(task, clients):
+        for block in self.blocks.for_training(task, clients):
             known, lost = _split(block, rows, failed)
             if not len(known):
                 yield Update.without_rows(self.runtime.model, lost)
@@ -153,26 +145,24 @@ class SuperNodeEngine:
             columns = {name: np.array([row[name] for row in found]) for name in found[0]}
             up = {name.removeprefix(UP): values for name, values in columns.items() if name.startswith(UP)}
             encoded = {name: values for name, values in columns.items() if name.startswith(ENCODED)}
-            examples = task.partition.sizes[known]
-            update = Update(
-                known, examples, columns["weights"], columns["train_loss"], up, encoded=encoded, failed=lost
-            )
+            sizes, weights, loss = task.partition.sizes[known], columns["weights"], columns["train_loss"]
+            update = Update(known, sizes, weights, loss, up, encoded=encoded, failed=lost)
             with np.errstate(all="ignore"):
                 yield self.runtime.with_norms(task, update)
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
         rows, failed = self._ask("evaluate", task, clients)
-        for block in self.blocks.evaluation(clients):
+        for block in self.blocks.for_evaluation(clients):
             known, lost = _split(block, rows, failed)
             loss, accuracy = (np.array([rows[int(c)][name] for c in known]) for name in ("loss", "accuracy"))
             yield Evaluation(known, self.runtime.partition_test.sizes[known], loss, accuracy, lost)
 
     def _ask(self, kind: str, task: Task, clients: Indices) -> tuple[Rows, dict[int, ClientError]]:
-        """Return what each client answered, and why others did not, by partition id."""
+        """Return each client's rows, and the errors of clients without rows, by partition id."""
         rows: Rows = {}
         failed: dict[int, str] = {}
-        content = {WEIGHTS: records.record({"weights": task.global_weights})}  # made, and serialised, once
+        content = {WEIGHTS: records.record({"weights": task.global_weights})}  # serialised once
         if task.down:
             content[records.DOWN] = records.record(task.down)
         try:
@@ -183,7 +173,7 @@ class SuperNodeEngine:
         for _ in range(1 + self._retries):
             if not len(waiting):
                 break
-            self.roster.update()  # a SuperNode that was away may be back, with another partition
+            self.roster.update()  # a SuperNode may have returned, with another partition
             failed = {}
             messages, sent = self._messages(kind, task, waiting, content, failed)
             for node, reply in self._replies(messages, sent, failed):
@@ -199,7 +189,7 @@ class SuperNodeEngine:
     def _messages(
         self, kind: str, task: Task, clients: Indices, content: Mapping[str, ArrayRecord], failed: dict[int, str]
     ) -> tuple[list[Message], dict[int, Indices]]:
-        """Return a message to each SuperNode, and by its node id the clients that it is asked for."""
+        """Return a message to each SuperNode, and by node id the clients that it is asked for."""
         messages, sent = [], {}
         partitions = clients % self.roster.num_partitions
         for partition in np.unique(partitions):
@@ -224,12 +214,12 @@ class SuperNodeEngine:
     def _replies(
         self, messages: Sequence[Message], sent: Mapping[int, Indices], failed: dict[int, str]
     ) -> Iterator[tuple[int, Message]]:
-        """Send messages and yield each SuperNode's first reply with content; record why others gave none."""
-        answered, unsigned = set(), ""
+        """Send messages and yield each SuperNode's first reply, if it has content; record the other failures."""
+        answered, link_error = set(), ""
         for reply in self.grid.send_and_receive(messages, timeout=self._timeout) if messages else []:
             node = reply.metadata.src_node_id
-            if node not in sent:  # from the SuperLink, on behalf of a SuperNode that is gone
-                unsigned = first_line(reply.error.reason) if reply.has_error() else ""
+            if node not in sent:  # from the SuperLink, for a SuperNode that is gone
+                link_error = first_line(reply.error.reason) if reply.has_error() else ""
             elif node not in answered:
                 answered.add(node)
                 if reply.has_content():
@@ -240,13 +230,13 @@ class SuperNodeEngine:
         for node, own in sent.items():
             if node not in answered:
                 within = f" within {self._timeout:g} s" if self._timeout else ""
-                why = f": {unsigned}" if unsigned else within
+                why = f": {link_error}" if link_error else within
                 failed |= dict.fromkeys(map(int, own), f"SuperNode {node} did not answer{why}")
 
 
 def _split(
     block: Indices, rows: Mapping[int, Any], failed: Mapping[int, ClientError]
 ) -> tuple[Indices, dict[int, ClientError]]:
-    """Return the clients of a block that have rows, and why others have none."""
+    """Return the clients of a block that have rows, and the errors of the others."""
     known = np.array([client for client in block if int(client) in rows], dtype=np.intp)
     return known, {int(client): failed[int(client)] for client in block if int(client) in failed}

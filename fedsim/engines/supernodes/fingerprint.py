@@ -1,8 +1,8 @@
-"""A fingerprint of the data that a server and its SuperNodes must have in common.
+"""A fingerprint of the data, which must be the same on the server and its SuperNodes.
 
-Labels and who holds which examples are compared exactly. Features are compared to rounding, because machines of
-different types round the same preprocessing differently: by random projections, which a single changed example, another
-order of the rows or columns, or a standardisation by other statistics moves by far more than rounding does.
+Labels and the examples of each client are compared exactly. Features are compared to rounding, because machines of
+different types round the same preprocessing differently. The comparison uses random projections: one changed example,
+another order of rows or columns, or standardisation by other statistics changes them far more than rounding does.
 """
 
 from __future__ import annotations
@@ -16,31 +16,30 @@ from numpy.typing import NDArray
 
 from fedsim.splits import FederatedDataset
 
-#: How many projections, and the rows that are projected at a time.
+#: Number of projections, and of the rows that are projected at a time.
 PROJECTIONS, ROWS = 8, 4096
-#: Differences above this share of the features' norm are no rounding.
+#: Largest difference due to rounding, as a share of the features' norm.
 TOLERANCE = 1e-5
 
 
 def fingerprint(federated: FederatedDataset) -> dict[str, int | str | list[float]]:
-    """Return what identifies a divided dataset, as values that Flower's ConfigRecord holds.
+    """Return what identifies a federated dataset, as values that Flower's ConfigRecord holds.
 
     Parameters
     ----------
     federated : FederatedDataset
-        As clients hold it, after all preprocessing.
+        After all preprocessing.
 
     Returns
     -------
     dict
         ``examples``, ``features``, ``classes`` and ``clients`` are counts; ``held`` is a hash of the labels and of the
-        examples of each client; ``sketch`` holds projections of the features (and of the targets for regression),
-        preceded by their norm.
+        examples of each client; ``sketch`` holds the norm of the features (and of the targets for regression), each
+        followed by the projections.
     """
-    data, held = federated.dataset, federated.partition
-    tests = federated.partition_test
+    data, partition, test = federated.dataset, federated.partition, federated.partition_test
     digest = hashlib.sha256()
-    for part in (held.offsets, held.indices, *((tests.offsets, tests.indices) if tests else ())):
+    for part in (partition.offsets, partition.indices, *((test.offsets, test.indices) if test else ())):
         digest.update(part.astype("<i8").tobytes())
     digest.update(repr((federated.windows, federated.rounds_per_window)).encode())
     columns = [data.x_train]
@@ -52,7 +51,7 @@ def fingerprint(federated: FederatedDataset) -> dict[str, int | str | list[float
         "examples": len(data.x_train),
         "features": data.x_train.shape[1],
         "classes": data.num_classes,
-        "clients": len(held),
+        "clients": len(partition),
         "held": digest.hexdigest(),
         "sketch": [number for values in columns for number in _sketch(values)],
     }
@@ -77,16 +76,18 @@ def _signs(key: int, length: int) -> NDArray[np.float64]:
 
 
 def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return how another fingerprint differs from the own one, or an empty string.
+    """Return how another fingerprint differs from the server's own one, or an empty string.
 
     Parameters
     ----------
     own, other : mapping
-        As `fingerprint` returns them; the other one has come by message and may hold anything.
+        As `fingerprint` returns them; the other one was received and may hold anything.
     """
     for name in ("examples", "features", "classes", "clients"):
         if other.get(name) != own[name] or isinstance(other.get(name), bool):
-            return f"its data have {_short(other.get(name))} {name}, the server's {own[name]}"
+            text = repr(other.get(name))
+            text = text if len(text) <= 40 else f"{text[:40]}..."
+            return f"its data have {text} {name}, the server's {own[name]}"
     if other.get("held") != own["held"]:
         return "its labels, or the examples of its clients, are not the server's"
     sketch = other.get("sketch")
@@ -97,8 +98,3 @@ def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     if not (np.abs(mine - theirs) <= TOLERANCE * mine[:, :1]).all():
         return "its features are not the server's; they may be other examples, or preprocessed by other statistics"
     return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,4 +1,4 @@
-"""What a SuperNode does with the messages of `fedsim.engines.supernodes.engine`."""
+"""The SuperNode's side of `fedsim.engines.supernodes.engine`: it handles the server's messages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fedsim import clients as client_strategies
 from fedsim.clients import ClientStrategy
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import fingerprint
-from fedsim.engines.supernodes.replies import FAILED, ORDER, RESULT, WEIGHTS, columns_of, failures_record
+from fedsim.engines.supernodes.replies import EVALUATION, FAILED, ORDER, RESULT, WEIGHTS, columns_of
 from fedsim.engines.supernodes.state import NodeState
 from fedsim.errors import FedsimError
 from fedsim.flower import records
 from fedsim.objects import class_name, classes_of, from_text
 from fedsim.streams import Purpose
 
-#: Name of the record in which a SuperNode keeps client state.
+#: Name of the record in Flower's context with the client state.
 STATE = "fedsim.state."
 
 
 def received_client(text: str, own: type[ClientStrategy]) -> ClientStrategy:
-    """Make the client strategy that a message names: of fedsim's, or of the class `own`; nothing is imported.
+    """Return the client strategy that a message names: one of fedsim's, or of the class `own`; nothing is imported.
 
     Raises
     ------
@@ -38,18 +38,17 @@ def received_client(text: str, own: type[ClientStrategy]) -> ClientStrategy:
 
 
 def hello(message: Message, context: Context, runtime: ClientRuntime) -> Message:
-    """Say which partition this SuperNode is, of how many, and what data it has."""
+    """Reply with the partition that this SuperNode serves, the number of partitions, and a fingerprint of its data."""
     config = context.node_config
-    known = "partition-id" in config and "num-partitions" in config
-    if not known:
+    if "partition-id" not in config or "num-partitions" not in config:
         raise FedsimError("its node config lacks partition-id and num-partitions")
     numbers = {name: int(config[name]) for name in ("partition-id", "num-partitions")}
-    said = ConfigRecord({**numbers, **fingerprint(runtime.federated)})
-    return Message(RecordDict({RESULT: said}), reply_to=message)
+    record = ConfigRecord({**numbers, **fingerprint(runtime.federated)})
+    return Message(RecordDict({RESULT: record}), reply_to=message)
 
 
 def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str) -> Message:
-    """Train or evaluate the clients that a message names, whose examples this SuperNode holds."""
+    """Train or evaluate the clients that a message names, and reply with the results."""
     content = message.content
     order = content.config_records[ORDER]
     weights = content.array_records[WEIGHTS]["weights"].numpy()
@@ -63,22 +62,19 @@ def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str
         state = NodeState(len(task.partition), {name: array.numpy() for name, array in record.items()})
         state.accept(clients, np.array(order["accepted"], dtype=np.intp))
 
-    def load(some: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    def load_state(some: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
         return runtime.load_state(task, state, some) if state is not None else {}
 
     if kind == "evaluate":
-        found = runtime.evaluate(task, clients, load)
-        failed = found.failed
-        columns: dict[str, NDArray[Any]] = {
-            name: getattr(found, name) for name in ("partition_ids", "num_examples", "loss", "accuracy")
-        }
+        scores = runtime.evaluate(task, clients, load_state)
+        failed, columns = scores.failed, {name: getattr(scores, name) for name in EVALUATION}
     else:
-        update = runtime.train(task, clients, load)
+        update = runtime.train(task, clients, load_state)
         failed, columns = update.failed, columns_of(update)
         if state is not None:
             state.store(update.partition_ids, update.state, task.round)
             context.state[STATE] = records.record(state.state_dict())
     reply = RecordDict({RESULT: records.record(columns)})
     if failed:
-        reply[FAILED] = failures_record(failed)
+        reply[FAILED] = ConfigRecord({str(client): error.reason for client, error in failed.items()})
     return Message(reply, reply_to=message)

@@ -1,7 +1,7 @@
-"""What SuperNodes send, checked before it counts. Nothing here trusts a message, and nothing here sends one.
+"""Validation of the replies of SuperNodes, which the server does not trust.
 
-Three questions are asked of a reply, each answered with a sentence or with arrays: is it made of the arrays that this
-round's strategy sends, are they about the clients that were asked, and can the server compute with their numbers?
+A reply is valid if it consists of the arrays that this round's strategy sends, with a row for each requested client,
+and if the server can compute with their numbers.
 """
 
 from __future__ import annotations
@@ -34,93 +34,90 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 #: Names of the records of a message to a SuperNode.
 WEIGHTS, ORDER = "fedsim.weights", "fedsim.order"
-#: Names of a reply's records: arrays with a row per client; why other clients have none.
+#: Names of a reply's records: arrays with a row per client; the reasons for clients without rows.
 RESULT, FAILED = "fedsim.result", "fedsim.failed"
-#: Prefixes of what a reply holds besides weights.
+#: Prefixes of the arrays that a reply has besides the weights.
 UP, ENCODED = "up.", "encoded."
-#: Examples on which the server learns what a strategy sends.
-SAMPLE = 10
-#: Clients on which it tries to learn it.
-TRIALS = 3
-#: Longest reason that is kept of an error message.
-LONGEST = 300
+#: Largest number of clients that the server trains to find the arrays that a strategy sends, and of examples of each.
+TRIAL_CLIENTS, TRIAL_EXAMPLES = 3, 10
+#: Length to which the reason in an error message is shortened.
+MAX_REASON_LENGTH = 300
 
 
 class ReplyError(Exception):
-    """A reply that does not count; says why."""
+    """The reason for which a reply is not valid."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Which partition a SuperNode is, and of how many."""
+    """The partition that a SuperNode serves, and the number of partitions."""
 
     partition: int
-    of: int
+    num_partitions: int
 
 
-def read_hello(content: RecordDict, own: Mapping[str, Any], most: int) -> Hello:
-    """Return what a SuperNode says about itself.
+def read_hello(content: RecordDict, own: Mapping[str, Any], max_partitions: int) -> Hello:
+    """Return the partition that a SuperNode serves.
 
     Parameters
     ----------
     content : RecordDict
     own : mapping
         The fingerprint of the server's data.
-    most : int
-        Largest number of partitions that makes sense.
+    max_partitions : int
+        Largest valid number of partitions.
 
     Raises
     ------
     ReplyError
-        It says nothing of use, or has other data than the server.
+        The partition is missing or not valid, or the SuperNode's data differs from the server's.
     """
     record = content.get(RESULT)
-    said = record if isinstance(record, ConfigRecord) else ConfigRecord()
-    numbers = [said.get(name) for name in ("partition-id", "num-partitions")]
-    for number in numbers:
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ReplyError("it did not say which partition it is")
-    partition, of = int(numbers[0]), int(numbers[1])  # type: ignore[arg-type]
-    if not 1 <= of <= most:
-        raise ReplyError(f"it says num-partitions={of}; allowed: 1 to {most}")
-    if not 0 <= partition < of:
-        raise ReplyError(f"it says partition-id={partition} with num-partitions={of}; allowed: 0 to {of - 1}")
+    sent = record if isinstance(record, ConfigRecord) else ConfigRecord()
+    partition, count = sent.get("partition-id"), sent.get("num-partitions")
+    if type(partition) is not int or type(count) is not int:
+        raise ReplyError("it did not say which partition it is")
+    if not 1 <= count <= max_partitions:
+        raise ReplyError(f"it says num-partitions={count}; allowed: 1 to {max_partitions}")
+    if not 0 <= partition < count:
+        raise ReplyError(f"it says partition-id={partition} with num-partitions={count}; allowed: 0 to {count - 1}")
     try:
-        differs = difference(own, said)
+        differs = difference(own, sent)
     except (TypeError, ValueError, OverflowError):
         differs = "it sent no fingerprint of its data"
     if differs:
         raise ReplyError(f"it has other data than the server: {differs}")
-    return Hello(partition, of)
+    return Hello(partition, count)
 
 
 def columns_of(update: Update) -> dict[str, Array]:
     """Return the arrays that a SuperNode sends after training, a row per client."""
-    columns: dict[str, Array] = {name: getattr(update, name) for name in ("partition_ids", "num_examples")}
-    if update.encoded:
-        columns |= {ENCODED + name: rows for name, rows in update.encoded.items()}
-    else:
-        columns["weights"] = update.weights
-    columns["train_loss"] = update.train_loss
-    return columns | {UP + name: rows for name, rows in update.up.items()}
+    encoded = {ENCODED + name: rows for name, rows in update.encoded.items()}
+    return {
+        "partition_ids": update.partition_ids,
+        "num_examples": update.num_examples,
+        **(encoded or {"weights": update.weights}),
+        "train_loss": update.train_loss,
+        **{UP + name: rows for name, rows in update.up.items()},
+    }
 
 
-#: What a SuperNode sends after evaluation.
+#: The arrays that a SuperNode sends after evaluation.
 EVALUATION: Layout = {
-    "partition_ids": ((), np.dtype(np.int64)),
-    "num_examples": ((), np.dtype(np.int64)),
-    "loss": ((), np.dtype(np.float64)),
-    "accuracy": ((), np.dtype(np.float64)),
+    **dict.fromkeys(("partition_ids", "num_examples"), ((), np.dtype(np.int64))),
+    **dict.fromkeys(("loss", "accuracy"), ((), np.dtype(np.float64))),
 }
 
 
 def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp]) -> Layout:
-    """Return what a client of this round's strategy sends, learnt by training one on a few of its examples.
+    """Return the arrays that a client of this round's strategy sends, found by training one on a few examples.
 
     Parameters
     ----------
+    runtime : ClientRuntime
+    task : Task
     clients : ndarray of int, shape (clients,)
-        The cohort. A strategy may fail for a client; then another one is tried.
+        The cohort. If the strategy fails for a client, another one is tried.
 
     Raises
     ------
@@ -128,8 +125,8 @@ def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp
         The strategy fails for each client that was tried.
     """
     reason = ""
-    for client in clients[:TRIALS]:
-        few = task.partition[int(client)][:SAMPLE]
+    for client in clients[:TRIAL_CLIENTS]:
+        few = task.partition[int(client)][:TRIAL_EXAMPLES]
         sizes = np.zeros(len(task.partition), dtype=np.intp)
         sizes[client] = len(few)
         trial, one = replace(task, partition=Partition.of_sizes(few, sizes)), np.array([client])
@@ -138,23 +135,17 @@ def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp
         except FedsimError as error:
             reason = first_line(str(error))
             continue
-        if update.failed:
-            reason = update.failed[int(client)].reason
-            continue
-        return {name: (rows.shape[1:], rows.dtype) for name, rows in columns_of(update).items()}
+        if not update.failed:
+            return {name: (rows.shape[1:], rows.dtype) for name, rows in columns_of(update).items()}
+        reason = update.failed[int(client)].reason
     raise ReplyError(f"{type(task.strategy).__name__} fails on the server too: {reason}")
 
 
-def failures_record(failed: Mapping[int, FedsimError]) -> ConfigRecord:
-    """Return why clients have no rows, as a SuperNode sends it."""
-    return ConfigRecord({str(client): error.reason for client, error in failed.items()})
-
-
 def read_failures(content: RecordDict, clients: NDArray[np.intp]) -> dict[int, str]:
-    """Return which of the clients have failed by their SuperNode's account, and why."""
+    """Return the clients that have failed according to their SuperNode, with the reasons."""
     record = content.get(FAILED)
-    said = record if isinstance(record, ConfigRecord) else ConfigRecord()
-    reasons = {int(client): said.get(str(client)) for client in clients}
+    sent = record if isinstance(record, ConfigRecord) else ConfigRecord()
+    reasons = {int(client): sent.get(str(client)) for client in clients}
     return {client: first_line(reason) for client, reason in reasons.items() if isinstance(reason, str)}
 
 
@@ -164,7 +155,7 @@ def read_columns(content: RecordDict, layout: Layout, clients: NDArray[np.intp])
     Raises
     ------
     ReplyError
-        They are not of this layout, or about other clients.
+        The layout or the clients differ.
     """
     record = content.get(RESULT)
     arrays = dict(record.items()) if isinstance(record, ArrayRecord) else {}
@@ -184,14 +175,14 @@ def read_columns(content: RecordDict, layout: Layout, clients: NDArray[np.intp])
 
 
 def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return the values of an array that has come by message; nothing is allocated before its size is known.
+    """Return the values of a received array; nothing is allocated before its size has been checked.
 
     Raises
     ------
     ReplyError
         It is no array of that shape and dtype.
     """
-    if isinstance(array, internals.Array):  # it has not left this process
+    if isinstance(array, internals.Array):  # from this process
         values, start, data = array.__dict__["values"], 0, b""
         found, order, kind = values.shape, False, values.dtype
     else:
@@ -202,7 +193,7 @@ def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[An
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             found, order, kind = header(stream)
             start = stream.tell()
-        except Exception:  # whatever a parser makes of a stranger's bytes
+        except Exception:  # the parser may raise anything on arbitrary bytes
             raise ReplyError("of bytes that are no array") from None
     if found != shape or (kind.kind, kind.itemsize) != (dtype.kind, dtype.itemsize):
         raise ReplyError(f"of shape {str(found)[:60]} and dtype {str(kind)[:20]}; expected {shape} and {dtype}")
@@ -215,18 +206,16 @@ def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[An
     return result
 
 
-def unsound(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
-    """Return why the server cannot compute with some clients' numbers, by row.
-
-    A client that has diverged says so by its training loss; this is about those that do not.
+def invalid_rows(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
+    """Return the rows with numbers that the server cannot compute with, and the reasons.
 
     Parameters
     ----------
     sent : mapping of str to ndarray, shape (clients, ...)
     dtype : str
-        Of the network: a row that is longer than its largest number overflows wherever it is used.
+        Of the model: a row that is longer than its largest number overflows when it is used.
     """
-    wrong: dict[int, str] = {}
+    invalid: dict[int, str] = {}
     for name, rows in sent.items():
         flat = rows.reshape(len(rows), -1).astype(np.float64)
         finite = np.asarray(np.isfinite(flat).all(axis=1))
@@ -234,34 +223,37 @@ def unsound(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
             longest = np.sqrt(np.square(flat).sum(axis=1))
         for row in np.flatnonzero(~finite | (longest > np.finfo(dtype).max)):
             what = f"too large for {dtype}" if finite[row] else "that are not finite"
-            wrong.setdefault(int(row), f"its SuperNode sent {name} {what}")
-    return wrong
+            invalid.setdefault(int(row), f"its SuperNode sent {name} {what}")
+    return invalid
 
 
 def first_line(text: str | None) -> str:
-    """Return the first line of an error message that has come by message."""
-    return printable(((text or "").strip() or "no reason given").splitlines()[0][:LONGEST])
+    """Return the first line of a received error message."""
+    return printable(((text or "").strip() or "no reason given").splitlines()[0][:MAX_REASON_LENGTH])
 
 
 def read_reply(
     kind: str, runtime: ClientRuntime, task: Task, clients: NDArray[np.intp], content: RecordDict, layout: Layout
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """Check a SuperNode's reply against what the server knows.
+    """Return the valid rows of a SuperNode's reply.
 
     Parameters
     ----------
     kind : {"train", "evaluate"}
+    runtime : ClientRuntime
+    task : Task
     clients : ndarray of int, shape (clients,)
-        Whom the SuperNode was asked for.
+        The clients that the SuperNode was asked for.
+    content : RecordDict
     layout : Layout
-        The arrays that it should have sent.
+        The expected arrays.
 
     Returns
     -------
     rows : dict of int to dict
-        Partition id -> what counts of the client, by name.
+        Partition id -> the client's row of each array, by name.
     failed : dict of int to str
-        Partition id -> why nothing of the client counts.
+        Partition id -> reason for which the client has no valid row.
     """
     failed = read_failures(content, clients)
     clients = np.array([c for c in clients if int(c) not in failed], dtype=np.intp)
@@ -273,20 +265,20 @@ def read_reply(
         return {}, failed | dict.fromkeys(map(int, clients), str(reason))
     ids = columns["partition_ids"]
     held = (task.partition if kind == "train" else runtime.partition_test).sizes[ids]
-    wrong = _unsound_training(columns, runtime) if kind == "train" else _unsound_evaluation(columns, runtime)
+    invalid = _invalid_updates(columns, runtime) if kind == "train" else _invalid_scores(columns, runtime)
     for row in np.flatnonzero(columns["num_examples"] != held):
         number = columns["num_examples"][row]
-        wrong[int(row)] = f"its SuperNode sent num_examples of {number}; the client has {held[row]}"
+        invalid[int(row)] = f"its SuperNode sent num_examples of {number}; the client has {held[row]}"
     rows = {
         int(client): {name: values[row] for name, values in columns.items()}
         for row, client in enumerate(ids)
-        if row not in wrong
+        if row not in invalid
     }
-    return rows, failed | {int(ids[row]): reason for row, reason in wrong.items()}
+    return rows, failed | {int(ids[row]): reason for row, reason in invalid.items()}
 
 
 def _decoded(pipeline: Pipeline, task: Task, columns: Mapping[str, Array]) -> Array:
-    """Return the weights that encoded arrays stand for."""
+    """Return the weights that clients have sent encoded."""
     sent = {name.removeprefix(ENCODED): rows for name, rows in columns.items() if name.startswith(ENCODED)}
     try:
         with np.errstate(all="ignore"):
@@ -297,24 +289,24 @@ def _decoded(pipeline: Pipeline, task: Task, columns: Mapping[str, Array]) -> Ar
     return weights
 
 
-def _unsound_training(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
-    """Return, by row, which clients do not say that they have diverged, and still cannot be aggregated."""
+def _invalid_updates(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
+    """Return `invalid_rows` among the clients that have not diverged, as their training loss shows."""
     finite = np.flatnonzero(np.isfinite(columns["train_loss"]))
     if not len(finite):
         return {}
     sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
-    return {int(finite[row]): reason for row, reason in unsound(sent, runtime.model.dtype).items()}
+    return {int(finite[row]): reason for row, reason in invalid_rows(sent, runtime.model.dtype).items()}
 
 
-def _unsound_evaluation(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
-    """Return, by row, which clients' scores are impossible."""
-    wrong = {}
-    least, most = 0.0 if runtime.variance is None else -np.inf, float(np.finfo(runtime.model.dtype).max)
+def _invalid_scores(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
+    """Return the rows with impossible scores, and the reasons."""
+    invalid = {}
+    low, high = 0.0 if runtime.variance is None else -np.inf, float(np.finfo(runtime.model.dtype).max)
     for row, (loss, accuracy) in enumerate(zip(columns["loss"], columns["accuracy"], strict=True)):
         if not (np.isfinite(loss) and np.isfinite(accuracy)):
-            wrong[row] = "its SuperNode sent a loss or accuracy that is not finite"
-        elif max(abs(loss), abs(accuracy)) > most:
-            wrong[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.model.dtype}"
-        elif loss < 0 or not least <= accuracy <= 1:
-            wrong[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
-    return wrong
+            invalid[row] = "its SuperNode sent a loss or accuracy that is not finite"
+        elif max(abs(loss), abs(accuracy)) > high:
+            invalid[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.model.dtype}"
+        elif loss < 0 or not low <= accuracy <= 1:
+            invalid[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
+    return invalid

@@ -1,4 +1,4 @@
-"""Which SuperNode serves which clients: what SuperNodes say when asked, and which of them are refused."""
+"""The roster of SuperNodes: which one serves each partition, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedsim.engines.supernodes.replies import ORDER, Hello, ReplyError, first_line, read_hello
 from fedsim.errors import FedsimError
 
-#: Message type of the question that SuperNodes are asked before the first round.
+#: Type of the message that asks a SuperNode for its partition.
 HELLO = "query"
 
 
@@ -25,15 +25,15 @@ class Roster:
     grid : Grid
         Flower's.
     nodes : int
-        SuperNodes to wait for before the first round.
+        Number of SuperNodes to wait for before the first round.
     wait : float
-        Seconds to wait for them; then the run starts with those that have answered, if any.
+        Seconds to wait for them; the run then starts with those that have answered, if any.
     on_failure : {"raise", "exclude"}
         Whether a SuperNode that is refused before the first round ends the run.
-    fingerprint : mapping
+    fingerprint : dict
         Of the server's data.
     max_partitions : int
-        The most partitions that a SuperNode may claim.
+        Largest valid number of partitions.
 
     Attributes
     ----------
@@ -47,12 +47,12 @@ class Roster:
     ) -> None:
         self._grid, self._nodes, self._wait, self._on_failure = grid, nodes, wait, on_failure
         self._fingerprint, self._max_partitions = fingerprint, max_partitions
-        self._hellos: dict[int, Hello] = {}  # by node id, in the order in which they came
-        self._refused: dict[int, str] = {}  # node id -> why; until it leaves
-        self._failing: dict[int, str] = {}  # node id -> why it could not answer; it is asked again every round
-        self._spare: dict[int, str] = {}  # node id -> which other SuperNode serves its partition
+        self._hellos: dict[int, Hello] = {}  # by node id, in order of arrival
+        self._refused: dict[int, str] = {}  # node id -> reason; until it leaves
+        self._failing: dict[int, str] = {}  # node id -> its error; it is asked again every round
+        self._spare: dict[int, str] = {}  # node id -> the other SuperNode that serves its partition
         self._served_by: dict[int, int] = {}  # partition -> the last node id that served it
-        self._begun = False
+        self._started = False
         self.hosts: dict[int, int] = {}
         self.num_partitions = 0
 
@@ -66,32 +66,31 @@ class Roster:
         if not self.hosts:
             reasons = "; ".join(self._refusals())
             raise FedsimError(reasons or f"no SuperNode has answered within {self._wait:g} seconds")
-        self._begun = True
+        self._started = True
 
     def update(self) -> None:
-        """Ask SuperNodes that are new which partition they are, and decide which one serves each partition."""
-        there = set(self._grid.get_node_ids())
+        """Ask new SuperNodes for their partition, and decide which SuperNode serves each partition."""
+        connected = set(self._grid.get_node_ids())
         for known in (self._hellos, self._refused, self._failing):
-            for node in known.keys() - there:  # one that comes back may be another partition
+            for node in known.keys() - connected:  # a SuperNode that returns may serve another partition
                 del known[node]
-        heard = self._hellos.keys() | self._refused.keys() | (set() if self._begun else self._failing.keys())
-        self._greet(sorted(there - heard))
-        if not self._begun and self._hellos:
-            counts = Counter(hello.of for hello in self._hellos.values())
-            self.num_partitions = max(counts, key=lambda of: (counts[of], of == self._nodes, of))
+        known_nodes = self._hellos.keys() | self._refused.keys() | (set() if self._started else self._failing.keys())
+        self._ask(sorted(connected - known_nodes))
+        if not self._started and self._hellos:
+            counts = Counter(hello.num_partitions for hello in self._hellos.values())
+            self.num_partitions = max(counts, key=lambda number: (counts[number], number == self._nodes, number))
         self.hosts, self._spare = {}, {}
         for node, hello in list(self._hellos.items()):
-            if hello.of != self.num_partitions:
-                self._refuse(node, f"it says num-partitions={hello.of}, and others say {self.num_partitions}")
+            if hello.num_partitions != self.num_partitions:
+                reason = f"it says num-partitions={hello.num_partitions}, and others say {self.num_partitions}"
+                self._refuse(node, reason)
             elif (first := self.hosts.setdefault(hello.partition, node)) != node:
-                reason = f"SuperNode {first} is partition {hello.partition} too"
-                if self._on_failure == "raise" and not self._begun:
-                    raise FedsimError(f"SuperNode {node} is refused: {reason}")
-                self._spare[node] = reason
+                self._spare[node] = f"SuperNode {first} is partition {hello.partition} too"
+                self._raise_at_start(f"SuperNode {node} is refused: {self._spare[node]}")
         self._served_by |= self.hosts
 
-    def _greet(self, nodes: Sequence[int]) -> None:
-        """Ask SuperNodes who they are."""
+    def _ask(self, nodes: Sequence[int]) -> None:
+        """Ask SuperNodes for their partition."""
         if not nodes:
             return
         content = RecordDict({ORDER: ConfigRecord()})
@@ -103,8 +102,7 @@ class Roster:
             self._failing.pop(node, None)
             if not reply.has_content():
                 self._failing[node] = first_line(reply.error.reason)
-                if self._on_failure == "raise" and not self._begun:
-                    raise FedsimError(f"SuperNode {node} cannot start: {self._failing[node]}")
+                self._raise_at_start(f"SuperNode {node} cannot start: {self._failing[node]}")
                 continue
             try:
                 self._hellos[node] = read_hello(reply.content, self._fingerprint, self._max_partitions)
@@ -112,22 +110,25 @@ class Roster:
                 self._refuse(node, str(reason))
 
     def _refuse(self, node: int, reason: str) -> None:
-        """Do without a SuperNode; before the first round that is an error unless failures are excluded."""
-        if self._on_failure == "raise" and not self._begun:
-            raise FedsimError(f"SuperNode {node} is refused: {reason}")
+        self._raise_at_start(f"SuperNode {node} is refused: {reason}")
         self._hellos.pop(node, None)
         self._refused[node] = reason
 
+    def _raise_at_start(self, message: str) -> None:
+        """Raise FedsimError before the first round, unless failures are excluded."""
+        if self._on_failure == "raise" and not self._started:
+            raise FedsimError(message)
+
     def _refusals(self) -> list[str]:
-        """Say which SuperNodes are not used, and why."""
+        """Return which SuperNodes are not used, and why."""
         return [
             *(f"SuperNode {node} cannot start: {reason}" for node, reason in self._failing.items()),
             *(f"SuperNode {node} is refused: {reason}" for node, reason in self._refused.items()),
-            *(f"SuperNode {node} is at hand: {reason}" for node, reason in self._spare.items()),
+            *(f"SuperNode {node} is a spare: {reason}" for node, reason in self._spare.items()),
         ]
 
     def missing(self, partition: int) -> str:
-        """Say why nobody serves a partition."""
+        """Return why no SuperNode serves a partition."""
         if partition in self._served_by:
             return f"SuperNode {self._served_by[partition]} is gone"
         return "; ".join([f"no SuperNode is partition {partition} of {self.num_partitions}", *self._refusals()])

@@ -1,8 +1,8 @@
-"""Client state on a SuperNode, where the server decides later whether the update that went with it counts.
+"""Client state on a SuperNode, which follows the updates that the server accepts.
 
-A SuperNode trains and sends; the server may leave the update out (a check, a timeout, a rejected round). So the state
-after an update is kept beside the state before it until the server says, with the client's next message, which was the
-last round whose update of the client it accepted.
+The server may reject an update that a SuperNode has sent: a check fails, a timeout passes, the round is rejected. The
+SuperNode therefore stores the state after an update beside the accepted state. With its next message for a client the
+server sends the last round whose update of the client it accepted.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fedsim.errors import FedsimError
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
 
-#: The round after which a client had this state.
+#: Name of the array with the round after which a client had the state.
 ROUND = "round"
-#: What precedes the names of the arrays of each part in a state dict.
+#: Prefixes of the arrays of each part in a state dict.
 PARTS = ("accepted ", "sent ")
 
 
 class NodeState:
-    """State of a SuperNode's clients: as accepted by the server, and as last sent.
+    """State of a SuperNode's clients: as accepted by the server, and after the last update that was sent.
 
     Parameters
     ----------
     num_clients : int
-        Of the whole federation.
+        Number of clients of all SuperNodes.
     state : mapping of str to ndarray, optional
         What `state_dict` returned.
     """
@@ -45,7 +45,7 @@ class NodeState:
                 )
 
     def accept(self, clients: Indices, rounds: Indices) -> None:
-        """Take up which update of each client was the last that the server accepted.
+        """Set the state of each client to that after the last update that the server accepted.
 
         Parameters
         ----------
@@ -56,34 +56,35 @@ class NodeState:
         Raises
         ------
         FedsimError
-            A client's state after that round is not here.
+            The SuperNode does not have a client's state after that round.
         """
-        there = np.flatnonzero(self._sent.known(clients))
-        sent = self._sent.rows(clients[there])
+        known = self._sent.known(clients)
+        sent = self._sent.rows(clients[known])
         if sent:
-            counts = sent[ROUND] == rounds[there]
-            self._accepted.store(clients[there[counts]], {name: rows[counts] for name, rows in sent.items()})
-        held = self._accepted.known(clients)
+            accepted = sent[ROUND] == rounds[known]
+            self._accepted.store(clients[known][accepted], {name: rows[accepted] for name, rows in sent.items()})
+        known = self._accepted.known(clients)
         found = np.zeros(len(clients), dtype=np.intp)
-        if held.any():
-            found[held] = self._accepted.rows(clients[held])[ROUND]
-        for client, expected in zip(clients[found != rounds], rounds[found != rounds], strict=True):
+        if known.any():
+            found[known] = self._accepted.rows(clients[known])[ROUND]
+        lost = np.flatnonzero(found != rounds)
+        if len(lost):
             raise FedsimError(
-                f"client {client} has no state after round {expected} on this SuperNode, which has been restarted; "
-                "only a new run starts from new state"
+                f"client {clients[lost[0]]} has no state after round {rounds[lost[0]]} on this SuperNode, which has "
+                "been restarted; only a new run starts from new state"
             )
 
     def load(self, clients: Indices, make: Callable[[Indices], Mapping[str, Array]]) -> dict[str, Array]:
-        """Return a copy of clients' accepted state, made new for those that have none."""
+        """Return a copy of clients' accepted state; `make` provides that of new clients."""
         state = self._accepted.load(clients, lambda new: {**make(new), ROUND: np.zeros(len(new), np.int64)})
         del state[ROUND]
         return state
 
     def store(self, clients: Indices, state: Mapping[str, Array], round_number: int) -> None:
-        """Keep clients' state after an update that is about to be sent."""
+        """Store clients' state after an update that is about to be sent."""
         self._sent.store(clients, {**state, ROUND: np.full(len(clients), round_number, np.int64)})
 
     def state_dict(self) -> dict[str, Array]:
-        """Return everything as named arrays."""
+        """Return the state as named arrays."""
         parts = zip((self._accepted, self._sent), PARTS, strict=True)
         return {prefix + name: rows for part, prefix in parts for name, rows in part.state_dict().items()}
