@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -31,10 +31,7 @@ class APFL(SGD):
     alpha: float = 0.5
     adaptive: bool = False
     neutral = {"alpha": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("APFL's alpha", self.alpha, 0, 1)
+    limits = {"alpha": Interval(0, 1)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the local one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -26,10 +26,7 @@ class ClippedSGD(SGD):
 
     max_norm: float = 1.0
     neutral = {"max_norm": 1e9}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("ClippedSGD's max_norm", self.max_norm, 0, open_low=True)
+    limits = {"max_norm": Interval(0, open_low=True)}
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         """Clip each client's gradient."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.sgd import SGD
@@ -30,10 +30,7 @@ class Ditto(SGD):
 
     lam: float = 0.1
     neutral = {}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("Ditto's lam", self.lam, 0)
+    limits = {"lam": Interval(0)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the personal one."""

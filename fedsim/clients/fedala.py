@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -58,12 +58,7 @@ class FedALA(SGD):
     mixed_layers: int = 1
     mixing_lr: float = 1.0
     first_epochs: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("FedALA's mixed_layers", self.mixed_layers, 1)
-        check_real("FedALA's mixing_lr", self.mixing_lr, 0, open_low=True)
-        check_integer("FedALA's first_epochs", self.first_epochs, 1)
+    limits = {"mixed_layers": Interval(1), "mixing_lr": Interval(0, open_low=True), "first_epochs": Interval(1)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the last one, and mixing weights of 1."""

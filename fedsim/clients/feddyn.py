@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -34,10 +34,7 @@ class FedDyn(SGD):
     """
 
     alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedDyn's alpha", self.alpha, 0, open_low=True)
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with g_k = 0."""

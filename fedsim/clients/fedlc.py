@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.check_hooks import check_softmax
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
@@ -29,10 +29,7 @@ class FedLC(SGD):
     """
 
     tau: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedLC's tau", self.tau, 0)
+    limits = {"tau": Interval(0)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Calibrate the scores before the softmax."""

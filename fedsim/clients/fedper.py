@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.private import last_groups
 from fedsim.clients.sgd import SGD
 from fedsim.models import Group, Model
@@ -27,10 +27,7 @@ class FedPer(SGD):
     """
 
     personal_layers: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
+    limits = {"personal_layers": Interval(1)}
 
     def private_groups(self, model: Model) -> Sequence[Group]:
         """Return the last layers."""

@@ -6,7 +6,7 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 
 from __future__ import annotations
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Context
 from fedsim.clients.sgd import SGD, Affine
 
@@ -24,10 +24,7 @@ class FedProx(SGD):
 
     proximal_mu: float = 0.01
     neutral = {"proximal_mu": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedProx's proximal_mu", self.proximal_mu, 0)
+    limits = {"proximal_mu": Interval(0)}
 
     def affine(self, ctx: Context) -> Affine:
         """Pull by `proximal_mu`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -26,10 +26,7 @@ class FedSAM(SGD):
 
     rho: float = 0.05
     neutral = {"rho": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedSAM's rho", self.rho, 0)
+    limits = {"rho": Interval(0)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Climb, and take the gradient there; the loss is that before climbing."""

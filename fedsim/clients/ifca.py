@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD
@@ -35,10 +35,7 @@ class IFCA(SGD):
     broadcast = ("others",)
     grouped = True
     neutral = {"clusters": 1}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("IFCA's clusters", self.clusters, 1)
+    limits = {"clusters": Interval(1)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Draw the other models."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -32,10 +32,7 @@ class MimeLite(SGD):
     beta: float = 0.9
     broadcast = ("m",)
     neutral = {"beta": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("MimeLite's beta", self.beta, 0, 1, open_high=True)
+    limits = {"beta": Interval(0, 1, open_high=True)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Start with m = 0."""

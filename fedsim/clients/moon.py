@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -42,11 +42,7 @@ class MOON(SGD):
     mu: float = 1.0
     temperature: float = 0.5
     neutral = {"mu": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("MOON's mu", self.mu, 0)
-        check_real("MOON's temperature", self.temperature, 0, open_low=True)
+    limits = {"mu": Interval(0), "temperature": Interval(0, open_low=True)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with the global model as the client's last, which makes the contrastive loss flat."""

@@ -6,7 +6,7 @@ Fallah, Mokhtari and Ozdaglar, "Personalized federated learning: a meta-learning
 
 from __future__ import annotations
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
@@ -27,11 +27,7 @@ class PerFedAvg(SGD):
 
     inner_lr: float = 0.05
     tune_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("PerFedAvg's inner_lr", self.inner_lr, 0, open_low=True)
-        check_integer("PerFedAvg's tune_epochs", self.tune_epochs, 1)
+    limits = {"inner_lr": Interval(0, open_low=True), "tune_epochs": Interval(1)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Step on the first half, and take the gradient there on the second."""

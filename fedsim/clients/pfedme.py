@@ -6,7 +6,7 @@ algorithm 1.
 
 from __future__ import annotations
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval, check_real
 from fedsim.clients.context import Array, Context
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.server_hooks import ServerContext
@@ -40,13 +40,11 @@ class PFedMe(SGD):
     personal_lr: float = 0.05
     inner_steps: int = 5
     beta: float = 1.0
+    limits = {"lam": Interval(0, open_low=True), "inner_steps": Interval(1), "beta": Interval(0, open_low=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("PFedMe's lam", self.lam, 0, open_low=True)
         check_real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
-        check_integer("PFedMe's inner_steps", self.inner_steps, 1)
-        check_real("PFedMe's beta", self.beta, 0, open_low=True)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Return the envelope's gradient; the loss is that at w."""

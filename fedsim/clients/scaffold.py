@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -33,10 +33,7 @@ class SCAFFOLD(SGD):
 
     option: int = 2
     broadcast = ("control",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("SCAFFOLD's option", self.option, 1, 2)
+    limits = {"option": Interval(1, 2)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
         """Start with c_i = 0."""

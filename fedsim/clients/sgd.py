@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
 
@@ -83,20 +83,16 @@ class SGD(ClientStrategy):
     lr_decay: float = 1.0
     lr_decay_every: int = 1
     steps: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__
-        check_real(f"{name}'s lr", self.lr, 0, open_low=True)
-        check_integer(f"{name}'s epochs", self.epochs, 1)
-        if self.batch_size is not None:
-            check_integer(f"{name}'s batch_size", self.batch_size, 1)
-        check_real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
-        check_real(f"{name}'s weight_decay", self.weight_decay, 0)
-        check_real(f"{name}'s lr_decay", self.lr_decay, 0, 1, open_low=True)
-        check_integer(f"{name}'s lr_decay_every", self.lr_decay_every, 1)
-        if self.steps is not None:
-            check_integer(f"{name}'s steps", self.steps, 1)
+    limits = {
+        "lr": Interval(0, open_low=True),
+        "epochs": Interval(1),
+        "batch_size": Interval(1),
+        "momentum": Interval(0, 1, open_high=True),
+        "weight_decay": Interval(0),
+        "lr_decay": Interval(0, 1, open_low=True),
+        "lr_decay_every": Interval(1),
+        "steps": Interval(1),
+    }
 
     @classmethod
     def of(cls, other: ClientStrategy, **changes: Any) -> Self:

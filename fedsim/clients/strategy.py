@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 from numpy.typing import NDArray
 
-from fedsim.checks import check_flag, convert_fields
+from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
 from fedsim.models import Group, Model
 
@@ -35,16 +35,15 @@ class ClientStrategy(ABC):
     grouped: ClassVar[bool] = False
     #: Hyperparameters with which the global model is SGD's; None if there are none. `fedsim.testing` checks it.
     neutral: ClassVar[Mapping[str, Any] | None] = None
+    #: Allowed values of numeric hyperparameters, in addition to those of the base class.
+    limits: ClassVar[Mapping[str, Interval]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
-        convert_fields(self)
-        for field in fields(self):
-            if field.type in (bool, "bool"):
-                check_flag(f"{type(self).__name__}'s {field.name}", getattr(self, field.name))
+        check_fields(self)
 
     def __str__(self) -> str:
         """Return a short label: the class and the hyperparameters that differ from their defaults."""

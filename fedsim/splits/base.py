@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_seed, convert_fields
+from fedsim.checks import Interval, check_fields, check_seed
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
@@ -30,10 +30,13 @@ class Split(ABC):
         Default: the experiment's seed, so that the seeds of a study also vary the split.
     """
 
+    #: Allowed values of numeric parameters, in addition to those of the base class.
+    limits: ClassVar[Mapping[str, Interval]] = {}
+
     seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
         if self.seed is not None:
             check_seed(f"{type(self).__name__}'s seed", self.seed)
 
@@ -101,10 +104,7 @@ class CountedSplit(Split):
     """
 
     num_clients: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer(f"{type(self).__name__}'s num_clients", self.num_clients, 1)
+    limits = {"num_clients": Interval(1)}
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
@@ -33,10 +33,7 @@ class LabelNoise(Graded):
     """
 
     high: float = 0.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0, 1)
+    limits = {"high": Interval(0, 1), "low": Interval(0, 1)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and add the label noise."""
@@ -66,10 +63,7 @@ class LabelPermutation(Wrapped):
     """
 
     clusters: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("LabelPermutation's clusters", self.clusters, 1)
+    limits = {"clusters": Interval(1)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and permute the labels."""

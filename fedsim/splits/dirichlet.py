@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
@@ -37,10 +37,10 @@ class Dirichlet(CountedSplit):
 
     alpha: float = 0.5
     sizes: Sizes | Sequence[int] | None = None
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("Dirichlet's alpha", self.alpha, 0, open_low=True)
         object.__setattr__(self, "sizes", check_sizes("Dirichlet's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:

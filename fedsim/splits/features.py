@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten, to_builtin_sequence
+from fedsim.checks import Interval, check_real, shorten, to_builtin_sequence
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
@@ -38,10 +38,7 @@ class FeatureNoise(Graded):
     """
 
     high: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0, 1e6)
+    limits = {"high": Interval(0, 1e6), "low": Interval(0, 1e6)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and add the noise."""
@@ -71,10 +68,7 @@ class FeatureScale(Graded):
 
     high: float = 2.0
     low: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(-1e6, 1e6)
+    limits = {"high": Interval(-1e6, 1e6), "low": Interval(-1e6, 1e6)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and scale the features."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_flag, check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, deal
 from fedsim.splits.partition import Indices, Partition
@@ -42,12 +42,7 @@ class LabelDirichlet(CountedSplit):
     alpha: float = 0.5
     min_size: int = 1
     balance: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("LabelDirichlet's alpha", self.alpha, 0, open_low=True)
-        check_integer("LabelDirichlet's min_size", self.min_size, 1)
-        check_flag("LabelDirichlet's balance", self.balance)
+    limits = {"alpha": Interval(0, open_low=True), "min_size": Interval(1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Draw the shares and divide the examples."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, shuffled_by_label
 from fedsim.splits.partition import Partition
@@ -36,11 +36,7 @@ class LabelsPerClient(CountedSplit):
 
     k: int = 2
     overlap: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("LabelsPerClient's k", self.k, 1)
-        check_real("LabelsPerClient's overlap", self.overlap, 0, 1)
+    limits = {"k": Interval(1), "overlap": Interval(0, 1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Choose the labels and divide their examples."""

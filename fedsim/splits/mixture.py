@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten
+from fedsim.checks import Interval, shorten
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
@@ -37,12 +37,12 @@ class Mixture(Wrapped):
 
     other: Split
     share: float = 0.5
+    limits = {"share": Interval(0, 1, open_low=True, open_high=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.other, Split):
             raise ConfigError(f"Mixture's other is {shorten(self.other)}; allowed: a split, such as IID(50)")
-        check_real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
@@ -81,10 +81,7 @@ class Shared(Wrapped):
     """
 
     fraction: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("Shared's fraction", self.fraction, 0, 1, open_low=True, open_high=True)
+    limits = {"fraction": Interval(0, 1, open_low=True, open_high=True)}
 
     def partition(
         self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, shorten, suggest
+from fedsim.checks import Interval, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Partition
@@ -31,13 +31,12 @@ class Natural(Split):
 
     column: str | None = None
     num_clients: int | None = None
+    limits = {"num_clients": Interval(1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.column is not None and not isinstance(self.column, str):
             raise ConfigError(f"Natural's column is {shorten(self.column)}; allowed: the name of a column")
-        if self.num_clients is not None:
-            check_integer("Natural's num_clients", self.num_clients, 1)
 
     def __str__(self) -> str:
         return f"Natural({self.column})" if self.column else "Natural"

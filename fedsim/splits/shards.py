@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
 from fedsim.splits.base import CountedSplit, shuffled_by_label
 from fedsim.splits.partition import Partition
@@ -31,10 +31,7 @@ class Shards(CountedSplit):
     """
 
     per_client: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("Shards's per_client", self.per_client, 1)
+    limits = {"per_client": Interval(1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Sort, cut and distribute."""

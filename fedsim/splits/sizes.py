@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real, convert_fields, shorten, to_builtin_sequence
+from fedsim.checks import Interval, check_fields, check_integer, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.splits.partition import Indices
 
@@ -19,8 +19,10 @@ from fedsim.splits.partition import Indices
 class Sizes(ABC):
     """A distribution of client sizes; clients are in random order of size."""
 
+    limits: ClassVar[Mapping[str, Interval]] = {"least": Interval(1)}
+
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({next(iter(vars(self).values()))})"
@@ -51,11 +53,7 @@ class LogNormal(Sizes):
 
     sigma: float = 1.0
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("LogNormal's sigma", self.sigma, 0, 50)
-        check_integer("LogNormal's least", self.least, 1)
+    limits = {"sigma": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw."""
@@ -76,11 +74,7 @@ class PowerLaw(Sizes):
 
     exponent: float = 1.0
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("PowerLaw's exponent", self.exponent, 0, 50)
-        check_integer("PowerLaw's least", self.least, 1)
+    limits = {"exponent": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the order of the clients."""
@@ -106,11 +100,7 @@ class DirichletSizes(Sizes):
 
     alpha: float = 0.5
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
-        check_integer("DirichletSizes's least", self.least, 1)
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw."""

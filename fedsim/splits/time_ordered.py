@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedsim.checks import check_integer, shorten, suggest
+from fedsim.checks import Interval, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
@@ -35,11 +35,10 @@ class TimeOrdered(Wrapped):
     windows: int = 5
     rounds_per_window: int = 1
     by: str | None = None
+    limits = {"windows": Interval(1), "rounds_per_window": Interval(1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("TimeOrdered's windows", self.windows, 1)
-        check_integer("TimeOrdered's rounds_per_window", self.rounds_per_window, 1)
         if self.by is not None and not isinstance(self.by, str):
             raise ConfigError(f"TimeOrdered's by is {shorten(self.by)}; allowed: the name of a column, or 'label'")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten
+from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
@@ -68,11 +68,6 @@ class Graded(Wrapped):
 
     high: float = 0.0
     low: float = 0.0
-
-    def check(self, least: float, most: float) -> None:
-        """Raise ConfigError unless `high` and `low` are within bounds."""
-        for name in ("high", "low"):
-            check_real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
 
     def strengths(self, partition: Partition) -> NDArray[np.float64]:
         """Return the strength at each entry of the partition's `indices`."""
