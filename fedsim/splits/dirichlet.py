@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import Interval
-from fedsim.splits.base import CountedSplit, deal
+from fedsim.splits.base import CountedSplit, distribute
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
 
@@ -54,10 +54,10 @@ class Dirichlet(CountedSplit):
             need = sizes[client]
             while need:
                 odds = mixtures[client] * (left > 0)
-                if not odds.sum() > 0:  # its labels are used up, or the shares underflowed: draw from all that is left
+                if not odds.sum() > 0:  # the client's labels are used up, or underflowed: draw from all remaining ones
                     odds = left.astype(float)
                 drawn = np.minimum(rng.multinomial(need, odds / odds.sum()), left)
                 counts[client] += drawn
                 left -= drawn
                 need -= drawn.sum()
-        return deal(labels, counts, rng)
+        return distribute(labels, counts, rng)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from fedsim.checks import Interval
 from fedsim.errors import ConfigError
-from fedsim.splits.base import CountedSplit, deal
+from fedsim.splits.base import CountedSplit, distribute
 from fedsim.splits.partition import Indices, Partition
 
-#: Maximum number of draws until every client has enough examples.
-TRIES = 10
+#: Largest number of draws for a partition in which every client has enough examples.
+MAX_DRAWS = 10
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class LabelDirichlet(CountedSplit):
                 f"allowed: at most {len(labels) // self.num_clients} with {len(labels)} training examples"
             )
         _, totals = np.unique(labels, return_counts=True)
-        for _ in range(TRIES):
+        for _ in range(MAX_DRAWS):
             counts = self._draw(totals, rng)
             if counts.sum(axis=1).min() >= self.min_size:
                 break
-        return deal(labels, counts, rng).top_up(self.min_size, rng)
+        return distribute(labels, counts, rng).top_up(self.min_size, rng)
 
     def _draw(self, totals: Indices, rng: np.random.Generator) -> Indices:
         """Return the number of examples of each label per client, shape (clients, labels)."""
@@ -65,7 +65,7 @@ class LabelDirichlet(CountedSplit):
         for k, total in enumerate(totals):
             room = sizes < totals.sum() / self.num_clients if self.balance else np.ones(len(sizes), dtype=bool)
             shares = rng.dirichlet(np.full(self.num_clients, self.alpha)) * room
-            if not shares.sum() > 0:  # all went to clients without room, or underflowed
+            if not shares.sum() > 0:  # only clients without room have shares, or all shares underflowed
                 shares = np.zeros(len(sizes))
                 shares[rng.choice(np.flatnonzero(room))] = 1
             cuts = (np.cumsum(shares / shares.sum()) * total).astype(np.intp)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from fedsim.checks import Interval, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
-from fedsim.splits.partition import Partition
+from fedsim.splits.partition import Groups, Partition
 from fedsim.splits.sizes import even_sizes
 
 
@@ -41,9 +40,7 @@ class Natural(Split):
     def __str__(self) -> str:
         return f"Natural({self.column})" if self.column else "Natural"
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says.
 
         Raises
@@ -53,8 +50,8 @@ class Natural(Split):
         """
         names = list(groups or {})
         if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):
-            has = f"it has {', '.join(names)}" if names else "this dataset has no column that says whose examples are"
-            raise ConfigError(f"Natural's column is {self.column!r}; {has}{suggest(str(self.column), names)}")
+            allowed = f"allowed: {', '.join(names)}" if names else "this dataset has no column that identifies clients"
+            raise ConfigError(f"Natural's column is {self.column!r}; {allowed}{suggest(self.column, names)}")
         values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
         clients = self.num_clients or len(values)
         if clients > len(values):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim.checks import Interval
 from fedsim.errors import ConfigError
-from fedsim.splits.base import CountedSplit, shuffled_by_label
+from fedsim.splits.base import CountedSplit, shuffle_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
 
@@ -41,7 +41,7 @@ class Shards(CountedSplit):
                 f"Shards needs {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
                 f"allowed: at most {len(labels)}, one training example each"
             )
-        by_label, _ = shuffled_by_label(labels, rng)
+        by_label, _ = shuffle_by_label(labels, rng)
         shard_owner = np.repeat(np.arange(self.num_clients), self.per_client)[rng.permutation(shards)]
         owners = np.repeat(shard_owner, even_sizes(len(labels), shards))
         return Partition.from_owners(owners, self.num_clients, by_label)

@@ -17,7 +17,7 @@ from fedsim.splits.partition import Indices
 
 @dataclass(frozen=True)
 class Sizes(ABC):
-    """A distribution of client sizes; clients are in random order of size."""
+    """A distribution of client sizes, which are in random order."""
 
     limits: ClassVar[Mapping[str, Interval]] = {"least": Interval(1)}
 
@@ -48,7 +48,7 @@ class LogNormal(Sizes):
     sigma : float
         At least 0; 0 is equal sizes.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     sigma: float = 1.0
@@ -56,7 +56,7 @@ class LogNormal(Sizes):
     limits = {"sigma": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw."""
+        """Draw the shares."""
         return rng.lognormal(0, self.sigma, num_clients)
 
 
@@ -69,7 +69,7 @@ class PowerLaw(Sizes):
     exponent : float
         At least 0; 0 is equal sizes.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     exponent: float = 1.0
@@ -77,7 +77,7 @@ class PowerLaw(Sizes):
     limits = {"exponent": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw the order of the clients."""
+        """Draw the ranks of the clients."""
         ranks = 1 + rng.permutation(num_clients)
         return np.power(ranks, -float(self.exponent), dtype=np.float64)
 
@@ -95,7 +95,7 @@ class DirichletSizes(Sizes):
     alpha : float
         Concentration, greater than 0.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     alpha: float = 0.5
@@ -103,7 +103,7 @@ class DirichletSizes(Sizes):
     limits = {"alpha": Interval(0, open_low=True)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw."""
+        """Draw the shares."""
         return rng.dirichlet(np.full(num_clients, self.alpha))
 
 

@@ -8,11 +8,11 @@ from fedsim.checks import Interval, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import Wrapped
+from fedsim.splits.wrapped import SplitWrapper
 
 
 @dataclass(frozen=True)
-class TimeOrdered(Wrapped):
+class TimeOrdered(SplitWrapper):
     """Cut each client's examples into consecutive parts, and train on one part after another.
 
     In rounds 1 to `rounds_per_window` clients train on the first part of their shards, then on the second, and so on;
@@ -50,12 +50,15 @@ class TimeOrdered(Wrapped):
         ConfigError
             The dataset has no such column.
         """
-        held = self.inner(dataset, seed)
-        data, indices = held.dataset, held.partition.indices
+        federated = self.federate_wrapped(dataset, seed)
+        data, indices = federated.dataset, federated.partition.indices
         keys = {**data.groups, "label": data.y_train}
         if self.by is not None and self.by not in keys:
             raise ConfigError(f"TimeOrdered's by is {self.by!r}; allowed: {', '.join(keys)}{suggest(self.by, keys)}")
         key = indices if self.by is None else keys[self.by][indices]
         return replace(
-            held, partition=held.partition.sort(key), windows=self.windows, rounds_per_window=self.rounds_per_window
+            federated,
+            partition=federated.partition.sort(key),
+            windows=self.windows,
+            rounds_per_window=self.rounds_per_window,
         )

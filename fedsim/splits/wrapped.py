@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.partition import Partition
+from fedsim.splits.partition import Groups, Partition
 
 
 @dataclass(frozen=True)
-class Wrapped(Split):
+class SplitWrapper(Split):
     """A split that changes the shards of another split.
 
     Parameters
@@ -43,19 +42,17 @@ class Wrapped(Split):
         clients: int | None = getattr(self.split, "num_clients", None)
         return clients
 
-    def inner(self, dataset: Any, seed: int) -> FederatedDataset:
+    def federate_wrapped(self, dataset: Any, seed: int) -> FederatedDataset:
         """Return the dataset divided by the wrapped split."""
         return self.split.federate(dataset, seed if self.seed is None else self.seed)
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples with the wrapped split."""
         return self.split.partition(labels, seed if self.seed is None else self.seed, groups)
 
 
 @dataclass(frozen=True)
-class Graded(Wrapped):
+class GradedWrapper(SplitWrapper):
     """A change whose strength increases linearly over the clients, from `low` at the first to `high` at the last.
 
     Parameters
