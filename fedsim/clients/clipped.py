@@ -14,14 +14,14 @@ from fedsim.clients.sgd import SGD
 
 
 class ClippedSGD(SGD):
-    """SGD that shortens each batch's gradient to `max_norm` where it is longer.
+    """SGD that scales a batch's gradient down to the norm `max_norm` if its norm is larger.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD; what is clipped includes weight decay.
+        As for SGD; the clipped gradient includes weight decay.
     max_norm : float
-        Greater than 0, in the 2-norm over all parameters together.
+        Greater than 0: the Euclidean norm over all parameters.
     """
 
     max_norm: float = 1.0

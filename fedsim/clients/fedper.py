@@ -22,8 +22,8 @@ class FedPer(SGD):
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     personal_layers : int
-        Number of layers (the model's groups of parameters) kept private, counted from the output, at least 1; at
-        least one must be shared.
+        Number of private layers (the model's groups of parameters), counted from the output, at least 1; at least one
+        layer must be shared.
     """
 
     personal_layers: int = 1

@@ -18,7 +18,7 @@ class FedRep(FedPer):
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD, of the representation.
+        As for SGD, for the representation.
     personal_layers : int
         As for FedPer.
     head_epochs : int

@@ -1,4 +1,4 @@
-"""FedRS: a restricted softmax, in which labels that a client does not have count less.
+"""FedRS: a restricted softmax, in which labels that the client does not have have less weight.
 
 Li and Zhan, "FedRS: federated learning with restricted softmax for label distribution non-IID data", KDD 2021, eq. 6:
 the scores of absent labels enter the softmax scaled by alpha.

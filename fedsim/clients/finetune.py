@@ -12,7 +12,7 @@ from fedsim.clients.sgd import SGD
 
 
 class FineTune(SGD):
-    """SGD; when a client evaluates it first trains the global model on its own training examples.
+    """SGD; before it evaluates, each client trains the global model on its own training examples.
 
     Parameters
     ----------
@@ -30,6 +30,6 @@ class FineTune(SGD):
     limits = {"tune_epochs": Interval(1), "tune_lr": Interval(0, open_low=True)}
 
     def personalise(self, ctx: Context) -> Array:
-        """Fine-tune."""
+        """Fine-tune the newest global model."""
         lr = self.lr if self.tune_lr is None else self.tune_lr
         return ctx.fit(by=SGD.of(self, lr=lr, epochs=self.tune_epochs, steps=None))

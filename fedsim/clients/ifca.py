@@ -17,11 +17,11 @@ from fedsim.clients.sgd import SGD
 
 
 class IFCA(SGD):
-    """SGD that starts from the one of `clusters` global models with the least loss on the client's examples.
+    """SGD that starts from the global model, of `clusters` models, with the lowest loss on the client's examples.
 
-    The first model is the global model whose test loss is in the history; the others start from other draws of the
-    initial weights. Whether clusters form depends on these: if one model is best for all clients at first, all train
-    it. As in the paper, try several seeds, or more clusters than you expect.
+    The first model is the one whose test loss is in the history; the others have different initial weights. The
+    clusters depend on them: if one model is initially the best for all clients, all clients train it. As in the paper,
+    try several seeds, or more clusters than you expect.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class IFCA(SGD):
     limits = {"clusters": Interval(1)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
-        """Draw the other models."""
+        """Draw the initial weights of the other models."""
         drawn = [server_hooks.draw_weights(k) for k in range(1, self.clusters)]
         return {"others": np.array(drawn, dtype=weights.dtype).reshape(-1, weights.size)}
 
@@ -55,11 +55,11 @@ class IFCA(SGD):
         return ctx.fit(start)
 
     def personalise(self, ctx: Context) -> Array:
-        """Use the model of the client's cluster."""
+        """Return the model of the client's cluster."""
         return self._choose(ctx)[0]
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
-        """Average within clusters."""
+        """Weight each client in the mean of its cluster only."""
         weights: Array = num_examples[:, None] * up["cluster"]
         return weights
 

@@ -1,7 +1,7 @@
 """LG-FedAvg: local representations, and a global head on top of them.
 
 Liang, Liu, Liu, Salakhutdinov and Morency, "Think locally, act globally: federated learning with local and global
-representations", 2020 (arXiv:2001.01523), algorithm 1: FedPer the other way round.
+representations", 2020 (arXiv:2001.01523), algorithm 1: the reverse of FedPer.
 """
 
 from __future__ import annotations

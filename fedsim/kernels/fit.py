@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.models import Model
-from fedsim.splits import Partition
+from fedsim.models import Array, Model
+from fedsim.splits.partition import Indices, Partition
 
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
 #: ``run(work)`` calls ``work()`` on every worker thread that is available, and returns when all calls have returned.
 RunWork = Callable[[Callable[[], None]], None]
 

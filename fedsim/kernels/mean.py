@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.kernels.numpy import add_weighted
-
-Array = NDArray[Any]
+from fedsim.models import Array
 
 
 class RunningMean:

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import streams
-from fedsim.kernels.fit import Array, FitJob, FitResult, Indices
+from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.models import Array
+from fedsim.splits.partition import Indices
 
 
 def schedule(job: FitJob) -> Indices:

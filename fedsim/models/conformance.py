@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.models.losses import is_correct
-from fedsim.models.model import Model
+from fedsim.models.model import Array, Model
 
-Array = NDArray[Any]
 #: By dtype: step of finite differences, and the error allowed relative to the norm of the gradient.
 PRECISION = {"float32": (3e-3, 3e-2), "float64": (1e-6, 1e-5)}
 CLIENTS = 3

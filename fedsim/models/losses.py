@@ -6,14 +6,12 @@ Each loss applies its own sigmoid or softmax, so that neither overflows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.models.activations import sigmoid
+from fedsim.models.activations import Array, sigmoid
 
-Array = NDArray[Any]
 #: Function of scores, shape (..., outputs), and labels or targets, which returns each example's loss, shape (...), and
 #: its derivative with respect to the scores, shape (..., outputs).
 Loss = Callable[[Array, Array], tuple[Array, Array]]

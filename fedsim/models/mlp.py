@@ -10,18 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.checks import check_choice, check_integer
 from fedsim.errors import ConfigError
 from fedsim.models.activations import ACTIVATIONS
 from fedsim.models.losses import LOSSES, Loss
-from fedsim.models.model import Group, Layout, Model, make_layout, named_arrays
-
-Array = NDArray[Any]
+from fedsim.models.model import Array, Group, Layout, Model, make_layout, named_arrays
 
 
 @dataclass(frozen=True)
