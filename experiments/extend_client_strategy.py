@@ -1,6 +1,6 @@
-"""Client strategies of your own, from five lines to server hooks; docs/extend.md goes through them one by one.
+"""Client strategies of your own, from a changed step to server hooks; docs/extend.md explains them one by one.
 
-Arrays have a row per client. Batches, shuffling, messages, threads, aggregation, checkpoints are fedsim's.
+Arrays have a row per client; fedsim handles batches, shuffling, messages, threads, aggregation and checkpoints.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from fedsim.testing import check_client_strategy
 
 
 class MyFedProx(SGD):
-    """A step of one's own: SGD that is pulled back towards the weights the server sent."""
+    """A changed step: SGD that is pulled towards the global weights."""
 
     mu: float = 0.1
 
@@ -25,7 +25,7 @@ class MyFedProx(SGD):
 
 
 class FastFedProx(SGD):
-    """The same as data, which any kernel can run."""
+    """The same term as data, which every kernel can use."""
 
     mu: float = 0.1
 
@@ -34,7 +34,7 @@ class FastFedProx(SGD):
 
 
 class LabelSmoothing(SGD):
-    """A changed loss: every label has a little of every other."""
+    """A changed loss: targets are mixed with the uniform distribution over labels."""
 
     smoothing: float = 0.1
 
@@ -50,7 +50,7 @@ class LabelSmoothing(SGD):
 
 
 class LastingMomentum(SGD):
-    """State: momentum that a client keeps from one of its rounds to the next."""
+    """Client state: momentum that is stored from one round of a client to its next."""
 
     beta: float = 0.5
 
@@ -63,7 +63,7 @@ class LastingMomentum(SGD):
 
 
 class GlobalDirection(SGD):
-    """Uploads and server hooks: clients step partly along the direction in which all of them moved last."""
+    """Uploads and server hooks: steps include the mean direction of the last round."""
 
     share: float = 0.3
     broadcast = ("moved",)
@@ -86,7 +86,7 @@ class GlobalDirection(SGD):
 
 
 class OwnHead(SGD):
-    """Private parameters and local evaluation: the last layer stays on the client, which tunes it before use."""
+    """Private parameters and local evaluation: the last layer is private, and is fine-tuned for evaluation."""
 
     def private_groups(self, model: Model) -> tuple[Group, ...]:
         return model.groups[-1:]
@@ -96,7 +96,7 @@ class OwnHead(SGD):
 
 
 class SlowStarter(SGD):
-    """Hyperparameters of a client's own: those with few examples take smaller steps, and never more than 20."""
+    """Hyperparameters per client: a smaller learning rate for clients with few examples, and at most 20 steps."""
 
     def learning_rate(self, ctx: Context) -> Array:
         return self.lr * np.minimum(1, ctx.num_examples / 30)

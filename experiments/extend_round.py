@@ -1,4 +1,4 @@
-"""What a round can be extended by: an update transform, an aggregator, a callback; the end of docs/extend.md."""
+"""Extensions of a round: an update transform, an aggregator, a callback; the last section of docs/extend.md."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from fedsim.updates.aggregators import Mean
 
 @dataclass(frozen=True)
 class Clip(UpdateTransform):
-    """An update transform: an update that is longer than a bound is shortened to it."""
+    """An update transform: updates are scaled down to a maximum norm."""
 
     norm: float = 1.0
 
@@ -28,21 +28,21 @@ class Clip(UpdateTransform):
 
 
 class UniformMean(Mean):
-    """An aggregator: the mean in which every client counts alike."""
+    """An aggregator: the mean in which all clients have the same weight."""
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         super().add(update, np.ones(len(weights)))
 
 
 class UniformFedAvg(FedAvg):
-    """A server strategy that uses it."""
+    """A server strategy with this aggregator."""
 
     def aggregator(self) -> UniformMean:
         return UniformMean()
 
 
 class StopWhenApart(Callback):
-    """A callback: it ends the run when clients drift apart."""
+    """A callback: it ends the run when the client drift is too large."""
 
     def __init__(self, most: float) -> None:
         self.most = most

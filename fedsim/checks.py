@@ -7,9 +7,9 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsim.errors import ConfigError
 
@@ -133,6 +133,44 @@ def check_flag(field: str, value: Any) -> bool:
     if type(value) is not bool:
         raise ConfigError(f"{field} is {shorten(value)}; allowed: true or false")
     return value
+
+
+class Interval(NamedTuple):
+    """The allowed values of a field, from `low` to `high`, an open end excluded; see `check_fields`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+
+def check_fields(instance: Any) -> None:
+    """Convert the numbers in a frozen dataclass's fields by `convert_fields`, and check them.
+
+    A field of type bool must be True or False. A field named in `limits`, a class attribute of the class or of a base
+    that maps names to `Interval`, must be a number in the interval: a whole number if its type is int. It may also be
+    None if its type includes None.
+
+    Raises
+    ------
+    ConfigError
+        A field has another value.
+    """
+    convert_fields(instance)
+    classes = reversed(type(instance).__mro__)
+    declared = [vars(cls).get("limits") for cls in classes]
+    limits = {name: interval for part in declared if isinstance(part, Mapping) for name, interval in part.items()}
+    for field in fields(instance):
+        name, kind, value = f"{type(instance).__name__}'s {field.name}", str(field.type), getattr(instance, field.name)
+        interval = limits.get(field.name)
+        if field.type in (bool, "bool"):
+            check_flag(name, value)
+        elif interval is None or (value is None and "None" in kind):
+            continue
+        elif "int" in kind:
+            check_integer(name, value, int(interval.low), int(min(interval.high, LARGEST)))
+        else:
+            check_real(name, value, interval.low, interval.high, open_low=interval[2], open_high=interval[3])
 
 
 def check_seed(field: str, value: Any) -> int:

@@ -399,7 +399,7 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
         (["--set", "split=Shards(1000, per_client=2)"], "2000 shards; allowed: at most 1442"),
         (["--set", "split=Nope(3)"], "split is 'Nope(3)'; allowed: IID"),
         (["--set", "client.lr=100"], "training diverged in round 1 at client"),
-        (["--set", "dataset=mnist", "--data-dir", "/nowhere"], "data_dir is '/nowhere' but holds neither"),
+        (["--set", "dataset=mnist", "--data-dir", "/nowhere"], "data_dir is '/nowhere' but contains neither"),
         (["--out", "/proc/nothing"], "the results folder '/proc/nothing' cannot be written"),
         (["--workers", "0"], "workers is 0; allowed: a whole number, 1 to 4096"),
         (["--workers", "99999999"], "workers is 99999999; allowed: a whole number, 1 to 4096"),
@@ -789,7 +789,7 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     assert last == f"wrote rounds.csv, clients.csv, summary.csv, {pictures} to out"
     assert pd.read_csv("out/summary.csv")["split"].tolist() == ["IID", "Dirichlet(0.5)"]
     said = here(capsys, "compare", "s.toml", "--set", "dataset=mnist", "--data-dir", "nowhere", code=2)[1]
-    assert "data_dir is 'nowhere' but holds neither" in said
+    assert "data_dir is 'nowhere' but contains neither" in said
     study.plot("accuracy.png")
     study.plot("local_accuracy.png", "local")
     study.plot_drift("drift.png")

@@ -173,7 +173,7 @@ def test_files_may_be_unzipped(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data_dir is .* holds neither train-images-idx3-ubyte.gz nor"):
+    with pytest.raises(DataError, match=r"data_dir is .* contains neither train-images-idx3-ubyte.gz nor"):
         idx.MNIST.load(tmp_path)
 
 
@@ -183,8 +183,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"", "cannot be read|not an idx"),
         (b"hello", "cannot be read"),
         (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", mtime=0), "not an idx file of unsigned bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab", mtime=0), r"promises shape \(5,\), it holds 2 bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab", mtime=0), r"promises shape \(1,\), it holds 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05ab", mtime=0), r"gives the shape \(5,\), but it contains 2 bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01ab", mtime=0), r"gives the shape \(1,\), but it contains 2 bytes"),
         (gzip.compress(b"\0\0\x08\x03\0\0", mtime=0), "damaged"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x02ab", mtime=0)[:-6], "cannot be read"),
     ],
@@ -306,26 +306,27 @@ def test_where_idx_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     cache = idx.cache_dir() / "mnist"
-    nowhere = idx.MNIST.whereabouts()
+    nowhere = idx.MNIST.describe_location()
     assert nowhere.startswith(
-        f"not here; would be downloaded once from {idx.MNIST.mirrors[0]} into {cache}, or is read"
+        f"not available locally; downloaded when first used from {idx.MNIST.mirrors[0]} into {cache}, or read from"
     )
     cache.mkdir(parents=True)
     write_idx(cache)
-    assert idx.MNIST.whereabouts() == f"in {cache}"
-    assert idx.FASHION_MNIST.whereabouts().startswith("not here")
+    assert idx.MNIST.describe_location() == f"in {cache}"
+    assert idx.MNIST.describe_location(cache) == f"in {cache}"
+    assert idx.FASHION_MNIST.describe_location().startswith("not available locally")
     (cache / f"{list(idx.MNIST.files)[2]}.gz").unlink()
-    assert idx.MNIST.whereabouts() == nowhere
+    assert idx.MNIST.describe_location() == nowhere
     folder = tmp_path / "mine" / "mnist"
     folder.mkdir(parents=True)
     write_idx(folder)
-    assert idx.MNIST.whereabouts(folder.parent) == f"in {folder.parent}"
+    assert idx.MNIST.describe_location(folder.parent) == f"in {folder.parent}"
     for name in list(idx.MNIST.files)[1:3]:
         (folder / f"{name}.gz").unlink()
     said = f"NOT in {folder.parent}: train-labels-idx1-ubyte, t10k-images-idx3-ubyte missing"
-    assert idx.MNIST.whereabouts(folder.parent) == said
+    assert idx.MNIST.describe_location(folder.parent) == said
     monkeypatch.setenv("FEDSIM_DATA", str(folder.parent))
-    assert idx.MNIST.whereabouts() == said
+    assert idx.MNIST.describe_location() == said
     with pytest.raises(DataError) as caught:
         idx.MNIST.load()
     assert f"$FEDSIM_DATA is {str(folder.parent)!r}" in str(caught.value)
@@ -518,24 +519,6 @@ def test_fashion_mnist_has_names_and_folders_of_its_own(tmp_path: Path, monkeypa
     with pytest.raises(DataError, match=r"^\$FEDSIM_DATA is .* under fashion_mnist/ or .*leave \$FEDSIM_DATA unset"):
         data.load("fashion_mnist")
     assert data.load("mnist").label_names == tuple("0123456789")
-
-
-def test_where_files_are_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FEDSIM_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cache = tmp_path / "fedsim" / "mnist"
-    said = idx.MNIST.whereabouts()
-    assert said.startswith(f"not here; would be downloaded once from {idx.MNIST.mirrors[0]} into {cache}, or is read")
-    cache.mkdir(parents=True)
-    write_idx(cache)
-    assert idx.MNIST.whereabouts() == f"in {cache}"
-    assert idx.MNIST.whereabouts(cache) == f"in {cache}"
-    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
-    assert idx.MNIST.whereabouts() == f"NOT in {tmp_path}: {', '.join(idx.MNIST.files)} missing"
-    (cache / "t10k-labels-idx1-ubyte.gz").unlink()
-    assert idx.MNIST.whereabouts(cache) == f"NOT in {cache}: t10k-labels-idx1-ubyte missing"
-    monkeypatch.delenv("FEDSIM_DATA")
-    assert idx.MNIST.whereabouts().startswith("not here")
 
 
 def test_truth_values_are_labels() -> None:

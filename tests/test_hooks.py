@@ -78,7 +78,7 @@ def in_server_step(value: Any) -> Any:
 
 NAN = float("nan")
 MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
-    ("train", lambda c: c.fit().astype(int), SGD, "train() returned an array of int64; it must hold floats"),
+    ("train", lambda c: c.fit().astype(int), SGD, "train() returned an array of int64; it must contain floats"),
     ("local_steps", 0, SGD, "local_steps() returned 0; allowed: a whole number of at least 1, or an array"),
     ("local_steps", 1.5, SGD, "local_steps() returned 1.5; allowed: a whole number of at least 1"),
     ("local_steps", lambda c: np.full(len(c.partition_ids), -2), SGD, "local_steps() returned array([-2"),
@@ -105,7 +105,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
     ("gradient", lambda w, *_: w, SGD, "gradient() must return a tuple of the losses"),
     ("gradient", lambda w, *_: [w[:, 0], w], SGD, "shape (clients,), and the gradients, shape (clients, parameters)"),
     ("gradient", lambda w, *_: (w[:, 0], w, w), SGD, "gradient() must return a tuple of the losses"),
-    ("gradient", lambda w, *_: (w[:, 0].astype(str), w), SGD, "losses an array of <U32; it must hold numbers"),
+    ("gradient", lambda w, *_: (w[:, 0].astype(str), w), SGD, "losses an array of <U32; it must contain numbers"),
     ("gradient", lambda w, *_: (0.0, w), SGD, "gradient() returned losses a float; it must be an array"),
     ("gradient", lambda w, *_: (w[:, 0], w[:1]), SGD, "gradient() returned gradients of shape (1,"),
     (
@@ -123,7 +123,7 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
     ("client_state", 3, SGD, "client_state() returned a int; it must be a dict of arrays"),
     ("client_state", {"a": 1.0}, SGD, "client_state()['a'] is a float; it must be an array of shape (clients, ...)"),
     ("client_state", {"a": np.zeros(9)}, SGD, "client_state()['a'] is of shape (9,); it must be (clients, ...)"),
-    ("client_state", lambda c: {"a": np.full(len(c.partition_ids), NAN)}, SGD, "client_state()['a'] holds NaN"),
+    ("client_state", lambda c: {"a": np.full(len(c.partition_ids), NAN)}, SGD, "client_state()['a'] contains NaN"),
     ("train", drops_state, SGD, "ctx.state is a NoneType after train(); it must"),
     (
         "train",

@@ -59,7 +59,7 @@ def test_their_limits() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     held = LabelDirichlet(60, 0.1).federate(data.load("digits"))
     whole = skew(held)
-    monkeypatch.setattr("fedsim.splits.measure.NUMBERS", 64 * 20)
+    monkeypatch.setattr("fedsim.splits.measure.MAX_COPIED", 64 * 20)
     np.testing.assert_allclose(skew(held)["feature_distance"], whole["feature_distance"], rtol=1e-9)
 
 

@@ -177,7 +177,7 @@ class Unpicklable(Logistic):
         (Gap, "layout covers the row: layout['b'] starts at 37, not at 36"),
         (Unseeded, "init is deterministic: init() depends on something besides its generator"),
         (Doubles, "dtype is kept: scores() is of float64; it must be float32"),
-        (MeanLoss, "evaluate agrees with scores: evaluate() has another loss"),
+        (MeanLoss, "evaluate agrees with scores: evaluate() and loss_and_gradient() return different losses"),
         (Miscounts, "evaluate agrees with scores: evaluate() counts other examples"),
         (Unpicklable, "can be pickled: TypeError: cannot pickle it"),
     ],
@@ -285,7 +285,7 @@ def test_shapes_and_numbers_are_checked_in_any_dimension() -> None:
         replace(IMAGES, x_test=IMAGES.x_test.reshape(50, 3, 4))
     bad = X[:100].copy()
     bad[7, 2, 1] = np.nan
-    with pytest.raises(DataError, match=r"1 values that are NaN or infinite, the first at row 7, place \(2, 1\)"):
+    with pytest.raises(DataError, match=r"1 values that are NaN or infinite, the first at row 7, position \(2, 1\)"):
         replace(IMAGES, x_train=bad)
 
 

@@ -504,7 +504,7 @@ def refusal(file: Path, content: bytes, expected: np.ndarray[Any, Any]) -> str:
 
 def test_an_archive_must_hold_one_file(tmp_path: Path) -> None:
     file = tmp_path / "t.csv.zip"
-    for names, sentence in (((), "holds 0 files; allowed: one"), (("a.csv", "b.csv"), "holds 2 files")):
+    for names, sentence in (((), "contains 0 files; allowed: one"), (("a.csv", "b.csv"), "contains 2 files")):
         file.write_bytes(_zip(ROWS.encode(), *names))
         with pytest.raises(DataError, match=sentence):
             table(file, "y")

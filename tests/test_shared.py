@@ -81,15 +81,15 @@ def test_everything_else_comes_along(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_overwritten_and_damage_is_said(tmp_path: Path) -> None:
     share(data.load("digits"), tmp_path)
-    with pytest.raises(DataError, match="holds a shared dataset already"):
+    with pytest.raises(DataError, match="contains a shared dataset already"):
         share(data.load("digits"), tmp_path)
     (tmp_path / "x_train.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match="holds no shared dataset that can be read"):
+    with pytest.raises(DataError, match="contains no shared dataset that can be read"):
         open_shared(tmp_path)
-    with pytest.raises(DataError, match="holds no shared dataset"):
+    with pytest.raises(DataError, match="contains no shared dataset"):
         open_shared(tmp_path / "nowhere")
     (tmp_path / "dataset.json").write_text(json.dumps([]))
-    with pytest.raises(DataError, match="holds no shared dataset"):
+    with pytest.raises(DataError, match="contains no shared dataset"):
         open_shared(tmp_path)
 
 

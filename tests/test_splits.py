@@ -448,12 +448,12 @@ def test_quarter_turns_are_exact_and_others_keep_the_middle() -> None:
     for quarters in range(3):
         assert np.array_equal(np.rot90(shards[quarters], quarters, axes=(1, 2)), shards[4 + quarters])
     smooth = np.add.outer(np.arange(8.0), np.zeros(8))[None]
-    counter_clockwise = splits.features._turn(smooth, 30)[0, 2:6, 2:6]
-    clockwise = splits.features._turn(smooth, -30)[0, 2:6, 2:6]
+    counter_clockwise = splits.features._rotate(smooth, 30)[0, 2:6, 2:6]
+    clockwise = splits.features._rotate(smooth, -30)[0, 2:6, 2:6]
     along = np.diff(counter_clockwise, axis=1).mean()
     assert along == pytest.approx(np.sin(np.pi / 6), abs=0.01)  # rows grow down: turned left, they grow to the right
     np.testing.assert_allclose(np.diff(clockwise, axis=1).mean(), -along)
-    assert np.array_equal(splits.features._turn(smooth, 90)[0], np.rot90(smooth[0]))
+    assert np.array_equal(splits.features._rotate(smooth, 90)[0], np.rot90(smooth[0]))
 
 
 def test_label_noise_is_wrong_as_often_as_asked_for() -> None:
@@ -618,11 +618,11 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: LabelsPerClient(3, k=2).partition(LABELS), "k is 2 for 3 clients; allowed: at least 4"),
         (lambda: IID(6).partition(np.zeros(5)), "IID's num_clients is 6; allowed: at most 5, one training example"),
         (lambda: Shards(3, per_client=2).partition(np.zeros(5)), "= 6 shards; allowed: at most 5"),
-        (lambda: Natural("hospital").federate(data.load("digits")), "no column that says whose"),
-        (lambda: Natural("hu").federate(tiny(LABELS % 3)), "Natural's column is 'hu'; it has who"),
+        (lambda: Natural("hospital").federate(data.load("digits")), "no column that identifies clients"),
+        (lambda: Natural("hu").federate(tiny(LABELS % 3)), "Natural's column is 'hu'; allowed: who"),
         (
             lambda: Natural("wh").partition(LABELS, 0, {"dept": LABELS, "who": LABELS}),
-            "Natural's column is 'wh'; it has dept, who",
+            "Natural's column is 'wh'; allowed: dept, who",
         ),
         (lambda: Natural("who", 3).federate(tiny(LABELS % 3)), "num_clients is 3; allowed: at most 2"),
         (lambda: FeatureNoise(ANY), "FeatureNoise's split is 3; allowed: a split"),
@@ -773,11 +773,11 @@ def test_turns_go_round_the_clients_and_fill_in_zeros() -> None:
     for k in range(5):
         before, after = (h.dataset.x_train[h.partition[k]].reshape(-1, 8, 8) for h in (plain, turned))
         assert np.array_equal(after, np.rot90(before, -(k % 2), axes=(1, 2)))
-    full = splits.features._turn(np.ones((1, 9, 9)), 45)[0]
+    full = splits.features._rotate(np.ones((1, 9, 9)), 45)[0]
     assert full[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0] * 4
     spot = np.zeros((1, 9, 9))
     spot[0, 2, 6] = 1
-    between = splits.features._turn(spot, 30)
+    between = splits.features._rotate(spot, 30)
     assert between.min() >= 0  # interpolated linearly
     assert between.max() <= 1
 
@@ -817,7 +817,7 @@ def test_a_partition_is_a_sequence() -> None:
     assert [shard.tolist() for shard in partition[1:]] == [[], [3, 8, 1]]
     with pytest.raises(IndexError):
         partition[3]
-    assert (partition.owners.tolist(), partition.places.tolist()) == ([0, 2, 2, 2], [0, 0, 1, 2])
+    assert (partition.owners.tolist(), partition.positions.tolist()) == ([0, 2, 2, 2], [0, 0, 1, 2])
     kept = partition.select(np.array([True, False, True, True]))
     assert [shard.tolist() for shard in kept] == [[5], [], [8, 1]]
 

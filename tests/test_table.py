@@ -229,7 +229,7 @@ def test_images_of_the_hub(tmp_path: Path) -> None:
     assert np.array_equal(loaded.x_train, found.x_train)
     with pytest.raises(ConfigError, match="label is 'digit'; allowed: image, label, writer"):
         hub(str(tmp_path), "digit")
-    with pytest.raises(ConfigError, match="for which drop means nothing"):
+    with pytest.raises(ConfigError, match="to which drop does not apply"):
         hub(str(tmp_path), drop=["writer"])
 
 

@@ -60,7 +60,7 @@ def data(args: argparse.Namespace) -> None:
     print("article          1,000 x 100 random inputs, 10 classes; its labels are pure noise")
     print("article_teacher  the same inputs, labelled by a random network: learnable")
     for source in (idx.MNIST, idx.FASHION_MNIST):
-        print(f"{source.name:16} 70,000 images 28 x 28; {source.whereabouts(args.data_dir)}")
+        print(f"{source.name:16} 70,000 images 28 x 28; {source.describe_location(args.data_dir)}")
     print("synthetic        synthetic(alpha, beta): FedProx's 30 devices of 60 features, 10 classes; made here")
     print("synthetic_iid    the same with one model for all devices")
     print("fcube            NIID-Bench's 4,000 points in a cube, 2 classes, 4 clients by octants; made here")

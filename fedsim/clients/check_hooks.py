@@ -1,28 +1,25 @@
-"""Checks of what a strategy's own methods return: a sentence that names the method, what it returned, and its place.
+"""Checks of the values that a strategy's methods return.
 
-Each function raises ConfigError, ending in the file and line of the method, so that a mistake in a user's strategy is
-neither a traceback from inside fedsim nor a silently wrong number.
+Each function raises ConfigError with the name of the method, the value, and the method's file and line, so that a
+mistake in a user's strategy is neither a traceback from inside fedsim nor a silently wrong number.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.clients.sgd import SGD
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
-from fedsim.models import Group, Model
-
-Array = NDArray[Any]
+from fedsim.models import Array, Group, Model
 
 
 def refusal(strategy: ClientStrategy, hook: str, sentence: str) -> ConfigError:
-    """Return the error that says what is wrong with a hook of a strategy, and where the hook is.
+    """Return the error for a hook of a strategy, with the hook's file and line.
 
     Parameters
     ----------
@@ -30,32 +27,26 @@ def refusal(strategy: ClientStrategy, hook: str, sentence: str) -> ConfigError:
     hook : str
         The name of the method.
     sentence : str
-        What it did and what is allowed, without the strategy's name and without a full stop.
+        What is wrong and what is allowed, without the strategy's name and without a full stop.
     """
     code = getattr(inspect.unwrap(getattr(type(strategy), hook)), "__code__", None)
-    place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-    return ConfigError(f"{type(strategy).__name__}'s {sentence}{place}")
+    location = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return ConfigError(f"{type(strategy).__name__}'s {sentence}{location}")
 
 
 def check_signatures(strategy: ClientStrategy) -> None:
     """Raise unless the hooks that a strategy overrides take the arguments with which fedsim calls them."""
-    hooks = {
-        name: value
-        for base in (ClientStrategy, SGD)
-        if isinstance(strategy, base)
-        for name, value in vars(base).items()
-    }
-    for hook, method in hooks.items():
+    base = SGD if isinstance(strategy, SGD) else ClientStrategy
+    for hook, method in inspect.getmembers(base, inspect.isfunction):
         own = getattr(type(strategy), hook)
-        if hook.startswith("_") or not inspect.isfunction(method) or own is method or not inspect.isfunction(own):
+        if hook.startswith("_") or own is method or not inspect.isfunction(own):
             continue
-        wanted = list(inspect.signature(method).parameters)
-        taken = inspect.signature(own)
+        expected, taken = list(inspect.signature(method).parameters), inspect.signature(own)
         try:
-            taken.bind(*wanted)
+            taken.bind(*expected)
         except TypeError:
             names = ", ".join(map(str, taken.parameters))
-            raise refusal(strategy, hook, f"{hook}() takes ({names}); allowed: ({', '.join(wanted)})") from None
+            raise refusal(strategy, hook, f"{hook}() takes ({names}); allowed: ({', '.join(expected)})") from None
 
 
 def check_array(
@@ -73,31 +64,34 @@ def check_array(
     strategy : ClientStrategy
     hook : str
     what : str
-        Such as ``"train() returned"``.
+        Start of the message, such as ``"train() returned"``.
     values : object
     shape : tuple
-        Lengths; a final ``...`` stands for any more dimensions.
+        Lengths; a final ``...`` stands for any further dimensions.
     names : tuple of str
-        Of the dimensions.
+        Names of the dimensions.
     """
-    wanted = ", ".join("..." if n is ... else name for n, name in zip(shape, names, strict=False))
-    wanted = f"({wanted},)" if len(shape) == 1 else f"({wanted})"
+    named = _tuple("..." if n is ... else name for n, name in zip(shape, names, strict=False))
     if not isinstance(values, np.ndarray):
-        kind = type(values).__name__
-        raise refusal(strategy, hook, f"{what} a {kind}; it must be an array of shape {wanted}")
+        raise refusal(strategy, hook, f"{what} a {type(values).__name__}; it must be an array of shape {named}")
     if values.dtype.kind not in "biuf":
-        raise refusal(strategy, hook, f"{what} an array of {values.dtype}; it must hold numbers")
+        raise refusal(strategy, hook, f"{what} an array of {values.dtype}; it must contain numbers")
     lead = shape[:-1] if shape[-1] is ... else shape
     if values.shape[: len(lead)] != lead or (shape[-1] is not ... and values.ndim != len(shape)):
-        lengths = ", ".join("..." if n is ... else str(n) for n in shape)
-        here = f"({lengths},)" if len(shape) == 1 else f"({lengths})"
+        lengths = _tuple("..." if n is ... else str(n) for n in shape)
         given = "an array " if what.endswith("returned") else ""
-        raise refusal(strategy, hook, f"{what} {given}of shape {values.shape}; it must be {wanted}, here {here}")
+        raise refusal(strategy, hook, f"{what} {given}of shape {values.shape}; it must be {named}, here {lengths}")
     return values
 
 
+def _tuple(parts: Iterable[str]) -> str:
+    """Write a tuple as Python does."""
+    text = ", ".join(parts)
+    return f"({text})" if ", " in text else f"({text},)"
+
+
 def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: int, *, integers: bool) -> Array:
-    """Return what `learning_rate` or `local_steps` gave as an array with a value per client.
+    """Return the values of `learning_rate` or `local_steps` as an array with one per client.
 
     Parameters
     ----------
@@ -107,15 +101,13 @@ def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: 
         One for all clients, or one for each.
     clients : int
     integers : bool
-        Whether the values count something: whole numbers of at least 1; otherwise finite numbers of at least 0.
+        Whether the values must be whole numbers of at least 1; otherwise they must be finite numbers of at least 0.
     """
     allowed = "a whole number of at least 1" if integers else "a finite number of at least 0"
     try:
         given = np.asarray(values)
-        sound = given.dtype.kind in "iuf" and given.shape in ((), (1,), (clients,))
-        sound = sound and bool(np.isfinite(given).all())
-        sound = sound and bool(((given >= 1) & (given == np.floor(given)) if integers else given >= 0).all())
-        if sound:
+        numbers = given.dtype.kind in "iuf" and given.shape in ((), (1,), (clients,)) and np.isfinite(given).all()
+        if numbers and ((given >= 1) & (given == np.floor(given)) if integers else given >= 0).all():
             return np.broadcast_to(given.astype(np.intp if integers else np.float64), (clients,)).copy()
     except (TypeError, ValueError):
         pass
@@ -126,19 +118,19 @@ def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: 
 
 
 def check_client_state(strategy: ClientStrategy, state: Any, clients: int) -> dict[str, Array]:
-    """Return what `client_state` gave: a dict of name to array, with a row per client and no NaN."""
+    """Return the result of `client_state` if it is a dict of name to array, with a row per client and no NaN."""
+    hook = "client_state"
     if not isinstance(state, Mapping):
-        kind = type(state).__name__
-        raise refusal(strategy, "client_state", f"client_state() returned a {kind}; it must be a dict of arrays")
+        raise refusal(strategy, hook, f"{hook}() returned a {type(state).__name__}; it must be a dict of arrays")
     for name, values in state.items():
-        check_array(strategy, "client_state", f"client_state()[{name!r}] is", values, (clients, ...))
+        check_array(strategy, hook, f"{hook}()[{name!r}] is", values, (clients, ...))
         if np.isnan(values).any():
-            raise refusal(strategy, "client_state", f"client_state()[{name!r}] holds NaN; it must hold numbers")
+            raise refusal(strategy, hook, f"{hook}()[{name!r}] contains NaN; it must contain numbers")
     return dict(state)
 
 
 def check_state_update(strategy: ClientStrategy, hook: str, state: Any, declared: Mapping[str, Array]) -> None:
-    """Raise unless `ctx.state` after a hook has the names, shapes and kinds of numbers that `client_state` declared.
+    """Raise unless `ctx.state` after a hook has the names, shapes and types that `client_state` declared.
 
     An array of another floating-point type is cast to the declared type: otherwise a client's state would depend on
     when the other clients of its block first took part.
@@ -163,33 +155,30 @@ def check_state_update(strategy: ClientStrategy, hook: str, state: Any, declared
 
 
 def check_server_state(strategy: ClientStrategy, hook: str, state: Any) -> dict[str, Array]:
-    """Return the server state after a hook: a dict of name to array of numbers."""
+    """Return the server state after a hook if it is a dict of name to array of numbers."""
     if not isinstance(state, Mapping):
         raise refusal(strategy, hook, f"state is a {type(state).__name__} after {hook}(); it must be a dict of arrays")
     arrays = {name: np.asarray(values) for name, values in state.items()}
-    for name, values in arrays.items():
-        if values.dtype.kind not in "biuf":
-            given = type(state[name]).__name__
-            raise refusal(
-                strategy, hook, f"state[{name!r}] is a {given} after {hook}(); it must be an array of numbers"
-            )
+    for name in (name for name, values in arrays.items() if values.dtype.kind not in "biuf"):
+        kind = type(state[name]).__name__
+        raise refusal(strategy, hook, f"state[{name!r}] is a {kind} after {hook}(); it must be an array of numbers")
     return arrays
 
 
 def check_personal(strategy: ClientStrategy, values: Any, clients: Array, parameters: int) -> Array:
-    """Return what `personalise` gave as rows of weights: one for all clients, or one for each."""
+    """Return the result of `personalise` as finite rows of weights: one for all clients, or one for each."""
     rows = values[None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
     count = 1 if isinstance(rows, np.ndarray) and rows.shape[:1] == (1,) else len(clients)
     rows = check_array(strategy, "personalise", "personalise() returned", rows, (count, parameters))
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        who = f" for client {clients[int(np.argmin(finite))]}" if len(rows) == len(clients) else ""
-        raise refusal(strategy, "personalise", f"personalise() returned weights that are not finite{who}")
+        client = f" for client {clients[int(np.argmin(finite))]}" if len(rows) == len(clients) else ""
+        raise refusal(strategy, "personalise", f"personalise() returned weights that are not finite{client}")
     return rows
 
 
 def check_weights(strategy: ClientStrategy, values: Any, clients: int) -> Array:
-    """Return what `weigh` gave: finite numbers of at least 0, shape (clients,) or (clients, groups)."""
+    """Return the result of `weigh` if it is finite and at least 0, of shape (clients,) or (clients, groups)."""
     shape: tuple[Any, ...] = (clients, values.shape[1]) if getattr(values, "ndim", 1) == 2 else (clients,)
     weights = check_array(strategy, "weigh", "weigh() returned", values, shape, ("clients", "groups"))
     if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -198,7 +187,7 @@ def check_weights(strategy: ClientStrategy, values: Any, clients: int) -> Array:
 
 
 def check_groups(strategy: ClientStrategy, groups: Any, allowed: Sequence[Group]) -> Sequence[Group]:
-    """Return what `private_groups` gave: some of the model's groups of parameters."""
+    """Return the result of `private_groups` if it is a list of some of the model's groups of parameters."""
     if not isinstance(groups, list | tuple) or not all(group in allowed for group in groups):
         raise refusal(
             strategy, "private_groups", f"private_groups() returned {_short(groups)}; allowed: some of the model's "

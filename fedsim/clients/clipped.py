@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 
 class ClippedSGD(SGD):
-    """SGD that shortens each batch's gradient to `max_norm` where it is longer.
+    """SGD that scales a batch's gradient down to the norm `max_norm` if its norm is larger.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD; what is clipped includes weight decay.
+        As for SGD; the clipped gradient includes weight decay.
     max_norm : float
-        Greater than 0, in the 2-norm over all parameters together.
+        Greater than 0: the Euclidean norm over all parameters.
     """
 
     max_norm: float = 1.0
     neutral = {"max_norm": 1e9}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("ClippedSGD's max_norm", self.max_norm, 0, open_low=True)
+    limits = {"max_norm": Interval(0, open_low=True)}
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         """Clip each client's gradient."""

@@ -1,4 +1,4 @@
-"""What a client strategy's hooks work with: some clients of a round, a row each, and the fits they ask for."""
+"""The context of a client strategy's hooks: clients of a round, one row each, and their local training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.clients.check_hooks import check_array, check_per_client, check_state_update, refusal
-from fedsim.clients.full_pass import evaluate_shards, for_each_shard
+from fedsim.clients.full_pass import evaluate_shards, shard_batches
 from fedsim.clients.private import PRIVATE, private_mask
 from fedsim.clients.sgd import SGD, Affine, overrides
 from fedsim.clients.task import Task
 from fedsim.errors import ConfigError
 from fedsim.kernels.fit import FitJob, FitResult
 from fedsim.models import Group
+from fedsim.splits.partition import Indices
 from fedsim.streams import keys
 
 Array = NDArray[Any]
-Indices = NDArray[np.intp]
 
 
 class Context:
-    """Some clients of a round, a row each.
+    """Some clients of a round, one row each.
 
     Attributes
     ----------
@@ -38,11 +38,11 @@ class Context:
     global_weights : ndarray, shape (parameters,)
         The weights that the server sent; read-only.
     state : dict of str to ndarray, shape (clients, ...)
-        The client state (see `ClientStrategy.client_state`); change it to keep something else until the next round.
+        The client state (see `ClientStrategy.client_state`), which hooks may change.
     down : dict of str to ndarray
-        What the server sent besides the weights; read-only.
+        The arrays that the server sent besides the weights; read-only.
     up : dict of str to ndarray, shape (clients, ...)
-        What is sent to the server besides the weights; filled by the strategy.
+        The arrays to send to the server besides the weights; the strategy adds them.
     loss_sum : ndarray of float64, shape (clients,)
         Sum over the examples processed in all fits so far; 0 before the first fit.
     processed : ndarray of int, shape (clients,)
@@ -65,7 +65,7 @@ class Context:
         self._epochs: Indices | int = 0
 
     def rows(self, select: slice | Indices) -> Context:
-        """Return the context of some of the rows; its state is a view of a slice of them, a copy of others."""
+        """Return the context of some of the rows; its state is a view for a slice, and a copy for row numbers."""
         part = copy(self)
         part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
         part.state = {name: rows[select] for name, rows in self.state.items()}
@@ -74,12 +74,13 @@ class Context:
         part._block = self, select
         return part
 
-    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def _once(self, name: str, compute: Callable[[], Array]) -> Array:
         """Return the result of `compute`, or rows of the result for the whole block, which is computed once."""
         if self._block is None:
             return compute()
         block, select = self._block
-        return getattr(block, name)[select]
+        rows: Array = getattr(block, name)[select]
+        return rows
 
     @cached_property
     def start(self) -> Array:
@@ -96,24 +97,21 @@ class Context:
     @cached_property
     def lr(self) -> NDArray[np.float64]:
         """Each client's learning rate in this round, shape (clients,)."""
-        lr: NDArray[np.float64] = self._once("lr", lambda: self._per_client("learning_rate"))
-        return lr
+        return self._once("lr", lambda: self._per_client("learning_rate", self._sgd()))
 
     @cached_property
     def steps(self) -> Indices:
         """Each client's number of steps in a fit of this strategy, shape (clients,)."""
-        steps: Indices = self._once("steps", lambda: self._per_client("local_steps"))
-        return steps
+        return self._once("steps", lambda: self._per_client("local_steps", self._sgd()))
 
     def _sgd(self, by: SGD | None = None) -> SGD:
-        """Return the strategy of a fit: the given one, or the round's."""
+        """Return the given strategy, by default the round's; ConfigError unless it extends SGD."""
         strategy = by or self._task.strategy
         if not isinstance(strategy, SGD):
             raise ConfigError(f"{type(strategy).__name__} does not extend SGD; allowed: ctx.fit(by=SGD(...))")
         return strategy
 
-    def _per_client(self, hook: str, by: SGD | None = None) -> Any:
-        strategy = self._sgd(by)
+    def _per_client(self, hook: str, strategy: SGD) -> Array:
         values = getattr(strategy, hook)(self)
         return check_per_client(strategy, hook, values, len(self.partition_ids), integers=hook == "local_steps")
 
@@ -128,8 +126,7 @@ class Context:
             shards = [task.partition[int(k)] for k in self.partition_ids]
             return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
 
-        counts: Indices = self._once("label_counts", count)
-        return counts
+        return self._once("label_counts", count)
 
     def fit(self, start: Array | None = None, *, by: SGD | None = None, groups: Sequence[Group] | None = None) -> Array:
         """Train on the clients' own examples.
@@ -140,9 +137,9 @@ class Context:
             Default `start`.
         by : SGD, optional
             The strategy whose hyperparameters, `affine`, `gradient` and `direction` are used; default the round's.
-            Every fit of a round shuffles anew.
+            Each fit of a round shuffles differently.
         groups : sequence of tuple of str, optional
-            Those of the model's groups of parameters that are trained; the others are frozen. Default all.
+            The model's groups of parameters to train; the others are frozen. Default all.
 
         Returns
         -------
@@ -150,33 +147,29 @@ class Context:
             A new array.
         """
         strategy, sizes = self._sgd(by), self.num_examples
-        lr, steps = (self.lr, self.steps) if strategy is self._task.strategy else self._rates_and_steps(strategy)
-        batch = strategy.batch_size or 0
-        per_epoch = -(-sizes // batch) if batch else np.ones_like(sizes)
-        epochs = -(-steps // per_epoch)
-        job = self._job(strategy, start, groups, lr, steps, int(epochs.max(initial=0)))
+        job = self._job(strategy, start, groups)
         hooked = job.gradient is not None or job.direction is not None
         result: FitResult = kernels.load("numpy" if hooked else self._task.kernel).fit(job)
-        full = steps // per_epoch
+        per_epoch = self._batches(strategy)
+        epochs = job.steps // per_epoch
         self.loss_sum, self.update_norm = self.loss_sum + result.loss, result.update_norm
-        self.processed = self.processed + full * sizes + (steps - full * per_epoch) * batch
-        self._epochs = self._epochs + epochs
+        self.processed = self.processed + epochs * sizes + (job.steps - epochs * per_epoch) * job.batch_size
+        self._epochs = self._epochs + -(-job.steps // per_epoch)
         return result.weights
 
-    def _rates_and_steps(self, strategy: SGD) -> tuple[NDArray[np.float64], Indices]:
-        return self._per_client("learning_rate", strategy), self._per_client("local_steps", strategy)
+    def _batches(self, strategy: SGD) -> Indices:
+        """Return each client's number of batches in an epoch."""
+        sizes = self.num_examples
+        return -(-sizes // strategy.batch_size) if strategy.batch_size else np.ones_like(sizes)
 
-    def _job(
-        self,
-        strategy: SGD,
-        start: Array | None,
-        groups: Sequence[Group] | None,
-        lr: NDArray[np.float64],
-        steps: Indices,
-        epochs: int,
-    ) -> FitJob:
+    def _job(self, strategy: SGD, start: Array | None, groups: Sequence[Group] | None) -> FitJob:
         """Return the job of a fit for the kernel."""
         task = self._task
+        if strategy is task.strategy:
+            lr, steps = self.lr, self.steps
+        else:
+            lr, steps = (self._per_client(hook, strategy) for hook in ("learning_rate", "local_steps"))
+        epochs = int((-(-steps // self._batches(strategy))).max(initial=0))
         trained = tuple(groups is None or group in groups for group in task.model.groups)
         if not any(trained):
             raise ValueError(f"groups is {groups!r}; allowed: some of {task.model.groups}")
@@ -212,20 +205,16 @@ class Context:
     def _rows_of(self, what: str, values: Array) -> Array:
         """Return an array as rows of parameters, one for all clients or one for each."""
         rows = np.atleast_2d(values)
-        if (
-            rows.ndim != 2
-            or len(rows) not in (1, len(self.partition_ids))
-            or rows.shape[1] != self.model.num_parameters
-        ):
-            name = type(self._task.strategy).__name__
+        clients, parameters = len(self.partition_ids), self.model.num_parameters
+        if rows.shape not in ((1, parameters), (clients, parameters)):
             raise ConfigError(
-                f"{name}'s {what} has shape {np.shape(values)}; allowed: ({self.model.num_parameters},), or with a row "
-                f"per client, ({len(self.partition_ids)}, {self.model.num_parameters})"
+                f"{type(self._task.strategy).__name__}'s {what} has shape {np.shape(values)}; allowed: "
+                f"({parameters},), or with a row per client, ({clients}, {parameters})"
             )
         return rows
 
     def full_gradient(self, weights: Array) -> tuple[Array, Array]:
-        """Return the mean loss over all training examples of each client and its gradient.
+        """Return the mean loss over all training examples of each client, and its gradient.
 
         Parameters
         ----------
@@ -238,14 +227,11 @@ class Context:
         """
         loss = np.zeros(len(self.partition_ids))
         grad = np.zeros((len(loss), self.model.num_parameters), dtype=self.model.dtype)
-
-        def add(rows: Indices, w: Array, x: Array, y: Array) -> None:
+        for rows, w, x, y in shard_batches(self._task, self._task.partition, self.partition_ids, weights):
             share = x.shape[1] / self.num_examples[rows]
             part_loss, part = self.model.loss_and_gradient(np.broadcast_to(w, (len(rows), w.shape[-1])), x, y)
             loss[rows] += part_loss * share
             grad[rows] += part * share[:, None].astype(part.dtype)
-
-        for_each_shard(self._task, self._task.partition, self.partition_ids, weights, add)
         return loss, grad
 
     def evaluate(self, weights: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -254,7 +240,7 @@ class Context:
 
 
 class _StepHooks:
-    """A strategy's own `gradient` and `direction`, called with row numbers of a block; changes of state are kept."""
+    """A strategy's `gradient` and `direction` as functions of the rows of a block; they store changes of the state."""
 
     def __init__(self, strategy: SGD, context: Context) -> None:
         self._strategy, self._context = strategy, context
@@ -262,22 +248,22 @@ class _StepHooks:
     def gradient(self, rows: slice | Indices, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """Return each client's loss on its batch and the gradient."""
         with self._part(rows, "gradient") as part:
-            made = self._strategy.gradient(weights, x, y, part)
-        if not isinstance(made, tuple) or len(made) != 2:
+            result = self._strategy.gradient(weights, x, y, part)
+        if not isinstance(result, tuple) or len(result) != 2:
             raise refusal(
                 self._strategy, "gradient", "gradient() must return a tuple of the losses, shape (clients,), and the "
                 "gradients, shape (clients, parameters)",
             )  # fmt: skip
-        loss, grad = made
+        loss, grad = result
         check_array(self._strategy, "gradient", "gradient() returned losses", loss, weights.shape[:1])
         check_array(self._strategy, "gradient", "gradient() returned gradients", grad, weights.shape)
         return loss, grad
 
     def direction(self, rows: slice | Indices, grad: Array, weights: Array) -> Array:
-        """Return what each client's step subtracts."""
+        """Return the direction that each client's step subtracts."""
         with self._part(rows, "direction") as part:
-            made = self._strategy.direction(grad, weights, part)
-        return check_array(self._strategy, "direction", "direction() returned", made, weights.shape)
+            direction = self._strategy.direction(grad, weights, part)
+        return check_array(self._strategy, "direction", "direction() returned", direction, weights.shape)
 
     @contextmanager
     def _part(self, rows: slice | Indices, hook: str) -> Iterator[Context]:

@@ -1,4 +1,4 @@
-"""FedALA: each client learns, weight by weight, how much of the global model to take in.
+"""FedALA: each client learns, parameter by parameter, a mixture of its last model and the global model.
 
 Zhang, Hua, Wang, Song, Xue, Ma and Guan, "FedALA: adaptive local aggregation for personalized federated learning",
 AAAI 2023 (arXiv:2212.01197), eq. 4 to 6 and algorithm 1.
@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
+from fedsim.clients.private import parameter_mask
 from fedsim.clients.sgd import SGD
 
 
 class _Mixing(SGD):
-    """Descent on mixing weights in [0, 1]: the model's weights are ``last + (global - last) * mixing``."""
+    """Gradient descent on mixing weights in [0, 1]: the model's weights are ``last + (global - last) * mixing``."""
 
     first_epochs: int = 1
 
@@ -26,9 +27,9 @@ class _Mixing(SGD):
         return steps
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
-        way = ctx.global_weights - ctx.state["last"]
-        loss, grad = ctx.model.loss_and_gradient(ctx.state["last"] + way * weights, x, y)
-        return loss, grad * way
+        change = ctx.global_weights - ctx.state["last"]
+        loss, grad = ctx.model.loss_and_gradient(ctx.state["last"] + change * weights, x, y)
+        return loss, grad * change
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         stepped = np.clip(weights - self.lr * grad, 0, 1)
@@ -39,8 +40,8 @@ class _Mixing(SGD):
 class FedALA(SGD):
     """SGD that starts each round from a mixture of the client's last model and the global one.
 
-    The mixing weights of the last `mixed_layers` are trained on the client's examples (all of them, where the paper
-    samples 80 %) and kept; lower layers are taken from the global model.
+    The mixing weights of the last `mixed_layers` are trained on all of the client's examples (the paper samples 80 %)
+    and stored in the client state; lower layers are taken from the global model.
 
     Parameters
     ----------
@@ -49,39 +50,30 @@ class FedALA(SGD):
     mixed_layers : int
         Number of layers (the model's groups of parameters), the paper's p, at least 1.
     mixing_lr : float
-        The paper's eta, greater than 0; 1 there.
+        Learning rate of the mixing weights, the paper's eta, greater than 0; the paper takes 1.
     first_epochs : int
-        Passes over its examples in which a client learns its first mixing weights (the paper trains them until they
-        settle), at least 1; later rounds take one.
+        Passes over its examples in which a client learns its first mixing weights, at least 1 (the paper trains them
+        until they converge); later rounds take one pass.
     """
 
     mixed_layers: int = 1
     mixing_lr: float = 1.0
     first_epochs: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("FedALA's mixed_layers", self.mixed_layers, 1)
-        check_real("FedALA's mixing_lr", self.mixing_lr, 0, open_low=True)
-        check_integer("FedALA's first_epochs", self.first_epochs, 1)
+    limits = {"mixed_layers": Interval(1), "mixing_lr": Interval(0, open_low=True), "first_epochs": Interval(1)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Start with the global model as the last one, and mixing weights of 1."""
+        """Initialise the last model with the global one, and the mixing weights with 1."""
         last = np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)
         return {"last": last, "mixing": np.ones_like(last), "rounds": np.zeros((len(last), 1), np.int64)}
 
     def _mix(self, ctx: Context) -> tuple[Array, Array]:
         mixed = ctx.model.groups[-self.mixed_layers :]
-        how = _Mixing.of(
+        strategy = _Mixing.of(
             self, lr=self.mixing_lr, momentum=0.0, weight_decay=0.0, lr_decay=1.0, first_epochs=self.first_epochs
         )
-        mixing = ctx.fit(ctx.state["mixing"], by=how, groups=mixed)
-        start = np.repeat(ctx.global_weights[None], len(mixing), axis=0)
-        for name in (name for group in mixed for name in group):
-            place = ctx.model.layout[name][0]
-            last, new = ctx.state["last"][:, place], ctx.global_weights[place]
-            start[:, place] = last + (new - last) * mixing[:, place]
-        return start, mixing
+        mixing, last = ctx.fit(ctx.state["mixing"], by=strategy, groups=mixed), ctx.state["last"]
+        mixture = last + (ctx.global_weights - last) * mixing
+        return np.where(parameter_mask(mixed, ctx.model), mixture, ctx.global_weights), mixing
 
     def train(self, ctx: Context) -> Array:
         """Mix, train from the mixture, and store both."""
@@ -91,5 +83,5 @@ class FedALA(SGD):
         return weights
 
     def personalise(self, ctx: Context) -> Array:
-        """Mix with the newest global model."""
+        """Mix the client's last model with the newest global model."""
         return self._mix(ctx)[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -20,9 +20,9 @@ class FedDyn(SGD):
     """SGD on ``F_k(w) - <g_k, w> + alpha/2 ||w - w_t||^2``, with g_k the client's gradient at its last weights.
 
     The paper's objective is the uniform mean of the clients' losses. Here it is the mean weighted by examples, and so
-    are the mean of the weights and h; alpha is the same for all clients. The authors' code keeps uniform means and
+    are the mean of the weights and h; alpha is the same for all clients. The authors' code uses uniform means and
     divides alpha by the client's number of examples relative to the mean. Both have the same fixed points (the
-    stationary points of the weighted mean), and with equally large shards they are the same.
+    stationary points of the weighted mean), and with equally large shards both are the same algorithm.
 
     Parameters
     ----------
@@ -34,21 +34,18 @@ class FedDyn(SGD):
     """
 
     alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedDyn's alpha", self.alpha, 0, open_low=True)
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Start with g_k = 0."""
+        """Initialise g_k with 0."""
         return {"gradient": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.model.dtype)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
-        """Start with h = 0."""
+        """Initialise h with 0."""
         return {"h": np.zeros_like(weights)}
 
     def affine(self, ctx: Context) -> Affine:
-        """Subtract g_k and pull by alpha (line 7)."""
+        """Subtract g_k and add the proximal term (line 7)."""
         return Affine(self.alpha, -ctx.state["gradient"])
 
     def train(self, ctx: Context) -> Array:
@@ -58,7 +55,7 @@ class FedDyn(SGD):
         return weights
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Keep h, the mean of all g_k, and correct the mean by it (lines 10 and 11)."""
+        """Update h, the mean of all g_k, and correct the mean of the weights by it (lines 10 and 11)."""
         change = ctx.mean["weights"] - ctx.global_weights
         ctx.state["h"] = ctx.state["h"] - self.alpha * ctx.share * change
         return ctx.mean["weights"] - ctx.state["h"] / self.alpha

@@ -1,4 +1,4 @@
-"""FedNova: clients that take unequally many steps, averaged without favouring those that take more.
+"""FedNova: normalised averaging of clients that take different numbers of steps.
 
 Wang, Liu, Liang, Joshi and Poor, "Tackling the objective inconsistency problem in heterogeneous federated
 optimization", NeurIPS 2020 (arXiv:2007.07481), eq. 9, with momentum as in section 4.1.
@@ -12,7 +12,7 @@ from fedsim.clients.sgd import SGD
 
 
 class FedNova(SGD):
-    """SGD whose update is divided by its (effective) number of steps, and multiplied by the cohort's mean of them.
+    """SGD whose update is divided by the client's effective number of steps and multiplied by the cohort's mean number.
 
     Parameters
     ----------
@@ -21,13 +21,13 @@ class FedNova(SGD):
     """
 
     def train(self, ctx: Context) -> Array:
-        """Send the mean step in place of the whole path."""
+        """Send the mean step in place of the sum of all steps."""
         ctx.up["steps"] = self.effective_steps(ctx)
         step = (ctx.fit() - ctx.global_weights) / ctx.up["steps"][:, None].astype(ctx.model.dtype)
         sent: Array = ctx.global_weights + step
         return sent
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Take as many mean steps as the cohort took on average."""
+        """Multiply the mean step by the cohort's mean number of steps."""
         weights: Array = ctx.global_weights + ctx.mean["steps"] * (ctx.mean["weights"] - ctx.global_weights)
         return weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.private import last_groups
 from fedsim.clients.sgd import SGD
 from fedsim.models import Group, Model
@@ -22,15 +22,12 @@ class FedPer(SGD):
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     personal_layers : int
-        Number of layers (the model's groups of parameters) kept private, counted from the output, at least 1; at
-        least one must be shared.
+        Number of private layers (the model's groups of parameters), counted from the output, at least 1; at least one
+        layer must be shared.
     """
 
     personal_layers: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer(f"{type(self).__name__}'s personal_layers", self.personal_layers, 1)
+    limits = {"personal_layers": Interval(1)}
 
     def private_groups(self, model: Model) -> Sequence[Group]:
         """Return the last layers."""

@@ -1,4 +1,4 @@
-"""FedProx's client: SGD on the loss plus a pull towards the weights the server sent.
+"""FedProx's client: SGD on the loss plus a proximal term, which pulls the weights towards the global ones.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heterogeneous networks", MLSys 2020
 (arXiv:1812.06127), eq. 2: ``h(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2``.
@@ -6,7 +6,7 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated optimization in heter
 
 from __future__ import annotations
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Context
 from fedsim.clients.sgd import SGD, Affine
 
@@ -19,16 +19,13 @@ class FedProx(SGD):
     lr, epochs, batch_size, momentum, weight_decay
         As for SGD.
     proximal_mu : float
-        Strength of the pull, at least 0; with 0 this is SGD. Named as Flower's own FedProx sends it.
+        Strength of the proximal term, at least 0; with 0 this is SGD. The name is that of Flower's FedProx.
     """
 
     proximal_mu: float = 0.01
     neutral = {"proximal_mu": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedProx's proximal_mu", self.proximal_mu, 0)
+    limits = {"proximal_mu": Interval(0)}
 
     def affine(self, ctx: Context) -> Affine:
-        """Pull by `proximal_mu`."""
+        """Return the proximal term."""
         return Affine(mu=self.proximal_mu)

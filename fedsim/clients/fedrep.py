@@ -7,7 +7,7 @@ is sent.
 
 from __future__ import annotations
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.fedper import FedPer
 
@@ -18,7 +18,7 @@ class FedRep(FedPer):
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD, of the representation.
+        As for SGD, for the representation.
     personal_layers : int
         As for FedPer.
     head_epochs : int
@@ -26,10 +26,7 @@ class FedRep(FedPer):
     """
 
     head_epochs: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("FedRep's head_epochs", self.head_epochs, 1)
+    limits = {"head_epochs": Interval(1)}
 
     def train(self, ctx: Context) -> Array:
         """Train the head, then the representation."""

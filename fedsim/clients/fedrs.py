@@ -1,4 +1,4 @@
-"""FedRS: a restricted softmax, in which labels that a client does not have count less.
+"""FedRS: a restricted softmax, in which labels that the client does not have have less weight.
 
 Li and Zhan, "FedRS: federated learning with restricted softmax for label distribution non-IID data", KDD 2021, eq. 6:
 the scores of absent labels enter the softmax scaled by alpha.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.check_hooks import check_softmax
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
@@ -28,10 +28,7 @@ class FedRS(SGD):
 
     alpha: float = 0.5
     neutral = {"alpha": 1.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedRS's alpha", self.alpha, 0, 1)
+    limits = {"alpha": Interval(0, 1)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Restrict the scores before the softmax."""

@@ -1,4 +1,4 @@
-"""FedSAM: clients that look for flat minima.
+"""FedSAM: sharpness-aware minimisation, which finds flat minima, at the clients.
 
 Qu, Li, Duan, Liu, Tang and Lu, "Generalized federated learning via sharpness aware minimization", ICML 2022
 (arXiv:2206.02618), algorithm 1; Caldarola, Caputo and Ciccone, ECCV 2022 (arXiv:2203.11834).
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 
 class FedSAM(SGD):
-    """SGD along the gradient at ``w + rho * grad / ||grad||``, the worst point nearby.
+    """SGD along the gradient at ``w + rho * grad / ||grad||``, where the loss is highest nearby, to first order.
 
     Parameters
     ----------
@@ -26,13 +26,10 @@ class FedSAM(SGD):
 
     rho: float = 0.05
     neutral = {"rho": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("FedSAM's rho", self.rho, 0)
+    limits = {"rho": Interval(0)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
-        """Climb, and take the gradient there; the loss is that before climbing."""
+        """Return the loss at the current weights and the gradient at the perturbed weights."""
         loss, grad = ctx.model.loss_and_gradient(weights, x, y)
         norm = np.sqrt(np.sum(grad * grad, axis=1, keepdims=True))
         grad *= self.rho / np.maximum(norm, np.finfo(grad.dtype).tiny)

@@ -12,8 +12,8 @@ from fedsim.clients.sgd import SGD
 class FedSGD(SGD):
     """One step per round on the whole shard, or with `batch_size` on a random batch of it.
 
-    Averaging weights after one step each is stepping along the average gradient: with all clients taking part this is
-    full-batch gradient descent on all data, or synchronous data-parallel minibatch SGD.
+    The mean of the weights after one step is a step along the mean gradient: if all clients take part, this is
+    full-batch gradient descent on all data, or with `batch_size` synchronous data-parallel minibatch SGD.
 
     Parameters
     ----------

@@ -6,13 +6,13 @@ Eichner, Beaufays and Ramage, "Federated evaluation of on-device personalization
 
 from __future__ import annotations
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 
 class FineTune(SGD):
-    """SGD; when a client evaluates it first trains the global model on its own training examples.
+    """SGD; before it evaluates, each client trains the global model on its own training examples.
 
     Parameters
     ----------
@@ -27,14 +27,9 @@ class FineTune(SGD):
     tune_epochs: int = 1
     tune_lr: float | None = None
     neutral = {}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("FineTune's tune_epochs", self.tune_epochs, 1)
-        if self.tune_lr is not None:
-            check_real("FineTune's tune_lr", self.tune_lr, 0, open_low=True)
+    limits = {"tune_epochs": Interval(1), "tune_lr": Interval(0, open_low=True)}
 
     def personalise(self, ctx: Context) -> Array:
-        """Fine-tune."""
+        """Fine-tune the newest global model."""
         lr = self.lr if self.tune_lr is None else self.tune_lr
         return ctx.fit(by=SGD.of(self, lr=lr, epochs=self.tune_epochs, steps=None))

@@ -1,33 +1,26 @@
-"""Passes over all examples of clients, for full gradients and evaluation."""
+"""Passes over all examples of clients, for gradients of whole shards and for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.task import Task
-from fedsim.splits import Partition
+from fedsim.models import Array
+from fedsim.splits.partition import Indices, Partition
 
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
-
-#: Examples of a client that are processed together; a constant, so that sums have one order.
+#: Number of a client's examples that are processed together; a constant, so that the order of sums is fixed.
 PASS_ROWS = 500
 
 
-def for_each_shard(
-    task: Task,
-    partition: Partition,
-    clients: Indices,
-    weights: Array,
-    process: Callable[[Indices, Array, Array, Array], None],
-) -> None:
-    """Call ``process(rows, weights, x, y)`` until it has seen every example of the clients once.
+def shard_batches(
+    task: Task, partition: Partition, clients: Indices, weights: Array
+) -> Iterator[tuple[Indices, Array, Array, Array]]:
+    """Yield all examples of the clients once, as ``(rows, weights, x, y)`` with rows of clients and their weights.
 
-    Clients with equally large shards are processed together, up to PASS_ROWS examples of each at a time.
+    Clients with equally large shards are yielded together, up to PASS_ROWS examples of each at a time.
     """
     weights = np.atleast_2d(weights)
     sizes = partition.sizes[clients]
@@ -35,9 +28,9 @@ def for_each_shard(
         rows = np.flatnonzero(sizes == size)
         own = weights if len(weights) == 1 else weights[rows]
         for first in range(0, size, PASS_ROWS):
-            place = partition.offsets[clients[rows], None] + np.arange(first, min(first + PASS_ROWS, size))
-            shards = partition.indices[place]
-            process(rows, own, task.x.take(shards, axis=0), task.y.take(shards, axis=0))
+            entries = partition.offsets[clients[rows], None] + np.arange(first, min(first + PASS_ROWS, size))
+            examples = partition.indices[entries]
+            yield rows, own, task.x.take(examples, axis=0), task.y.take(examples, axis=0)
 
 
 def evaluate_shards(
@@ -58,12 +51,9 @@ def evaluate_shards(
         NaN for a client without examples.
     """
     loss, correct = np.zeros(len(clients)), np.zeros(len(clients))
-
-    def add(rows: Indices, w: Array, x: Array, y: Array) -> None:
+    for rows, w, x, y in shard_batches(task, partition, clients, weights):
         part_loss, part_correct = task.model.evaluate(w, x, y)
         loss[rows] += part_loss
         correct[rows] += part_correct
-
-    for_each_shard(task, partition, clients, weights, add)
     with np.errstate(invalid="ignore"):
         return loss / partition.sizes[clients], correct / partition.sizes[clients]

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD
 
 
 class IFCA(SGD):
-    """SGD that starts from the one of `clusters` global models with the least loss on the client's examples.
+    """SGD that starts from the global model, of `clusters` models, with the lowest loss on the client's examples.
 
-    The first model is the global model whose test loss is in the history; the others start from other draws of the
-    initial weights. Whether clusters form depends on these: if one model is best for all clients at first, all train
-    it. As in the paper, try several seeds, or more clusters than you expect.
+    The first model is the one whose test loss is in the history; the others have different initial weights. The
+    clusters depend on them: if one model is initially the best for all clients, all clients train it. As in the paper,
+    try several seeds, or more clusters than you expect.
 
     Parameters
     ----------
@@ -35,13 +35,10 @@ class IFCA(SGD):
     broadcast = ("others",)
     grouped = True
     neutral = {"clusters": 1}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("IFCA's clusters", self.clusters, 1)
+    limits = {"clusters": Interval(1)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
-        """Draw the other models."""
+        """Draw the initial weights of the other models."""
         drawn = [server_hooks.draw_weights(k) for k in range(1, self.clusters)]
         return {"others": np.array(drawn, dtype=weights.dtype).reshape(-1, weights.size)}
 
@@ -58,11 +55,11 @@ class IFCA(SGD):
         return ctx.fit(start)
 
     def personalise(self, ctx: Context) -> Array:
-        """Use the model of the client's cluster."""
+        """Return the model of the client's cluster."""
         return self._choose(ctx)[0]
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
-        """Average within clusters."""
+        """Weight each client in the mean of its cluster only."""
         weights: Array = num_examples[:, None] * up["cluster"]
         return weights
 

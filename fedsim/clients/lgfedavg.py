@@ -1,14 +1,14 @@
 """LG-FedAvg: local representations, and a global head on top of them.
 
 Liang, Liu, Liu, Salakhutdinov and Morency, "Think locally, act globally: federated learning with local and global
-representations", 2020 (arXiv:2001.01523), algorithm 1: FedPer the other way round.
+representations", 2020 (arXiv:2001.01523), algorithm 1: the reverse of FedPer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.private import last_groups
 from fedsim.clients.sgd import SGD
 from fedsim.models import Group, Model
@@ -27,10 +27,7 @@ class LGFedAvg(SGD):
     """
 
     global_layers: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("LGFedAvg's global_layers", self.global_layers, 1)
+    limits = {"global_layers": Interval(1)}
 
     def private_groups(self, model: Model) -> Sequence[Group]:
         """Return the first layers."""

@@ -1,4 +1,4 @@
-"""The baseline without federation: every client trains a model of its own."""
+"""The baseline without federation: each client trains its own model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedsim.models import Group, Model
 class LocalOnly(SGD):
     """SGD on a model that is private to each client; nothing is sent, and the global model does not change.
 
-    A baseline for personalised strategies: only where they beat it do clients gain from federation.
+    A baseline for personalised strategies: clients benefit from federation only if a strategy outperforms this one.
 
     Parameters
     ----------

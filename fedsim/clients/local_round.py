@@ -1,11 +1,8 @@
-"""A client's round: the frame around a strategy's `train`, `client_state` and `personalise`."""
+"""A client's round: calls of a strategy's `client_state`, `train` and `personalise`, and checks of their results."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.clients.check_hooks import check_array, check_client_state, check_personal, check_state_update, refusal
 from fedsim.clients.context import Context
@@ -14,10 +11,8 @@ from fedsim.clients.sgd import overrides
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.clients.task import Task, Update
 from fedsim.errors import DivergenceError
-from fedsim.models import Model
-
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
+from fedsim.models import Array, Model
+from fedsim.splits.partition import Indices
 
 
 def has_client_state(strategy: ClientStrategy, model: Model) -> bool:
@@ -26,7 +21,7 @@ def has_client_state(strategy: ClientStrategy, model: Model) -> bool:
 
 
 def new_client_state(task: Task, clients: Indices) -> dict[str, Array]:
-    """Return the client state before the first round, a row per client."""
+    """Return the client state before the first round, one row per client."""
     context = Context(task, clients, {})
     state = check_client_state(task.strategy, task.strategy.client_state(context), len(clients))
     mask = private_mask(task.strategy, task.model)
@@ -44,19 +39,18 @@ def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Up
     clients : ndarray of int, shape (clients,)
         Partition ids, none of an empty client, in order of falling size.
     state : dict of str to ndarray, shape (clients, ...)
-        Their client state; may be changed.
+        The clients' state; may be changed.
     """
     context = Context(task, clients, state)
     strategy, rows, declared = task.strategy, len(clients), dict(state)
-    weights = check_array(
-        strategy, "train", "train() returned", strategy.train(context), (rows, task.model.num_parameters)
-    )
+    shape = rows, task.model.num_parameters
+    weights = check_array(strategy, "train", "train() returned", strategy.train(context), shape)
     if weights.dtype.kind != "f":
-        raise refusal(strategy, "train", f"train() returned an array of {weights.dtype}; it must hold floats")
+        raise refusal(strategy, "train", f"train() returned an array of {weights.dtype}; it must contain floats")
     weights = weights.astype(task.model.dtype, copy=False)
     if np.ndim(context.loss_sum):
         loss = context.loss_sum / np.maximum(context.processed, 1)
-    else:  # no fit: the loss of the weights that the round started from
+    else:  # without a fit, the loss at the start of the round
         loss = context.evaluate(context.start)[0]
     check_state_update(strategy, "train", context.state, declared)
     for name, values in context.up.items():
@@ -65,12 +59,12 @@ def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Up
         mask = private_mask(strategy, task.model)
         context.state[PRIVATE] = weights[:, mask]
         weights = np.where(mask, task.global_weights, weights)  # a new array: state may refer to what train() returned
-    for sent in [*context.up.values(), *([weights] if overrides(strategy, "train") else [])]:
+    own_train = overrides(strategy, "train")
+    for sent in [*context.up.values(), *([weights] if own_train else [])]:
         loss[~np.isfinite(sent).reshape(rows, -1).all(axis=1)] = np.nan
     for values in (v for v in context.state.values() if v.dtype.kind == "f"):
         loss[np.isnan(values).reshape(rows, -1).any(axis=1)] = np.nan
-    only_a_fit = not overrides(strategy, "train") and PRIVATE not in state
-    norm = context.update_norm if only_a_fit else None
+    norm = None if own_train or PRIVATE in state else context.update_norm
     return Update(clients, context.num_examples, weights, loss, context.up, context.state, update_norm=norm)
 
 
@@ -80,9 +74,9 @@ def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
     Raises
     ------
     DivergenceError
-        A fit for it diverged; names the client.
+        A client's training diverged.
     ConfigError
-        The strategy returned anything but finite weights.
+        The strategy returned something else than finite weights.
     """
     context = Context(task, clients, state)
     weights = task.strategy.personalise(context)

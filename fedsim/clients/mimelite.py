@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -24,7 +24,7 @@ class MimeLite(SGD):
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD; ``momentum`` would be a second one, local to a round.
+        As for SGD; ``momentum`` is a second, local momentum, which is 0 at the start of each round.
     beta : float
         At least 0 and less than 1; 0 is SGD.
     """
@@ -32,25 +32,22 @@ class MimeLite(SGD):
     beta: float = 0.9
     broadcast = ("m",)
     neutral = {"beta": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("MimeLite's beta", self.beta, 0, 1, open_high=True)
+    limits = {"beta": Interval(0, 1, open_high=True)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
-        """Start with m = 0."""
+        """Initialise m with 0."""
         return {"m": np.zeros_like(weights)}
 
     def learning_rate(self, ctx: Context) -> float | Array:
-        """Scale the gradient's part, and with it `affine`'s, by 1 - beta."""
+        """Multiply by 1 - beta, which scales the gradient and the term of `affine`."""
         return super().learning_rate(ctx) * (1 - self.beta)
 
     def affine(self, ctx: Context) -> Affine:
-        """Add m, so that scaled it enters with beta."""
+        """Add m with the factor that `learning_rate` scales to beta."""
         return Affine(correction=self.beta / (1 - self.beta) * ctx.down["m"])
 
     def train(self, ctx: Context) -> Array:
-        """Train; send up the gradient of all examples at the weights the server sent."""
+        """Train, and send the gradient of all examples at the global weights."""
         ctx.up["gradient"] = ctx.full_gradient(ctx.global_weights)[1] + self.weight_decay * ctx.global_weights
         return ctx.fit()
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_real
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.sgd import SGD
 
 
 def _cosine(z: Array, other: Array) -> tuple[Array, Array]:
-    """Each example's cosine similarity and its derivative by `z`; 0 where a vector is 0 (dead ReLUs)."""
+    """Return each example's cosine similarity and its derivative by `z`; both are 0 if a vector is 0 (dead ReLUs)."""
     tiny = np.sqrt(np.finfo(z.dtype).tiny)
     norm = np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), tiny)
     unit, target = z / norm, other / np.maximum(np.linalg.norm(other, axis=-1, keepdims=True), tiny)
@@ -42,14 +42,10 @@ class MOON(SGD):
     mu: float = 1.0
     temperature: float = 0.5
     neutral = {"mu": 0.0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("MOON's mu", self.mu, 0)
-        check_real("MOON's temperature", self.temperature, 0, open_low=True)
+    limits = {"mu": Interval(0), "temperature": Interval(0, open_low=True)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Start with the global model as the client's last, which makes the contrastive loss flat."""
+        """Initialise the last model with the global one, for which the contrastive loss has no gradient."""
         return {"last": np.repeat(ctx.global_weights[None], len(ctx.partition_ids), axis=0)}
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
@@ -68,7 +64,7 @@ class MOON(SGD):
         return ctx.model.loss_and_gradient(weights, x, y, representation_loss=contrast)
 
     def train(self, ctx: Context) -> Array:
-        """Train, and store the result for the next round's contrast."""
+        """Train, and store the weights for the contrastive loss of the next round."""
         weights = ctx.fit()
         ctx.state["last"] = weights.copy()
         return weights

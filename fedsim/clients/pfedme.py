@@ -6,7 +6,7 @@ algorithm 1.
 
 from __future__ import annotations
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval, check_real
 from fedsim.clients.context import Array, Context
 from fedsim.clients.fedprox import FedProx
 from fedsim.clients.server_hooks import ServerContext
@@ -16,19 +16,18 @@ from fedsim.clients.sgd import SGD
 class PFedMe(SGD):
     """SGD along ``lam * (w - theta)`` with theta the minimiser of ``F_k(theta; batch) + lam/2 ||theta - w||^2``.
 
-    For every batch theta is approximated by `inner_steps` of gradient descent that start from w. The paper leaves the
-    start open; the authors' code starts from the previous batch's theta.
+    For each batch, theta is approximated by `inner_steps` steps of gradient descent from w. The paper does not specify
+    the start; the authors' code starts from the previous batch's theta.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
-        As for SGD, of w; ``lr`` 0.005 by default, as in the paper's experiments.
+        As for SGD, for w; ``lr`` is 0.005 by default, as in the paper's experiments.
     lam : float
         Greater than 0; the paper's is 15.
     personal_lr : float
-        Learning rate of theta, greater than 0;
-        ``personal_lr * (lam + curvature of the loss)`` below 2, or theta diverges.
-        The paper's 0.1 leaves a curvature of 5 with its lam, which the digits exceed; hence 0.05.
+        Learning rate of theta, greater than 0. Theta diverges unless ``personal_lr * (lam + curvature of the loss)`` is
+        below 2. The paper's 0.1 allows a curvature of 5, which the digits exceed; hence the default of 0.05.
     inner_steps : int
         Steps of theta per batch (the paper's K), at least 1.
     beta : float
@@ -40,16 +39,14 @@ class PFedMe(SGD):
     personal_lr: float = 0.05
     inner_steps: int = 5
     beta: float = 1.0
+    limits = {"lam": Interval(0, open_low=True), "inner_steps": Interval(1), "beta": Interval(0, open_low=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("PFedMe's lam", self.lam, 0, open_low=True)
         check_real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
-        check_integer("PFedMe's inner_steps", self.inner_steps, 1)
-        check_real("PFedMe's beta", self.beta, 0, open_low=True)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
-        """Return the envelope's gradient; the loss is that at w."""
+        """Return the loss at w and the gradient of the envelope."""
         theta, first_loss = weights, None
         for _ in range(self.inner_steps):
             loss, grad = ctx.model.loss_and_gradient(theta, x, y)
@@ -59,9 +56,9 @@ class PFedMe(SGD):
         return first_loss, self.lam * (weights - theta)
 
     def personalise(self, ctx: Context) -> Array:
-        """Find the client's theta for the newest global model."""
+        """Return the client's theta for the newest global model."""
         return ctx.fit(by=FedProx.of(self, lr=self.personal_lr, proximal_mu=self.lam))
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Move towards the mean by beta."""
+        """Move the global weights towards the mean by beta."""
         return (1 - self.beta) * ctx.global_weights + self.beta * ctx.mean["weights"]

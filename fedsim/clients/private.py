@@ -1,4 +1,4 @@
-"""Parameters that clients keep to themselves."""
+"""Private parameters: the parts of the model that clients do not send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.clients.check_hooks import check_groups
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.models import Group, Model
 
-#: Name of the client state that holds a client's private parameters.
+#: Name of the client state with a client's private parameters.
 PRIVATE = "private parameters"
 
 
@@ -22,17 +22,21 @@ def private_groups(strategy: ClientStrategy, model: Model) -> Sequence[Group]:
     Raises
     ------
     ConfigError
-        The strategy returned anything but groups of the model.
+        The strategy returned something else than groups of the model.
     """
     return check_groups(strategy, strategy.private_groups(model), model.groups)
 
 
 def private_mask(strategy: ClientStrategy, model: Model) -> NDArray[np.bool_]:
-    """Return which parameters are private to a strategy's clients, shape (parameters,)."""
+    """Return a mask of the parameters that are private to a strategy's clients, shape (parameters,)."""
+    return parameter_mask(private_groups(strategy, model), model)
+
+
+def parameter_mask(groups: Sequence[Group], model: Model) -> NDArray[np.bool_]:
+    """Return a mask of the parameters in some of a model's groups, shape (parameters,)."""
     mask = np.zeros(model.num_parameters, dtype=bool)
-    for group in private_groups(strategy, model):
-        for name in group:
-            mask[model.layout[name][0]] = True
+    for name in (name for group in groups for name in group):
+        mask[model.layout[name][0]] = True
     return mask
 
 

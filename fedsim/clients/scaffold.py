@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.clients.context import Array, Context
 from fedsim.clients.server_hooks import ServerContext, ServerHooks
 from fedsim.clients.sgd import SGD, Affine
@@ -19,31 +19,28 @@ from fedsim.clients.sgd import SGD, Affine
 class SCAFFOLD(SGD):
     """SGD on ``gradient - c_i + c``, with c_i the client's own control variate and c the server's.
 
-    The paper's server step size is the server strategy's (1 with FedAvg; FedAvgM has ``server_learning_rate``).
-    With unequal shards c is the mean of the c_i weighted by examples, as the objective is.
+    The paper's global learning rate is that of the server strategy (1 with FedAvg; FedAvgM has
+    ``server_learning_rate``). With unequal shards c is the mean of the c_i weighted by examples, like the objective.
 
     Parameters
     ----------
     lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps
         As for SGD.
     option : {1, 2}
-        How a client updates its c_i (the paper's line 12): 1, the gradient of all its examples at the weights the
-        server sent, another pass over them; 2, the mean of the gradients along its path.
+        How a client updates its c_i (the paper's line 12): 1, the gradient of all its examples at the global weights,
+        which takes an additional pass; 2, the mean of the gradients of its steps.
     """
 
     option: int = 2
     broadcast = ("control",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("SCAFFOLD's option", self.option, 1, 2)
+    limits = {"option": Interval(1, 2)}
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Start with c_i = 0."""
+        """Initialise c_i with 0."""
         return {"control": np.zeros((len(ctx.partition_ids), ctx.global_weights.size), ctx.model.dtype)}
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
-        """Start with c = 0."""
+        """Initialise c with 0."""
         return {"control": np.zeros_like(weights)}
 
     def affine(self, ctx: Context) -> Affine:

@@ -1,37 +1,32 @@
-"""The server's part of a client strategy: its hooks and their state between rounds."""
+"""The server hooks of a client strategy, and their state between rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fedsim.clients.check_hooks import check_array, check_server_state, check_weights
 from fedsim.clients.sgd import overrides
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
-from fedsim.models import Model
+from fedsim.models import Array, Model
 from fedsim.streams import Purpose, generator
-
-Array = NDArray[Any]
 
 
 @dataclass
 class ServerContext:
-    """What a client strategy's `server_step` works with.
+    """The context of a client strategy's `server_step`.
 
     Attributes
     ----------
     round : int
     global_weights : ndarray, shape (parameters,)
-        The weights that the round started from; read-only.
+        The weights at the start of the round; read-only.
     mean : dict of str to ndarray
-        ``"weights"`` as the server strategy combined them, shape (parameters,), and the mean of everything else that
-        clients sent, each client weighted by `ClientStrategy.weigh` (its number of examples).
+        ``"weights"``, as combined by the server strategy, shape (parameters,), and the means of the other arrays that
+        clients sent, weighted by `ClientStrategy.weigh` (by default the number of examples).
     state : dict of str to ndarray
-        The server state; change it to keep something else until the next round.
+        The server state, which `server_step` may change.
     share : float
         The cohort's share of the examples that all clients train on in this round, in (0, 1].
     """
@@ -51,8 +46,8 @@ class ServerHooks:
     strategy : ClientStrategy
     model : Model
     num_examples : int or callable
-        Of all clients together; a function of the round's number (from 1) where clients train on other examples in
-        other rounds.
+        Number of training examples of all clients together; a function of the round, from 1, if it differs between
+        rounds.
     seed : int
     """
 
@@ -63,33 +58,30 @@ class ServerHooks:
         self.state: dict[str, Array] | None = None
 
     def down(self, weights: Array) -> dict[str, Array]:
-        """Return what is sent to clients besides the weights."""
-        state, strategy = self._started(weights), self.strategy
-        for name in strategy.broadcast:
-            if name not in state:
-                raise ConfigError(
-                    f"{type(strategy).__name__}'s broadcast names {name}, which server_state() does not return"
-                )
+        """Return the arrays that are sent to clients besides the weights."""
+        state, strategy = self._current_state(weights), self.strategy
+        for name in (name for name in strategy.broadcast if name not in state):
+            raise ConfigError(
+                f"{type(strategy).__name__}'s broadcast names {name}, which server_state() does not return"
+            )
         return {name: state[name] for name in strategy.broadcast}
 
-    def _started(self, weights: Array) -> dict[str, Array]:
+    def _current_state(self, weights: Array) -> dict[str, Array]:
         if self.state is None:
             self.state = check_server_state(self.strategy, "server_state", self.strategy.server_state(weights, self))
         return self.state
 
     def draw_weights(self, number: int) -> Array:
-        """Draw another set of initial weights, shape (parameters,): the `number`-th, from 1."""
+        """Return the `number`-th additional set of initial weights, counted from 1, shape (parameters,)."""
         return self.model.init(generator(self.seed, Purpose.INIT, number))
 
     def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
         """Return the new global weights."""
         total = self.num_examples(server_round) if callable(self.num_examples) else self.num_examples
-        share = examples / total
-        context = ServerContext(server_round, weights, mean, self._started(weights), share)
-        made = self.strategy.server_step(context)
-        self.state = check_server_state(self.strategy, "server_step", context.state)
-        names = ("parameters",)
-        return check_array(self.strategy, "server_step", "server_step() returned", made, weights.shape, names)
+        context = ServerContext(server_round, weights, mean, self._current_state(weights), examples / total)
+        combined, hook = self.strategy.server_step(context), "server_step"
+        self.state = check_server_state(self.strategy, hook, context.state)
+        return check_array(self.strategy, hook, "server_step() returned", combined, weights.shape, ("parameters",))
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
         """Return each client's weight in the round's means, shape (clients,) or (clients, groups)."""

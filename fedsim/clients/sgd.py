@@ -1,4 +1,4 @@
-"""FedAvg's client, which most client strategies extend: minibatch SGD on the client's own examples.
+"""FedAvg's client, the base of most client strategies: minibatch SGD on the client's own examples.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017
 (arXiv:1602.05629), algorithm 1, ClientUpdate: for each of E local epochs, shuffle, cut into batches of size B, and for
@@ -12,20 +12,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
+from fedsim.models import Array
 
 if TYPE_CHECKING:
     from fedsim.clients.context import Context
 
-Array = NDArray[Any]
-
 
 class Affine(NamedTuple):
-    """What a strategy adds to the gradient, as data: ``mu * (weights - center) + correction``.
+    """The term that a strategy adds to the gradient, given as data: ``mu * (weights - center) + correction``.
 
     Attributes
     ----------
@@ -45,7 +43,7 @@ class Affine(NamedTuple):
 class SGD(ClientStrategy):
     """Minibatch SGD on the client's own examples.
 
-    Subclasses may override the hooks of a step as well as those of a round.
+    Subclasses may override the hooks of a step and those of a round.
 
     Parameters
     ----------
@@ -62,17 +60,17 @@ class SGD(ClientStrategy):
     weight_decay : float
         At least 0: the gradient is of the loss plus ``weight_decay / 2 * ||w||^2``, biases included.
     lr_decay : float
-        Greater than 0 and at most 1: the learning rate is ``lr * lr_decay ** ((round - 1) // lr_decay_every)``, so with
-        ``lr_decay_every`` 1 exponential and otherwise in steps. For another schedule override `learning_rate`.
+        Greater than 0 and at most 1: the learning rate is ``lr * lr_decay ** ((round - 1) // lr_decay_every)``. For
+        another schedule override `learning_rate`.
     lr_decay_every : int
         Rounds, at least 1.
     steps : int, optional
-        Steps per round in place of ``epochs``, at least 1, as some papers count local work. Default: ``epochs``.
+        Steps per round, at least 1, instead of ``epochs``.
 
     Raises
     ------
     ConfigError
-        For any value outside these.
+        A hyperparameter has another value.
     """
 
     lr: float = 0.1
@@ -83,20 +81,16 @@ class SGD(ClientStrategy):
     lr_decay: float = 1.0
     lr_decay_every: int = 1
     steps: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__
-        check_real(f"{name}'s lr", self.lr, 0, open_low=True)
-        check_integer(f"{name}'s epochs", self.epochs, 1)
-        if self.batch_size is not None:
-            check_integer(f"{name}'s batch_size", self.batch_size, 1)
-        check_real(f"{name}'s momentum", self.momentum, 0, 1, open_high=True)
-        check_real(f"{name}'s weight_decay", self.weight_decay, 0)
-        check_real(f"{name}'s lr_decay", self.lr_decay, 0, 1, open_low=True)
-        check_integer(f"{name}'s lr_decay_every", self.lr_decay_every, 1)
-        if self.steps is not None:
-            check_integer(f"{name}'s steps", self.steps, 1)
+    limits = {
+        "lr": Interval(0, open_low=True),
+        "epochs": Interval(1),
+        "batch_size": Interval(1),
+        "momentum": Interval(0, 1, open_high=True),
+        "weight_decay": Interval(0),
+        "lr_decay": Interval(0, 1, open_low=True),
+        "lr_decay_every": Interval(1),
+        "steps": Interval(1),
+    }
 
     @classmethod
     def of(cls, other: ClientStrategy, **changes: Any) -> Self:
@@ -114,9 +108,9 @@ class SGD(ClientStrategy):
     # One step.
 
     def affine(self, ctx: Context) -> Affine:
-        """Return what every step adds to the gradient, as data, which every kernel can run.
+        """Return the term that every step adds to the gradient, as data that every kernel can use.
 
-        Called once per fit; only through `Affine` may it depend on the current weights.
+        Called once per fit; except for the form of `Affine`, it must not depend on the current weights.
 
         Parameters
         ----------
@@ -129,7 +123,7 @@ class SGD(ClientStrategy):
         return Affine()
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
-        """Return the loss on each client's current batch and its gradient; override it to change the loss.
+        """Return the loss on each client's current batch and its gradient; override this method to change the loss.
 
         Parameters
         ----------
@@ -148,12 +142,12 @@ class SGD(ClientStrategy):
         return ctx.model.loss_and_gradient(weights, x, y)
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
-        """Return what a step subtracts, before momentum and before it is scaled by the learning rate.
+        """Return the direction that a step subtracts, before momentum and before scaling by the learning rate.
 
         Parameters
         ----------
         grad : ndarray, shape (clients, parameters)
-            Of each client's current batch, with weight decay and what `affine` adds; may be overwritten.
+            Gradient on each client's current batch, with weight decay and the term of `affine`; may be overwritten.
         weights : ndarray, shape (clients, parameters)
             Each client's current weights; read only.
         ctx : Context
@@ -171,7 +165,7 @@ class SGD(ClientStrategy):
         return ctx.fit()
 
     def examples_per_round(self, num_examples: Array) -> Array:
-        """Count epochs, or steps."""
+        """Return the number of examples in the epochs or steps of a round; see `ClientStrategy`."""
         if self.steps is None:
             return self.epochs * num_examples
         examples: Array = self.steps * np.minimum(num_examples, self.batch_size or np.inf)
@@ -193,10 +187,11 @@ class SGD(ClientStrategy):
         return batches
 
     def effective_steps(self, ctx: Context) -> Array:
-        """Return the sum of the weights with which a round's gradients enter its update, shape (clients,).
+        """Return the sum of the weights of a round's gradients in its update, shape (clients,).
 
-        Without momentum the number of steps; with it FedNova's ``||a||_1`` (Wang et al., arXiv:2007.07481, section
-        4.1): ``(weights sent - weights received) / (lr * effective_steps)`` is minus their weighted mean.
+        Without momentum this is the number of steps, with momentum FedNova's ``||a||_1`` (Wang et al.,
+        arXiv:2007.07481, section 4.1): ``(weights received - weights sent) / (lr * effective_steps)`` is the weighted
+        mean of the gradients.
         """
         rho, steps = self.momentum, ctx.steps
         effective: Array = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
@@ -204,13 +199,12 @@ class SGD(ClientStrategy):
 
 
 def overrides(strategy: ClientStrategy, *hooks: str) -> bool:
-    """Return whether a strategy replaces any of these hooks of `SGD` and `ClientStrategy`."""
-    cls: Any = type(strategy)
-    return _overrides(cls, hooks)
+    """Return whether a strategy overrides any of these hooks of `SGD` and `ClientStrategy`."""
+    return _overrides(type(strategy), hooks)
 
 
 @cache
-def _overrides(cls: Any, hooks: tuple[str, ...]) -> bool:
+def _overrides(cls: type, hooks: tuple[str, ...]) -> bool:
     return any(getattr(cls, h, None) not in (getattr(ClientStrategy, h, None), getattr(SGD, h, None)) for h in hooks)
 
 

@@ -1,4 +1,4 @@
-"""The contract of client strategies: the hooks of a client's round, and of the server's part in it."""
+"""The base class of client strategies: the hooks of a client's round and of the server."""
 
 from __future__ import annotations
 
@@ -7,44 +7,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
-from numpy.typing import NDArray
-
-from fedsim.checks import check_flag, convert_fields
+from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
-from fedsim.models import Group, Model
+from fedsim.models import Array, Group, Model
 
 if TYPE_CHECKING:
     from fedsim.clients.context import Context
     from fedsim.clients.server_hooks import ServerContext, ServerHooks
 
-Array = NDArray[Any]
-
 
 @dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class ClientStrategy(ABC):
-    """A client's local algorithm. Extend it for an algorithm of your own; extend `SGD` for a variation of SGD.
+    """A client's local algorithm; extend `SGD` for a variant of SGD, and this class for any other algorithm.
 
     Every subclass becomes a frozen dataclass, so annotated class attributes are its hyperparameters. `train` must be
-    defined; every other hook has a default. docs/extend.md goes through the hooks one by one.
+    defined; every other hook has a default. docs/extend.md describes the hooks one by one.
     """
 
     #: Names of the server state that is sent to clients with the weights.
     broadcast: ClassVar[tuple[str, ...]] = ()
-    #: Whether `weigh` returns a column per group, so that each group of clients has a mean of its own.
+    #: Whether `weigh` returns one column per group of clients, for a separate mean of each group.
     grouped: ClassVar[bool] = False
-    #: Hyperparameters with which the global model is SGD's; None if there are none. `fedsim.testing` checks it.
+    #: Hyperparameters with which the global model equals SGD's, or None; checked by `fedsim.testing`.
     neutral: ClassVar[Mapping[str, Any] | None] = None
+    #: Allowed values of numeric hyperparameters, in addition to those of the base class.
+    limits: ClassVar[Mapping[str, Interval]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
-        convert_fields(self)
-        for field in fields(self):
-            if field.type in (bool, "bool"):
-                check_flag(f"{type(self).__name__}'s {field.name}", getattr(self, field.name))
+        check_fields(self)
 
     def __str__(self) -> str:
         """Return a short label: the class and the hyperparameters that differ from their defaults."""
@@ -72,9 +67,9 @@ class ClientStrategy(ABC):
         """
 
     def examples_per_round(self, num_examples: Array) -> Array:
-        """Return on how many examples each client trains in a round, repetitions counted.
+        """Return the number of examples on which each client trains in a round, including repetitions.
 
-        An estimate of cost, for the choice of the kernel and of the blocks. Default: every example once.
+        An estimate of the cost, for the choice of the kernel and of the blocks. Default: every example once.
 
         Parameters
         ----------
@@ -83,11 +78,11 @@ class ClientStrategy(ABC):
         return num_examples
 
     def client_state(self, ctx: Context) -> Mapping[str, Array]:
-        """Return the client state before a client's first round: name -> array with a row per client."""
+        """Return the client state before a client's first round, as arrays by name with a row per client."""
         return {}
 
     def private_groups(self, model: Model) -> Sequence[Group]:
-        """Return those of ``model.groups`` that stay with the client: neither sent nor taken from the server."""
+        """Return the ``model.groups`` that are private: neither sent to the server nor received from it."""
         return ()
 
     def personalise(self, ctx: Context) -> Array:
@@ -104,21 +99,20 @@ class ClientStrategy(ABC):
         return {}
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
-        """Return each client's weight in the round's means, shape (clients,), or (clients, groups) for a mean each."""
+        """Return each client's weight in the round's means, shape (clients,), or (clients, groups) if `grouped`."""
         return num_examples
 
     def server_step(self, ctx: ServerContext) -> Array:
-        """Return the combined weights, shape (parameters,), of which the server strategy makes the global weights."""
+        """Return the combined weights, shape (parameters,), from which the server strategy makes the global ones."""
         return ctx.mean["weights"]
 
     def configured(self, config: Mapping[str, Any]) -> Self:
-        """Apply what the server sent: a key that names a hyperparameter (dashes for underscores) replaces it.
+        """Return a copy with the hyperparameters that the server sent, whose names may have dashes for underscores.
 
         Raises
         ------
         ConfigError
-            The server's strategy relies on a proximal term (``proximal-mu``, as Flower's FedProx sends) that this
-            client strategy does not have.
+            The server sends a ``proximal-mu``, as Flower's FedProx does, and this client strategy has no proximal term.
         """
         known = {f.name for f in fields(self)}
         sent = {key.replace("-", "_"): value for key, value in config.items()}

@@ -1,4 +1,4 @@
-"""What clients receive for a round, and what they return: a task, updates, evaluations."""
+"""The inputs and results of clients in a round: tasks, updates and evaluations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import FedsimError
 from fedsim.kernels.fit import RunWork, run_inline
-from fedsim.models import Model
-from fedsim.splits import Partition
+from fedsim.models import Array, Model
+from fedsim.splits.partition import Indices, Partition
 from fedsim.streams import Purpose
-
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all clients of a round share.
+    """The inputs that all clients of a round share.
 
     Attributes
     ----------
@@ -38,12 +35,12 @@ class Task:
         The weights that the server sent; read-only.
     round, seed : int
     down : dict of str to ndarray
-        What the server sent besides the weights.
+        The arrays that the server sent besides the weights.
     kernel : {"numpy", "compiled"}
     purpose : Purpose
-        Of the shuffling: a fit for evaluation draws other random numbers than one for training.
+        Purpose of the shuffles' random numbers, which differ between training and evaluation.
     run_on_all_workers : callable
-        Runs work on the threads that may share a block of clients.
+        Calls a function on all threads that may share a block of clients.
     """
 
     model: Model
@@ -62,22 +59,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What clients send after training, a row each, and their new client state.
+    """The results of clients after training, one row each, and their new client state.
 
     Attributes
     ----------
     partition_ids, num_examples : ndarray of int, shape (clients,)
     weights : ndarray, shape (clients, parameters)
     train_loss : ndarray of float64, shape (clients,)
-        Mean over the examples processed, measured before each step; NaN if anything sent is not finite.
-    up, state : dict of str to ndarray, shape (clients, ...)
-        Sent besides the weights; kept by the client until its next round.
+        Mean over the examples processed, measured before each step; NaN if an array that is sent is not finite.
+    up : dict of str to ndarray, shape (clients, ...)
+        The arrays that are sent besides the weights.
+    state : dict of str to ndarray, shape (clients, ...)
+        The new client state.
     encoded : dict of str to ndarray, shape (clients, ...)
-        What is sent in place of the weights if transforms encode them; the weights are then what the server decodes.
+        The arrays that are sent instead of the weights if transforms encode them; `weights` are then decoded from them.
     update_norm : ndarray of float64, shape (clients,), optional
         Euclidean distance of the weights from the global ones; None if it has not been computed.
     failed : dict of int to FedsimError
-        Partition id -> why a client is not among the rows.
+        Partition id -> the error of a client that is not among the rows.
     """
 
     partition_ids: Indices
@@ -110,16 +109,16 @@ class Update:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of clients on their own examples, with the weights that each client predicts with.
+    """The clients' loss and accuracy on their own examples.
 
-    Those are the global weights, unless the client strategy personalises.
+    Clients evaluate the weights of `ClientStrategy.personalise`, by default the global ones.
 
     Attributes
     ----------
     partition_ids, num_examples : ndarray of int, shape (clients,)
     loss, accuracy : ndarray of float64, shape (clients,)
     failed : dict of int to FedsimError
-        Partition id -> why a client is not among the rows.
+        Partition id -> the error of a client that is not among the rows.
     """
 
     partition_ids: Indices
@@ -130,7 +129,7 @@ class Evaluation:
 
 
 def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the mean loss and accuracy over the examples of all clients that evaluated, or NaN."""
+    """Return the mean loss and accuracy over the examples of all clients, NaN if `parts` is empty."""
     if not parts:
         return float("nan"), float("nan")
     examples, loss, accuracy = (

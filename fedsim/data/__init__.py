@@ -1,4 +1,4 @@
-"""Datasets by name; `load` resolves one."""
+"""Datasets by name, and `load`, which returns one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fedsim.data import article, digits, idx, synthetic
 from fedsim.data.dataset import Dataset
 from fedsim.data.hub import hub
 from fedsim.data.table import table
-from fedsim.data.table_reader import SUFFIXES
+from fedsim.data.table_reader import SUFFIXES, locate
 from fedsim.errors import ConfigError
 from fedsim.objects import make, parse_call
 
 __all__ = ["DATASETS", "SUFFIXES", "Dataset", "check", "hub", "load", "synthetic", "table"]
 
-#: Name -> what returns the dataset. Those that take `data_dir` read files.
+#: Name -> the function that returns the dataset; functions with a parameter `data_dir` read files.
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits.load,
     "article": article.load,
@@ -36,12 +36,12 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Take a dataset's text apart: its name and arguments.
+    """Return the name, positional and keyword arguments in a dataset's text, without loading the dataset.
 
     Raises
     ------
     ConfigError
-        Unknown name, or arguments that it does not take.
+        The name is unknown, or the dataset does not take these arguments.
     """
     name, args, keywords = parse_call("dataset", text, {})
     if name not in DATASETS:
@@ -55,49 +55,47 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def title(text: str) -> str:
-    """Return what a dataset is called in a sentence: the file's or hub's name where there is one."""
+    """Return a dataset's name for titles: the last part of the path of a table or hub dataset, else the text."""
     name, args, keywords = check(text)
-    where = args[0] if args else keywords.get("path")
-    return Path(str(where)).name if name in ("table", "hub") else text
+    return Path(str(args[0] if args else keywords["path"])).name if name in ("table", "hub") else text
 
 
 def load(text: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Return the dataset that a text names.
+    """Return the dataset with the given name.
 
     Parameters
     ----------
     text : str
-        A name of `DATASETS`, with arguments where it takes any: ``"digits"``, ``"synthetic(0.5, 0.5)"``,
+        A name in `DATASETS`, with arguments if it takes any: ``"digits"``, ``"synthetic(0.5, 0.5)"``,
         ``"table('patients.csv', label='outcome', client_column='hospital')"``.
     data_dir : path, optional
-        Where the user keeps data files; default ``$FEDSIM_DATA``.
+        Folder with the user's data files; default ``$FEDSIM_DATA``.
 
     Raises
     ------
     ConfigError
-        Unknown name, or arguments that are not allowed.
+        The name is unknown, or an argument is invalid.
     DataError
-        Its files cannot be found or read.
+        A file cannot be found or read.
     """
     name, args, keywords = check(text)
-    place = str(data_dir or os.environ.get("FEDSIM_DATA") or "") or None
+    folder = str(data_dir or os.environ.get("FEDSIM_DATA") or "")
     if name != "table":
-        return _load(text, place)
-    path = Path(str(args[0] if args else keywords["path"]))
-    file = path if path.exists() or not place else Path(place) / path
+        return _load(text, folder)
+    file = locate(str(args[0] if args else keywords["path"]), str(keywords.get("data_dir") or folder))
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
-    return _load_once(text, place, stamp)
+    return _load_table(text, folder, stamp)
 
 
-def _load(text: str, data_dir: str | None) -> Dataset:
+def _load(text: str, data_dir: str) -> Dataset:
     name, args, keywords = check(text)
     if "data_dir" in inspect.signature(DATASETS[name]).parameters:
-        keywords.setdefault("data_dir", data_dir)
+        keywords.setdefault("data_dir", data_dir or None)
     dataset: Dataset = make("dataset", DATASETS[name], name, args, keywords)
     return dataset
 
 
 @lru_cache(maxsize=1)
-def _load_once(text: str, data_dir: str | None, stamp: tuple[int, int] | None) -> Dataset:
-    """Read a table once as long as it does not change."""
+def _load_table(text: str, data_dir: str, stamp: tuple[int, int] | None) -> Dataset:
+    """Return a table, read again only if its file's time of modification or size (`stamp`) has changed."""
     return _load(text, data_dir)

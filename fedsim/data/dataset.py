@@ -1,4 +1,4 @@
-"""A dataset: train and test arrays, checked once, shared read-only by every client."""
+"""A dataset: training and test arrays, checked once and shared read-only by all clients."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from numpy.typing import NDArray
 
 from fedsim.errors import DataError
 
-#: Parts of equal size that a split sees as labels where targets are real numbers.
+#: Number of classes into which splits sort real-valued targets, by their quantiles.
 DECILES = 10
-#: The most classes: each is an output of the model and a column of every table of labels.
-MOST_CLASSES = 100_000
+#: Largest number of classes: each is an output of the model, and a column of every table of labels.
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train and test examples with labels, or with real-valued targets.
+    """Training and test examples with labels, or with real-valued targets.
 
     Parameters
     ----------
     name : str
     x_train, x_test : ndarray, shape (examples, features) or (examples, ...)
-        Finite numbers; kept as they are and cast to the model's dtype when training starts. The MLP takes features in
-        one dimension; other models may take more.
+        Finite numbers; cast to the model's dtype when training starts. The MLP takes one-dimensional examples; other
+        models may take more dimensions.
     y_train, y_test : ndarray, shape (examples,)
         Labels 0..num_classes-1; finite numbers for regression.
     num_classes : int, optional
-        Default: the largest label plus one, at least 2. Of no meaning for regression, where it is 1.
+        Default: the largest label plus one, at least 2; always 1 for regression.
     regression : bool
-        Targets are real numbers.
-    groups : mapping of str to ndarray, shape (train examples,)
-        Name of a column -> the group of each training example: who it belongs to, say.
-    label_names : sequence of str, optional
+        Whether the targets are real numbers.
+    groups : mapping of str to ndarray, shape (training examples,)
+        Name of a column -> the group of each training example, such as the client to which it belongs.
+    label_names : tuple of str, optional
         Default "0", "1", ...
-    notes : sequence of str
-        What a reader of files did to the data and the user should know.
+    notes : tuple of str
+        Messages on how the data were preprocessed.
 
     Raises
     ------
     DataError
-        Names the array, the place and what is wrong: NaN or infinite values, labels that are not whole numbers from
-        0, shapes that do not fit, no examples.
+        An array has NaN or infinite values, labels that are not whole numbers from 0, a shape that does not match the
+        others, or no examples.
     """
 
     name: str
@@ -61,25 +61,27 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            x = self._features(f"x_{part}")
-            y = self._targets(f"y_{part}") if self.regression else self._labels(f"y_{part}")
+            x, y = self._features(f"x_{part}"), self._targets(f"y_{part}")
             if len(x) != len(y):
                 raise DataError(f"dataset {self.name!r}: x_{part} has {len(x)} rows but y_{part} has {len(y)} labels")
+            object.__setattr__(self, f"x_{part}", _read_only(x))
+            object.__setattr__(self, f"y_{part}", _read_only(y))
         train, test = self.x_train.shape[1:], self.x_test.shape[1:]
         if train != test:
             what = f"{train[0]} features but x_test has {test[0]}"
             if max(len(train), len(test)) > 1:
                 what = f"examples of shape {train} but x_test of shape {test}"
             raise DataError(f"dataset {self.name!r}: x_train has {what}")
-        self._classes()
+        self._set_classes()
         object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
 
-    def _classes(self) -> None:
+    def _set_classes(self) -> None:
+        """Check `num_classes`, and fill in the defaults of `num_classes` and `label_names`."""
         classes = 1 if self.regression else 1 + int(max(self.y_train.max(), self.y_test.max()))
-        if max(classes, self.num_classes) > MOST_CLASSES:
+        if max(classes, self.num_classes) > MAX_CLASSES:
             raise DataError(
                 f"dataset {self.name!r}: labels go up to {classes - 1} and num_classes is {self.num_classes}; allowed: "
-                f"at most {MOST_CLASSES:,} classes, numbered from 0"
+                f"at most {MAX_CLASSES:,} classes, numbered from 0"
             )
         if self.regression or self.num_classes == 0:
             object.__setattr__(self, "num_classes", classes if self.regression else max(classes, 2))
@@ -96,11 +98,11 @@ class Dataset:
             raise DataError(
                 f"dataset {self.name!r}: group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}"
             )
-        return _locked(group)
+        return _read_only(group)
 
     @cached_property
     def strata(self) -> NDArray[Any]:
-        """What splits see as the labels of the training examples: the labels, or the deciles of the targets."""
+        """The classes of the training examples that splits use: the labels, or for regression the targets' deciles."""
         if not self.regression:
             return self.y_train
         cuts = np.quantile(self.y_train, np.linspace(0, 1, DECILES + 1)[1:-1])
@@ -108,7 +110,7 @@ class Dataset:
 
     @property
     def num_strata(self) -> int:
-        """How many different `strata` there may be."""
+        """The number of classes in `strata`."""
         return DECILES if self.regression else self.num_classes
 
     def _features(self, name: str) -> NDArray[Any]:
@@ -125,34 +127,24 @@ class Dataset:
             )
         finite = np.isfinite(x)
         if not finite.all():
-            row, *place = np.argwhere(~finite)[0].tolist()
-            column = f"column {place[0]}" if len(place) == 1 else f"place {tuple(place)}"
+            row, *index = np.argwhere(~finite)[0].tolist()
+            column = f"column {index[0]}" if len(index) == 1 else f"position {tuple(index)}"
             raise DataError(
                 f"dataset {self.name!r}: {name} has {int((~finite).sum())} values that are NaN or infinite, "
                 f"the first at row {row}, {column}"
             )
-        return self._keep(name, x)
-
-    def _keep(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        object.__setattr__(self, name, _locked(values))
-        return values
+        return x
 
     def _targets(self, name: str) -> NDArray[Any]:
         y = np.asarray(getattr(self, name))
-        if y.ndim != 1 or y.dtype.kind not in "biuf" or not y.size or not np.isfinite(y).all():
-            raise DataError(f"dataset {self.name!r}: {name} must be finite numbers, shape (examples,)")
-        return self._keep(name, y.astype(np.float64))
-
-    def _labels(self, name: str) -> NDArray[Any]:
-        y = np.asarray(getattr(self, name))
-        whole = y.ndim == 1 and y.dtype.kind in "biuf" and y.size > 0 and bool(np.all(y == np.floor(y)))
-        if not whole or y.min() < 0:
-            raise DataError(f"dataset {self.name!r}: {name} must be whole-number labels from 0, shape (examples,)")
-        return self._keep(name, y.astype(np.int64, copy=False))
+        finite = y.ndim == 1 and y.dtype.kind in "biuf" and y.size > 0 and bool(np.isfinite(y).all())
+        if not finite or not (self.regression or (y.min() >= 0 and (y == np.floor(y)).all())):
+            allowed = "finite numbers" if self.regression else "whole-number labels from 0"
+            raise DataError(f"dataset {self.name!r}: {name} must be {allowed}, shape (examples,)")
+        return y.astype(np.float64) if self.regression else y.astype(np.int64, copy=False)
 
 
-def _locked(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a view that nobody writes through."""
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
     view = values.view()
     view.flags.writeable = False
     return view

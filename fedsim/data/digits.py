@@ -11,13 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
 
 
 def load() -> Dataset:
-    """Return the digits with their fixed train/test division."""
-    table = _table()
+    """Return the digits, always with the same test set."""
+    table = _read()
     x, y = (table[:, :-1] / 16).astype(np.float32), table[:, -1].astype(np.int64)
     test = np.zeros(len(y), dtype=bool)
     for label in range(10):
@@ -25,12 +26,11 @@ def load() -> Dataset:
     return Dataset("digits", x[~test], y[~test], x[test], y[test], 10)
 
 
-def _table() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    # Importing scikit-learn to read one of its files would cost a second of every start: read the file itself,
-    # and ask scikit-learn only if it has moved.
+def _read() -> NDArray[np.float64]:
+    """Return rows of 64 pixels and a label."""
+    # Importing scikit-learn takes a second, so the file is read directly unless it has moved.
     spec = find_spec("sklearn")
-    package = Path(spec.origin).parent if spec and spec.origin else Path()
-    file = package / "datasets" / "data" / "digits.csv.gz"
+    file = Path(spec.origin or "" if spec else "").parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         with gzip.open(file, "rb") as stream:
             return np.fromstring(stream.read().replace(b"\n", b",").decode(), sep=",").reshape(-1, 65)

@@ -1,12 +1,10 @@
-"""Any image or tabular dataset of the Hugging Face hub, or one that is on disk (extra ``hub``)."""
+"""Image and tabular datasets of the Hugging Face hub, or of folders on disk (extra ``hub``)."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,8 @@ from numpy.typing import NDArray
 
 from fedsim.checks import check_path, check_real, shorten, suggest
 from fedsim.data.dataset import Dataset
-from fedsim.data.table import column_names, encode, table
+from fedsim.data.table import check_columns, column_names, encode, table
+from fedsim.data.table_reader import locate
 from fedsim.errors import ConfigError, DataError, missing_extra
 
 
@@ -33,32 +32,33 @@ def hub(
     Parameters
     ----------
     path : str
-        Its name, such as ``"ylecun/mnist"`` or ``"flwrlabs/femnist"``, or a folder that ``save_to_disk`` of the
-        package ``datasets`` wrote.
+        Its name, such as ``"ylecun/mnist"`` or ``"flwrlabs/femnist"``, or a folder written by ``save_to_disk`` of the
+        package ``datasets``.
     label : str
         The column to predict.
     client_column : str or sequence of str
-        Columns that say whose an example is.
+        Columns that identify the client of each example.
     config : str, optional
-        Which of the dataset's configurations.
+        The name of one of the dataset's configurations.
     test_fraction : float
-        Share of the examples for the test set where the dataset has no split called test.
+        Share of the examples for the test set if the dataset has no split called ``test``.
     data_dir : path, optional
-        Where a relative folder starts if there is none in the working directory.
+        Where a relative path is looked up if it does not exist in the working directory.
     **options
-        As for `fedsim.data.table`, where the columns are no images.
+        Options of `fedsim.data.table`, for datasets without images.
 
     Returns
     -------
     Dataset
-        Images as pixels 0 to 1, channels after one another; other columns as `fedsim.data.table` makes them.
+        Images as rows of pixels from 0 to 1, with the channels of each pixel together; columns of other datasets are
+        encoded as by `fedsim.data.table`.
 
     Raises
     ------
     ConfigError
-        The extra is not installed, or a column that is not there.
+        The extra is not installed, a column does not exist, or an option is invalid.
     DataError
-        It cannot be found, loaded, or downloaded, or its images differ in size.
+        The dataset cannot be found, loaded or downloaded, or its images differ in size.
     """
     check_path("hub's path", path)
     if data_dir is not None:
@@ -75,26 +75,20 @@ def hub(
         import datasets
     except ImportError:
         raise missing_extra(f"the dataset {path!r} of the hub", "hub") from None
-    folder = Path(path) if Path(path).exists() or not data_dir else Path(data_dir) / path
+    folder = locate(path, data_dir)
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(path, config)
-    except Exception as error:  # it raises errors of half a dozen packages
+    except Exception as error:  # of many packages and types
         raise DataError(f"the dataset {path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    train = parts.get("train", next(iter(parts.values())))
-    test = parts.get("test")
-    columns = list(train.column_names)
-    for what, column in (("label", label), *(("client_column", name) for name in names)):
-        if column not in columns:
-            raise ConfigError(
-                f"{path}'s {what} is {shorten(column)}; allowed: {', '.join(columns)}{suggest(column, columns)}"
-            )
+    train, test = parts.get("train", next(iter(parts.values()))), parts.get("test")
+    check_columns(train.column_names, path, label=[label], client_column=names)
     images = [c for c, kind in train.features.items() if isinstance(kind, datasets.Image)]
     if not images:
         return _tabular(path, train, test, label, names, test_fraction, options)
     if options:
-        raise ConfigError(f"{path} holds images, for which {', '.join(options)} means nothing")
+        raise ConfigError(f"{path} contains images, to which {', '.join(options)} does not apply")
     return _images(path, train, test, label, images[0], names, test_fraction)
 
 
@@ -113,8 +107,7 @@ def _tabular(
 def _images(
     path: str, train: Any, test: Any, label: str, image: str, clients: list[str], test_fraction: float
 ) -> Dataset:
-    kind = train.features[label]
-    names = tuple(getattr(kind, "names", None) or ())
+    names = tuple(getattr(train.features[label], "names", None) or ())
     if test is None:
         divided = train.train_test_split(test_fraction, seed=0)
         train, test = divided["train"], divided["test"]
@@ -124,20 +117,15 @@ def _images(
         values, both = np.unique(np.concatenate([y_train, y_test]), return_inverse=True)
         y_train, y_test, names = both[: len(y_train)], both[len(y_train) :], tuple(map(str, values))
     groups = {name: np.asarray(train[name]) for name in clients}
-    return replace(Dataset(path, x_train, y_train, x_test, y_test, len(names), label_names=names), groups=groups)
+    return Dataset(path, x_train, y_train, x_test, y_test, len(names), groups=groups, label_names=names)
 
 
 def _pixels(path: str, part: Any, image: str) -> NDArray[np.float32]:
     """Return images as rows of pixels."""
-    shape: tuple[int, ...] | None = None
-    rows: NDArray[np.uint8] | None = None
-    for k, picture in enumerate(part[image]):
-        pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-        if rows is None:
-            shape, rows = pixels.shape, np.empty((len(part), pixels.size), dtype=np.uint8)
-        if pixels.shape != shape:
-            raise DataError(f"{path} has images of shape {shape} and {pixels.shape}; allowed: one size")
-        rows[k] = pixels.ravel()
-    if rows is None:
+    rows = [np.asarray(p if p.mode in ("L", "RGB") else p.convert("RGB")) for p in part[image]]
+    shapes = list(dict.fromkeys(pixels.shape for pixels in rows))
+    if not shapes:
         raise DataError(f"{path} has an empty split")
-    return rows.astype(np.float32) / np.float32(255)
+    if len(shapes) > 1:
+        raise DataError(f"{path} has images of shape {shapes[0]} and {shapes[1]}; allowed: one size")
+    return np.stack(rows).reshape(len(rows), -1).astype(np.float32) / np.float32(255)

@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28, pixels 0..255 divided by 255.
 
-Files are looked for in ``data_dir``, then in ``$FEDSIM_DATA``, as ``NAME.gz`` or ``NAME``; else fetched once into the
-user's cache and checked.
+Files are looked up in ``data_dir``, or else in ``$FEDSIM_DATA``, as ``NAME.gz`` or ``NAME``. Without either they are
+downloaded once into the user's cache folder and verified by checksum.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class Source:
     ----------
     name : str
     title : str
+        The dataset's name in messages.
     mirrors : tuple of str
-        Addresses of folders.
+        URLs of folders.
     folders : tuple of str
-        Where below a data folder its files may be.
+        Subfolders of a data folder in which its files may be.
     files : dict of str to str
-        Training images, training labels, test images, test labels -> checksum of the published .gz file.
+        Name of the training images, training labels, test images, test labels -> checksum of the published .gz file.
     label_names : tuple of str
     """
 
@@ -51,7 +52,7 @@ class Source:
         Parameters
         ----------
         data_dir : path, optional
-            Folder that holds the four files; default ``$FEDSIM_DATA``, else download.
+            Folder that contains the four files; default ``$FEDSIM_DATA``, or else they are downloaded.
 
         Raises
         ------
@@ -65,50 +66,48 @@ class Source:
         return Dataset(self.name, _pixels(x_train), y_train, _pixels(x_test), y_test, 10, label_names=self.label_names)
 
     @property
-    def _where(self) -> str:
+    def _subfolders(self) -> str:
         return " or ".join(f"under {folder}/" if folder else "directly" for folder in self.folders)
 
     def find(self, name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
-        """Return the file called `name` where the user keeps data, or None if no place was named."""
-        place = data_dir or os.environ.get("FEDSIM_DATA")
-        if not place:
+        """Return the path of a file in the data folder, or None if there is no data folder."""
+        folder = data_dir or os.environ.get("FEDSIM_DATA")
+        if not folder:
             return None
-        candidates = [Path(place) / sub / (name + end) for sub in self.folders for end in (".gz", "")]
+        candidates = [Path(folder) / sub / (name + end) for sub in self.folders for end in (".gz", "")]
         for file in candidates:
             if file.is_file():
                 return file
-        source = "$FEDSIM_DATA" if str(place) == os.environ.get("FEDSIM_DATA") else "data_dir"
+        source = "$FEDSIM_DATA" if str(folder) == os.environ.get("FEDSIM_DATA") else "data_dir"
         raise DataError(
-            f"{source} is {str(place)!r} but holds neither {name}.gz nor {name}, {self._where}; "
+            f"{source} is {str(folder)!r} but contains neither {name}.gz nor {name}, {self._subfolders}; "
             f"put the {self.title} files there, or leave {source} unset to download them"
         )
 
-    def whereabouts(self, data_dir: str | os.PathLike[str] | None = None) -> str:
-        """Say in a few words where the files are, or where they would come from."""
-        place = data_dir or os.environ.get("FEDSIM_DATA")
-        cached = cache_dir() / self.name
-        if place:
+    def describe_location(self, data_dir: str | os.PathLike[str] | None = None) -> str:
+        """Return in words where the files are, or from where they would be downloaded."""
+        folder = data_dir or os.environ.get("FEDSIM_DATA")
+        if folder:
             missing = []
             for name in self.files:
                 try:
-                    self.find(name, place)
+                    self.find(name, folder)
                 except DataError:
                     missing.append(name)
-            return f"in {place}" if not missing else f"NOT in {place}: {', '.join(missing)} missing"
+            return f"NOT in {folder}: {', '.join(missing)} missing" if missing else f"in {folder}"
+        cached = cache_dir() / self.name
         if all((cached / f"{name}.gz").is_file() for name in self.files):
             return f"in {cached}"
         return (
-            f"not here; would be downloaded once from {self.mirrors[0]} into {cached}, "
-            "or is read from --data-dir DIR or $FEDSIM_DATA"
+            f"not available locally; downloaded when first used from {self.mirrors[0]} into {cached}, "
+            "or read from --data-dir DIR or $FEDSIM_DATA"
         )
 
     def download(self, name: str) -> Path:
-        """Fetch one file into the cache unless it is there, with progress, and check it."""
-        import logging
-
+        """Download a file into the cache, with a progress bar, unless it is there; verify its checksum."""
         import pooch
 
-        pooch.get_logger().setLevel(logging.ERROR)
+        pooch.get_logger().setLevel("ERROR")
         failures = []
         for mirror in self.mirrors:
             try:
@@ -125,37 +124,35 @@ class Source:
                 failures.append(f"{mirror}: {type(error).__name__}")
         raise DataError(
             f"{self.title}'s {name}.gz could not be downloaded ({'; '.join(failures)}); connect to the internet, or "
-            f"give the folder that holds the four idx files ({self._where}) with --data-dir DIR or FEDSIM_DATA=DIR"
+            f"give the folder of the four idx files ({self._subfolders}) with --data-dir DIR or FEDSIM_DATA=DIR"
         )
 
 
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
+_MNIST_CHECKSUMS = (
+    "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+)
 #: Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database of handwritten digits", 1998.
 MNIST = Source(
     "mnist",
     "MNIST",
-    (
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    ),
+    ("https://storage.googleapis.com/cvdf-datasets/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     ("", "mnist"),
-    dict(
-        zip(
-            _NAMES,
-            (
-                "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            ),
-            strict=True,
-        )
-    ),
+    dict(zip(_NAMES, _MNIST_CHECKSUMS, strict=True)),
 )
 
-#: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747); checksums as its authors publish them.
-#: Its files are called as MNIST's are, so they are looked for in folders of its own only.
+_FASHION_MNIST_CHECKSUMS = (
+    "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "md5:25c81989df183df01b3e8a0aad5dffbe",
+    "md5:bef4ecab320f06d8554ea6380940ec79",
+    "md5:bb300cfdad3c16e7a12a480ee83cd310",
+)
+#: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747), with its authors' checksums. The files
+#: have the same names as MNIST's, so they are looked up only in subfolders.
 FASHION_MNIST = Source(
     "fashion_mnist",
     "Fashion-MNIST",
@@ -164,18 +161,7 @@ FASHION_MNIST = Source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
     ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),
-    dict(
-        zip(
-            _NAMES,
-            (
-                "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                "md5:25c81989df183df01b3e8a0aad5dffbe",
-                "md5:bef4ecab320f06d8554ea6380940ec79",
-                "md5:bb300cfdad3c16e7a12a480ee83cd310",
-            ),
-            strict=True,
-        )
-    ),
+    dict(zip(_NAMES, _FASHION_MNIST_CHECKSUMS, strict=True)),
     ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 
@@ -197,7 +183,7 @@ def read_idx(file: Path) -> NDArray[Any]:
     Raises
     ------
     DataError
-        Not an idx file of unsigned bytes, or cut short.
+        It is not an idx file of unsigned bytes, or is truncated.
     """
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -209,5 +195,5 @@ def read_idx(file: Path) -> NDArray[Any]:
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, 4)) if len(raw) >= 4 + 4 * dimensions else ()
     body = np.frombuffer(raw, np.uint8, offset=min(len(raw), 4 + 4 * dimensions))
     if not shape or body.size != np.prod(shape):
-        raise DataError(f"{file} is damaged: its header promises shape {shape}, it holds {body.size} bytes")
+        raise DataError(f"{file} is damaged: its header gives the shape {shape}, but it contains {body.size} bytes")
     return body.reshape(shape)

@@ -1,4 +1,4 @@
-"""Made-up data whose clients differ by construction: FedProx's synthetic(alpha, beta) and NIID-Bench's FCUBE."""
+"""Synthetic data with clients that differ by construction: FedProx's synthetic(alpha, beta), NIID-Bench's FCUBE."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DEVICES, _FEATURES, _CLASSES = 30, 60, 10
 
 
 def synthetic(alpha: float = 1.0, beta: float = 1.0, seed: int = 0) -> Dataset:
-    """Return FedProx's synthetic(alpha, beta): 30 devices, each with a model and a place of its own.
+    """Return FedProx's synthetic(alpha, beta): 30 devices with different models and features.
 
     Li et al., "Federated optimization in heterogeneous networks", MLSys 2020 (arXiv:1812.06127), section 5.1, with the
     sizes of the authors' code. Device k has ``50 + int(lognormal(4, 2))`` examples of 60 features, drawn from
     ``N(v_k, diag(j ** -1.2))``, and labels them by ``argmax(W_k x + b_k)`` in 10 classes; ``W_k`` and ``b_k`` are
     drawn from ``N(u_k, 1)``, ``u_k`` from ``N(0, alpha)``, ``v_k`` from ``N(B_k, 1)`` and ``B_k`` from ``N(0, beta)``,
     where alpha and beta are standard deviations. A tenth of each device's examples is the test set.
-    The group ``device`` says whose each training example is; `Natural` divides by it.
+    The group ``device`` identifies the device of each training example, for the split `Natural`.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def synthetic(alpha: float = 1.0, beta: float = 1.0, seed: int = 0) -> Dataset:
 
 
 def synthetic_iid(seed: int = 0) -> Dataset:
-    """Return FedProx's synthetic-IID: as `synthetic`, with one model, drawn from N(0, 1), and one place for all."""
+    """Return FedProx's synthetic-IID: as `synthetic`, but all devices have the same model and feature distribution."""
     check_seed("synthetic_iid's seed", seed)
     return _devices("synthetic_iid", 0.0, 0.0, True, seed)
 
@@ -44,33 +44,26 @@ def synthetic_iid(seed: int = 0) -> Dataset:
 def _devices(name: str, alpha: float, beta: float, iid: bool, seed: int) -> Dataset:
     rng = generator(seed, Purpose.DATA, 2)
     sizes = 50 + rng.lognormal(4, 2, _DEVICES).astype(int)
-    model_means, place_means = rng.normal(0, alpha, _DEVICES), rng.normal(0, beta, _DEVICES)
-    spread = np.arange(1, _FEATURES + 1) ** -0.6  # the root of the variance
-    one_model = rng.normal(0, 1, (_FEATURES + 1, _CLASSES))
+    model_means, feature_means = rng.normal(0, alpha, _DEVICES), rng.normal(0, beta, _DEVICES)
+    deviation = np.arange(1, _FEATURES + 1) ** -0.6  # the square root of the variance
+    shared_model = rng.normal(0, 1, (_FEATURES + 1, _CLASSES))
     train, test = [], []
     for device, size in enumerate(sizes):
-        model = one_model if iid else rng.normal(model_means[device], 1, one_model.shape)
-        place = np.zeros(_FEATURES) if iid else rng.normal(place_means[device], 1, _FEATURES)
-        x = place + spread * rng.standard_normal((size, _FEATURES))
+        model = shared_model if iid else rng.normal(model_means[device], 1, shared_model.shape)
+        center = np.zeros(_FEATURES) if iid else rng.normal(feature_means[device], 1, _FEATURES)
+        x = center + deviation * rng.standard_normal((size, _FEATURES))
         y = (x @ model[:-1] + model[-1]).argmax(axis=1)
         cut = int(0.9 * size)
         train.append((x[:cut], y[:cut], np.full(cut, device)))
         test.append((x[cut:], y[cut:]))
     x_train, y_train, devices = map(np.concatenate, zip(*train, strict=True))
     x_test, y_test = map(np.concatenate, zip(*test, strict=True))
-    return Dataset(
-        name,
-        x_train.astype(np.float32),
-        y_train,
-        x_test.astype(np.float32),
-        y_test,
-        _CLASSES,
-        groups={"device": devices},
-    )
+    x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
+    return Dataset(name, x_train, y_train, x_test, y_test, _CLASSES, groups={"device": devices})
 
 
 def fcube(seed: int = 0) -> Dataset:
-    """Return FCUBE: points of a cube, labelled by the side of the plane x1 = 0 on which they lie.
+    """Return FCUBE: points in a cube, labelled by the side of the plane x1 = 0 on which they are.
 
     Li et al., ICDE 2022 (arXiv:2102.02079), section IV-B, figure 5, with the sizes of NIID-Bench's code: 4,000 training
     and 1,000 test points in (-1, 1)^3, label 0 where x1 > 0. The group ``octants`` has four values, each a pair of
@@ -87,12 +80,6 @@ def fcube(seed: int = 0) -> Dataset:
     y_train = np.tile([0, 1], 2000)
     x_train = rng.random((4000, 3)) * signs * np.where(y_train, -1, 1)[:, None]
     x_test = rng.random((1000, 3)) * 2 - 1
-    return Dataset(
-        "fcube",
-        x_train.astype(np.float32),
-        y_train,
-        x_test.astype(np.float32),
-        (x_test[:, 0] <= 0).astype(int),
-        2,
-        groups={"octants": octants},
-    )
+    y_test = (x_test[:, 0] <= 0).astype(int)
+    x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
+    return Dataset("fcube", x_train, y_train, x_test, y_test, 2, groups={"octants": octants})

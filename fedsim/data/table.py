@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from fedsim.checks import check_flag, check_integer, check_path, check_real, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.data.table_features import check_range, encode_features
-from fedsim.data.table_reader import check_names, read_table
+from fedsim.data.table_reader import check_names, locate, read_table
 from fedsim.errors import ConfigError, DataError
 from fedsim.streams import Purpose, generator
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Integer labels with more distinct values than this are a regression target, not classes.
-MOST_LABELS = 50
+#: Integer labels with more distinct values are a regression target, not classes.
+MAX_INTEGER_LABELS = 50
 
 
 def table(
@@ -81,9 +80,7 @@ def table(
     if data_dir is not None:
         check_path("table's data_dir", data_dir)
     check_real("table's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
-    file = Path(path)
-    if data_dir and not file.exists():
-        file = Path(data_dir) / file
+    file = locate(path, data_dir)
     return encode(
         read_table(file),
         file.name,
@@ -112,14 +109,14 @@ def encode(
 ) -> Dataset:
     """Return a data frame as a dataset; the parameters are those of `table`.
 
-    `test` gives the rows of the test set, shape (rows,); by default they are chosen at random.
+    `test` is a mask of the rows of the test set, shape (rows,); by default they are chosen at random.
     """
     max_categories = check_integer("table's max_categories", max_categories, 2)
     regression = None if regression is None else check_flag("table's regression", regression)
     clients = column_names("table's client_column", client_column)
     drop, categorical = column_names("table's drop", drop), column_names("table's categorical", categorical)
     frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
-    _check_columns(frame, name, label=[label], client_column=clients, drop=drop, categorical=categorical)
+    check_columns(list(frame.columns), name, label=[label], client_column=clients, drop=drop, categorical=categorical)
     notes: list[str] = []
     known = frame[[label, *clients]].notna().all(axis=1)
     if not known.all():
@@ -131,27 +128,21 @@ def encode(
     test = _choose_test(y, test_fraction) if test is None else test
     features = _drop_unnamed(frame, [label, *clients, *drop], notes)
     x = encode_features(features, ~test, categorical, max_categories, name, notes)
-    if label_names is None:
+    regression = label_names is None
+    if regression:
         mean, deviation = float(y[~test].mean()), float(y[~test].std()) or 1.0
         y = (y - mean) / deviation
         notes.append(f"{label} standardised: subtracted {mean:.6g}, divided by {deviation:.6g}")
+    groups = {column: _group(frame[column])[~test] for column in clients}
+    names = label_names or ()
+    arrays = x[~test], y[~test], x[test], y[test]
     return Dataset(
-        name,
-        x[~test],
-        y[~test],
-        x[test],
-        y[test],
-        len(label_names or ()),
-        regression=label_names is None,
-        groups={column: _group(frame[column])[~test] for column in clients},
-        label_names=label_names or (),
-        notes=tuple(notes),
+        name, *arrays, len(names), regression=regression, groups=groups, label_names=names, notes=tuple(notes)
     )
 
 
-def _check_columns(frame: pd.DataFrame, name: str, **chosen: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], name: str, **chosen: Sequence[str]) -> None:
     """Check that column names are unique, and that the columns chosen for each option exist."""
-    columns = list(frame.columns)
     try:
         check_names(columns)
     except DataError as error:
@@ -201,7 +192,7 @@ def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDAr
     if len(names) < 2:
         raise DataError(f"{what} has only one value, {names[0]}; allowed: at least 2")
     if regression is None:
-        regression = numeric and (bool((names % 1 != 0).any()) or len(names) > MOST_LABELS)
+        regression = numeric and (bool((names % 1 != 0).any()) or len(names) > MAX_INTEGER_LABELS)
     if regression:
         return column.to_numpy(dtype=float), None
     return y, tuple(str(int(n) if numeric and n == np.floor(n) else n) for n in names)

@@ -26,10 +26,10 @@ def encode_features(
     name: str,
     notes: list[str],
 ) -> NDArray[np.float32]:
-    """Return the columns as numbers; medians, means and categories are those of the training rows.
+    """Return the columns as numbers, shape (rows, features), with medians, means and categories of the training rows.
 
-    `train` says which rows are the training rows, shape (rows,); messages about dropped columns, missing values and
-    categories are appended to `notes`. The result has shape (rows, features).
+    `train` is a mask of the training rows, shape (rows,). Messages about dropped columns, missing values and categories
+    are appended to `notes`.
     """
     import pandas as pd
 
@@ -37,12 +37,11 @@ def encode_features(
     dates = [c for c in frame.columns if pd.api.types.is_datetime64_any_dtype(frame[c])]
     frame = frame.assign(**{c: (frame[c] - frame[c].min()).dt.total_seconds() / 86_400 for c in dates})  # days
     numeric = [c for c in frame.columns if c not in categorical and _is_numeric(frame[c])]
-    named = [c for c in frame.columns if c not in numeric]
-    converted: dict[str, Any] = {c: _numbers(frame[c], train, name, notes) for c in numeric}
-    for column in named:
-        converted[column] = _categories(frame[column], train, column in categorical, max_categories, notes)
-    table = pd.DataFrame(converted, index=frame.index)
-    encoder = _encoder(numeric, named, max_categories).fit(table[train])
+    text = [c for c in frame.columns if c not in numeric]
+    numbers = {c: _numbers(frame[c], train, name, notes) for c in numeric}
+    categories = {c: _categories(frame[c], train, c in categorical, max_categories, notes) for c in text}
+    table = pd.DataFrame({**numbers, **categories}, index=frame.index)
+    encoder = _encoder(numeric, text, max_categories).fit(table[train])
     with warnings.catch_warnings():
         # Categories that occur in the test rows only are handled by handle_unknown.
         warnings.filterwarnings("ignore", "Found unknown categories", UserWarning)
@@ -90,37 +89,34 @@ def _categories(
 
     present = column.notna()
     values = column.astype(object).where(present, "(missing)").astype(str)
-    missing, kinds = int((~present).sum()), column[train].nunique()
+    missing, distinct = int((~present).sum()), column[train].nunique()
     if missing:
         notes.append(f"{column.name}: {missing} of {len(column)} values missing, treated as a category")
-    if kinds > max_categories:
+    if distinct > max_categories:
         notes.append(
-            f"{column.name}: {kinds} categories; all but the {max_categories - 1} most frequent are merged into one"
+            f"{column.name}: {distinct} categories; all but the {max_categories - 1} most frequent are merged into one"
         )
     text = values[present]
-    odd = text[pd.to_numeric(text, errors="coerce").isna()]
-    if not categorical and 0 < len(odd) <= len(text) / 2:
+    words = text[pd.to_numeric(text, errors="coerce").isna()]
+    if not categorical and 0 < len(words) <= len(text) / 2:
         notes.append(
-            f"{column.name}: {len(odd)} of {len(column)} values are not numbers, such as {odd.iloc[0]!r}; "
+            f"{column.name}: {len(words)} of {len(column)} values are not numbers, such as {words.iloc[0]!r}; "
             "the column is treated as categorical"
         )
     return values
 
 
-def _encoder(numeric: list[str], named: list[str], max_categories: int) -> Any:
+def _encoder(numeric: list[str], text: list[str], max_categories: int) -> Any:
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     one_hot = OneHotEncoder(
-        max_categories=max_categories,
-        handle_unknown="infrequent_if_exist",
-        sparse_output=False,
-        dtype=np.float32,
+        max_categories=max_categories, handle_unknown="infrequent_if_exist", sparse_output=False, dtype=np.float32
     )
     scaled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
-    return ColumnTransformer([("numeric", scaled, numeric), ("named", one_hot, named)])
+    return ColumnTransformer([("numeric", scaled, numeric), ("text", one_hot, text)])
 
 
 def check_range(what: str, values: NDArray[np.float64]) -> None:

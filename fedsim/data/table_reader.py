@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zip")
 #: Exceptions that the readers of CSV, Parquet and compressed files raise for a damaged file.
 _UNREADABLE = (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+
+
+def locate(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return a path, inside `data_dir` if it does not exist in the working directory."""
+    return Path(path) if not data_dir or Path(path).exists() else Path(data_dir) / path
 
 
 def read_table(file: Path) -> pd.DataFrame:
@@ -57,7 +63,7 @@ def _decompress(file: Path) -> bytes:
         with zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) != 1:
-                raise DataError(f"it holds {len(members)} files; allowed: one")
+                raise DataError(f"it contains {len(members)} files; allowed: one")
             return archive.read(members[0])
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by an unknown method
         raise DataError(str(error)) from None

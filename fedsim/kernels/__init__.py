@@ -1,4 +1,4 @@
-"""The local training loop, twice: `numpy`, the readable definition, and `compiled`, the fast one."""
+"""Two implementations of local training: `numpy`, the readable definition, and `compiled`, the fast one."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fedsim.models import MLP, Model
 
 KERNELS = ("auto", "numpy", "compiled")
 
-#: Floating-point operations from which a round is worth compiling for: about 20 ms of the NumPy kernel. Twenty such
-#: rounds, an experiment's default, take as long as loading the compiled kernel.
+#: Smallest number of floating-point operations per round for the compiled kernel, about 20 ms of the NumPy kernel. An
+#: experiment's default of twenty such rounds takes as long as loading the compiled kernel.
 LARGE_ROUND = 2e8
 
 
 def choose(kernel: str, hooks: str, model: Model, examples: float) -> str:
-    """Name the kernel that runs an experiment.
+    """Return the name of the kernel for an experiment.
 
-    The choice depends on the configuration, never on timing, because the two kernels agree only to rounding; and on
-    the cost of one round, so that the number of rounds changes no bit of the first ones.
+    The kernels agree only up to rounding, so the choice depends on the configuration and not on timing. It depends on
+    the cost of one round, so that a longer run starts with the same bits.
 
     Parameters
     ----------
     kernel : {"auto", "numpy", "compiled"}
-        auto is `compiled` if rounds are large and it can run the strategy and the model, and Numba works.
+        ``auto`` is ``compiled`` if rounds are large, the kernel supports the strategy and the model, and Numba works.
     hooks : str
-        The hook of the strategy that needs the NumPy kernel, such as ``"FedSAM's gradient()"``; empty if none.
+        The hook of the strategy that requires the NumPy kernel, such as ``"FedSAM's gradient()"``; empty if none.
     model : Model
         The compiled kernel trains the MLP only.
     examples : float
-        Examples trained on in a round, by all of its clients, repetitions counted.
+        Number of examples on which all clients of a round train, including repetitions.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def choose(kernel: str, hooks: str, model: Model, examples: float) -> str:
             )
         if hooks:
             raise ConfigError(
-                f"kernel is 'compiled' but {hooks} is NumPy; "
+                f"kernel is 'compiled' but {hooks} runs in the NumPy kernel only; "
                 "allowed: 'auto', 'numpy', or a strategy that overrides affine() instead"
             )
         if reason := missing():
@@ -67,18 +67,18 @@ def choose(kernel: str, hooks: str, model: Model, examples: float) -> str:
 
 @cache
 def _notice(reason: str) -> None:
-    """Say once why large rounds are slow."""
+    """Print once why large rounds run on the NumPy kernel."""
     print(f"fedsim: running on the NumPy kernel, which is slower: {reason}", file=sys.stderr)
 
 
 @cache
 def missing() -> str:
-    """Say why the compiled kernel cannot run here, or return an empty string."""
+    """Return the reason why the compiled kernel is not available, or an empty string."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
     try:
         load("compiled")
-    except Exception as error:  # whatever is wrong with Numba, LLVM or their files, there is another kernel
+    except Exception as error:  # any error of Numba, LLVM or their files
         return f"Numba does not work here ({type(error).__name__}: {error}); pip install --force-reinstall numba"
     return ""
 

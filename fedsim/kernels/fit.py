@@ -1,19 +1,17 @@
-"""A fit: the local training of a block of clients. Its inputs and its result are the same for every kernel."""
+"""The inputs and the result of a fit, the local training of a block of clients, for both kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.models import Model
-from fedsim.splits import Partition
+from fedsim.models import Array, Model
+from fedsim.splits.partition import Indices, Partition
 
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
 #: ``run(work)`` calls ``work()`` on every worker thread that is available, and returns when all calls have returned.
 RunWork = Callable[[Callable[[], None]], None]
 
@@ -25,7 +23,7 @@ def run_inline(work: Callable[[], None]) -> None:
 
 @dataclass
 class FitJob:
-    """What a kernel does for a block of clients.
+    """The local training of a block of clients.
 
     Attributes
     ----------
@@ -41,7 +39,7 @@ class FitJob:
     steps : ndarray of int, shape (clients,)
         Number of steps of each client.
     shuffles : ndarray of uint64, shape (epochs, clients)
-        The stream key of each epoch's shuffle on each client.
+        The stream key of each client's shuffle in each epoch.
     batch_size : int
         0 for the whole shard.
     lr : ndarray of float64, shape (clients,)
@@ -49,11 +47,11 @@ class FitJob:
     center : ndarray, shape (clients, parameters) or (1, parameters)
     correction : ndarray, shape (clients, parameters) or (1, parameters), optional
     trained : tuple of bool
-        Which of the model's groups of parameters change.
+        Whether each of the model's groups of parameters is trained.
     run_on_all_workers : callable
-        Runs work on the threads that may share this block.
+        Calls a function on all threads that may share this block.
     gradient, direction : callable, optional
-        A strategy's own: ``gradient(rows, weights, x, y)`` in place of the model's gradient, and
+        The strategy's hooks, as ``gradient(rows, weights, x, y)``, used instead of the model's gradient, and
         ``direction(rows, grad, weights)``. Only the NumPy kernel calls them.
     """
 
@@ -79,7 +77,7 @@ class FitJob:
 
 
 class FitResult(NamedTuple):
-    """The result of a fit, a row per client.
+    """The result of a fit, one row per client.
 
     Attributes
     ----------

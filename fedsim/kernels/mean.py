@@ -1,28 +1,24 @@
-"""A weighted mean whose bits do not depend on how its terms are gathered."""
+"""A weighted mean whose bits do not depend on the division of its terms into blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.kernels.numpy import add_weighted
-
-Array = NDArray[Any]
+from fedsim.models import Array
 
 
 class RunningMean:
-    """A weighted mean of equally shaped arrays, added in order in float64 and returned in their own dtype.
-
-    Each array is added to the sum of all before it, so how they are gathered into blocks changes no bit.
+    """A weighted mean of arrays of the same shape, which are added in order in float64; the mean has their dtype.
 
     Parameters
     ----------
     add_weighted : callable, optional
-        `kernels.numpy.add_weighted` or another kernel's, which gives the same bits.
+        `kernels.numpy.add_weighted`, or that of another kernel, which gives the same bits.
     """
 
     def __init__(self, add_weighted: Callable[..., None] = add_weighted) -> None:
@@ -34,7 +30,7 @@ class RunningMean:
 
     def add(self, values: Array, weights: Array) -> None:
         """Add a block of arrays, shape (clients, ...), with their weights: (clients,), or (clients, groups)."""
-        rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 would not do for an empty block
+        rows = values.reshape(len(values), math.prod(values.shape[1:]))  # -1 is ambiguous for an empty block
         by_group = np.ascontiguousarray(np.atleast_2d(np.asarray(weights, dtype=np.float64).T))
         if not self._sums:
             self._shape, self._dtype, self._grouped = values.shape[1:], values.dtype, weights.ndim > 1
@@ -42,10 +38,10 @@ class RunningMean:
             self.totals = np.zeros(len(by_group))
         for k, group in enumerate(by_group):
             self._add_weighted(self._sums[k], rows, group)
-            self.totals[k] = np.add.accumulate(np.append(self.totals[k], group))[-1]  # one after another, too
+            self.totals[k] = np.add.accumulate(np.append(self.totals[k], group))[-1]  # also added in order
 
     def value(self) -> Array:
-        """Return the mean, or one per group, shape (groups, ...), a group without weight being NaN."""
+        """Return the mean, or the mean of each group, shape (groups, ...), which is NaN for a group without weight."""
         dtype = self._dtype if self._dtype.kind == "f" else np.dtype(float)
         mean: Array = np.empty((len(self._sums), *self._shape), dtype)
         rows = mean.reshape(len(self._sums), math.prod(self._shape))

@@ -1,13 +1,13 @@
-"""Local training in NumPy, many clients at once: the readable definition of a fit.
+"""Local training of many clients at once in NumPy: the readable definition of a fit.
 
 A step is ``v = momentum * v + direction(grad + weight_decay * w + mu * (w - center) + correction)``, ``w -= lr * v``,
 with v = 0 when a fit starts.
 
-The clients of a block are rows of one array and take their steps together. Each trains on its own examples only: in an
-epoch all full batches come first, on the clients that still have one (a prefix, because clients are sorted by falling
-size), then each client's smaller last batch, on groups of clients whose last batches have the same size. No batch is
-padded and no example is skipped or repeated. The shapes of a client's arithmetic do not depend on the other clients of
-its block, so results do not depend on blocks and threads.
+The clients of a block are rows of one array and take their steps together, each on its own examples. In an epoch, all
+clients that have another full batch take a step (a prefix of the rows, which are sorted by decreasing size); then each
+client takes a step on its smaller last batch, together with the clients whose last batches have the same size. No batch
+is padded, and no example is skipped or repeated. The shapes in a client's arithmetic do not depend on the other clients
+of its block, so results do not depend on blocks and threads.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import streams
-from fedsim.kernels.fit import Array, FitJob, FitResult, Indices
+from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.models import Array
+from fedsim.splits.partition import Indices
 
 
 def schedule(job: FitJob) -> Indices:
-    """Return the examples that clients train on, in order: each epoch shuffled anew.
+    """Return the examples on which clients train, in order; each epoch has its own shuffle.
 
     Returns
     -------
     ndarray of int, shape (epochs, clients, largest shard)
-        A smaller client's row ends in padding, which is a valid index.
+        The rows of smaller clients are padded with valid indices.
     """
     sizes, keys = job.partition.sizes[job.clients], job.shuffles
     order = streams.permutations(keys.ravel(), np.tile(sizes, len(keys))).reshape(*keys.shape, -1)
@@ -36,23 +38,20 @@ def schedule(job: FitJob) -> Indices:
 
 def fit(job: FitJob) -> FitResult:
     """Train a block of clients."""
-    model, sizes = job.model, job.partition.sizes[job.clients]
-    clients = len(sizes)
-    batch = job.batch_size
+    model, batch, sizes = job.model, job.batch_size, job.partition.sizes[job.clients]
     full = sizes // batch if batch else np.zeros_like(sizes)
     last = sizes - full * batch
     left = job.steps.copy()
 
-    weights = np.array(np.broadcast_to(job.start, (clients, model.num_parameters)), order="C")
+    weights = np.array(np.broadcast_to(job.start, (len(sizes), model.num_parameters)), order="C")
     center = np.broadcast_to(job.center, weights.shape)
     correction = None if job.correction is None else np.broadcast_to(job.correction, weights.shape)
     lr = job.lr.astype(model.dtype)[:, None]
     scratch = np.empty_like(weights)
     velocity = np.zeros_like(weights) if job.momentum else None
-    frozen = [
-        model.layout[name][0] for group, t in zip(model.groups, job.trained, strict=True) if not t for name in group
-    ]
-    loss = np.zeros(clients)
+    frozen_groups = [group for group, trained in zip(model.groups, job.trained, strict=True) if not trained]
+    frozen = [model.layout[name][0] for group in frozen_groups for name in group]
+    loss = np.zeros(len(sizes))
 
     def step(rows: slice | Indices, examples: Indices) -> None:
         x, y = job.x.take(examples, axis=0), job.y.take(examples, axis=0)
@@ -78,8 +77,8 @@ def fit(job: FitJob) -> FitResult:
 
     for order in schedule(job):
         number = 0
-        while (going := (full > number) & (left > number)).any():
-            rows = _as_slice(np.flatnonzero(going))
+        while (active := (full > number) & (left > number)).any():
+            rows = _as_slice(np.flatnonzero(active))
             step(rows, order[rows, number * batch : (number + 1) * batch])
             number += 1
         ending = (last > 0) & (left > full)
@@ -92,12 +91,12 @@ def fit(job: FitJob) -> FitResult:
 
 
 def _as_slice(rows: Indices) -> slice | Indices:
-    """Return rising row numbers as a slice, which copies nothing, where they have no gap."""
+    """Return consecutive row numbers as a slice, for views instead of copies; other row numbers as they are."""
     return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def add_weighted(total: NDArray[np.float64], rows: Array, weights: NDArray[np.float64]) -> None:
-    """Add rows, each times its weight, to a running sum, one after another, in float64.
+    """Add rows, multiplied by their weights, to a sum in order and in float64.
 
     Parameters
     ----------
@@ -120,6 +119,6 @@ def update_norms(rows: Array, center: Array) -> NDArray[np.float64]:
     rows : ndarray, shape (clients, parameters)
     center : ndarray, shape (parameters,), or (clients, parameters) for each row's own
     """
-    away = np.subtract(rows, center, dtype=np.float64)  # in float32 squares overflow from 1e19 on
-    squares: NDArray[np.float64] = np.einsum("kj,kj->k", away, away)
+    update = np.subtract(rows, center, dtype=np.float64)  # in float32, squares overflow from 1e19 on
+    squares: NDArray[np.float64] = np.einsum("kj,kj->k", update, update)
     return np.sqrt(squares)

@@ -42,7 +42,7 @@ def _sigmoid_backward(delta: Array, h: Array) -> None:
 
 
 class Activation(NamedTuple):
-    """A hidden activation f: `apply` writes f(z) over z, `backward` multiplies delta by f'(z) given h = f(z)."""
+    """An activation f: `apply` replaces z by f(z); `backward` multiplies delta by f'(z), given h = f(z)."""
 
     apply: Callable[[Array], None]
     backward: Callable[[Array, Array], None]

@@ -1,4 +1,4 @@
-"""Checks that a model keeps the promises of `fedsim.models.Model`, on which client strategies and kernels rely."""
+"""Checks of a model against the contract of `fedsim.models.Model`, on which client strategies and kernels rely."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.models.losses import is_correct
-from fedsim.models.model import Model
+from fedsim.models.model import Array, Model
 
-Array = NDArray[Any]
-#: By dtype: step of finite differences, and the error allowed relative to the norm of the gradient.
+#: Dtype -> step of finite differences, and largest error relative to the norm of the gradient.
 PRECISION = {"float32": (3e-3, 3e-2), "float64": (1e-6, 1e-5)}
 CLIENTS = 3
 
 
 class ModelError(FedsimError, AssertionError):
-    """A model breaks a promise; says which."""
+    """A model violates the contract of `fedsim.models.Model`."""
 
 
 def check_model(model: Model, x: Array, y: Array) -> list[str]:
-    """Try a model on examples.
+    """Check a model on some examples.
 
     Parameters
     ----------
@@ -44,29 +42,29 @@ def check_model(model: Model, x: Array, y: Array) -> list[str]:
     Raises
     ------
     ModelError
-        Names every check that failed.
+        Some checks failed; the message names them.
     """
     if not isinstance(model, Model):
         raise ModelError(f"{type(model).__name__} is not a model: let it extend fedsim.models.Model")
     batch = len(x) // CLIENTS
     x, y = (a[: CLIENTS * batch].reshape(CLIENTS, batch, *a.shape[1:]) for a in (x, y))
     rows = np.stack([model.init(np.random.default_rng(k)) for k in range(CLIENTS)])
-    rows += 0.1 * np.random.default_rng(9).normal(size=rows.shape).astype(rows.dtype)  # biases are not 0
+    rows += 0.1 * np.random.default_rng(9).normal(size=rows.shape).astype(rows.dtype)  # biases other than 0
     case = _Checks(model, rows, x.astype(model.dtype), y)
     for values in (case.w, case.x):
         values.flags.writeable = False
-    checks = [name for name, _ in inspect.getmembers(_Checks, inspect.isfunction) if not name.startswith("_")]
+    checks = {name: check for name, check in inspect.getmembers(case, inspect.ismethod) if not name.startswith("_")}
     failures = []
-    for name in checks:
+    for name, check in checks.items():
         try:
-            getattr(case, name)()
+            check()
         except Exception as error:
             kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
             failures.append(f"{name.replace('_', ' ')}: {kind}{error}")
     if failures:
         title = f"{type(model).__name__} fails {len(failures)} of {len(checks)} checks"
         raise ModelError("\n  ".join([title, *failures]))
-    return checks
+    return list(checks)
 
 
 def _need(fact: Any, sentence: str) -> None:
@@ -125,15 +123,14 @@ class _Checks:
             _need(found == shape, f"scores() has shape {found}; it must be (clients, batch, outputs), here {shape}")
 
     def stacked_equals_one_by_one(self) -> None:
-        scores, (losses, grads) = (
-            self.model.scores(self.w, self.x),
-            self.model.loss_and_gradient(self.w, self.x, self.y),
-        )
+        def results(rows: slice) -> tuple[Array, ...]:
+            w, x, y = self.w[rows], self.x[rows], self.y[rows]
+            return self.model.scores(w, x), *self.model.loss_and_gradient(w, x, y)
+
+        stacked = results(slice(None))
         for k in range(CLIENTS):
-            row = slice(k, k + 1)
-            loss, grad = self.model.loss_and_gradient(self.w[row], self.x[row], self.y[row])
-            pairs = (self.model.scores(self.w[row], self.x[row]), scores), (loss, losses), (grad, grads)
-            same = all(np.array_equal(alone, stacked[row]) for alone, stacked in pairs)
+            rows = slice(k, k + 1)
+            same = all(np.array_equal(one, all_[rows]) for one, all_ in zip(results(rows), stacked, strict=True))
             _need(same, "the result of a client depends on which clients are stacked with it")
 
     def _check_slope(self, value: Callable[[Array], tuple[Array, Array]]) -> Array:
@@ -146,8 +143,8 @@ class _Checks:
             along = np.random.default_rng(seed).choice([-1.0, 1.0], size=grad.shape).astype(grad.dtype)
             shift = (step * along).astype(grad.dtype)
             slope = (value(self.w + shift)[0].astype(float) - value(self.w - shift)[0]) / (2 * step)
-            away = np.abs(slope - np.sum(grad.astype(float) * along, axis=1))
-            error = float((away / (np.linalg.norm(grad.astype(float), axis=1) + 1e-12)).max())
+            difference = np.abs(slope - np.sum(grad.astype(float) * along, axis=1))
+            error = float((difference / (np.linalg.norm(grad.astype(float), axis=1) + 1e-12)).max())
             _need(error <= tolerance, f"the gradient differs from finite differences, by {error:.2g} of its norm")
         return loss
 
@@ -178,11 +175,16 @@ class _Checks:
             loss, correct = self.model.evaluate(w, self.x, self.y)
             mean, _ = self.model.loss_and_gradient(np.repeat(w, CLIENTS // len(w), axis=0), self.x, self.y)
             _need(loss.dtype == np.float64, f"evaluate() sums the loss in {loss.dtype}; it must be float64")
-            _need(np.allclose(loss, self.y.shape[1] * mean, rtol=1e-4), "evaluate() has another loss than the gradient")
+            _need(
+                np.allclose(loss, self.y.shape[1] * mean, rtol=1e-4),
+                "evaluate() and loss_and_gradient() return different losses",
+            )
             expected = is_correct(self.model.scores(w, self.x), self.y).sum(axis=1)
-            _need(np.array_equal(correct, expected), "evaluate() counts other examples as correct than the scores do")
+            _need(
+                np.array_equal(correct, expected), "evaluate() counts other examples as correct than the largest scores"
+            )
 
     def can_be_pickled(self) -> None:
         copy = pickle.loads(pickle.dumps(self.model))
         same = np.array_equal(copy.scores(self.w, self.x), self.model.scores(self.w, self.x))
-        _need(same, "a pickled copy has other scores")
+        _need(same, "a pickled copy returns different scores")

@@ -10,18 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.checks import check_choice, check_integer
 from fedsim.errors import ConfigError
 from fedsim.models.activations import ACTIVATIONS
 from fedsim.models.losses import LOSSES, Loss
-from fedsim.models.model import Group, Layout, Model, make_layout, named_arrays
-
-Array = NDArray[Any]
+from fedsim.models.model import Array, Group, Layout, Model, make_layout, named_arrays
 
 
 @dataclass(frozen=True)
@@ -33,18 +29,18 @@ class MLP(Model):
     sizes : tuple of int
         Number of inputs, width of each hidden layer, number of outputs; the article's is (100, 50, 10).
     activation : {"relu", "tanh", "sigmoid"}
-        Of every hidden layer.
+        Activation of the hidden layers.
     loss : {"cross_entropy", "binary_cross_entropy", "mse"}
-        Softmax cross-entropy; sigmoid outputs with the article's
-        ``-1/n sum[y log p + (1-y) log(1-p)]``; mean squared error on linear outputs. The last two average over
-        outputs as well as examples, as PyTorch's losses do.
+        Softmax cross-entropy; the article's cross-entropy of sigmoid outputs,
+        ``-1/n sum[y log p + (1-y) log(1-p)]``; mean squared error of linear outputs. The last two are averaged over
+        outputs as well as examples, like PyTorch's losses.
     dtype : {"float32", "float64"}
-        Of weights and arithmetic.
+        Type of weights and arithmetic.
 
     Raises
     ------
     ConfigError
-        For any value outside these.
+        A parameter has another value.
     """
 
     sizes: tuple[int, ...]
@@ -64,7 +60,7 @@ class MLP(Model):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Width of the output layer."""
+        """Number of outputs."""
         return self.sizes[-1]
 
     @property
@@ -81,12 +77,12 @@ class MLP(Model):
         return make_layout(shapes)
 
     def init(self, rng: np.random.Generator) -> Array:
-        """Draw initial weights by activation; biases are zero.
+        """Draw initial weights; biases are 0.
 
-        ReLU layers: He et al., "Delving deep into rectifiers", ICCV 2015 (arXiv:1502.01852), eq. 10, normal with
-        variance 2 / inputs. Tanh, sigmoid and the linear output layer: Glorot and Bengio, "Understanding the
-        difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16, uniform with variance
-        2 / (inputs + outputs).
+        The weights of ReLU layers are normal with variance 2 / inputs: He et al., "Delving deep into rectifiers", ICCV
+        2015 (arXiv:1502.01852), eq. 10. Those of tanh and sigmoid layers and of the linear output layer are uniform
+        with variance 2 / (inputs + outputs): Glorot and Bengio, "Understanding the difficulty of training deep
+        feedforward neural networks", AISTATS 2010, eq. 16.
         """
         flat = np.zeros(self.num_parameters, dtype=self.dtype)
         layers = len(self.sizes) - 1
@@ -101,7 +97,7 @@ class MLP(Model):
         return flat
 
     def _forward(self, weights: dict[str, Array], x: Array) -> list[Array]:
-        """Return the activations of every layer, x first and the linear scores last."""
+        """Return the activations of all layers, from the input x to the linear scores."""
         activate = ACTIVATIONS[self.activation].apply
         depth = len(self.sizes) - 1
         h = [x]
@@ -147,7 +143,7 @@ class MLP(Model):
         weights, grads = named_arrays(self, parameters), named_arrays(self, grad)
         backward = ACTIVATIONS[self.activation].backward
         h = self._forward(weights, x)
-        each, delta = (loss or LOSSES[self.loss])(h[-1], y)
+        losses, delta = (loss or LOSSES[self.loss])(h[-1], y)
         delta /= x.shape[-2]
         depth = len(self.sizes) - 1
         for layer in range(depth, 0, -1):
@@ -156,8 +152,8 @@ class MLP(Model):
             if layer > 1:
                 delta = delta @ weights[f"W{layer}"].swapaxes(-1, -2)
                 if representation_loss and layer == depth:
-                    added, by_representation = representation_loss(h[-2])
-                    each = each + added
-                    delta += by_representation / x.shape[-2]
+                    added, derivative = representation_loss(h[-2])
+                    losses = losses + added
+                    delta += derivative / x.shape[-2]
                 backward(delta, h[layer - 1])
-        return each.mean(axis=-1), grad
+        return losses.mean(axis=-1), grad

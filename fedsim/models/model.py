@@ -1,7 +1,7 @@
-"""The contract of models: what is trained, as functions of flat parameters with a leading client axis.
+"""The contract of models: functions of flat parameters with a leading client axis.
 
 The parameters of one model are one flat row, so a cohort is an array of shape (clients, parameters) and a client
-strategy is arithmetic on rows. Every method treats each row by itself: which clients are stacked changes no result.
+strategy is arithmetic on rows. Methods treat rows independently: a client's result does not depend on the other rows.
 `fedsim.testing.check_model` checks an implementation.
 """
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from fedsim.models.losses import LOSSES, Loss, is_correct
 
 Array = NDArray[Any]
-#: Names of arrays that are trained, frozen or kept private together.
+#: Names of arrays that are trained, frozen or private together.
 Group = tuple[str, ...]
-#: Name of an array -> (its place in the flat row, its shape), in the order of the row.
+#: Name of an array -> its slice of the flat row and its shape, in the order of the row.
 Layout = Mapping[str, tuple[slice, tuple[int, ...]]]
 
 
@@ -38,9 +38,8 @@ def make_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """
     layout, start = {}, 0
     for name, shape in shapes.items():
-        stop = start + math.prod(shape)
-        layout[name] = slice(start, stop), shape
-        start = stop
+        layout[name] = slice(start, start + math.prod(shape)), shape
+        start += math.prod(shape)
     return layout
 
 
@@ -51,7 +50,7 @@ class Model(Protocol):
     Attributes
     ----------
     dtype : {"float32", "float64"}
-        Of parameters and arithmetic.
+        Type of parameters and arithmetic.
     loss : str
         Name of the loss. Client strategies that change the softmax need ``"cross_entropy"``.
     outputs : int
@@ -65,12 +64,12 @@ class Model(Protocol):
     @property
     @abstractmethod
     def layout(self) -> Layout:
-        """The named arrays of the parameters: name -> (place in the flat row, shape), in order; see `make_layout`."""
+        """The named arrays of the parameters: name -> (slice of the flat row, shape), in order; see `make_layout`."""
 
     @property
     @abstractmethod
     def groups(self) -> tuple[Group, ...]:
-        """The names in `layout`, in groups from input to output: what strategies freeze or keep private as a whole."""
+        """The names in `layout` in groups, from input to output, which strategies can freeze or make private."""
 
     @property
     def num_parameters(self) -> int:
@@ -79,12 +78,12 @@ class Model(Protocol):
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of `scores` per example; a gradient is taken to cost three times as many."""
+        """Floating-point operations of `scores` per example; a gradient is assumed to cost three times as many."""
         return 2 * self.num_parameters
 
     @abstractmethod
     def init(self, rng: np.random.Generator) -> Array:
-        """Return initial parameters, shape (parameters,); the same for the same state of `rng`."""
+        """Return initial parameters, shape (parameters,), which depend on `rng` only."""
 
     @abstractmethod
     def scores(self, parameters: Array, x: Array) -> Array:
@@ -139,9 +138,9 @@ class Model(Protocol):
         x : ndarray, shape (clients, batch, ...)
         y : ndarray, shape (clients, batch) of labels or values, or (clients, batch, outputs) of values
         out : ndarray, shape (clients, parameters), optional
-            Where to write the gradient.
+            Array to write the gradient to.
         loss : callable, optional
-            Used in place of the model's own loss; see `fedsim.models.losses.Loss`.
+            Used instead of the model's own loss; see `fedsim.models.losses.Loss`.
         representation_loss : callable, optional
             Added to the loss: a function of the `representation` that returns each example's loss and its derivative
             with respect to the representation.

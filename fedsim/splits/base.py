@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_seed, convert_fields
+from fedsim.checks import Interval, check_fields, check_seed
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.partition import Indices, Partition
+from fedsim.splits.partition import Groups, Indices, Partition
 from fedsim.streams import Purpose, generator
 
 
@@ -30,19 +30,22 @@ class Split(ABC):
         Default: the experiment's seed, so that the seeds of a study also vary the split.
     """
 
+    #: Allowed values of numeric parameters, in addition to those of the base class.
+    limits: ClassVar[Mapping[str, Interval]] = {}
+
     seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
         if self.seed is not None:
             check_seed(f"{type(self).__name__}'s seed", self.seed)
 
     def __str__(self) -> str:
-        """Return a short label: the class and its parameters, without the number of clients."""
-        shape = [f for f in fields(self) if f.name not in ("num_clients", "seed")]
-        values = {f.name: getattr(self, f.name) for f in shape}
-        shown = [str(values[f.name]) for f in shape if values[f.name] != f.default or (f is shape[0] and f.default)]
-        return f"{type(self).__name__}({', '.join(shown)})" if shown else type(self).__name__
+        """Return a short label: the class, its first parameter, and the others that differ from their defaults."""
+        shown = [f for f in fields(self) if f.name not in ("num_clients", "seed")]
+        values = [(f, getattr(self, f.name)) for f in shown]
+        texts = [str(value) for f, value in values if value != f.default or (f is shown[0] and f.default)]
+        return f"{type(self).__name__}({', '.join(texts)})" if texts else type(self).__name__
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide a dataset.
@@ -65,9 +68,7 @@ class Split(ABC):
         return FederatedDataset(dataset, self.partition(dataset.strata, seed, dataset.groups))
 
     @abstractmethod
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples by their labels and groups alone.
 
         Parameters
@@ -101,14 +102,9 @@ class CountedSplit(Split):
     """
 
     num_clients: int
+    limits = {"num_clients": Interval(1)}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer(f"{type(self).__name__}'s num_clients", self.num_clients, 1)
-
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says; ConfigError if there are more clients than examples."""
         labels = np.asarray(labels)
         if self.num_clients > len(labels):
@@ -123,7 +119,7 @@ class CountedSplit(Split):
         """Return the partition; there are at least as many examples as clients."""
 
 
-def shuffled_by_label(labels: NDArray[Any], rng: np.random.Generator) -> tuple[Indices, Indices]:
+def shuffle_by_label(labels: NDArray[Any], rng: np.random.Generator) -> tuple[Indices, Indices]:
     """Return the examples sorted by label, in random order within a label, and the number of examples of each label."""
     shuffled = rng.permutation(len(labels))
     _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
@@ -131,8 +127,8 @@ def shuffled_by_label(labels: NDArray[Any], rng: np.random.Generator) -> tuple[I
     return shuffled[np.argsort(small[shuffled], kind="stable")], totals
 
 
-def deal(labels: NDArray[Any], counts: Indices, rng: np.random.Generator) -> Partition:
-    """Distribute the examples of each label at random, with a given number for each client.
+def distribute(labels: NDArray[Any], counts: Indices, rng: np.random.Generator) -> Partition:
+    """Assign the examples of each label to clients at random, a given number to each client.
 
     Parameters
     ----------
@@ -141,8 +137,8 @@ def deal(labels: NDArray[Any], counts: Indices, rng: np.random.Generator) -> Par
         Number of examples of each label, in ascending order, that each client gets; at most as many as there are.
     rng : Generator
     """
-    by_label, totals = shuffled_by_label(labels, rng)
+    by_label, totals = shuffle_by_label(labels, rng)
     starts = np.concatenate([[0], np.cumsum(totals)[:-1]])
-    dealt = [by_label[start : start + held] for start, held in zip(starts, counts.sum(axis=0), strict=True)]
+    assigned = [by_label[start : start + total] for start, total in zip(starts, counts.sum(axis=0), strict=True)]
     owners = np.repeat(np.tile(np.arange(len(counts)), counts.shape[1]), counts.T.ravel())
-    return Partition.from_owners(owners, len(counts), np.concatenate(dealt))
+    return Partition.from_owners(owners, len(counts), np.concatenate(assigned))

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import Graded, Wrapped
+from fedsim.splits.wrapped import GradedWrapper, SplitWrapper
 from fedsim.streams import Purpose
 
 
-def _refuse_regression(dataset: Dataset, split: str) -> None:
+def _check_has_labels(dataset: Dataset, split: str) -> None:
     if dataset.regression:
         raise ConfigError(f"{split} changes labels; {dataset.name} has real-valued targets")
 
 
 @dataclass(frozen=True)
-class LabelNoise(Graded):
+class LabelNoise(GradedWrapper):
     """Replace the labels of a share of each client's examples by a random other label.
 
     Parameters
@@ -33,24 +33,21 @@ class LabelNoise(Graded):
     """
 
     high: float = 0.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0, 1)
+    limits = {"high": Interval(0, 1), "low": Interval(0, 1)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and add the label noise."""
-        _refuse_regression(dataset, "LabelNoise")
-        held = self.inner(dataset, seed)
+        _check_has_labels(dataset, "LabelNoise")
+        federated = self.federate_wrapped(dataset, seed)
         rng = self.rng(seed, Purpose.SPLIT_CHANGE)
-        y = held.dataset.y_train[held.partition.indices]
-        wrong = rng.random(len(y)) < self.strengths(held.partition)
+        y = federated.dataset.y_train[federated.partition.indices]
+        noisy = rng.random(len(y)) < self.strengths(federated.partition)
         shift = rng.integers(1, dataset.num_classes, len(y))
-        return held.changed(y=np.where(wrong, (y + shift) % dataset.num_classes, y))
+        return federated.replace_examples(y=np.where(noisy, (y + shift) % dataset.num_classes, y))
 
 
 @dataclass(frozen=True)
-class LabelPermutation(Wrapped):
+class LabelPermutation(SplitWrapper):
     """Permute the labels of each cluster of clients at random; the first cluster keeps its labels.
 
     Sattler, Müller and Samek, "Clustered federated learning", IEEE TNNLS 2020 (arXiv:1910.01991), section V: clusters
@@ -66,17 +63,14 @@ class LabelPermutation(Wrapped):
     """
 
     clusters: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("LabelPermutation's clusters", self.clusters, 1)
+    limits = {"clusters": Interval(1)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and permute the labels."""
-        _refuse_regression(dataset, "LabelPermutation")
-        held = self.inner(dataset, seed)
+        _check_has_labels(dataset, "LabelPermutation")
+        federated = self.federate_wrapped(dataset, seed)
         rng = self.rng(seed, Purpose.SPLIT_CHANGE)
-        names = np.tile(np.arange(dataset.num_classes), (self.clusters, 1))
-        names[1:] = rng.permuted(names[1:], axis=1)
-        cluster = np.repeat(np.arange(len(held.partition)) % self.clusters, held.partition.sizes)
-        return held.changed(y=names[cluster, held.dataset.y_train[held.partition.indices]])
+        permuted = np.tile(np.arange(dataset.num_classes), (self.clusters, 1))
+        permuted[1:] = rng.permuted(permuted[1:], axis=1)
+        cluster = np.repeat(np.arange(len(federated.partition)) % self.clusters, federated.partition.sizes)
+        return federated.replace_examples(y=permuted[cluster, federated.dataset.y_train[federated.partition.indices]])

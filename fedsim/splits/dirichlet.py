@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real
-from fedsim.splits.base import CountedSplit, deal
+from fedsim.checks import Interval
+from fedsim.splits.base import CountedSplit, distribute
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import Sizes, check_sizes, client_sizes
 
@@ -37,10 +37,10 @@ class Dirichlet(CountedSplit):
 
     alpha: float = 0.5
     sizes: Sizes | Sequence[int] | None = None
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("Dirichlet's alpha", self.alpha, 0, open_low=True)
         object.__setattr__(self, "sizes", check_sizes("Dirichlet's sizes", self.sizes, self.num_clients))
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
@@ -54,10 +54,10 @@ class Dirichlet(CountedSplit):
             need = sizes[client]
             while need:
                 odds = mixtures[client] * (left > 0)
-                if not odds.sum() > 0:  # its labels are used up, or the shares underflowed: draw from all that is left
+                if not odds.sum() > 0:  # the client's labels are used up, or underflowed: draw from all remaining ones
                     odds = left.astype(float)
                 drawn = np.minimum(rng.multinomial(need, odds / odds.sum()), left)
                 counts[client] += drawn
                 left -= drawn
                 need -= drawn.sum()
-        return deal(labels, counts, rng)
+        return distribute(labels, counts, rng)

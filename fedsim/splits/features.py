@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten, to_builtin_sequence
+from fedsim.checks import Interval, check_real, shorten, to_builtin_sequence
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import Graded, Wrapped
+from fedsim.splits.wrapped import GradedWrapper, SplitWrapper
 from fedsim.streams import Purpose
 
-#: Examples changed at a time, so that temporary arrays stay small.
+#: Number of examples that are changed at once, so that temporary arrays are small.
 ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class FeatureNoise(Graded):
+class FeatureNoise(GradedWrapper):
     """Add Gaussian noise to the features, with a level that increases from client to client.
 
     Li et al., ICDE 2022 (arXiv:2102.02079), section IV-B: client i of N gets noise of level ``sigma * i / N``. As in
@@ -38,24 +38,21 @@ class FeatureNoise(Graded):
     """
 
     high: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0, 1e6)
+    limits = {"high": Interval(0, 1e6), "low": Interval(0, 1e6)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and add the noise."""
-        held = self.inner(dataset, seed)
-        rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(held.partition)
-        x = held.dataset.x_train[held.partition.indices]
+        federated = self.federate_wrapped(dataset, seed)
+        rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(federated.partition)
+        x = federated.dataset.x_train[federated.partition.indices]
         for start in range(0, len(x), ROWS):
             part = x.reshape(len(x), -1)[start : start + ROWS]
             part += (rng.standard_normal(part.shape) * level[start : start + ROWS, None]).astype(x.dtype)
-        return held.changed(x=x)
+        return federated.replace_examples(x=x)
 
 
 @dataclass(frozen=True)
-class FeatureScale(Graded):
+class FeatureScale(GradedWrapper):
     """Multiply the features by a factor, from `low` at the first client to `high` at the last.
 
     This models instruments with different calibrations, or different units.
@@ -71,21 +68,18 @@ class FeatureScale(Graded):
 
     high: float = 2.0
     low: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(-1e6, 1e6)
+    limits = {"high": Interval(-1e6, 1e6), "low": Interval(-1e6, 1e6)}
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and scale the features."""
-        held = self.inner(dataset, seed)
-        x = held.dataset.x_train[held.partition.indices]
-        x.reshape(len(x), -1)[:] *= self.strengths(held.partition)[:, None].astype(x.dtype)
-        return held.changed(x=x)
+        federated = self.federate_wrapped(dataset, seed)
+        x = federated.dataset.x_train[federated.partition.indices]
+        x.reshape(len(x), -1)[:] *= self.strengths(federated.partition)[:, None].astype(x.dtype)
+        return federated.replace_examples(x=x)
 
 
 @dataclass(frozen=True)
-class Rotation(Wrapped):
+class Rotation(SplitWrapper):
     """Rotate the images of client k counter-clockwise by ``degrees[k % len(degrees)]``.
 
     The rotated data of Ghosh et al., "An efficient framework for clustered federated learning", NeurIPS 2020
@@ -118,8 +112,8 @@ class Rotation(Wrapped):
         ConfigError
             The features are not a square image with one channel.
         """
-        held = self.inner(dataset, seed)
-        x = held.dataset.x_train[held.partition.indices]
+        federated = self.federate_wrapped(dataset, seed)
+        x = federated.dataset.x_train[federated.partition.indices]
         if x.ndim > 2:
             raise ConfigError(f"Rotation takes flat features; {dataset.name} has examples of shape {x.shape[1:]}")
         side = math.isqrt(x.shape[1])
@@ -127,14 +121,14 @@ class Rotation(Wrapped):
             raise ConfigError(
                 f"Rotation needs square images; {dataset.name} has {x.shape[1]} features, which is not a square number"
             )
-        turn_of = np.repeat(np.arange(len(held.partition)) % len(self.degrees), held.partition.sizes)
+        angles = np.repeat(np.arange(len(federated.partition)) % len(self.degrees), federated.partition.sizes)
         for number, angle in enumerate(self.degrees):
-            chosen = turn_of == number
-            x[chosen] = _turn(x[chosen].reshape(-1, side, side), angle).reshape(-1, side * side)
-        return held.changed(x=x)
+            chosen = angles == number
+            x[chosen] = _rotate(x[chosen].reshape(-1, side, side), angle).reshape(-1, side * side)
+        return federated.replace_examples(x=x)
 
 
-def _turn(images: NDArray[Any], degrees: float) -> NDArray[Any]:
+def _rotate(images: NDArray[Any], degrees: float) -> NDArray[Any]:
     """Rotate images, shape (examples, side, side)."""
     quarters, rest = divmod(degrees, 90)
     if not rest:

@@ -56,10 +56,10 @@ class FederatedDataset:
 
     def pooled(self) -> FederatedDataset:
         """Return a copy with one client that has the training examples of all clients, and no client test set."""
-        together = Partition(self.partition.indices, np.array([0, len(self.partition.indices)]))
-        return FederatedDataset(self.dataset, together)
+        indices = self.partition.indices
+        return FederatedDataset(self.dataset, Partition(indices, np.array([0, len(indices)])))
 
-    def changed(self, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None) -> FederatedDataset:
+    def replace_examples(self, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None) -> FederatedDataset:
         """Return a copy with changed training examples, stored client after client.
 
         Parameters
@@ -67,14 +67,14 @@ class FederatedDataset:
         x, y : ndarray, optional
             Replace ``dataset.x_train[partition.indices]`` and ``dataset.y_train[partition.indices]``.
         """
-        held, data = self.partition, self.dataset
-        own = replace(
+        data, indices = self.dataset, self.partition.indices
+        changed = replace(
             data,
-            x_train=data.x_train[held.indices] if x is None else x,
-            y_train=data.y_train[held.indices] if y is None else y,
-            groups={name: group[held.indices] for name, group in data.groups.items()},
+            x_train=data.x_train[indices] if x is None else x,
+            y_train=data.y_train[indices] if y is None else y,
+            groups={name: group[indices] for name, group in data.groups.items()},
         )
-        return replace(self, dataset=own, partition=Partition(np.arange(len(held.indices)), held.offsets))
+        return replace(self, dataset=changed, partition=Partition(np.arange(len(indices)), self.partition.offsets))
 
     def label_counts(self) -> Indices:
         """Count each client's training examples per label (decile for regression), shape (clients, labels)."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError, missing_extra
 from fedsim.splits.base import Split
-from fedsim.splits.partition import Partition
+from fedsim.splits.partition import Groups, Partition
 from fedsim.streams import Purpose
 
 
@@ -53,9 +53,7 @@ class FlowerDatasets(Split):
     def __str__(self) -> str:
         return self.partitioner
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says."""
         try:
             import flwr_datasets.partitioner as partitioners
@@ -73,13 +71,13 @@ class FlowerDatasets(Split):
         options = dict(self.options)
         if "seed" in inspect.signature(cls).parameters:
             options.setdefault("seed", int(self.rng(seed).integers(2**31)))
-        place = "_place"  # an additional column that identifies the rows
+        row = "_row"  # an additional column that identifies the examples
         order = self.rng(seed, Purpose.SPLIT_CHANGE).permutation(len(labels))
-        columns = {"label": np.asarray(labels)[order], **{k: v[order] for k, v in (groups or {}).items()}, place: order}
+        columns = {"label": np.asarray(labels)[order], **{k: v[order] for k, v in (groups or {}).items()}, row: order}
         try:
             partitioner = cls(**options)
             partitioner.dataset = Dataset.from_dict(columns)
-            shards = [np.asarray(partitioner.load_partition(k)[place]) for k in range(partitioner.num_partitions)]
+            shards = [np.asarray(partitioner.load_partition(k)[row]) for k in range(partitioner.num_partitions)]
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"FlowerDatasets's {self.partitioner} refuses {dict(self.options)}: {error}") from None
-        return Partition.of_sizes(np.concatenate(shards), np.array([len(shard) for shard in shards]))
+        return Partition.from_sizes(np.concatenate(shards), np.array(list(map(len, shards))))

@@ -41,4 +41,4 @@ class IID(CountedSplit):
         """Shuffle and cut."""
         indices = rng.permutation(len(labels))
         sizes = client_sizes(self.sizes, len(labels), self.num_clients, rng)
-        return Partition.of_sizes(indices[: sizes.sum()], sizes)
+        return Partition.from_sizes(indices[: sizes.sum()], sizes)

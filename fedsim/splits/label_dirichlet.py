@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_flag, check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
-from fedsim.splits.base import CountedSplit, deal
+from fedsim.splits.base import CountedSplit, distribute
 from fedsim.splits.partition import Indices, Partition
 
-#: Maximum number of draws until every client has enough examples.
-TRIES = 10
+#: Largest number of draws for a partition in which every client has enough examples.
+MAX_DRAWS = 10
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ class LabelDirichlet(CountedSplit):
     alpha: float = 0.5
     min_size: int = 1
     balance: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("LabelDirichlet's alpha", self.alpha, 0, open_low=True)
-        check_integer("LabelDirichlet's min_size", self.min_size, 1)
-        check_flag("LabelDirichlet's balance", self.balance)
+    limits = {"alpha": Interval(0, open_low=True), "min_size": Interval(1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Draw the shares and divide the examples."""
@@ -57,11 +52,11 @@ class LabelDirichlet(CountedSplit):
                 f"allowed: at most {len(labels) // self.num_clients} with {len(labels)} training examples"
             )
         _, totals = np.unique(labels, return_counts=True)
-        for _ in range(TRIES):
+        for _ in range(MAX_DRAWS):
             counts = self._draw(totals, rng)
             if counts.sum(axis=1).min() >= self.min_size:
                 break
-        return deal(labels, counts, rng).top_up(self.min_size, rng)
+        return distribute(labels, counts, rng).top_up(self.min_size, rng)
 
     def _draw(self, totals: Indices, rng: np.random.Generator) -> Indices:
         """Return the number of examples of each label per client, shape (clients, labels)."""
@@ -70,7 +65,7 @@ class LabelDirichlet(CountedSplit):
         for k, total in enumerate(totals):
             room = sizes < totals.sum() / self.num_clients if self.balance else np.ones(len(sizes), dtype=bool)
             shares = rng.dirichlet(np.full(self.num_clients, self.alpha)) * room
-            if not shares.sum() > 0:  # all went to clients without room, or underflowed
+            if not shares.sum() > 0:  # only clients without room have shares, or all shares underflowed
                 shares = np.zeros(len(sizes))
                 shares[rng.choice(np.flatnonzero(room))] = 1
             cuts = (np.cumsum(shares / shares.sum()) * total).astype(np.intp)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
-from fedsim.splits.base import CountedSplit, shuffled_by_label
+from fedsim.splits.base import CountedSplit, shuffle_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
 
@@ -36,27 +36,23 @@ class LabelsPerClient(CountedSplit):
 
     k: int = 2
     overlap: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("LabelsPerClient's k", self.k, 1)
-        check_real("LabelsPerClient's overlap", self.overlap, 0, 1)
+    limits = {"k": Interval(1), "overlap": Interval(0, 1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Choose the labels and divide their examples."""
-        by_label, totals = shuffled_by_label(labels, rng)
-        holds = self._choose(len(totals), rng)
+        by_label, totals = shuffle_by_label(labels, rng)
+        has_label = self._choose(len(totals), rng)
         starts = np.concatenate([[0], np.cumsum(totals)[:-1]])
         owners, indices = [], []
         for label, (start, total) in enumerate(zip(starts, totals, strict=True)):
-            holders = np.flatnonzero(holds[:, label])
-            own = even_sizes(total, len(holders))
+            clients = np.flatnonzero(has_label[:, label])
+            own = even_sizes(total, len(clients))
             more = np.minimum(np.rint(self.overlap * own).astype(np.intp), np.roll(own, -1))
-            held = own + (more if len(holders) > 1 else 0)
+            sizes = own + (more if len(clients) > 1 else 0)
             first = np.cumsum(own) - own
-            within = np.arange(held.sum()) - np.repeat(np.cumsum(held) - held, held)
-            owners.append(np.repeat(holders, held))
-            indices.append(by_label[start + (np.repeat(first, held) + within) % total])
+            position = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            owners.append(np.repeat(clients, sizes))
+            indices.append(by_label[start + (np.repeat(first, sizes) + position) % total])
         partition = Partition.from_owners(np.concatenate(owners), self.num_clients, np.concatenate(indices))
         return partition.top_up(1, rng)  # if a label has fewer examples than clients, a client may get none
 
@@ -64,11 +60,11 @@ class LabelsPerClient(CountedSplit):
         """Return which labels each client has, shape (clients, labels)."""
         clients = self.num_clients
         if self.k > labels or clients * self.k < labels:
-            need = f"at least {-(-labels // clients)}, so that every label has a holder, and at most {labels}"
+            need = f"at least {-(-labels // clients)}, so that every label has a client, and at most {labels}"
             raise ConfigError(f"LabelsPerClient's k is {self.k} for {clients} clients; allowed: {need}")
         order = rng.random((clients, labels))
         client, label = np.ogrid[:clients, :labels]
         order[client % labels == label if clients >= labels else label % clients == client] = -1
-        holds = np.zeros((clients, labels), dtype=bool)
-        np.put_along_axis(holds, np.argsort(order, axis=1)[:, : self.k], True, axis=1)
-        return holds
+        has_label = np.zeros((clients, labels), dtype=bool)
+        np.put_along_axis(has_label, np.argsort(order, axis=1)[:, : self.k], True, axis=1)
+        return has_label

@@ -12,12 +12,12 @@ from fedsim.splits.federated import FederatedDataset
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Numbers copied at a time, so that temporary arrays stay small.
-NUMBERS = 8_000_000
+#: Number of features that are copied at once, so that temporary arrays are small.
+MAX_COPIED = 8_000_000
 
 
-def skew(held: FederatedDataset) -> pd.DataFrame:
-    """Return one row per client that holds examples.
+def skew(federated: FederatedDataset) -> pd.DataFrame:
+    """Return one row per client that has examples.
 
     The population's label distribution q and feature means are those of all shards together; p is a client's label
     distribution. For regression, labels are the target's deciles. A small shard differs from the population by chance
@@ -25,7 +25,7 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
 
     Parameters
     ----------
-    held : FederatedDataset
+    federated : FederatedDataset
 
     Returns
     -------
@@ -39,8 +39,8 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
     import pandas as pd
     from scipy.special import rel_entr
 
-    counts = held.label_counts()
-    sizes = held.partition.sizes
+    counts = federated.label_counts()
+    sizes = federated.partition.sizes
     clients = np.flatnonzero(sizes)
     p = counts[clients] / sizes[clients, None]
     q = counts.sum(axis=0) / counts.sum()
@@ -56,15 +56,15 @@ def skew(held: FederatedDataset) -> pd.DataFrame:
             "emd": distance,
             "jensen_shannon": (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=1) / (2 * np.log(2)),
             "effective_labels": np.exp(-entropy),
-            "feature_distance": _feature_distance(held)[clients],
+            "feature_distance": _feature_distance(federated)[clients],
         }
     )
 
 
-def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
+def _feature_distance(federated: FederatedDataset) -> NDArray[np.float64]:
     """Return the feature distance of each client, shape (clients,); constant features are ignored."""
-    x, part = held.dataset.x_train.reshape(len(held.dataset.x_train), -1), held.partition
-    rows = max(1, NUMBERS // x.shape[1])
+    x, part = federated.dataset.x_train.reshape(len(federated.dataset.x_train), -1), federated.partition
+    rows = max(1, MAX_COPIED // x.shape[1])
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for start in range(0, len(part.indices), rows):
         chunk = x[part.indices[start : start + rows]].astype(np.float64)
@@ -78,15 +78,15 @@ def _feature_distance(held: FederatedDataset) -> NDArray[np.float64]:
         return distance
     mean, deviation = mean[varies], np.sqrt(variance[varies])
     client = 0
-    while client < len(part):  # as many complete clients as fit, at least one
+    while client < len(part):  # in blocks of complete clients, at least one each
         end = int(np.searchsorted(part.offsets, part.offsets[client] + rows, side="right")) - 1
         end = min(max(end, client + 1), len(part))
         own = np.flatnonzero(part.sizes[client:end]) + client
         if len(own):
             chunk = x[part.indices[part.offsets[client] : part.offsets[end]]][:, varies].astype(np.float64)
             sums = np.add.reduceat(chunk, part.offsets[own] - part.offsets[client], axis=0)
-            away = (sums / part.sizes[own, None] - mean) / deviation
-            distance[own] = np.sqrt((away * away).mean(axis=1))
+            difference = (sums / part.sizes[own, None] - mean) / deviation
+            distance[own] = np.sqrt((difference * difference).mean(axis=1))
         client = end
     return distance
 
@@ -98,7 +98,7 @@ def gini(sizes: NDArray[Any]) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
 
 
-def summary(held: FederatedDataset) -> dict[str, float]:
+def summary(federated: FederatedDataset) -> dict[str, float]:
     """Return the sizes of a split and the means over clients of the measures of `skew`.
 
     Returns
@@ -106,13 +106,8 @@ def summary(held: FederatedDataset) -> dict[str, float]:
     dict of str to float
         ``clients, smallest, median, largest, gini``, then `skew`'s columns from ``labels`` on.
     """
-    table, sizes = skew(held), held.partition.sizes
+    table, sizes = skew(federated), federated.partition.sizes
     means = table.loc[:, "labels":].mean()
-    return {
-        "clients": len(sizes),
-        "smallest": int(sizes.min()),
-        "median": float(np.median(sizes)),
-        "largest": int(sizes.max()),
-        "gini": gini(sizes),
-        **means.to_dict(),
-    }
+    smallest, largest, median = int(sizes.min()), int(sizes.max()), float(np.median(sizes))
+    counts = {"clients": len(sizes), "smallest": smallest, "median": median, "largest": largest}
+    return {**counts, "gini": gini(sizes), **means.to_dict()}

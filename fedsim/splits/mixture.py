@@ -1,26 +1,25 @@
-"""Combinations: a mixture of two splits, examples shared by all clients, and all examples on one client."""
+"""Combinations of shards: a mixture of two splits, examples shared by all clients, all examples on one client."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten
+from fedsim.checks import Interval, shorten
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.partition import Indices, Partition
-from fedsim.splits.wrapped import Wrapped
+from fedsim.splits.partition import Groups, Indices, Partition
+from fedsim.splits.wrapped import SplitWrapper
 from fedsim.streams import Purpose
 
 
 @dataclass(frozen=True)
-class Mixture(Wrapped):
+class Mixture(SplitWrapper):
     """Divide a random share of the examples by one split and the rest by another; each client gets a part of both.
 
     ``Mixture(IID(100), Shards(100, per_client=1), share=0.1)`` is SCAFFOLD's data of 10 % similarity (Karimireddy et
@@ -37,35 +36,32 @@ class Mixture(Wrapped):
 
     other: Split
     share: float = 0.5
+    limits = {"share": Interval(0, 1, open_low=True, open_high=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.other, Split):
             raise ConfigError(f"Mixture's other is {shorten(self.other)}; allowed: a split, such as IID(50)")
-        check_real("Mixture's share", self.share, 0, 1, open_low=True, open_high=True)
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says; ConfigError if the splits make different numbers of clients."""
         labels = np.asarray(labels)
         rng = self.rng(seed, Purpose.SPLIT_CHANGE)
         order = rng.permutation(len(labels))
         cut = round(self.share * len(labels))
-        parts = []
-        for split, chosen in ((self.split, np.sort(order[:cut])), (self.other, np.sort(order[cut:]))):
-            held = {name: group[chosen] for name, group in (groups or {}).items()}
-            part = split.partition(labels[chosen], int(rng.integers(2**63)), held)
-            parts.append(Partition(chosen[part.indices], part.offsets))
-        if len(parts[0]) != len(parts[1]):
+        first, second = (
+            _divide(split, np.sort(chosen), labels, int(rng.integers(2**63)), groups)
+            for split, chosen in ((self.split, order[:cut]), (self.other, order[cut:]))
+        )
+        if len(first) != len(second):
             raise ConfigError(
-                f"Mixture has splits into {len(parts[0])} and {len(parts[1])} clients; allowed: the same number"
+                f"Mixture has splits into {len(first)} and {len(second)} clients; allowed: the same number"
             )
-        return _together(parts[0], parts[1])
+        return _merge(first, second)
 
 
 @dataclass(frozen=True)
-class Shared(Wrapped):
+class Shared(SplitWrapper):
     """Give a random share of the examples to every client, in addition to its own shard.
 
     The remedy of Zhao et al., "Federated learning with non-IID data", 2018 (arXiv:1806.00582), section 4: a small
@@ -81,55 +77,51 @@ class Shared(Wrapped):
     """
 
     fraction: float = 0.05
+    limits = {"fraction": Interval(0, 1, open_low=True, open_high=True)}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("Shared's fraction", self.fraction, 0, 1, open_low=True, open_high=True)
-
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says."""
         labels = np.asarray(labels)
         order = self.rng(seed, Purpose.SPLIT_CHANGE).permutation(len(labels))
         cut = round(self.fraction * len(labels))
-        common, rest = order[:cut], np.sort(order[cut:])
-        held = {name: group[rest] for name, group in (groups or {}).items()}
-        part = super().partition(labels[rest], seed, held)
-        own = Partition(rest[part.indices], part.offsets)
-        everywhere = Partition.of_sizes(np.tile(common, len(own)), np.full(len(own), cut))
-        return _together(own, everywhere)
+        own = _divide(self.split, np.sort(order[cut:]), labels, seed if self.seed is None else self.seed, groups)
+        shared = Partition.from_sizes(np.tile(order[:cut], len(own)), np.full(len(own), cut))
+        return _merge(own, shared)
 
 
 @dataclass(frozen=True)
-class Pooled(Wrapped):
+class Pooled(SplitWrapper):
     """Give the examples of all clients of another split to one client, for centralised training on the same data.
 
     Parameters
     ----------
     split : Split
     seed : int, optional, keyword
-        Of that split; default the experiment's.
+        Seed of that split; default the experiment's.
     """
 
     @property
     def num_clients(self) -> int:
-        """One."""
+        """The number of clients, 1."""
         return 1
 
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide the dataset and merge the shards."""
-        return self.inner(dataset, seed).pooled()
+        return self.federate_wrapped(dataset, seed).pooled()
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Give all examples to one client, as `Split.partition` says."""
         indices = super().partition(labels, seed, groups).indices
         return Partition(indices, np.array([0, len(indices)]))
 
 
-def _together(one: Partition, other: Partition) -> Partition:
-    """Return each client's examples of both partitions."""
+def _divide(split: Split, examples: Indices, labels: NDArray[Any], seed: int, groups: Groups | None) -> Partition:
+    """Return a split's partition of some of the examples."""
+    part = split.partition(labels[examples], seed, {name: group[examples] for name, group in (groups or {}).items()})
+    return Partition(examples[part.indices], part.offsets)
+
+
+def _merge(one: Partition, other: Partition) -> Partition:
+    """Return a partition that gives each client its examples of both partitions."""
     owners: Indices = np.concatenate([one.owners, other.owners])
     return Partition.from_owners(owners, len(one), np.concatenate([one.indices, other.indices]))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, shorten, suggest
+from fedsim.checks import Interval, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
-from fedsim.splits.partition import Partition
+from fedsim.splits.partition import Groups, Partition
 from fedsim.splits.sizes import even_sizes
 
 
@@ -31,20 +30,17 @@ class Natural(Split):
 
     column: str | None = None
     num_clients: int | None = None
+    limits = {"num_clients": Interval(1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.column is not None and not isinstance(self.column, str):
             raise ConfigError(f"Natural's column is {shorten(self.column)}; allowed: the name of a column")
-        if self.num_clients is not None:
-            check_integer("Natural's num_clients", self.num_clients, 1)
 
     def __str__(self) -> str:
         return f"Natural({self.column})" if self.column else "Natural"
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says.
 
         Raises
@@ -54,8 +50,8 @@ class Natural(Split):
         """
         names = list(groups or {})
         if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):
-            has = f"it has {', '.join(names)}" if names else "this dataset has no column that says whose examples are"
-            raise ConfigError(f"Natural's column is {self.column!r}; {has}{suggest(str(self.column), names)}")
+            allowed = f"allowed: {', '.join(names)}" if names else "this dataset has no column that identifies clients"
+            raise ConfigError(f"Natural's column is {self.column!r}; {allowed}{suggest(self.column, names)}")
         values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
         clients = self.num_clients or len(values)
         if clients > len(values):

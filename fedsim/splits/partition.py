@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from fedsim.streams import Purpose, generator
 
 Indices = NDArray[np.intp]
+#: Name of a column -> the group of each example.
+Groups = Mapping[str, NDArray[Any]]
 
 
 class Partition(Sequence[Indices]):
     """The assignment of examples to clients: one index array per client, stored as one array and its offsets.
 
-    A million clients cost two arrays, and ``partition[k]`` is a view.
+    ``partition[k]`` is a view, so that a partition of a million clients consists of two arrays.
 
     Parameters
     ----------
-    indices : ndarray of int, shape (held,)
+    indices : ndarray of int, shape (entries,)
         Example indices of all clients, client after client.
     offsets : ndarray of int, shape (clients + 1,)
-        Client k holds ``indices[offsets[k]:offsets[k + 1]]``.
+        The examples of client k are ``indices[offsets[k]:offsets[k + 1]]``.
     """
 
     def __init__(self, indices: Indices, offsets: Indices) -> None:
@@ -32,7 +34,7 @@ class Partition(Sequence[Indices]):
         self.sizes: Indices = np.diff(self.offsets)
 
     @classmethod
-    def of_sizes(cls, indices: Indices, sizes: Indices) -> Partition:
+    def from_sizes(cls, indices: Indices, sizes: Indices) -> Partition:
         """Build from the indices of all clients, client after client, and the size of each client."""
         return cls(indices, np.concatenate([[0], np.cumsum(sizes)]))
 
@@ -42,10 +44,10 @@ class Partition(Sequence[Indices]):
 
         Parameters
         ----------
-        owners : ndarray of int, shape (held,)
+        owners : ndarray of int, shape (entries,)
         num_clients : int
-        indices : ndarray of int, shape (held,), optional
-            The examples; default all, in order.
+        indices : ndarray of int, shape (entries,), optional
+            The examples; default ``0, 1, ...``.
         """
         sizes = np.bincount(owners, minlength=num_clients)
         owners = owners.astype(np.min_scalar_type(num_clients))  # NumPy sorts short integers by radix
@@ -54,9 +56,9 @@ class Partition(Sequence[Indices]):
             if not len(indices) or indices.max() < len(indices):
                 by_example[indices] = owners
             if (by_example == num_clients).any():  # some examples are missing or repeated
-                return cls.of_sizes(indices[np.lexsort((indices, owners))], sizes)
+                return cls.from_sizes(indices[np.lexsort((indices, owners))], sizes)
             owners = by_example
-        return cls.of_sizes(np.argsort(owners, kind="stable"), sizes)
+        return cls.from_sizes(np.argsort(owners, kind="stable"), sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -73,21 +75,20 @@ class Partition(Sequence[Indices]):
 
     @property
     def owners(self) -> Indices:
-        """The client of each entry of `indices`, shape (held,)."""
+        """The client of each entry of `indices`, shape (entries,)."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     @property
-    def places(self) -> Indices:
-        """The position of each entry of `indices` within its client, from 0, shape (held,)."""
+    def positions(self) -> Indices:
+        """The position of each entry of `indices` within its client's, from 0, shape (entries,)."""
         return np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], self.sizes)
 
     def select(self, keep: NDArray[np.bool_]) -> Partition:
-        """Return a partition with the entries of `indices` selected by a mask, shape (held,)."""
-        kept = np.concatenate([[0], np.cumsum(keep)])[self.offsets]
-        return Partition(self.indices[keep], kept)
+        """Return a partition with the entries of `indices` selected by a mask, shape (entries,)."""
+        return Partition(self.indices[keep], np.concatenate([[0], np.cumsum(keep)])[self.offsets])
 
     def sort(self, key: NDArray[Any]) -> Partition:
-        """Return a partition with each client's examples stably sorted by a key, shape (held,)."""
+        """Return a partition with each client's examples stably sorted by a key, shape (entries,)."""
         return Partition(self.indices[np.lexsort((key, self.owners))], self.offsets)
 
     def divide(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
@@ -103,16 +104,21 @@ class Partition(Sequence[Indices]):
         -------
         train, test : Partition
         """
-        tested = np.minimum(np.rint(self.sizes * fraction).astype(np.intp), np.maximum(self.sizes - 1, 0))
-        draws = generator(seed, Purpose.CLIENT_TEST).random(len(self.indices))
-        for_test = np.empty(len(draws), dtype=bool)
-        for_test[np.lexsort((draws, self.owners))] = self.places < np.repeat(tested, self.sizes)
+        counts = np.minimum(np.rint(self.sizes * fraction).astype(np.intp), np.maximum(self.sizes - 1, 0))
+        for_test = self._choose(counts, generator(seed, Purpose.CLIENT_TEST))
         return self.select(~for_test), self.select(for_test)
+
+    def _choose(self, counts: Indices, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Return a mask of `indices` that has a given number of random entries of each client."""
+        chosen = np.empty(len(self.indices), dtype=bool)
+        draws = rng.random(len(chosen))
+        chosen[np.lexsort((draws, self.owners))] = self.positions < np.repeat(counts, self.sizes)
+        return chosen
 
     def window(self, number: int, windows: int) -> Partition:
         """Return one of `windows` consecutive equal parts of each client's examples, counted from 0."""
         cuts = [np.repeat(self.sizes * (number + end) // windows, self.sizes) for end in (0, 1)]
-        return self.select((self.places >= cuts[0]) & (self.places < cuts[1]))
+        return self.select((self.positions >= cuts[0]) & (self.positions < cuts[1]))
 
     def top_up(self, least: int, rng: np.random.Generator) -> Partition:
         """Return a partition in which every client has at least `least` examples.
@@ -123,13 +129,11 @@ class Partition(Sequence[Indices]):
         total = int(lacking.sum())
         if not total:
             return self
-        spare = np.maximum(self.sizes - least, 0)
-        givers = np.repeat(np.arange(len(self)), spare)[rng.permutation(spare.sum())[:total]]
-        given = np.bincount(givers, minlength=len(self))
+        clients, spare = np.arange(len(self)), np.maximum(self.sizes - least, 0)
+        givers = np.repeat(clients, spare)[rng.permutation(spare.sum())[:total]]
+        moved = self._choose(np.bincount(givers, minlength=len(self)), rng)
         owners = self.owners
-        moved = np.empty(len(owners), dtype=bool)
-        moved[np.lexsort((rng.random(len(owners)), owners))] = self.places < np.repeat(given, self.sizes)
-        owners[moved] = np.repeat(np.arange(len(self)), lacking)[rng.permutation(total)]
+        owners[moved] = np.repeat(clients, lacking)[rng.permutation(total)]
         return Partition.from_owners(owners, len(self), self.indices)
 
     def label_counts(self, labels: NDArray[Any], num_classes: int) -> Indices:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer
+from fedsim.checks import Interval
 from fedsim.errors import ConfigError
-from fedsim.splits.base import CountedSplit, shuffled_by_label
+from fedsim.splits.base import CountedSplit, shuffle_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
 
@@ -31,10 +31,7 @@ class Shards(CountedSplit):
     """
 
     per_client: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("Shards's per_client", self.per_client, 1)
+    limits = {"per_client": Interval(1)}
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Sort, cut and distribute."""
@@ -44,7 +41,7 @@ class Shards(CountedSplit):
                 f"Shards needs {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
                 f"allowed: at most {len(labels)}, one training example each"
             )
-        by_label, _ = shuffled_by_label(labels, rng)
+        by_label, _ = shuffle_by_label(labels, rng)
         shard_owner = np.repeat(np.arange(self.num_clients), self.per_client)[rng.permutation(shards)]
         owners = np.repeat(shard_owner, even_sizes(len(labels), shards))
         return Partition.from_owners(owners, self.num_clients, by_label)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real, convert_fields, shorten, to_builtin_sequence
+from fedsim.checks import Interval, check_fields, check_integer, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.splits.partition import Indices
 
 
 @dataclass(frozen=True)
 class Sizes(ABC):
-    """A distribution of client sizes; clients are in random order of size."""
+    """A distribution of client sizes, which are in random order."""
+
+    limits: ClassVar[Mapping[str, Interval]] = {"least": Interval(1)}
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({next(iter(vars(self).values()))})"
@@ -46,19 +48,15 @@ class LogNormal(Sizes):
     sigma : float
         At least 0; 0 is equal sizes.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     sigma: float = 1.0
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("LogNormal's sigma", self.sigma, 0, 50)
-        check_integer("LogNormal's least", self.least, 1)
+    limits = {"sigma": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw."""
+        """Draw the shares."""
         return rng.lognormal(0, self.sigma, num_clients)
 
 
@@ -71,19 +69,15 @@ class PowerLaw(Sizes):
     exponent : float
         At least 0; 0 is equal sizes.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     exponent: float = 1.0
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("PowerLaw's exponent", self.exponent, 0, 50)
-        check_integer("PowerLaw's least", self.least, 1)
+    limits = {"exponent": Interval(0, 50)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw the order of the clients."""
+        """Draw the ranks of the clients."""
         ranks = 1 + rng.permutation(num_clients)
         return np.power(ranks, -float(self.exponent), dtype=np.float64)
 
@@ -101,19 +95,15 @@ class DirichletSizes(Sizes):
     alpha : float
         Concentration, greater than 0.
     least : int
-        The fewest examples of a client.
+        Minimum number of examples per client, at least 1.
     """
 
     alpha: float = 0.5
     least: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("DirichletSizes's alpha", self.alpha, 0, open_low=True)
-        check_integer("DirichletSizes's least", self.least, 1)
+    limits = {"alpha": Interval(0, open_low=True)}
 
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draw."""
+        """Draw the shares."""
         return rng.dirichlet(np.full(num_clients, self.alpha))
 
 

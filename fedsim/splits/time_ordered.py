@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedsim.checks import check_integer, shorten, suggest
+from fedsim.checks import Interval, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import Wrapped
+from fedsim.splits.wrapped import SplitWrapper
 
 
 @dataclass(frozen=True)
-class TimeOrdered(Wrapped):
+class TimeOrdered(SplitWrapper):
     """Cut each client's examples into consecutive parts, and train on one part after another.
 
     In rounds 1 to `rounds_per_window` clients train on the first part of their shards, then on the second, and so on;
@@ -35,11 +35,10 @@ class TimeOrdered(Wrapped):
     windows: int = 5
     rounds_per_window: int = 1
     by: str | None = None
+    limits = {"windows": Interval(1), "rounds_per_window": Interval(1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("TimeOrdered's windows", self.windows, 1)
-        check_integer("TimeOrdered's rounds_per_window", self.rounds_per_window, 1)
         if self.by is not None and not isinstance(self.by, str):
             raise ConfigError(f"TimeOrdered's by is {shorten(self.by)}; allowed: the name of a column, or 'label'")
 
@@ -51,12 +50,15 @@ class TimeOrdered(Wrapped):
         ConfigError
             The dataset has no such column.
         """
-        held = self.inner(dataset, seed)
-        data, indices = held.dataset, held.partition.indices
+        federated = self.federate_wrapped(dataset, seed)
+        data, indices = federated.dataset, federated.partition.indices
         keys = {**data.groups, "label": data.y_train}
         if self.by is not None and self.by not in keys:
             raise ConfigError(f"TimeOrdered's by is {self.by!r}; allowed: {', '.join(keys)}{suggest(self.by, keys)}")
         key = indices if self.by is None else keys[self.by][indices]
         return replace(
-            held, partition=held.partition.sort(key), windows=self.windows, rounds_per_window=self.rounds_per_window
+            federated,
+            partition=federated.partition.sort(key),
+            windows=self.windows,
+            rounds_per_window=self.rounds_per_window,
         )

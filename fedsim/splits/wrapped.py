@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten
+from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.partition import Partition
+from fedsim.splits.partition import Groups, Partition
 
 
 @dataclass(frozen=True)
-class Wrapped(Split):
+class SplitWrapper(Split):
     """A split that changes the shards of another split.
 
     Parameters
@@ -43,19 +42,17 @@ class Wrapped(Split):
         clients: int | None = getattr(self.split, "num_clients", None)
         return clients
 
-    def inner(self, dataset: Any, seed: int) -> FederatedDataset:
+    def federate_wrapped(self, dataset: Any, seed: int) -> FederatedDataset:
         """Return the dataset divided by the wrapped split."""
         return self.split.federate(dataset, seed if self.seed is None else self.seed)
 
-    def partition(
-        self, labels: NDArray[Any], seed: int = 0, groups: Mapping[str, NDArray[Any]] | None = None
-    ) -> Partition:
+    def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples with the wrapped split."""
         return self.split.partition(labels, seed if self.seed is None else self.seed, groups)
 
 
 @dataclass(frozen=True)
-class Graded(Wrapped):
+class GradedWrapper(SplitWrapper):
     """A change whose strength increases linearly over the clients, from `low` at the first to `high` at the last.
 
     Parameters
@@ -68,11 +65,6 @@ class Graded(Wrapped):
 
     high: float = 0.0
     low: float = 0.0
-
-    def check(self, least: float, most: float) -> None:
-        """Raise ConfigError unless `high` and `low` are within bounds."""
-        for name in ("high", "low"):
-            check_real(f"{type(self).__name__}'s {name}", getattr(self, name), least, most)
 
     def strengths(self, partition: Partition) -> NDArray[np.float64]:
         """Return the strength at each entry of the partition's `indices`."""

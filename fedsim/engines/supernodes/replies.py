@@ -129,7 +129,7 @@ def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp
         few = task.partition[int(client)][:TRIAL_EXAMPLES]
         sizes = np.zeros(len(task.partition), dtype=np.intp)
         sizes[client] = len(few)
-        trial, one = replace(task, partition=Partition.of_sizes(few, sizes)), np.array([client])
+        trial, one = replace(task, partition=Partition.from_sizes(few, sizes)), np.array([client])
         try:
             update = runtime.train(trial, one, partial(runtime.load_state, trial, ClientState(len(sizes))))
         except FedsimError as error:

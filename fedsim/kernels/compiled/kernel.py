@@ -14,7 +14,8 @@ from fedsim.kernels.compiled.layout import Network, make_layout, thread_scratch
 from fedsim.kernels.compiled.losses import LOSSES
 from fedsim.kernels.compiled.sums import add_weighted, squared_distances
 from fedsim.kernels.compiled.training import train, train_signature
-from fedsim.kernels.fit import Array, FitJob, FitResult
+from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.models import Array
 from fedsim.models.mlp import MLP
 
 
