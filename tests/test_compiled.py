@@ -411,7 +411,9 @@ def test_an_experiments_round_chooses_the_kernel_and_not_its_number_of_rounds(
 
 
 def test_a_direction_of_ones_own_cannot_be_compiled() -> None:
-    with pytest.raises(ConfigError, match=r"kernel is 'compiled' but Own's direction\(\) runs in the NumPy kernel only"):
+    with pytest.raises(
+        ConfigError, match=r"kernel is 'compiled' but Own's direction\(\) runs in the NumPy kernel only"
+    ):
         Experiment(kernel="compiled", client=Own()).run()
     with pytest.raises(ConfigError, match="kernel is 'fast'; allowed: auto, numpy, compiled"):
         Experiment(kernel="fast")
