@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.directory import RunDirectory, notice
-from fedsim.study.run_state import RunState
+
+if TYPE_CHECKING:
+    from fedsim.study.run_state import RunState
 
 #: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
 #: this share of the time.
