@@ -18,7 +18,7 @@ from fedsim.flower import records
 from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
 from fedsim.study.centralised import CentralisedTraining
-from fedsim.study.checkpoint import need, pack
+from fedsim.study.checkpoint import check_fits, pack
 from fedsim.study.experiment import Experiment
 from fedsim.study.result import history_columns
 from fedsim.study.server import make_strategy
@@ -111,27 +111,27 @@ class RunState:
         fresh : mapping
             What `fresh` returned.
         """
-        need(type(saved["arrays"]) is ArrayRecord, "arrays")
+        check_fits(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
         self.weights = records.to_flat(self.model, self.arrays)
         self.rows = _rows(saved["history"], history_columns(self.score), float)
-        need(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
-        need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
+        check_fits(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
+        check_fits([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
         self.client_rows = _rows(saved["clients"], (*CLIENTS, self.score), np.ndarray)
         for part in self.client_rows:
-            need({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
+            check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
-        need(all(type(row["reason"]) is str for row in self.failures), "failures")
+        check_fits(all(type(row["reason"]) is str for row in self.failures), "failures")
         self._load_client_state(saved["client_state"], fresh["client_state"])
         hooks = saved["server_hooks"]
-        need(hooks is None or (isinstance(hooks, dict) and _all_arrays(hooks)), "server_hooks")
+        check_fits(hooks is None or (isinstance(hooks, dict) and _all_arrays(hooks)), "server_hooks")
         for name, values in fresh["server_hooks"].items() if hooks is not None else ():
-            need((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
+            check_fits((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
         self.server_hooks.state = hooks
         if self.centralised:
             central = saved["centralised"]
-            need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
-            need(central.dtype == self.weights.dtype, "centralised")
+            check_fits(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
+            check_fits(central.dtype == self.weights.dtype, "centralised")
             self.centralised.weights = central
         load_strategy_state(self.strategy, saved["server"])
         random.setstate(saved["sampling"])
@@ -140,15 +140,17 @@ class RunState:
     def _load_client_state(self, state: Any, fresh: Mapping[str, Array]) -> None:
         """Take up client state, after comparing it with that of a new client."""
         if state is not None:
-            need(isinstance(state, dict) and _all_arrays(state), "client_state")
+            check_fits(isinstance(state, dict) and _all_arrays(state), "client_state")
             clients = state["clients"]
-            need(clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state")
-            need(all(len(rows) == len(clients) for rows in state.values()), "client_state")
+            check_fits(
+                clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state"
+            )
+            check_fits(all(len(rows) == len(clients) for rows in state.values()), "client_state")
             if len(clients):
-                need(clients[0] >= 0 and clients[-1] < len(self._grid.runtime.partition), "client_state")
+                check_fits(clients[0] >= 0 and clients[-1] < len(self._grid.runtime.partition), "client_state")
                 shapes = {f"state {name}": rows.shape[1:] for name, rows in fresh.items()}
                 found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
-                need(found == shapes, "client_state")
+                check_fits(found == shapes, "client_state")
         self._grid.engine.client_state.load_state_dict(state)
 
 
@@ -158,9 +160,9 @@ def _all_arrays(state: Mapping[str, Any]) -> bool:
 
 def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
     """Return a list of rows, or raise if they have other columns or values of another kind."""
-    need(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
+    check_fits(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
     allowed = (int, float) if kind is float else kind
     for row in value:
-        need(tuple(row) == tuple(columns), "rows")
-        need(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
+        check_fits(tuple(row) == tuple(columns), "rows")
+        check_fits(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
     return value  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The callback that writes checkpoints, and turns Ctrl-C into an orderly stop."""
+"""The callback that writes checkpoints and ends a run after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedsim.study.directory import RunDirectory, notice
 if TYPE_CHECKING:
     from fedsim.study.run_state import RunState
 
-#: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
-#: this share of the time.
+#: A checkpoint is written after a round if this many seconds have passed since the last one, and if writing takes at
+#: most this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
 
 
 class Checkpoints(Callback):
-    """Writes a run's state every few seconds. While it is open, the first Ctrl-C ends the run after the round.
+    """Writes a run's state every few seconds; within its context, the first Ctrl-C ends the run after the round.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Checkpoints(Callback):
         notice("stopping after this round; Ctrl-C again stops at once")
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Write a checkpoint if it is time, or if the run ends here; raise KeyboardInterrupt after Ctrl-C."""
+        """Write a checkpoint if it is due or Ctrl-C was pressed; then raise KeyboardInterrupt in the latter case."""
         self._folder.check()
         now = time.perf_counter()
         due = max(CHECKPOINT_SECONDS, self._saving / CHECKPOINT_SHARE)

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.servers.fedavg import FedAvg
-from fedsim.study.checkpoint import need
+from fedsim.study.checkpoint import check_fits
 
 
 def strategy_state_dict(strategy: Strategy) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
         if isinstance(inner, Strategy):
             load_strategy_state(inner, value)
             continue
-        need(not hasattr(type(strategy), name) or name in fresh, "server")
+        check_fits(not hasattr(type(strategy), name) or name in fresh, "server")
         known = fresh.get(name)
-        need(known is None or value is None or _kind(known) == _kind(value), "server")
+        check_fits(known is None or value is None or _kind(known) == _kind(value), "server")
         setattr(strategy, name, value)
 
 
