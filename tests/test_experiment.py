@@ -25,10 +25,10 @@ from fedsim.models.model import Array
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 from fedsim.study import config
+from fedsim.study.build import make_strategy
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.compare import variants
 from fedsim.study.result import Result, history_columns
-from fedsim.study.server import make_strategy
 
 
 class Unequal(CountedSplit):

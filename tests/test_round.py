@@ -103,7 +103,7 @@ def test_a_rejected_round_changes_nothing(capsys: pytest.CaptureFixture[str]) ->
         np.testing.assert_array_equal(seen[300 + client], seen[200 + client])
         assert seen[300 + client].any()
     assert (
-        "round 2 of Watching (seed 0) had 2 updates, fewer than min_clients = 3: the model stays as it was"
+        "round 2 of Watching (seed 0) had 2 updates, fewer than min_clients = 3: the model is unchanged"
         in capsys.readouterr().err
     )
 

@@ -1,4 +1,4 @@
-"""Runs an experiment: Flower's loop over the rounds, and what happens after each."""
+"""Runs an experiment: Flower's loop over the rounds, and the evaluation after each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsim.checks import to_builtin
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, choose
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
@@ -34,7 +35,7 @@ from fedsim.text import describe
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
 
-#: What code raises when it is given a state of other types or shapes than it left.
+#: Exceptions that a state of wrong types or shapes causes.
 UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -47,7 +48,7 @@ def run(
     directory: str | os.PathLike[str] | None,
     engine: str | Callable[..., Engine],
 ) -> Result:
-    """Run an experiment, as `Experiment.run` says."""
+    """Run an experiment; parameters as for `Experiment.run`."""
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks has {callback!r}; allowed: objects of classes that extend Callback")
@@ -91,7 +92,7 @@ class _Run:
             if state.centralised:
                 stack.enter_context(state.centralised.engine)
             stack.enter_context(strategies.freeze_gc())  # once all is imported and compiled
-            stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are found by looking at them
+            stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are checked for
             if isinstance(state.strategy, FedAvg):
                 state.strategy.check_clients(len(self.grid.get_node_ids()))
                 state.strategy.streams = True  # nobody else reads its replies
@@ -108,24 +109,22 @@ class _Run:
         return self._result()
 
     def _restore(self, folder: RunDirectory) -> None:
-        """Take up the directory's checkpoint, if there is one."""
+        """Load the directory's checkpoint, if there is one."""
         saved = folder.load()
         if saved is None:
             return
-        fresh = self.state.fresh()
+        initial = self.state.initial_arrays()
         try:
-            self.state.load_state_dict(saved, fresh)
-        except FedsimError as error:
-            if isinstance(error, ConfigError):
-                raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from None
-            raise
+            self.state.load_state_dict(saved, initial)
+        except ConfigError as error:
+            raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from None
         except UNFIT as error:
             raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from error
         self.stop_reason = str(saved["stop_reason"])
-        notice(f"going on after round {len(self.state.rows) - 1}, which {folder.checkpoint} holds")
+        notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")
 
     def _run_rounds(self, done: int) -> None:
-        """Run the rounds that are left in Flower's loop."""
+        """Run the remaining rounds in Flower's loop."""
         state = self.state
         name = type(state.strategy).__name__
         try:
@@ -144,11 +143,11 @@ class _Run:
                 raise FedsimError(f"Flower's {name} gave up: {describe(error)}") from error
             if isinstance(error, FedsimError) or not self.folder or not done or len(state.rows) > done + 1:
                 raise
-            # The first round after a resumption fails: what was resumed is not what the strategies left.
+            # If the first round after resuming fails, the checkpoint is not what the strategies have saved.
             raise unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate the global model, add the round's rows and call the callbacks; called before round 1 too."""
+        """Evaluate the global model, add the round's rows and call the callbacks; also called before round 1."""
         state = self.state
         if server_round < len(state.rows):
             return None  # the last round before an interruption
@@ -178,8 +177,7 @@ class _Run:
             statistics.bytes_down,
             now - self._round_started,
         )
-        plain = (value.item() if isinstance(value, np.generic) else value for value in values)
-        row = dict(zip(history_columns(state.score), plain, strict=True))
+        row = dict(zip(history_columns(state.score), to_builtin(values), strict=True))
         state.rows.append(row)
         for part in evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
@@ -216,35 +214,35 @@ class RejectedRounds(Callback):
     """Prints a notice at the first rejected round, and the number of rejected rounds at the end."""
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
-        """Count from here."""
+        """Reset the counter."""
         self._name = f"{experiment.client} (seed {experiment.seed})"
         self._rounds, self._rejected = experiment.rounds, 0
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Say it once."""
+        """Print a notice for the first rejected round."""
         if finished.rejected is not None:
             updates, least = finished.rejected
             if not self._rejected:
                 notice(
                     f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
-                    "the model stays as it was; failures.csv or Result.failures says why"
+                    "the model is unchanged; failures.csv or Result.failures has the reasons"
                 )
             self._rejected += 1
 
     def run_finished(self, result: Result) -> None:
-        """Say how many rounds changed nothing."""
+        """Print how many rounds were rejected."""
         if self._rejected > 1:
             notice(f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing")
 
 
 def _raised_by_flower(error: BaseException) -> bool:
-    """Whether the code that raised an error is Flower's own."""
+    """Return whether Flower's own code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
 
 
 def _largest(statistics: RoundStatistics) -> str:
-    """Name the client whose update was the largest of a round."""
+    """Describe the largest update of a round."""
     if not statistics.clients:
         return ""
     client, length = statistics.largest_update
