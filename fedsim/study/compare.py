@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data, objects
@@ -142,7 +142,7 @@ def compare(
     first, *others = axes or ["training"]
     chosen += [({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](base)) for name in baselines]
     runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in chosen]
-    loaded: dict[tuple[str, str], data.Dataset] = {}
+    load = cache(data.load)
     total = sum(e.rounds for _, experiments in runs for e in experiments)
     found: list[Variant] = []
     with ExitStack() as stack:
@@ -153,14 +153,13 @@ def compare(
         for labels, experiments in runs:
             found.append(Variant(labels, ()))
             for experiment in experiments:
-                ready = experiment
-                if isinstance(experiment.dataset, str):  # load each dataset once
-                    key = (experiment.dataset, str(experiment.data_dir))
-                    if key not in loaded:
-                        loaded[key] = experiment.load_data()
-                    ready = replace(experiment, dataset=loaded[key])
                 bar.describe(", ".join([*labels.values(), f"seed {experiment.seed}"]))
-                result = ready.run(workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine)
+                dataset = experiment.dataset
+                if isinstance(dataset, str):
+                    dataset = load(dataset, experiment.data_dir)  # type: ignore[arg-type]  # mypy: PathLike is hashable
+                result = replace(experiment, dataset=dataset).run(
+                    workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine
+                )
                 if found[0].results and result.score != found[0].results[0].score:
                     raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
                 found[-1] = replace(found[-1], results=(*found[-1].results, replace(result, experiment=experiment)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import clients, splits, updates
-from fedsim.checks import shorten, suggest, to_builtin
+from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.objects import (
@@ -35,16 +35,6 @@ from fedsim.objects import (
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
-
-
-def _servers() -> dict[str, Any]:
-    import flwr.serverapp.strategy as stock
-
-    from fedsim import servers
-
-    found = {name: getattr(stock, name) for name in stock.__all__}
-    usable = {n: c for n, c in found.items() if issubclass(c, stock.Strategy) and c is not stock.Strategy}
-    return usable | {name: getattr(servers, name) for name in servers.__all__}
 
 
 def _base_class(field: str) -> type:
@@ -64,7 +54,11 @@ def _base_class(field: str) -> type:
 def _namespace(field: str) -> dict[str, Any]:
     """Return the classes that the text of a field may name without a module."""
     if field == "server":
-        return _servers()
+        from flwr.serverapp import strategy as stock
+
+        from fedsim import servers
+
+        return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
     if field == "early_stopping":
         return {"EarlyStopping": EarlyStopping}
     return classes_of({"split": splits, "client": clients, "transforms": updates}[field], _base_class(field))
@@ -203,14 +197,12 @@ def to_toml(experiment: Experiment) -> str:
             continue
         if setting.name == "server":
             made = value if isinstance(value, partial) else partial(value)
-            value = format_call(class_name(made.func, _servers()), [], made.keywords)
+            value = format_call(class_name(made.func, _namespace("server")), [], made.keywords)
         elif setting.name in ("split", "client", "early_stopping"):
             value = to_text(value, _namespace(setting.name))
         elif setting.name == "transforms":
             value = [to_text(transform, _namespace("transforms")) for transform in value]
-        elif isinstance(value, tuple):
-            value = list(value)
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
-        settings[setting.name] = to_builtin(value)
+        settings[setting.name] = value
     return tomli_w.dumps(settings)

@@ -64,11 +64,9 @@ class ResultsDirectory:
         self._identity = (0, 0)
 
     def __enter__(self) -> Self:
-        from filelock import Timeout
-
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
+        except TimeoutError:
             raise ConfigError(
                 f"another run is writing into {str(self.path)!r}; give this one a directory of its own"
             ) from None

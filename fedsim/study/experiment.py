@@ -142,7 +142,8 @@ class Experiment:
         for width in self.hidden:
             check_integer("hidden", width, 1)
         MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
-        self._check_model()
+        if self.model is not None:
+            self._check_model()
         if self.server is not None:
             from fedsim.servers.options import with_options  # servers import Flower
 
@@ -237,8 +238,6 @@ class Experiment:
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
     def _check_model(self) -> None:
-        if self.model is None:
-            return
         if not callable(self.model):
             raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
         for replaced in ("hidden", "activation", "loss", "dtype"):

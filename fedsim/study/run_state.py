@@ -115,7 +115,7 @@ class RunState:
         check_fits(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
         self.weights = records.to_flat(self.model, self.arrays)
-        self.rows = _rows(saved["history"], history_columns(self.score), float)
+        self.rows = _rows(saved["history"], history_columns(self.score), (int, float))
         check_fits(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
         check_fits([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
         self.client_rows = _rows(saved["clients"], (*CLIENTS, self.score), np.ndarray)
@@ -162,8 +162,7 @@ def _all_arrays(state: Mapping[str, Any]) -> bool:
 def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
     """Return a list of rows; raise if they have other columns or values of another type."""
     check_fits(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
-    allowed = (int, float) if kind is float else kind
     for row in value:
         check_fits(tuple(row) == tuple(columns), "rows")
-        check_fits(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
+        check_fits(all(isinstance(v, kind) and not isinstance(v, bool) for v in row.values()), "rows")
     return value  # type: ignore[no-any-return]

@@ -185,16 +185,14 @@ class _Run:
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
         for client, reason in sorted(statistics.failed.items()):
             state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
-        self._call_back(FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights))
-        return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
-
-    def _call_back(self, finished: FinishedRound) -> None:
+        finished = FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights)
         for callback in self.callbacks:
             callback.round_finished(finished)
-        self._round_started = time.perf_counter()
         if finished.stop_reason:
             self.stop_reason = finished.stop_reason
             raise _EndOfRunError
+        self._round_started = time.perf_counter()
+        return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
 
     def _weights(self) -> dict[str, Any]:
         return {name: values.copy() for name, values in named_arrays(self.state.model, self.state.weights).items()}
