@@ -140,7 +140,7 @@ def test_values_from_text_are_plain() -> None:
     for values, said in [
         (large, "it has an integer of 129 bits; allowed: at most 128"),
         (broken, r"it has the text '\ud800'; allowed: valid Unicode"),
-        (others, "; allowed: numbers, text, truth values, and lists of them"),
+        (others, "; allowed: numbers, text, booleans, and lists of these"),
     ]:
         for value in values:
             assert refusal(functools.partial(toml.check_plain, "it", value)).endswith(said)
