@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -20,6 +21,13 @@ def one_line(error: BaseException) -> str:
         return printable(str(error))
     except Exception:
         return ""
+
+
+def print_notice(sentence: str) -> None:
+    """Print a notice on standard error, above progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(f"fedsim: {sentence}", file=sys.stderr)
 
 
 _PACKAGE = str(Path(__file__).parent) + os.sep

@@ -133,9 +133,11 @@ def load(path: Path) -> Any:
         with path.open("rb") as file:
             return _read(file)
     except OSError as error:
-        raise unusable(path, f"cannot be read: {error.strerror or error}") from None
+        raise checkpoint_error(path, f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever damaged or hostile bytes cause, also MemoryError and RecursionError
-        raise unusable(path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise checkpoint_error(
+            path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None
 
 
 def _is_intact(file: IO[bytes]) -> bool:
@@ -165,7 +167,7 @@ def _read(file: IO[bytes]) -> Any:
     return unpack(tree["value"], arrays)
 
 
-def unusable(path: Path, why: str) -> ConfigError:
+def checkpoint_error(path: Path, why: str) -> ConfigError:
     """Return the error for a checkpoint that cannot be used, which says what to do."""
     return ConfigError(
         f"the checkpoint {str(path)!r} {why}; restore an intact copy, or delete it to start the run from its beginning"

@@ -15,10 +15,11 @@ from fedsim import data, objects
 from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
-from fedsim.study.directory import ResultsDirectory, notice
+from fedsim.study.directory import ResultsDirectory
 from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
 from fedsim.study.study import Study, Variant
+from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
@@ -216,9 +217,9 @@ class _StudyDirectory(ResultsDirectory):
             if not failed:
                 raise
         if failed and self._written:
-            notice(
+            print_notice(
                 f"the study did not end; {', '.join(TABLES)} in {self.path} hold "
                 f"{self._written} of its {self._total} runs"
             )
         elif failed and not self._finished:
-            notice(f"the study ended before its first run had finished; nothing was written to {self.path}")
+            print_notice(f"the study ended before its first run had finished; nothing was written to {self.path}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from fedsim.errors import ConfigError
 from fedsim.files import (
@@ -29,6 +27,7 @@ from fedsim.files import (
     write_whole,
 )
 from fedsim.study import checkpoint
+from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
@@ -88,7 +87,7 @@ class ResultsDirectory:
     def keep_earlier(self) -> None:
         """Move earlier results to a numbered folder beside the directory, with a notice."""
         if kept := keep_earlier(self.path, self._names):
-            notice(f"kept the earlier results in {kept}")
+            print_notice(f"kept the earlier results in {kept}")
 
     def _lock_identity(self) -> tuple[int, int]:
         status = (self.path / LOCK).stat()
@@ -135,7 +134,7 @@ class RunDirectory(ResultsDirectory):
         if self.checkpoint.exists():
             saved = checkpoint.load(self.checkpoint)
             if not isinstance(saved, dict) or not isinstance(saved.get("experiment"), str):
-                raise checkpoint.unusable(self.checkpoint, "is not that of a run")
+                raise checkpoint.checkpoint_error(self.checkpoint, "is not that of a run")
             if "history" in saved:
                 if saved["experiment"] != self._fingerprint:
                     raise ConfigError(
@@ -178,11 +177,6 @@ class RunDirectory(ResultsDirectory):
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
         self.checkpoint.unlink()
         sync_directory(self.path)
-
-
-def notice(sentence: str) -> None:
-    """Print a notice on standard error, above progress bars."""
-    tqdm.write(f"fedsim: {sentence}", file=sys.stderr)
 
 
 def fingerprint(experiment: Experiment) -> str:

@@ -25,18 +25,18 @@ from fedsim.servers import FedAvg
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
-from fedsim.study.checkpoint import unusable
-from fedsim.study.directory import RunDirectory, notice
+from fedsim.study.checkpoint import checkpoint_error
+from fedsim.study.directory import RunDirectory
 from fedsim.study.result import Result, history_columns
 from fedsim.study.run_state import CLIENTS, FAILURES, RunState
 from fedsim.study.saving import Checkpoints
-from fedsim.text import describe
+from fedsim.text import describe, print_notice
 
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
 
 #: Exceptions that a state of wrong types or shapes causes.
-UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+STATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def run(
@@ -117,11 +117,11 @@ class _Run:
         try:
             self.state.load_state_dict(saved, initial)
         except ConfigError as error:
-            raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from None
-        except UNFIT as error:
-            raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from error
+            raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from None
+        except STATE_ERRORS as error:
+            raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from error
         self.stop_reason = str(saved["stop_reason"])
-        notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")
+        print_notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")
 
     def _run_rounds(self, done: int) -> None:
         """Run the remaining rounds in Flower's loop."""
@@ -138,13 +138,13 @@ class _Run:
             pass
         except internals.AppExitException as error:
             raise FedsimError(f"Flower's {name} gave up: {error}") from error
-        except UNFIT as error:
+        except STATE_ERRORS as error:
             if _raised_by_flower(error):
                 raise FedsimError(f"Flower's {name} gave up: {describe(error)}") from error
             if isinstance(error, FedsimError) or not self.folder or not done or len(state.rows) > done + 1:
                 raise
             # If the first round after resuming fails, the checkpoint is not what the strategies have saved.
-            raise unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
+            raise checkpoint_error(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate the global model, add the round's rows and call the callbacks; also called before round 1."""
@@ -157,7 +157,7 @@ class _Run:
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
             self.grid.checks.limit_loss(loss)
@@ -221,7 +221,7 @@ class RejectedRounds(Callback):
         if finished.rejected is not None:
             updates, least = finished.rejected
             if not self._rejected:
-                notice(
+                print_notice(
                     f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
                     "the model is unchanged; failures.csv or Result.failures has the reasons"
                 )
@@ -230,7 +230,9 @@ class RejectedRounds(Callback):
     def run_finished(self, result: Result) -> None:
         """Print how many rounds were rejected."""
         if self._rejected > 1:
-            notice(f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing")
+            print_notice(
+                f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing"
+            )
 
 
 def _raised_by_flower(error: BaseException) -> bool:
@@ -239,7 +241,7 @@ def _raised_by_flower(error: BaseException) -> bool:
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
 
 
-def _largest(statistics: RoundStatistics) -> str:
+def _describe_largest(statistics: RoundStatistics) -> str:
     """Describe the largest update of a round."""
     if not statistics.clients:
         return ""

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from fedsim.study.callbacks import Callback, FinishedRound
-from fedsim.study.directory import RunDirectory, notice
+from fedsim.study.directory import RunDirectory
+from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.study.run_state import RunState
@@ -46,7 +47,7 @@ class Checkpoints(Callback):
     def _interrupt(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, self._before)
         self._interrupted.set()
-        notice("stopping after this round; Ctrl-C again stops at once")
+        print_notice("stopping after this round; Ctrl-C again stops at once")
 
     def round_finished(self, finished: FinishedRound) -> None:
         """Write a checkpoint if it is due or Ctrl-C was pressed; then raise KeyboardInterrupt in the latter case."""
