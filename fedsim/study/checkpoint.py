@@ -135,9 +135,8 @@ def load(path: Path) -> Any:
     except OSError as error:
         raise checkpoint_error(path, f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever damaged or hostile bytes cause, also MemoryError and RecursionError
-        raise checkpoint_error(
-            path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise checkpoint_error(path, f"cannot be read: {reason}") from None
 
 
 def _is_intact(file: IO[bytes]) -> bool:

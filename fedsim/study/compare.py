@@ -53,12 +53,11 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
         shown = [replace(base, server=v).server for v in values] if axis == "server" else values
         shorts = [_short(v) for v in shown]
         labels[axis] = shorts if len(set(shorts)) == len(shorts) else [objects.short_repr(v) for v in shown]
-    combinations = []
-    for chosen in itertools.product(*(range(len(v)) for v in axes.values())):
-        pairs = list(zip(axes, chosen, strict=True))
-        experiment = replace(base, **{axis: axes[axis][k] for axis, k in pairs})
-        combinations.append(({axis: labels[axis][k] for axis, k in pairs}, experiment))
-    return combinations
+    combinations = zip(itertools.product(*labels.values()), itertools.product(*axes.values()), strict=True)
+    return [
+        (dict(zip(axes, names, strict=True)), replace(base, **dict(zip(axes, values, strict=True))))
+        for names, values in combinations
+    ]
 
 
 def _short(value: Any) -> str:
