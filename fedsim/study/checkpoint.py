@@ -91,7 +91,7 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         from fedsim.flower import records
 
         found = unpack(content, arrays)
-        if not isinstance(found, dict) or not all(isinstance(array, np.ndarray) for array in found.values()):
+        if not is_dict_of_arrays(found):
             raise ValueError("a record that holds something other than arrays")
         return records.record(found)
     if kind == "dict":
@@ -102,6 +102,11 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         raise ValueError(f"unknown kind {kind!r}")
     values = [unpack(v, arrays) for v in content]
     return tuple(values) if kind == "tuple" else values
+
+
+def is_dict_of_arrays(value: Any) -> bool:
+    """Return whether an unpacked value is a dict whose values are arrays."""
+    return isinstance(value, dict) and all(isinstance(array, np.ndarray) for array in value.values())
 
 
 def save(path: Path, value: Any) -> None:

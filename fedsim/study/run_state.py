@@ -19,7 +19,7 @@ from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
-from fedsim.study.checkpoint import check_fits, pack
+from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
 from fedsim.study.experiment import Experiment
 from fedsim.study.result import history_columns
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
@@ -125,14 +125,14 @@ class RunState:
         check_fits(all(type(row["reason"]) is str for row in self.failures), "failures")
         self._load_client_state(saved["client_state"], initial["client_state"])
         hooks = saved["server_hooks"]
-        check_fits(hooks is None or (isinstance(hooks, dict) and _all_arrays(hooks)), "server_hooks")
+        check_fits(hooks is None or is_dict_of_arrays(hooks), "server_hooks")
         for name, values in initial["server_hooks"].items() if hooks is not None else ():
             check_fits((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
         self.server_hooks.state = hooks
         if self.centralised:
-            central = saved["centralised"]
-            check_fits(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
-            check_fits(central.dtype == self.weights.dtype, "centralised")
+            central, like = saved["centralised"], self.weights
+            check_fits(isinstance(central, np.ndarray), "centralised")
+            check_fits((central.shape, central.dtype) == (like.shape, like.dtype), "centralised")
             self.centralised.weights = central
         load_strategy_state(self.strategy, saved["server"])
         random.setstate(saved["sampling"])
@@ -141,7 +141,7 @@ class RunState:
     def _load_client_state(self, state: Any, initial: Mapping[str, Array]) -> None:
         """Load client state after comparing its shapes with those of a new client."""
         if state is not None:
-            check_fits(isinstance(state, dict) and _all_arrays(state), "client_state")
+            check_fits(is_dict_of_arrays(state), "client_state")
             clients = state["clients"]
             check_fits(
                 clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state"
@@ -153,10 +153,6 @@ class RunState:
                 found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
                 check_fits(found == shapes, "client_state")
         self._grid.engine.client_state.load_state_dict(state)
-
-
-def _all_arrays(state: Mapping[str, Any]) -> bool:
-    return all(isinstance(values, np.ndarray) for values in state.values())
 
 
 def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
