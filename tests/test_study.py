@@ -201,7 +201,7 @@ def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:
     assert (tmp_path / "local.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="no client evaluated on its own examples; set fraction_evaluate"):
         compare(replace(BASE, fraction_evaluate=0.0)).plot(tmp_path / "x.png", "local")
-    with pytest.raises(ConfigError, match="whose is 'loss'; allowed: test, local"):
+    with pytest.raises(ConfigError, match="evaluation is 'loss'; allowed: test, local"):
         study.plot(tmp_path / "x.png", "loss")
 
 

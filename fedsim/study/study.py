@@ -182,26 +182,26 @@ class Study:
         if not self.evaluated:
             raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
 
-    def plot(self, path: str | os.PathLike[str], whose: str = "test") -> None:
+    def plot(self, path: str | os.PathLike[str], evaluation: str = "test") -> None:
         """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
 
         Parameters
         ----------
         path : path
-        whose : {"test", "local"}
+        evaluation : {"test", "local"}
             Accuracy of the global model on the test set, or of the clients' models on their own examples.
 
         Raises
         ------
         ConfigError
-            `whose` is another word, or it is ``"local"`` and no client evaluated.
+            `evaluation` is another word, or it is ``"local"`` and no client evaluated.
         """
         from fedsim.report.plots import SCORES, plot_accuracy
 
-        check_choice("whose", whose, SCORES)
-        if whose == "local":
+        check_choice("evaluation", evaluation, SCORES)
+        if evaluation == "local":
             self._check_evaluated()
-        plot_accuracy(self._histories, path, self._about, self.score, whose)
+        plot_accuracy(self._histories, path, self._about, self.score, evaluation)
 
     def plot_drift(self, path: str | os.PathLike[str]) -> None:
         """Draw client drift by round: drift, cosine, diversity, and weight divergence if it was measured."""
