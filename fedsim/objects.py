@@ -171,7 +171,7 @@ def constructor_errors(field: str, name: str) -> Iterator[None]:
     except FedsimError:
         raise
     except Exception as error:
-        raise ConfigError(f"{field}: {name} refuses its arguments: {describe(error)}") from error
+        raise ConfigError(f"{field}: {name} failed with {describe(error)}") from error
 
 
 def to_text(value: Any, names: Mapping[str, Any]) -> str:

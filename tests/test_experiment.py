@@ -196,7 +196,7 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             raise AggregationError("too few honest clients")
 
-    with pytest.raises(FedsimError, match=r"Flower's Quits gave up: .*too few honest clients"):
+    with pytest.raises(FedsimError, match=r"Flower's Quits failed: .*too few honest clients"):
         Experiment(split=IID(4), server=Quits, rounds=1).run()
 
 

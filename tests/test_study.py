@@ -257,7 +257,7 @@ def test_a_study_that_ends_early_writes_what_is_finished(
             compare(BASE, seeds=3, directory=out, callbacks=[OnRound(on_round)], client=[SGD(lr=0.1), SGD(lr=0.2)])
         assert not (out / ".rounds.csv.abcdefgh").exists()
         said = capsys.readouterr().err
-        assert ("2 of its 6 runs" in said) == (last == 3)
+        assert ("2 of 6 runs" in said) == (last == 3)
         if last == 1:
             assert (out / "summary.csv").read_text() == "earlier"
     assert (tmp_path / "out.1" / "summary.csv").read_text() == "earlier"

@@ -106,7 +106,7 @@ def _raise(error: BaseException) -> None:
 
 
 def test_what_a_constructor_raises_becomes_one_sentence() -> None:
-    said = r"^it: X refuses its arguments: KeyError: 'gone' \(test_text.py, line \d+\)$"
+    said = r"^it: X failed with KeyError: 'gone' \(test_text.py, line \d+\)$"
     with pytest.raises(ConfigError, match=said), objects.constructor_errors("it", "X"):
         _raise(KeyError("gone"))
     with pytest.raises(DataError, match=r"^as it is$"), objects.constructor_errors("it", "X"):

@@ -62,7 +62,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
         if all(isinstance(key, str) for key in value):
             return {"dict": {k: pack(v, arrays, f"{where}[{k!r}]") for k, v in value.items()}}
         return {"items": [[k, pack(v, arrays, f"{where}[{k!r}]")] for k, v in value.items()]}
-    what = "dict with keys that are no numbers or text" if kind is dict else kind.__name__
+    what = "dict with keys that are not numbers or text" if kind is dict else kind.__name__
     raise ConfigError(
         f"{where} is a {what}, which a checkpoint cannot hold; "
         "allowed: numbers, text, arrays, and lists and dicts of them"

@@ -217,8 +217,8 @@ class _StudyDirectory(ResultsDirectory):
                 raise
         if failed and self._written:
             print_notice(
-                f"the study did not end; {', '.join(TABLES)} in {self.path} hold "
-                f"{self._written} of its {self._total} runs"
+                f"the study ended early; {', '.join(TABLES)} in {self.path} have the results of "
+                f"{self._written} of {self._total} runs"
             )
         elif failed and not self._finished:
             print_notice(f"the study ended before its first run had finished; nothing was written to {self.path}")

@@ -66,9 +66,7 @@ class ResultsDirectory:
         try:
             self._lock.acquire(timeout=0)
         except TimeoutError:
-            raise ConfigError(
-                f"another run is writing into {str(self.path)!r}; give this one a directory of its own"
-            ) from None
+            raise ConfigError(f"another run is writing into {str(self.path)!r}; choose another directory") from None
         try:
             self._identity = self._lock_identity()
             remove_temporary(self.path, self._names)

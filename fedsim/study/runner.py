@@ -95,7 +95,7 @@ class _Run:
             stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are checked for
             if isinstance(state.strategy, FedAvg):
                 state.strategy.check_clients(len(self.grid.get_node_ids()))
-                state.strategy.streams = True  # nobody else reads its replies
+                state.strategy.streams = True  # no other code reads its replies
             if self.folder:
                 state.check_can_be_saved()
                 self._restore(self.folder)
@@ -137,10 +137,10 @@ class _Run:
         except _EndOfRunError:
             pass
         except internals.AppExitException as error:
-            raise FedsimError(f"Flower's {name} gave up: {error}") from error
+            raise FedsimError(f"Flower's {name} failed: {error}") from error
         except STATE_ERRORS as error:
             if _raised_by_flower(error):
-                raise FedsimError(f"Flower's {name} gave up: {describe(error)}") from error
+                raise FedsimError(f"Flower's {name} failed: {describe(error)}") from error
             if isinstance(error, FedsimError) or not self.folder or not done or len(state.rows) > done + 1:
                 raise
             # If the first round after resuming fails, the checkpoint is not what the strategies have saved.
