@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from fedsim.checks import shorten, suggest, to_builtin
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.text import describe
 from fedsim.toml import check_plain
+
+#: Held while Python parses: neither `ast.parse` (cpython issue 106905) nor `catch_warnings` is safe in several threads.
+_PARSING = threading.Lock()
 
 #: Returns the class that ``module:Class`` names.
 LoadClass = Callable[[str], type]
@@ -112,7 +116,7 @@ def parse_call(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, li
     head, bracket, rest = text.strip().partition("(")
     form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
     try:
-        with warnings.catch_warnings():
+        with _PARSING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as that of an invalid escape "\d"
             node = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):

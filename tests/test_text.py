@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -239,3 +241,37 @@ def test_whose_code_an_exception_comes_from() -> None:
         (lambda: by_fedsim(asks_fedsim), False),
     ]:
         assert text.raised_by_user_class(caught(call)) is users
+
+
+@pytest.mark.slow
+def test_texts_are_parsed_in_several_threads() -> None:
+    """Garbage collection during `ast.parse` can switch threads, which Python's parser does not expect."""
+    script = """
+import gc, sys, threading, time
+from fedsim.objects import parse_call
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        sum(range(50))
+
+def parse():
+    while time.monotonic() < end and not errors:
+        cycles = [Cycle() for _ in range(3)]
+        try:
+            parse_call("split", "IID(3, sizes=[1, 2, 3, (4, 5, {'a': [1, 2, 3]})])", {})
+        except SystemError as error:
+            errors.append(error)
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(60, 5, 5)
+errors, end = [], time.monotonic() + 8
+threads = [threading.Thread(target=parse) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not errors, errors
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
