@@ -68,7 +68,9 @@ def conclusion(study: Study) -> str:
     worst = accuracy.idxmin()
     lost = 100 * (accuracy["IID"] - accuracy[worst])
     if lost <= 0:
-        return "No split is worse than IID: the splits are too similar, or the training is too short, to differ."
+        return (
+            "No split is worse than IID: the splits are too similar or the training is too short to show a difference."
+        )
     significant = lost > 100 * (summary.loc["IID", "final_accuracy_ci95"] + summary.loc[worst, "final_accuracy_ci95"])
     ending = "" if significant else " (within the confidence intervals; use more seeds or rounds)"
     return (
