@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
+from types import UnionType
 from typing import Any
 
 from fedsim.errors import ConfigError
@@ -40,6 +41,12 @@ def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     words = list(allowed)
     if not isinstance(value, str) or value not in words:
         raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words)}{suggest(value, words)}")
+
+
+def check_instance(field: str, value: Any, kinds: type | UnionType, allowed: str) -> None:
+    """Raise ConfigError, which says what is allowed, unless `value` is an instance of `kinds`."""
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {allowed}")
 
 
 def to_builtin(value: Any) -> Any:

@@ -13,6 +13,7 @@ from fedsim.checks import (
     LARGEST,
     check_choice,
     check_flag,
+    check_instance,
     check_integer,
     check_path,
     check_real,
@@ -127,18 +128,15 @@ class Experiment:
         convert_fields(self)
         if isinstance(self.dataset, str):
             data.check(self.dataset)
-        elif not isinstance(self.dataset, data.Dataset):
-            raise ConfigError(f"dataset is {shorten(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
+        check_instance("dataset", self.dataset, str | data.Dataset, "a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
-        for name, kind in (("split", Split), ("client", ClientStrategy)):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} is {shorten(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
+        check_instance("split", self.split, Split, "a fedsim Split object")
+        check_instance("client", self.client, ClientStrategy, "a fedsim ClientStrategy object")
         check_signatures(self.client)
-        object.__setattr__(self, "hidden", to_builtin_sequence(self.hidden))
-        if not isinstance(self.hidden, tuple | list):
-            raise ConfigError(f"hidden is {shorten(self.hidden)}; allowed: a list of layer widths")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        hidden = to_builtin_sequence(self.hidden)
+        check_instance("hidden", hidden, tuple | list, "a list of layer widths")
+        object.__setattr__(self, "hidden", tuple(hidden))
         for width in self.hidden:
             check_integer("hidden", width, 1)
         MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
@@ -156,18 +154,14 @@ class Experiment:
         check_choice("on_failure", self.on_failure, ("raise", "exclude"))
         check_choice("kernel", self.kernel, kernels.KERNELS)
         check_integer("min_clients", self.min_clients, 1)
-        if not isinstance(self.transforms, tuple | list):
-            raise ConfigError(
-                f"transforms is {shorten(self.transforms)}; allowed: a list of transforms, such as [TopK(0.1)]"
-            )
+        check_instance("transforms", self.transforms, tuple | list, "a list of transforms, such as [TopK(0.1)]")
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
             if not isinstance(transform, UpdateTransform):
                 raise ConfigError(f"transforms has {shorten(transform)}; allowed: transforms, such as TopK(0.1)")
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
-        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
-            raise ConfigError(f"early_stopping is {shorten(self.early_stopping)}; allowed: an EarlyStopping object")
+        check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""
