@@ -1,6 +1,6 @@
-"""Client strategies of your own, from a changed step to server hooks; docs/extend.md explains them one by one.
+"""Examples of client strategies, from five lines to server hooks; docs/extend.md explains them one by one.
 
-Arrays have a row per client; fedsim handles batches, shuffling, messages, threads, aggregation and checkpoints.
+Arrays have a row per client. fedsim does the batches, messages, threads, aggregation and checkpoints.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from fedsim.testing import check_client_strategy
 
 
 class MyFedProx(SGD):
-    """A changed step: SGD that is pulled towards the global weights."""
+    """A changed step: SGD with a proximal term, which pulls towards the weights that the server sent."""
 
     mu: float = 0.1
 
@@ -25,7 +25,7 @@ class MyFedProx(SGD):
 
 
 class FastFedProx(SGD):
-    """The same term as data, which every kernel can use."""
+    """The same strategy, declared as data for every kernel."""
 
     mu: float = 0.1
 
@@ -34,7 +34,7 @@ class FastFedProx(SGD):
 
 
 class LabelSmoothing(SGD):
-    """A changed loss: targets are mixed with the uniform distribution over labels."""
+    """A changed loss: label smoothing."""
 
     smoothing: float = 0.1
 
@@ -50,7 +50,7 @@ class LabelSmoothing(SGD):
 
 
 class LastingMomentum(SGD):
-    """Client state: momentum that is stored from one round of a client to its next."""
+    """Client state: momentum that lasts from one round of a client to its next."""
 
     beta: float = 0.5
 
@@ -63,30 +63,30 @@ class LastingMomentum(SGD):
 
 
 class GlobalDirection(SGD):
-    """Uploads and server hooks: steps include the mean direction of the last round."""
+    """Uploads and server hooks: steps are partly along the clients' mean direction in the previous round."""
 
     share: float = 0.3
-    broadcast = ("moved",)
+    broadcast = ("direction",)
 
     def server_state(self, weights: Array, server_hooks: object) -> dict[str, Array]:
-        return {"moved": np.zeros_like(weights)}
+        return {"direction": np.zeros_like(weights)}
 
     def affine(self, ctx: Context) -> Affine:
-        return Affine(correction=-self.share * ctx.down["moved"])
+        return Affine(correction=-self.share * ctx.down["direction"])
 
     def train(self, ctx: Context) -> Array:
         weights = ctx.fit()
-        path = (ctx.lr * ctx.steps)[:, None].astype(weights.dtype)
-        ctx.up["moved"] = (weights - ctx.global_weights) / path
+        scale = (ctx.lr * ctx.steps)[:, None].astype(weights.dtype)
+        ctx.up["direction"] = (weights - ctx.global_weights) / scale
         return weights
 
     def server_step(self, ctx: ServerContext) -> Array:
-        ctx.state["moved"] = ctx.mean["moved"]
+        ctx.state["direction"] = ctx.mean["direction"]
         return ctx.mean["weights"]
 
 
 class OwnHead(SGD):
-    """Private parameters and local evaluation: the last layer is private, and is fine-tuned for evaluation."""
+    """Private parameters and local evaluation: a client's own last layer, fine-tuned before the client predicts."""
 
     def private_groups(self, model: Model) -> tuple[Group, ...]:
         return model.groups[-1:]
@@ -96,7 +96,7 @@ class OwnHead(SGD):
 
 
 class SlowStarter(SGD):
-    """Hyperparameters per client: a smaller learning rate for clients with few examples, and at most 20 steps."""
+    """Hyperparameters per client: a smaller learning rate for few examples, and at most 20 steps."""
 
     def learning_rate(self, ctx: Context) -> Array:
         return self.lr * np.minimum(1, ctx.num_examples / 30)

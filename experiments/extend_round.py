@@ -1,4 +1,4 @@
-"""Extensions of a round: an update transform, an aggregator, a callback; the last section of docs/extend.md."""
+"""Extensions of a round: an update transform, an aggregator and a callback; see the end of docs/extend.md."""
 
 from dataclasses import dataclass, replace
 
@@ -18,17 +18,17 @@ from fedsim.updates.aggregators import Mean
 
 @dataclass(frozen=True)
 class Clip(UpdateTransform):
-    """An update transform: updates are scaled down to a maximum norm."""
+    """An update transform: scale updates down to a maximum norm."""
 
-    norm: float = 1.0
+    max_norm: float = 1.0
 
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
-        length = np.linalg.norm(values, axis=1, keepdims=True)
-        return values * np.minimum(1, self.norm / np.maximum(length, 1e-12)), {}
+        norm = np.linalg.norm(values, axis=1, keepdims=True)
+        return values * np.minimum(1, self.max_norm / np.maximum(norm, 1e-12)), {}
 
 
 class UniformMean(Mean):
-    """An aggregator: the mean in which all clients have the same weight."""
+    """An aggregator: the mean with equal weights for all clients."""
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         super().add(update, np.ones(len(weights)))
@@ -41,15 +41,15 @@ class UniformFedAvg(FedAvg):
         return UniformMean()
 
 
-class StopWhenApart(Callback):
-    """A callback: it ends the run when the client drift is too large."""
+class StopAtDrift(Callback):
+    """A callback: end the run when the client drift exceeds a limit."""
 
-    def __init__(self, most: float) -> None:
-        self.most = most
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
 
     def round_finished(self, finished: FinishedRound) -> None:
-        if finished.metrics["client_drift"] > self.most:
-            finished.stop(f"the client drift is above {self.most}")
+        if finished.metrics["client_drift"] > self.limit:
+            finished.stop(f"the client drift is above {self.limit}")
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         ("clipped", replace(base, transforms=(Clip(0.5),))),
         ("uniform", replace(base, server=UniformFedAvg())),
     ):
-        result = experiment.run(callbacks=[StopWhenApart(most=2.0)])
+        result = experiment.run(callbacks=[StopAtDrift(limit=2.0)])
         why = f", {result.stop_reason}" if result.stop_reason else ""
         print(f"{name}: test accuracy {result.final_accuracy:.3f} after {result.rounds} rounds{why}")
 

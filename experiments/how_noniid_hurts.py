@@ -1,9 +1,9 @@
-"""How much does non-IID data cost? Accuracy against the distance of clients' labels from the population's.
+"""How non-IID data reduces accuracy, by the distance of the clients' label distributions from the population's.
 
-Zhao et al. (2018, arXiv:1806.00582) found that FedAvg loses accuracy as the earth mover's distance grows between a
-client's label distribution and the population's. Here a share of the examples is divided at random and the rest by
-label, in ten steps from all to none: one point per step and seed, and the correlation. With no arguments:
-scikit-learn's digits, 10 clients, 5 seeds; the paper's own setting is `--dataset mnist --hidden 200 200`.
+Zhao et al. (2018, arXiv:1806.00582) found that FedAvg loses accuracy as the earth mover's distance between the clients'
+label distributions and the population's grows. Here a share of the examples, from all to none in ten steps, is divided
+at random and the rest by label. The plot has one point per step and seed. Without arguments: scikit-learn's digits, 10
+clients, 5 seeds; for a setting like the paper's use `--dataset mnist --hidden 200 200`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, metavar="E", default=1, help="local epochs")
     parser.add_argument("--batch-size", type=int, metavar="B", default=10, help="local batch size")
-    parser.add_argument("--lr", type=float, default=0.1, help="local step size")
+    parser.add_argument("--lr", type=float, default=0.1, help="local learning rate")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[32], help="hidden layers")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
@@ -62,7 +62,7 @@ def main() -> None:
 
     points = measure(study)
     print(points.groupby("iid_share", sort=False)[["emd", "accuracy", "loss"]].mean().round(3).to_string())
-    print(meaning(points))
+    print(conclusion(points))
     report_kept(keep_earlier(out, FILES))
     write_csv(out / "points.csv", points)
     draw(points, out / "accuracy_by_distance.png")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(study: Study) -> pd.DataFrame:
-    """Return a row per split and seed: mean distance, accuracy, and the loss against the same seed's IID run."""
+    """Return a row per split and seed: mean distance, accuracy, and accuracy loss from IID with the same seed."""
     rows = []
     shares = (1.0, *SHARES, 0.0)
     data = study.variants[0].results[0].experiment.load_data()
@@ -88,8 +88,8 @@ def measure(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def meaning(points: pd.DataFrame) -> str:
-    """Say what the points say."""
+def conclusion(points: pd.DataFrame) -> str:
+    """Return the result in one sentence."""
     linear, ranks = pearsonr(points["emd"], points["loss"]), spearmanr(points["emd"], points["loss"])
     trend = "grows" if linear.statistic > 0 and linear.pvalue < 0.05 else "does not clearly grow"
     return (
@@ -99,7 +99,7 @@ def meaning(points: pd.DataFrame) -> str:
 
 
 def draw(points: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against distance: a point per run, a line through the means."""
+    """Plot accuracy against distance: a point per run and a line through the means."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -112,7 +112,7 @@ def draw(points: pd.DataFrame, path: Path) -> None:
         axes.scatter(points["emd"], points["accuracy"], color=COLOURS[1], s=18, zorder=3, label="one run")
         axes.set_xlabel("earth mover's distance of clients' labels from the population's (mean over clients)")
         axes.set_ylabel("test accuracy of the global model")
-        axes.set_title(f"What non-IID data costs (correlation {correlation:.2f})", fontsize=11, pad=12)
+        axes.set_title(f"Accuracy with non-IID data (correlation {correlation:.2f})", fontsize=11, pad=12)
         axes.legend(frameon=False, loc="lower left")
         save(figure, path)
 

@@ -1,6 +1,6 @@
-"""IID against non-IID federated learning: the same network, the same data, divided four ways among the clients.
+"""IID against non-IID federated learning: the same network on the same data, with four splits.
 
-With no arguments: scikit-learn's digits, 50 clients, five seeds; a table, two pictures and three CSV files.
+Without arguments: scikit-learn's digits, 50 clients, five seeds. Writes a table, two plots and three CSV files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, metavar="C", default=0.2, help="share of clients trained each round")
     parser.add_argument("--epochs", type=int, metavar="E", default=5, help="local epochs")
     parser.add_argument("--batch-size", type=int, metavar="B", default=10, help="local batch size")
-    parser.add_argument("--lr", type=float, default=0.1, help="local step size")
+    parser.add_argument("--lr", type=float, default=0.1, help="local learning rate")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[32], help="hidden layers")
     parser.add_argument("--shards", type=int, metavar="N", default=2, help="shards per client of the Shards split")
     parser.add_argument("--alpha", type=float, nargs="*", default=[1.0, 0.1], help="of the Dirichlet splits")
@@ -53,7 +53,7 @@ def main() -> None:
     study = compare(base, split=splits, seeds=args.seeds, workers=args.workers)
 
     print(study.table(args.target).to_string())
-    print(meaning(study))
+    print(conclusion(study))
     report_kept(keep_earlier(out, FILES))
     study.to_csv(out)
     study.plot(out / "accuracy.png")
@@ -61,18 +61,18 @@ def main() -> None:
     print(f"wrote {', '.join(FILES)} to {out}")
 
 
-def meaning(study: Study) -> str:
-    """Say what the table says."""
+def conclusion(study: Study) -> str:
+    """Return the result in one sentence."""
     summary = study.summary().set_index("split")
     accuracy = summary["final_accuracy"]
     worst = accuracy.idxmin()
     lost = 100 * (accuracy["IID"] - accuracy[worst])
     if lost <= 0:
         return (
-            "No split does worse than IID here: the data is divided evenly enough, or training has not begun to tell."
+            "No split is worse than IID: the splits are too similar or the training is too short to show a difference."
         )
-    sure = lost > 100 * (summary.loc["IID", "final_accuracy_ci95"] + summary.loc[worst, "final_accuracy_ci95"])
-    ending = "" if sure else " (within the intervals: more seeds or rounds would tell)"
+    significant = lost > 100 * (summary.loc["IID", "final_accuracy_ci95"] + summary.loc[worst, "final_accuracy_ci95"])
+    ending = "" if significant else " (within the confidence intervals; use more seeds or rounds)"
     return (
         f"Same data, same network, same number of messages: dividing it as {worst} instead of IID "
         f"costs {lost:.1f} points of accuracy{ending}."

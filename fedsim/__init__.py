@@ -1,4 +1,4 @@
-"""fedsim: what non-IID data does to federated learning, found out in seconds on a laptop."""
+"""fedsim: federated learning with Flower, simulated in seconds on a laptop, to study the effects of non-IID data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedsim.study.result import Result
     from fedsim.study.study import Study
 
-# Flower reports usage to its makers unless this is set before it is imported; the user's own setting stands.
+# Flower sends usage statistics unless this is set before Flower is imported. A value set by the user is kept.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, so that ``import fedsim`` costs nothing."""
+    """Import a public class or function when it is first used, so that ``import fedsim`` is fast."""
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'fedsim' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Checks of values that users give, each with an error of one sentence: which field, what value, what is allowed."""
+"""Checks of the user's values. An error is one sentence with the field, its value, and the allowed values."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from types import UnionType
 from typing import Any, NamedTuple
 
 from fedsim.errors import ConfigError
 
-#: The largest whole number where no other bound is given: counts and sizes are kept in 32 bits in places.
+#: The default upper bound of a whole number, because some code stores counts and sizes in 32 bits.
 LARGEST = 2**31 - 1
-#: The largest seed: streams of random numbers have keys of 64 bits, so a larger one would repeat a smaller one's.
+#: The largest seed. Keys of random streams have 64 bits, so larger seeds would repeat the numbers of smaller ones.
 LARGEST_SEED = 2**64 - 1
 LARGEST_FLOAT = int(sys.float_info.max)
 
 
 def shorten(value: Any) -> str:
-    """Write a value for an error: as Python does, but shortened where that would take more than a line."""
+    """Return the repr of a value for an error message, shortened to about a line."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return f"a {type(value).__name__} too large to print"
     return text if len(text) <= 200 else f"{text[:90]} ... {text[-90:]}"
 
 
 def suggest(word: Any, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or nothing."""
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1) if isinstance(word, str) else []
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -42,11 +43,17 @@ def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words)}{suggest(value, words)}")
 
 
-def to_builtin(value: Any) -> Any:
-    """Return a number of another library as Python's own, also inside a list, tuple or dict; other values as they are.
+def check_instance(field: str, value: Any, kinds: type | UnionType, allowed: str) -> None:
+    """Raise ConfigError, which says what is allowed, unless `value` is an instance of `kinds`."""
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {allowed}")
 
-    ``np.int64(3)`` becomes 3, ``np.bool_(True)`` True and ``np.float32(0.5)`` 0.5: equal, and written as literals in
-    configuration files and labels.
+
+def to_builtin(value: Any) -> Any:
+    """Return NumPy numbers as Python numbers, also inside lists, tuples and dicts; other values are unchanged.
+
+    ``np.int64(3)`` becomes 3, ``np.bool_(True)`` True and ``np.float32(0.5)`` 0.5. Configuration files and labels then
+    show them as literals.
     """
     if type(value) in (list, tuple):
         parts = [to_builtin(part) for part in value]
@@ -67,7 +74,7 @@ def to_builtin(value: Any) -> Any:
 
 
 def to_builtin_sequence(value: Any) -> Any:
-    """Return an array as a tuple, or nested tuples, of Python's own numbers; other values as `to_builtin` does."""
+    """Return an array as (nested) tuples of Python numbers; other values as `to_builtin` does."""
     if getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
         return _tuples(value.tolist())
     return to_builtin(value)
@@ -78,9 +85,9 @@ def _tuples(value: Any) -> Any:
 
 
 def convert_fields(instance: Any) -> None:
-    """Store the numbers in a frozen dataclass's fields as Python's own; see `to_builtin`.
+    """Convert the fields of a frozen dataclass with `to_builtin`.
 
-    In a field of type float, a whole number of more than 64 bits becomes a float, as NumPy cannot calculate with it.
+    In a field of type float, an integer of more than 64 bits becomes a float, because NumPy cannot calculate with it.
     """
     for field in fields(instance):
         value = to_builtin(getattr(instance, field.name))
@@ -108,11 +115,11 @@ def check_real(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return `value`; raise ConfigError unless it is a finite number from `low` to `high`, an open end excluded."""
+    """Return `value`; raise ConfigError unless it is a finite number from `low` to `high`, without an open end."""
     value = to_builtin(value)
     try:
         is_real = type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer too large for a float
         is_real = False
     below = is_real and (value < low or (open_low and value == low))
     above = is_real and (value > high or (open_high and value == high))
@@ -179,7 +186,7 @@ def check_seed(field: str, value: Any) -> int:
 
 
 def check_path(field: str, value: Any) -> None:
-    """Raise ConfigError unless `value` is a path, as text or an object of `pathlib`."""
+    """Raise ConfigError unless `value` is a path: text or an object of `pathlib`."""
     name = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(name, str) or "\0" in name:
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a path")

@@ -1,31 +1,31 @@
-"""The errors a user can cause, each one sentence: which field, what value, what is allowed."""
+"""Errors that a user can cause. The message is one sentence with the field, its value, and the allowed values."""
 
 from __future__ import annotations
 
 
 class FedsimError(Exception):
-    """Base of every error fedsim raises on purpose; the command line prints it and exits 2."""
+    """Base class of fedsim's errors; the command line prints the message and exits with status 2."""
 
     @property
     def reason(self) -> str:
-        """What went wrong, for a table that has columns for round and client."""
+        """The message without round and client, for tables that have columns for these."""
         return str(self)
 
 
 class ConfigError(FedsimError, ValueError):
-    """A setting or an input file that cannot be used."""
+    """A setting or an input file cannot be used."""
 
 
 class DataError(FedsimError, ValueError):
-    """Data that cannot be trained on, or that cannot be found."""
+    """Data cannot be found or cannot be trained on."""
 
 
 class DivergenceError(FedsimError, ArithmeticError):
-    """Training left the finite numbers or blew up; names the round and the client."""
+    """Training diverged: values are too large or not finite. The message names the round and the client."""
 
 
 class ClientError(FedsimError):
-    """What went wrong at one client.
+    """A client has failed.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class ClientError(FedsimError):
 
     @property
     def reason(self) -> str:
-        """What went wrong."""
+        """The message without round and client."""
         return str(self.args[2])
 
     def __str__(self) -> str:
@@ -47,5 +47,5 @@ class ClientError(FedsimError):
 
 
 def missing_extra(what: str, extra: str) -> ConfigError:
-    """Return the error for something that an extra brings, with the command that installs it."""
+    """Return the error for a feature that needs an extra, with the command that installs it."""
     return ConfigError(f"{what} needs the extra {extra!r}; install it by: pip install 'fedsim[{extra}]'")

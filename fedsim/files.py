@@ -1,4 +1,4 @@
-"""Files written whole: to a temporary name in the same folder, flushed to disk, then renamed over the target."""
+"""Atomic writing of files: to a temporary file in the same folder, which is flushed to disk and then renamed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedsim.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Inside a results folder, where earlier results are gathered before they are moved out of it together.
+#: Subfolder of a results folder to which earlier results are moved before it is renamed.
 EARLIER = ".earlier"
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write(stream)`` on a temporary file and put it in `path`'s place once it is complete.
+    """Call ``write(stream)`` with a temporary file, which replaces `path` once it is complete.
 
-    The stream can be read too. When this returns, the file is on the disk under its name; if the process or the
-    machine stops before, the old file is.
+    The stream can also be read. When this returns, the new file is on the disk; if the process or the machine stops
+    earlier, the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -37,14 +37,14 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as where the disk is full
+        if isinstance(error, OSError) and error.filename is None:  # for example if the disk is full
             error.filename = str(path)
         raise
     sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a folder's entries to disk, so that what was renamed or deleted in it stays so after a power cut."""
+    """Flush the entries of a folder to disk, so that renamed and deleted files stay so after a power cut."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,29 +55,29 @@ def sync_directory(directory: Path) -> None:
 
 
 def remove_temporary(directory: Path, names: Iterable[str]) -> None:
-    """Delete the temporary files that `write_whole` left for files called `names` when its process was killed.
+    """Delete temporary files of `write_whole` for files called `names`, left by processes that were killed.
 
-    The caller makes sure that nobody is writing these files.
+    The caller must make sure that no process is writing these files.
     """
     known = "|".join(map(re.escape, names))
-    pattern = re.compile(rf"\.({known})\.[a-z0-9_]{{8}}")  # the names that tempfile makes
+    pattern = re.compile(rf"\.({known})\.[a-z0-9_]{{8}}")  # as tempfile names them
     for file in directory.iterdir():
         if pattern.fullmatch(file.name):
             file.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a frame as CSV without its index; floats keep every digit."""
+    """Write a frame as CSV without its index, with all digits of floats."""
     write_whole(path, lambda stream: stream.write(frame.to_csv(index=False).encode()))
 
 
 def writable_directory(path: str | os.PathLike[str]) -> Path:
-    """Return the folder, made if need be, after proving that a file can be written in it.
+    """Return the folder, created if needed, after checking that files can be written in it.
 
     Raises
     ------
     ConfigError
-        It cannot.
+        The folder cannot be created or written.
     """
     if not os.fspath(path):
         raise ConfigError("the results folder is ''; allowed: the path of a folder")
@@ -95,7 +95,7 @@ def writable_directory(path: str | os.PathLike[str]) -> Path:
 def keep_earlier(directory: Path, names: Iterable[str]) -> Path | None:
     """Move earlier results called `names` into a numbered folder beside `directory`; return it, or None.
 
-    They appear there together: after an interruption the next call goes on with what this one has begun.
+    They appear there together. If this is interrupted, the next call completes it.
     """
     gathered = directory / EARLIER
     present = [directory / name for name in names if (directory / name).exists()]

@@ -1,9 +1,10 @@
-"""Classes of the user's own, named in text as ``module:Class``: which modules may be imported, and what they may give.
+"""The user's own classes, named in text as ``module:Class``, and the modules that a text may import.
 
-Importing a module runs its code, so it depends on who wrote the text. The person at this machine may name any module
-that Python finds. A file, which anybody may have written, may name modules in the current folder and those that the
-person names; a run configuration may name modules in the folder of the installed app. fedsim's own modules and Flower's
-strategies are always allowed. What a module gives is used only if it is a class of the right kind.
+Importing a module runs its code, so the permitted modules depend on the author of the text. The user of this machine
+may name any module that Python finds. A file, which anyone may have written, may name modules in the current folder and
+those that the user permits; a run configuration may name modules in the folder of the installed app. fedsim's own
+modules and Flower's strategies are always permitted. An object from a module is used only if it is a class of the right
+kind.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.text import describe
 
-#: What ``module:Class`` looks like.
+#: The form of ``module:Class``.
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 #: Packages that every text may name.
 ALWAYS = ("fedsim", "flwr.serverapp")
@@ -29,12 +30,12 @@ ALWAYS = ("fedsim", "flwr.serverapp")
 
 @dataclass(frozen=True)
 class Modules:
-    """Which modules a text may import, besides fedsim's own and Flower's strategies.
+    """The modules that a text may import, besides fedsim's own and Flower's strategies.
 
     Attributes
     ----------
     names : tuple of str
-        Installed modules or packages, with all that is in them.
+        Installed modules or packages, with their submodules.
     folder : Path, optional
         Modules and packages in this folder.
     every : bool
@@ -47,27 +48,27 @@ class Modules:
 
     @classmethod
     def here(cls, names: Iterable[str] = ()) -> Modules:
-        """Return what a file may import: modules in the current folder, and those that the user names."""
+        """Return what a file may import: modules in the current folder and those that the user permits."""
         return cls(tuple(names), Path.cwd())
 
     def allow(self, module: str) -> bool:
-        """Whether the text may import a module."""
+        """Return whether the text may import a module."""
         named = any(module == name or module.startswith(f"{name}.") for name in (*ALWAYS, *self.names))
         return self.every or named or self.has(module)
 
     def has(self, module: str) -> bool:
-        """Whether a module is a file or a package in the folder."""
+        """Return whether a module is a file or a package in the folder."""
         if self.folder is None:
             return False
         place = self.folder.joinpath(*module.split("."))
         return place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
 
 
-#: For what the person at this machine types.
+#: For text that the user of this machine enters.
 EVERY = Modules(every=True)
 
 
-def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules) -> type:
+def load_class(field: str, path: str, base: type, modules: Modules) -> type:
     """Return the class that ``module:Class`` names.
 
     Parameters
@@ -76,15 +77,16 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         What the text is, for errors.
     path : str
         ``module:Class``.
-    kinds : tuple of type
-        The class must be a subclass of one of them.
+    base : type
+        The class must be a subclass of it.
     modules : Modules
         What may be imported.
 
     Raises
     ------
     ConfigError
-        Not of that form, a module that the text may not import or that cannot be imported, or no class of the kind.
+        The text does not have that form, or names a module that may not or cannot be imported, or names anything but a
+        concrete subclass of `base`.
     """
     if not FORM.fullmatch(path):
         raise ConfigError(f"{field} names {shorten(path)}; allowed: module:Class")
@@ -112,7 +114,6 @@ def load_class(field: str, path: str, kinds: tuple[type, ...], modules: Modules)
         names = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")
     cls: type = found
-    if not issubclass(type(found), type) or not issubclass(cls, kinds) or inspect.isabstract(cls):
-        allowed = " or ".join(kind.__name__ for kind in kinds)
-        raise ConfigError(f"{field} names {path!r}; allowed: a concrete subclass of {allowed}")
+    if not issubclass(type(found), type) or not issubclass(cls, base) or inspect.isabstract(cls):
+        raise ConfigError(f"{field} names {path!r}; allowed: a concrete subclass of {base.__name__}")
     return cls

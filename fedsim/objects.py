@@ -1,13 +1,14 @@
-"""Configured objects as text: ``Dirichlet(50, alpha=0.1)`` to an object and back.
+"""Objects from and to text such as ``Dirichlet(50, alpha=0.1)``.
 
-A text is one call. It names a class of a given set of names, or ``module:Class`` where the reader allows it; arguments
-are literals, or calls of their own.
+A text is one call of a class: one of a given set of names, or ``module:Class`` where the caller permits it. Arguments
+are literals or calls.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from fedsim.checks import shorten, suggest, to_builtin
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.text import describe
 from fedsim.toml import check_plain
+
+#: Held while Python parses: neither `ast.parse` (cpython issue 106905) nor `catch_warnings` is safe in several threads.
+_PARSING = threading.Lock()
 
 #: Returns the class that ``module:Class`` names.
 LoadClass = Callable[[str], type]
@@ -35,7 +39,7 @@ def classes_of(module: ModuleType, *bases: type) -> dict[str, Any]:
 def read_call(
     field: str, text: str, names: Mapping[str, Any], nested: Mapping[str, Any], load_class: LoadClass | None
 ) -> tuple[Any, str, list[Any], dict[str, Any]]:
-    """Return the class that a text calls, its name there, and the arguments.
+    """Return the class that a text calls, its name in the text, and the arguments.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ def read_call(
     Raises
     ------
     ConfigError
-        Not of that form, or an unknown name.
+        The text does not have that form, or has an unknown name.
     """
     head = text.strip().partition("(")[0].strip()
     if head in names:
@@ -79,7 +83,7 @@ def from_text(
     Raises
     ------
     ConfigError
-        Not of that form, an unknown name, or arguments that the class does not take.
+        The text does not have that form, or has an unknown name or arguments that the class does not take.
     """
     target, name, args, keywords = read_call(field, text, names, nested or {}, load_class)
     with constructor_errors(field, name):
@@ -87,16 +91,16 @@ def from_text(
 
 
 def parse_call(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
-    """Take a call apart.
+    """Parse a call.
 
     Parameters
     ----------
     field : str
-        What the text is, for errors.
+        What the text configures, for errors.
     text : str
-        ``Name`` or ``Name(arguments)``. Arguments are literals, or calls of their own.
+        ``Name`` or ``Name(arguments)``, with literals or calls as arguments.
     names : mapping
-        What calls among the arguments may call.
+        The classes that its arguments may call.
 
     Returns
     -------
@@ -107,13 +111,13 @@ def parse_call(field: str, text: str, names: Mapping[str, Any]) -> tuple[str, li
     Raises
     ------
     ConfigError
-        Not of that form.
+        The text does not have that form.
     """
     head, bracket, rest = text.strip().partition("(")
     form = f"{field} is {shorten(text)}; allowed: a call with plain values, as in Name(1, key=0.5)"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python about its own grammar, such as "\d"
+        with _PARSING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as that of an invalid escape "\d"
             node = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ConfigError(form)
@@ -132,7 +136,7 @@ def _arguments(field: str, node: ast.Call, names: Mapping[str, Any]) -> tuple[li
 
 
 def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
-    if isinstance(node, ast.Name):  # a call without arguments needs no brackets
+    if isinstance(node, ast.Name):  # brackets are optional without arguments
         node = ast.Call(node, [], [])
     if not isinstance(node, ast.Call):
         value = ast.literal_eval(node)
@@ -150,7 +154,7 @@ def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
 
 
 def make(field: str, target: Callable[..., Any], name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
-    """Call a class or a function; ConfigError names what it takes where the arguments do not fit."""
+    """Call a class or a function; raise ConfigError with its parameters if the arguments do not fit."""
     try:
         inspect.signature(target).bind(*args, **keywords)
     except TypeError as error:
@@ -165,30 +169,30 @@ def make(field: str, target: Callable[..., Any], name: str, args: list[Any], key
 
 @contextmanager
 def constructor_errors(field: str, name: str) -> Iterator[None]:
-    """Turn whatever a constructor raises into one sentence."""
+    """Turn any exception of a constructor into a ConfigError."""
     try:
         yield
     except FedsimError:
         raise
     except Exception as error:
-        raise ConfigError(f"{field}: {name} refuses its arguments: {describe(error)}") from error
+        raise ConfigError(f"{field}: {name} failed with {describe(error)}") from error
 
 
 def to_text(value: Any, names: Mapping[str, Any]) -> str:
-    """Return the text from which a dataclass instance can be made again; a class not among the names by its module."""
+    """Return the text from which a dataclass instance can be made; a class not in `names` has its module in it."""
     settings = {f: getattr(value, f.name) for f in fields(value) if f.init}
     written = {f.name: v for f, v in settings.items() if v is not None or f.default is not None}
     return format_call(class_name(type(value), names), [], written)
 
 
 def class_name(cls: Any, names: Mapping[str, Any]) -> str:
-    """Return how a text names a class: its own name if that is known, else ``module:Class``."""
+    """Return the name of a class in a text: its own name if that is known, otherwise ``module:Class``."""
     name: str = cls.__name__
     return name if name in names and names[name] is cls else f"{cls.__module__}:{cls.__qualname__}"
 
 
 def short_repr(value: Any) -> str:
-    """Write an object as the call that makes it, without what is as by default, at every depth."""
+    """Return the call that makes an object, without arguments that have their default, also in nested objects."""
     if isinstance(value, partial):
         return format_call(short_repr(value.func), list(value.args), value.keywords)
     if isinstance(value, type):
@@ -205,14 +209,13 @@ def _default(field: Field[Any]) -> Any:
 
 
 def format_call(name: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
-    """Write a call."""
+    """Return the text of a call."""
     shown = [*map(_literal, args), *(f"{k}={_literal(v)}" for k, v in keywords.items())]
     return f"{name}({', '.join(shown)})"
 
 
 def _literal(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
-        return format_call(
-            type(value).__qualname__, [], {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
-        )
+        settings = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+        return format_call(type(value).__qualname__, [], settings)
     return repr(to_builtin(value))

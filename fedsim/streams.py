@@ -1,6 +1,6 @@
-"""Counter-based randomness: every random number is a function of (seed, purpose, ids), never of order.
+"""Counter-based random numbers: each is a function of seed, purpose and ids, and does not depend on order.
 
-A stream is one 64-bit key folded from the seed, a purpose and any ids (round, client, epoch); its values are
+A stream has a 64-bit key, computed from the seed, a purpose and any ids (round, client, epoch); its values are
 SplitMix64's outputs from that state (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014, figure 16). No generator is shared, so threads, engines and block sizes cannot change a result.
 """
@@ -23,7 +23,7 @@ LOW_32 = np.uint64(0xFFFFFFFF)
 
 
 class Purpose(IntEnum):
-    """What a stream is for; two purposes never share numbers."""
+    """The purpose of a stream; streams of different purposes are independent."""
 
     INIT = 1
     SPLIT = 2
@@ -39,7 +39,7 @@ class Purpose(IntEnum):
 
 
 def mix(values: Any) -> NDArray[np.uint64]:
-    """Return SplitMix64's output function of each 64-bit value (wrapping arithmetic)."""
+    """Return SplitMix64's output function of each 64-bit value, with wrapping arithmetic."""
     z = np.array(values, dtype=np.uint64, ndmin=1)
     z ^= z >> np.uint64(30)
     z *= MIX_1
@@ -50,14 +50,14 @@ def mix(values: Any) -> NDArray[np.uint64]:
 
 
 def keys(seed: int, purpose: Purpose, *ids: int | NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
-    """Fold a seed, a purpose and ids into stream keys.
+    """Compute the keys of streams from a seed, a purpose and ids.
 
     Parameters
     ----------
     seed : int
-        Any non-negative integer; its low 64 bits count.
+        Any non-negative integer, of which the low 64 bits are used.
     purpose : Purpose
-        What the numbers are for.
+        Purpose of the numbers.
     *ids : int or array of int
         Round, client, epoch; arrays broadcast.
 
@@ -67,12 +67,15 @@ def keys(seed: int, purpose: Purpose, *ids: int | NDArray[np.integer[Any]]) -> N
         One key per element of the broadcast ids, at least one-dimensional.
     """
     plain = list(takewhile(lambda part: isinstance(part, int), ids))
-    return _fold(_start(int(seed), purpose, *plain), ids[len(plain) :])  # type: ignore[arg-type]
+    key = _scalar_key(int(seed), purpose, *plain)  # type: ignore[arg-type]
+    for part in ids[len(plain) :]:
+        key = mix(key + (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)) * GOLDEN)
+    return key
 
 
 @lru_cache(maxsize=256)
-def _start(seed: int, purpose: Purpose, *ids: int) -> NDArray[np.uint64]:
-    """Return the key of leading ids that are plain numbers, which Python folds faster than arrays of one."""
+def _scalar_key(seed: int, purpose: Purpose, *ids: int) -> NDArray[np.uint64]:
+    """Return the key for ids that are Python integers, which is faster than with arrays."""
     key = _mix_one(seed)
     for part in (int(purpose), *ids):
         key = _mix_one(key + (part + 1) * int(GOLDEN))
@@ -80,7 +83,7 @@ def _start(seed: int, purpose: Purpose, *ids: int) -> NDArray[np.uint64]:
 
 
 def _mix_one(value: int) -> int:
-    """Return what `mix` makes of one number's low 64 bits."""
+    """Return `mix` of the low 64 bits of a number."""
     low_64 = 0xFFFFFFFFFFFFFFFF
     z = value & low_64
     z = (z ^ (z >> 30)) * int(MIX_1) & low_64
@@ -88,34 +91,28 @@ def _mix_one(value: int) -> int:
     return z ^ (z >> 31)
 
 
-def _fold(key: NDArray[np.uint64], ids: tuple[int | NDArray[np.integer[Any]], ...]) -> NDArray[np.uint64]:
-    for part in ids:
-        key = mix(key + (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)) * GOLDEN)
-    return key
-
-
 def generator(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
-    """Return a NumPy generator of its own for one stream (used where speed does not matter)."""
+    """Return a NumPy generator for a stream, for code in which speed does not matter."""
     return np.random.Generator(np.random.Philox(key=int(keys(seed, purpose, *ids)[0])))
 
 
 def permutations(stream_keys: NDArray[np.uint64], sizes: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return one random permutation per stream, all at once.
+    """Return a random permutation for each stream.
 
-    Each position's 32 random bits sit above its number in one 64-bit word; sorting the words shuffles the
-    numbers. A row depends on its own key and size alone.
+    Each number is stored below 32 random bits in a 64-bit word; sorting the words shuffles the numbers. A row depends
+    only on its own key and size.
 
     Parameters
     ----------
     stream_keys : ndarray of uint64, shape (rows,)
         One key per row.
     sizes : ndarray of int, shape (rows,)
-        How many numbers each row shuffles.
+        Number of elements that each row permutes.
 
     Returns
     -------
     ndarray of intp, shape (rows, max(sizes))
-        Row k starts with a permutation of 0..sizes[k]-1; what follows it is padding.
+        Row k starts with a permutation of 0..sizes[k]-1, followed by padding.
     """
     width = int(sizes.max(initial=0))
     position = np.arange(width, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Plain values in TOML: what a configuration file, a message or a ``KEY=VALUE`` option may hold."""
+"""Plain values in TOML: those of configuration files, messages and ``KEY=VALUE`` options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.text import one_line
 
-#: The most bits of an integer in text; Python cannot even print one of 5,000 digits.
+#: The largest number of bits of an integer; Python cannot print integers of more than 4,300 digits.
 MOST_BITS = 128
 
 
 def check_plain(field: str, value: Any) -> None:
-    """Raise ConfigError unless a value read from text is None, a truth value, a number, text, or a collection of them.
+    """Raise ConfigError unless a value from text is None, a boolean, a number, text, or a collection of these.
 
     Integers have at most `MOST_BITS` bits, and text must be valid Unicode.
     """
@@ -32,7 +32,7 @@ def check_plain(field: str, value: Any) -> None:
         for part in value:
             check_plain(field, part)
     elif not isinstance(value, int | float | None):
-        raise ConfigError(f"{field} has the value {value!r}; allowed: numbers, text, truth values, and lists of them")
+        raise ConfigError(f"{field} has the value {value!r}; allowed: numbers, text, booleans, and lists of these")
 
 
 def read_toml(what: str, text: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def read_toml(what: str, text: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        It is not TOML, or holds values that are not plain; `what` says which text it is.
+        The text, which the message calls `what`, is not TOML or has values that are not plain.
     """
     try:
         settings = tomllib.loads(text)
@@ -54,12 +54,12 @@ def read_toml(what: str, text: str) -> dict[str, Any]:
 
 
 def toml_value(what: str, text: str) -> Any:
-    """Return the value of a ``KEY=VALUE`` option: TOML, or else the text itself.
+    """Return the value of a ``KEY=VALUE`` option: TOML, or otherwise the text itself.
 
     Raises
     ------
     ConfigError
-        It is nested too deeply, or not plain; `what` says which option it is.
+        The value of the option, which the message calls `what`, is nested too deeply or not plain.
     """
     try:
         found = tomllib.loads(f"value = {text}")
@@ -67,6 +67,6 @@ def toml_value(what: str, text: str) -> Any:
         found = {}
     except (ValueError, RecursionError, MemoryError):
         raise ConfigError(f"{what} is {shorten(text)}; allowed: a value in TOML") from None
-    value = found["value"] if list(found) == ["value"] else text.strip()  # more than one line is no value
+    value = found["value"] if list(found) == ["value"] else text.strip()  # not several lines of TOML
     check_plain(what, value)
     return value

@@ -412,7 +412,7 @@ def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytes
     first, last = capsys.readouterr().err.splitlines()
     assert first == (
         f"fedsim: round 1 of {name} had 2 updates, fewer than min_clients = 3: "
-        "the model stays as it was; failures.csv or Result.failures says why"
+        "the model is unchanged; failures.csv or Result.failures has the reasons"
     )
     assert last == f"fedsim: 2 of 3 rounds of {name} had too few updates and changed nothing"
     replace(experiment, rounds=2).run()

@@ -114,7 +114,7 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
     )
     assert done.returncode == 2, done.stderr
     told, error = done.stderr.strip().splitlines()
-    assert told.endswith(f"rounds.csv, clients.csv, summary.csv in {tmp_path / 'out'} hold 1 of its 2 runs")
+    assert told.endswith(f"rounds.csv, clients.csv, summary.csv in {tmp_path / 'out'} have the results of 1 of 2 runs")
     assert "training diverged in round 1" in error
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 

@@ -243,7 +243,7 @@ def test_a_transform_is_a_value_with_a_text(transform: UpdateTransform) -> None:
         EarlyStopping(patience=100),
         ProgressBar(5, show=False),
         RejectedRounds(),
-        extend_round.StopWhenApart(most=1e9),
+        extend_round.StopAtDrift(limit=1e9),
         app._PrintMetrics(),
     ],
     ids=lambda c: type(c).__name__,

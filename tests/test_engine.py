@@ -124,7 +124,7 @@ def _trees(**_: Any) -> Any:
 def test_an_error_inside_a_stock_strategy_is_one_sentence() -> None:
     """It takes the next of no sampled clients."""
     server = partial(stock.FedXgbCyclic, fraction_train=0.0, min_available_nodes=0)
-    with pytest.raises(FedsimError, match=r"^Flower's FedXgbCyclic gave up: ZeroDivisionError: .*modulo"):
+    with pytest.raises(FedsimError, match=r"^Flower's FedXgbCyclic failed: ZeroDivisionError: .*modulo"):
         changed(SMALL, server=server, fraction_evaluate=0.0).run()
 
 

@@ -25,10 +25,10 @@ from fedsim.models.model import Array
 from fedsim.splits import IID, CountedSplit, Dirichlet, Partition, Shards, Split, TimeOrdered
 from fedsim.streams import Purpose, generator, keys, permutations
 from fedsim.study import config
+from fedsim.study.build import make_strategy
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.compare import variants
 from fedsim.study.result import Result, history_columns
-from fedsim.study.server import make_strategy
 
 
 class Unequal(CountedSplit):
@@ -196,7 +196,7 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             raise AggregationError("too few honest clients")
 
-    with pytest.raises(FedsimError, match=r"Flower's Quits gave up: .*too few honest clients"):
+    with pytest.raises(FedsimError, match=r"Flower's Quits failed: .*too few honest clients"):
         Experiment(split=IID(4), server=Quits, rounds=1).run()
 
 

@@ -267,7 +267,7 @@ def quiet_and_in_time() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    notices = re.compile("fedsim: (compiling the|round 1 of .* the model stays as it was|[0-9]+ of .* changed nothing)")
+    notices = re.compile("fedsim: (compiling the|round 1 of .* the model is unchanged|[0-9]+ of .* changed nothing)")
     unexpected = [line for line in said.getvalue().splitlines() if not notices.match(line)]
     assert not unexpected, unexpected
 

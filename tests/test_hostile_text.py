@@ -316,7 +316,7 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(trap: Path) -> None:
         "broken_a:X": r"NameError: name 'undefined' is not defined \(broken_a.py, line 2\)",
         "broken_b:X": r"SyntaxError: invalid syntax \(broken_b.py, line 1\)",
         "broken_c:X": r"SystemExit: 0 \(broken_c.py, line 1\)",
-        "broken_d:Mine": r"Mine refuses its arguments: ZeroDivisionError: division by zero \(broken_d.py, line 5\)",
+        "broken_d:Mine": r"Mine failed with ZeroDivisionError: division by zero \(broken_d.py, line 5\)",
     }
     for text, sentence in sentences.items():
         with pytest.raises(ConfigError, match=sentence):

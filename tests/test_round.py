@@ -103,7 +103,7 @@ def test_a_rejected_round_changes_nothing(capsys: pytest.CaptureFixture[str]) ->
         np.testing.assert_array_equal(seen[300 + client], seen[200 + client])
         assert seen[300 + client].any()
     assert (
-        "round 2 of Watching (seed 0) had 2 updates, fewer than min_clients = 3: the model stays as it was"
+        "round 2 of Watching (seed 0) had 2 updates, fewer than min_clients = 3: the model is unchanged"
         in capsys.readouterr().err
     )
 
@@ -116,7 +116,7 @@ def test_a_round_that_is_too_small_for_its_server_says_so(capsys: pytest.Capture
     assert history["clients"].tolist() == [0, 6, 0, 6, 6]
     assert history["test_loss"][2] == history["test_loss"][1]
     assert (
-        "round 2 of Sometimes (seed 0) had 2 updates, fewer than min_clients = 5: the model stays"
+        "round 2 of Sometimes (seed 0) had 2 updates, fewer than min_clients = 5: the model is unchanged"
         in capsys.readouterr().err
     )
 

@@ -29,7 +29,7 @@ from fedsim.kernels.mean import RunningMean
 from fedsim.models import MLP
 from fedsim.servers import krum
 from fedsim.splits import IID, Dirichlet, LogNormal, Shards
-from fedsim.study.server import make_strategy
+from fedsim.study.build import make_strategy
 from fedsim.updates.aggregators import Aggregator, columns
 
 Array = NDArray[Any]

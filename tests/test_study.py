@@ -129,8 +129,8 @@ def test_labels_that_collide_are_written_out() -> None:
         ({"splits": [IID(5)]}, "compare cannot vary 'splits'.*did you mean 'split'"),
         ({"seed": [1, 2]}, "compare cannot vary 'seed'"),
         ({"split": []}, "at least one"),
-        ({"split": IID(5)}, "compare wants a list"),
-        ({"dataset": "digits"}, "compare wants a list"),
+        ({"split": IID(5)}, "compare needs a list"),
+        ({"dataset": "digits"}, "compare needs a list"),
         ({"rounds": [0]}, "rounds is 0"),
         ({"seeds": 0}, "seeds is 0"),
         ({"seeds": []}, "seeds is empty"),
@@ -201,7 +201,7 @@ def test_local_accuracy_has_its_picture(study: Study, tmp_path: Path) -> None:
     assert (tmp_path / "local.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="no client evaluated on its own examples; set fraction_evaluate"):
         compare(replace(BASE, fraction_evaluate=0.0)).plot(tmp_path / "x.png", "local")
-    with pytest.raises(ConfigError, match="whose is 'loss'; allowed: test, local"):
+    with pytest.raises(ConfigError, match="evaluation is 'loss'; allowed: test, local"):
         study.plot(tmp_path / "x.png", "loss")
 
 
@@ -257,7 +257,7 @@ def test_a_study_that_ends_early_writes_what_is_finished(
             compare(BASE, seeds=3, directory=out, callbacks=[OnRound(on_round)], client=[SGD(lr=0.1), SGD(lr=0.2)])
         assert not (out / ".rounds.csv.abcdefgh").exists()
         said = capsys.readouterr().err
-        assert ("2 of its 6 runs" in said) == (last == 3)
+        assert ("2 of 6 runs" in said) == (last == 3)
         if last == 1:
             assert (out / "summary.csv").read_text() == "earlier"
     assert (tmp_path / "out.1" / "summary.csv").read_text() == "earlier"

@@ -16,6 +16,7 @@ from fedsim import clients, testing
 from fedsim.clients import SGD, Affine, Array, Context
 from fedsim.errors import FedsimError
 from fedsim.study import saving as runs
+from fedsim.testing.checks import StrategyChecks
 
 
 def failures(strategy: Any) -> str:
@@ -154,8 +155,8 @@ class Unmade(SGD):
     ("strategy", "check", "advice"),
     [
         (AcrossRows, "stacked equals one by one", "axis=1, keepdims=True"),
-        (InPlace, "is read-only (test_testing.py, line 36)", "make a new array instead"),
-        (Counts, "trains", "cannot assign to field 'count' (test_testing.py, line 42)"),
+        (InPlace, "is read-only (test_testing.py, line 37)", "make a new array instead"),
+        (Counts, "trains", "cannot assign to field 'count' (test_testing.py, line 43)"),
         (OnSelf, "gives the same bits again", "keep nothing on self"),
         (
             FlatWeights,
@@ -167,7 +168,7 @@ class Unmade(SGD):
         (Undeclared, "trains", "return it from client_state()"),
         (Unsent, "trains", "broadcast names control, which server_state() does not return"),
         (ShortCorrection, "trains", "affine's correction has shape (8, 1); allowed: (53,), or with a row per client"),
-        (Unannotated, "is a frozen dataclass", "write mu: float = ..."),
+        (Unannotated, "hyperparameters are annotated", "write mu: float = ..."),
         (Unchecked, "keeps the checks of its base", "call super().__post_init__()"),
         (Ascends, "learns", "does not fall"),
         (Double, "keeps the models dtype", "make it with dtype=ctx.model.dtype"),
@@ -189,14 +190,14 @@ def test_a_mistake_is_found_and_explained(strategy: type[SGD], check: str, advic
 def test_the_first_thing_to_fix_stands_alone() -> None:
     """A strategy that does not train at all would fail everything else too."""
     said = failures(FlatWeights)
-    assert said.startswith("FlatWeights fails 1 of 4 checks (the others wait for this one)")
+    assert said.startswith("FlatWeights fails 1 of 4 checks (the others run once this one passes)")
     assert len(said.splitlines()) == 2
 
     class Both(FlatWeights, Unchecked):
         pass
 
     first, second, third = failures(Both).splitlines()
-    assert first == "Both fails 2 of 4 checks (the others wait for these)"
+    assert first == "Both fails 2 of 4 checks (the others run once these pass)"
     assert second.startswith("  keeps the checks of its base: lr=-1 is accepted")
     assert third.startswith("  trains: ConfigError: Both's train() returned")
 
@@ -346,7 +347,7 @@ NUMBERS = count(1)
 FOUND: list[tuple[str, SGD, str]] = [
     ("can be written as text", Unwritable(), "hyperparameter how is not a number or text, so no configuration file"),
     (
-        "is a frozen dataclass",
+        "hyperparameters are annotated",
         Ignored(),
         "lr, batch_size has no annotation, so it cannot be set: write lr: float = ...",
     ),
@@ -376,7 +377,7 @@ FOUND: list[tuple[str, SGD, str]] = [
     (
         "works on one client",
         made(train=nan_if(lambda s, c: c.num_examples.tolist() == [1])),
-        "a single client with one example does not come back finite",
+        "with a single client of one example the result is not finite",
     ),
     ("stacked equals one by one", made(gradient=mean_loss), "the loss of a client depends on which clients share"),
     (
@@ -439,9 +440,9 @@ FOUND: list[tuple[str, SGD, str]] = [
         made(Counted, personalise=lambda s, c: c.start / (2 - c.state["rounds"])),
         "weights that are not finite for client 0",
     ),
-    ("the server state has what is sent", made(broadcast=("a", "b")), "names a, b, which server_state() does not"),
+    ("server hooks keep the model finite", made(broadcast=("a", "b")), "names a, which server_state() does not"),
     (
-        "the server state has what is sent",
+        "server hooks keep the model finite",
         made(server_step=lambda s, c: c.mean["weights"] * (math.nan if c.round == 2 else 1)),
         "round 2",
     ),
@@ -464,7 +465,7 @@ def alone(check: str, strategy: SGD) -> str:
     """What one check says; empty if it passes."""
     try:
         with np.errstate(all="ignore"):
-            testing.CHECKS[check](strategy)
+            getattr(StrategyChecks(strategy), check.replace(" ", "_"))()
     except Exception as error:
         return str(error)
     return ""
@@ -480,7 +481,7 @@ def test_what_is_sound_passes() -> None:
     """Constants, fields of text, small states in float64, and neutral values of SGD's own hyperparameters."""
     large = nan_if(lambda s, c: s.batch_size == 1 and s.lr > 0.05)
     for check, strategy in [
-        ("is a frozen dataclass", Named()),
+        ("hyperparameters are annotated", Named()),
         ("can be written as text", Named()),
         ("keeps the models dtype", Counted()),
         ("works with batches of one", made(train=large)),  # whose steps are small

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,7 +108,7 @@ def _raise(error: BaseException) -> None:
 
 
 def test_what_a_constructor_raises_becomes_one_sentence() -> None:
-    said = r"^it: X refuses its arguments: KeyError: 'gone' \(test_text.py, line \d+\)$"
+    said = r"^it: X failed with KeyError: 'gone' \(test_text.py, line \d+\)$"
     with pytest.raises(ConfigError, match=said), objects.constructor_errors("it", "X"):
         _raise(KeyError("gone"))
     with pytest.raises(DataError, match=r"^as it is$"), objects.constructor_errors("it", "X"):
@@ -140,7 +142,7 @@ def test_values_from_text_are_plain() -> None:
     for values, said in [
         (large, "it has an integer of 129 bits; allowed: at most 128"),
         (broken, r"it has the text '\ud800'; allowed: valid Unicode"),
-        (others, "; allowed: numbers, text, truth values, and lists of them"),
+        (others, "; allowed: numbers, text, booleans, and lists of these"),
     ]:
         for value in values:
             assert refusal(functools.partial(toml.check_plain, "it", value)).endswith(said)
@@ -239,3 +241,37 @@ def test_whose_code_an_exception_comes_from() -> None:
         (lambda: by_fedsim(asks_fedsim), False),
     ]:
         assert text.raised_by_user_class(caught(call)) is users
+
+
+@pytest.mark.slow
+def test_texts_are_parsed_in_several_threads() -> None:
+    """Garbage collection during `ast.parse` can switch threads, which Python's parser does not expect."""
+    script = """
+import gc, sys, threading, time
+from fedsim.objects import parse_call
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        sum(range(50))
+
+def parse():
+    while time.monotonic() < end and not errors:
+        cycles = [Cycle() for _ in range(3)]
+        try:
+            parse_call("split", "IID(3, sizes=[1, 2, 3, (4, 5, {'a': [1, 2, 3]})])", {})
+        except SystemError as error:
+            errors.append(error)
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(60, 5, 5)
+errors, end = [], time.monotonic() + 8
+threads = [threading.Thread(target=parse) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not errors, errors
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -27,7 +27,7 @@ from fedsim.objects import to_text
 from fedsim.servers import FedAdam, FedAvg, MultiKrum
 from fedsim.splits import IID, Dirichlet, LabelDirichlet, LogNormal, Rotation, Split, TimeOrdered
 from fedsim.study import config
-from fedsim.study.server import make_strategy
+from fedsim.study.build import make_strategy
 from fedsim.updates.compression import TopK
 
 #: What a file, a command line or a program may put into any field.

@@ -139,14 +139,14 @@ def with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
 def print_notes(experiment: Experiment) -> None:
     """Print how the user's own data was read."""
     from fedsim import data
-    from fedsim.study.directory import notice
+    from fedsim.text import print_notice
 
     if isinstance(experiment.dataset, str) and experiment.dataset.startswith(("table", "hub")):
         dataset = data.load(experiment.dataset, experiment.data_dir)
         kind = "numbers to regress on" if dataset.regression else f"{dataset.num_classes} labels"
-        notice(
+        print_notice(
             f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test examples, "
             f"{dataset.x_train.shape[1]} features, {kind}"
         )
         for note in dataset.notes:
-            notice(f"{dataset.name}: {note}")
+            print_notice(f"{dataset.name}: {note}")

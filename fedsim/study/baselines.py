@@ -1,4 +1,4 @@
-"""What a comparison is measured against: training without federation, and with an average after every step."""
+"""Baselines of a comparison: training without federation, and averaging gradients after every step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from fedsim.study.experiment import Experiment
 def centralised(experiment: Experiment) -> Experiment:
     """Return the experiment with all training examples in one place: the upper bound.
 
-    Each round is the client's number of local epochs over all examples that clients hold, as they hold them, by SGD
-    with its learning rate, batch size, momentum and weight decay.
+    In each round, SGD with the hyperparameters of the client strategy trains on the examples of all clients together,
+    for as many epochs as a client does.
     """
-    client = SGD.of(experiment.client)
-    alone: dict[str, Any] = {"server": None, "fraction_train": 1.0, "min_clients": 1, "transforms": ()}
-    return replace(experiment, split=Pooled(experiment.split), client=client, **alone)
+    pooled: dict[str, Any] = {"split": Pooled(experiment.split), "client": SGD.of(experiment.client)}
+    return replace(experiment, **pooled, server=None, fraction_train=1.0, min_clients=1, transforms=())
 
 
 def data_parallel(experiment: Experiment) -> Experiment:
     """Return the experiment as synchronous data-parallel SGD, the article's distributed learning.
 
-    In each round every client computes the gradient of one batch of its shard and the server steps along their
-    average: as many messages as federated averaging over the same rounds, and one step for each.
+    In each round, every client computes the gradient of one batch of its shard, and the server makes one step with the
+    average gradient. The number of messages is that of federated averaging over the same rounds.
     """
     from fedsim.servers import FedAvg, FedAvgM
 
@@ -37,5 +36,5 @@ def data_parallel(experiment: Experiment) -> Experiment:
     return replace(experiment, client=worker, server=server, fraction_train=1.0)
 
 
-#: Name, as `compare` and a study file take it -> what makes the baseline of an experiment.
+#: Name in `compare` and in a study file -> function that returns the baseline of an experiment.
 BASELINES: dict[str, Callable[[Experiment], Experiment]] = {"centralised": centralised, "data-parallel": data_parallel}

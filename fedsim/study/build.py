@@ -1,13 +1,22 @@
-"""What an experiment describes, made: its data, its split, its model and the client runtime over them."""
+"""The client runtime and the server strategy that an experiment describes."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
+from fedsim.errors import ConfigError
+from fedsim.servers.fedavg import FedAvg
+from fedsim.servers.options import MINIMUM, options_of
 from fedsim.study.experiment import Experiment
 
 
 def build_runtime(experiment: Experiment) -> ClientRuntime:
-    """Load an experiment's data, divide it, and return the runtime that trains its clients.
+    """Load an experiment's data, split it and return the runtime that trains its clients.
 
     Raises
     ------
@@ -19,3 +28,56 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
     model = experiment.make_model(dataset)
     kernel = experiment.kernel_for(model, federated)
     return ClientRuntime(model, federated, experiment.client, experiment.seed, kernel, experiment.transforms)
+
+
+def make_strategy(
+    experiment: Experiment, server_hooks: ServerHooks | None = None, num_clients: int | None = None
+) -> Strategy:
+    """Return a new server strategy, which calls the server hooks of the client strategy if it supports them.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    server_hooks : ServerHooks, optional
+    num_clients : int, optional
+        Number of clients that there are; a strategy that waits for more is refused.
+
+    Raises
+    ------
+    ConfigError
+        The strategy cannot be made, or does not support the server hooks or groups that the client strategy needs.
+    """
+    make: Any = experiment.server or FedAvg  # an experiment stores a class or a partial, never an object
+    cls = make.func if isinstance(make, partial) else make
+    name = getattr(cls, "__name__", repr(cls))
+    settings: dict[str, Any] = {
+        "fraction_train": experiment.fraction_train,
+        "fraction_evaluate": experiment.fraction_evaluate,
+        "seed": experiment.seed,
+        **dict.fromkeys(MINIMUM, 1),
+    }
+    if isinstance(cls, type) and issubclass(cls, FedAvg):
+        settings |= {"server_hooks": server_hooks, "min_clients": experiment.min_clients}
+        if experiment.client.grouped:
+            cls.check_groups(type(experiment.client).__name__)
+    elif experiment.min_clients > 1:
+        raise ConfigError(
+            f"min_clients is {experiment.min_clients}, which the server {name} does not support; allowed: 1"
+        )
+    elif server_hooks and needs_server_hooks(experiment.client):
+        raise ConfigError(
+            f"client {type(experiment.client).__name__} has server hooks, which the server {name} does not call; "
+            "allowed: a server of fedsim.servers or a subclass of one"
+        )
+    own = make.keywords if isinstance(make, partial) else {}
+    accepted = options_of(cls)
+    settings = {k: v for k, v in settings.items() if k in accepted and k not in own}
+    try:
+        made: Strategy = make(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"server {name} cannot be made: {error}") from None
+    for option in MINIMUM:
+        least = getattr(made, option, 0)
+        if num_clients is not None and least > num_clients:
+            raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients")
+    return made

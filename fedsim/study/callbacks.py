@@ -1,4 +1,4 @@
-"""Callbacks: what watches a run, and may end it."""
+"""Callbacks, which observe a run and may end it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fedsim.study.result import Result
 
 
+@dataclass(eq=False)
 class FinishedRound:
-    """A round that has been evaluated, as callbacks see it.
+    """An evaluated round, which callbacks are given.
 
     Attributes
     ----------
@@ -27,56 +28,51 @@ class FinishedRound:
     metrics : dict of str to float
         The round's row of `Result.history`.
     failures : dict of int to str
-        Partition id -> why, for clients that were left out.
+        Partition id -> reason, for clients that were excluded.
     rejected : tuple of two int, optional
-        Of a round that was not accepted: how many updates it had, and how many it needed.
+        Of a round that was not accepted: the number of its updates, and the number required.
     stop_reason : str
-        Why the run ends after this round; empty if it goes on.
+        Why the run ends after this round; empty if it continues.
     """
 
-    def __init__(
-        self,
-        number: int,
-        metrics: Mapping[str, float],
-        failures: Mapping[int, str],
-        rejected: tuple[int, int] | None,
-        weights: Callable[[], dict[str, NDArray[Any]]],
-    ) -> None:
-        self.number, self.metrics, self.failures, self.rejected = number, metrics, failures, rejected
-        self.stop_reason = ""
-        self._weights = weights
+    number: int
+    metrics: Mapping[str, float]
+    failures: Mapping[int, str]
+    rejected: tuple[int, int] | None
+    _weights: Callable[[], dict[str, NDArray[Any]]]
+    stop_reason: str = ""
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
-        """A copy of the global model, as `Result.weights`."""
+        """A copy of the weights of the global model, as in `Result.weights`."""
         return self._weights()
 
     def stop(self, reason: str) -> None:
-        """End the run after this round; its result holds the rounds so far, and the reason."""
+        """End the run after this round; its result has the rounds so far and the reason."""
         self.stop_reason = self.stop_reason or reason
 
 
 class Callback:
-    """Watches a run; extend it, and override what is needed. Exceptions end the run."""
+    """Observes a run. Subclasses override the methods that they need; exceptions end the run."""
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
-        """Take note that a run begins.
+        """Observe the start of a run.
 
         Parameters
         ----------
         experiment : Experiment
         history : sequence of mapping
-            Rows of the rounds that an interrupted run has finished; empty for a new run.
+            Rows of the rounds that a resumed run has already finished; empty for a new run.
         """
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Look at a round, once its model has been evaluated; round 0 is the untrained model."""
+        """Observe a round after its model has been evaluated; round 0 is the untrained model."""
 
     def run_finished(self, result: Result) -> None:
-        """Take the result of a run that was not interrupted."""
+        """Observe the result of a run that was not interrupted."""
 
 
-#: What `EarlyStopping` can watch. Losses should fall, scores should rise.
+#: Metrics of `EarlyStopping`. Losses should fall, scores should rise.
 METRICS = ("test_loss", "test_accuracy", "test_r2", "train_loss", "local_loss", "local_accuracy", "local_r2")
 
 
@@ -91,7 +87,7 @@ class EarlyStopping(Callback):
     target : float, optional
         Stop once the metric is as good as this.
     patience : int, optional
-        Stop after so many rounds without a new best value, at least 1. A round without the metric (NaN) brings none.
+        Stop after this number of rounds without a new best value, at least 1. NaN is never a new best value.
 
     Raises
     ------
@@ -115,27 +111,34 @@ class EarlyStopping(Callback):
             check_integer("EarlyStopping's patience", self.patience, 1)
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
-        """Start anew, with the rounds that have been finished."""
+        """Start with the rounds that have been finished."""
         self._best.clear()
         for row in history:
             self._add(row)
 
+    @property
+    def _sign(self) -> int:
+        """The factor that makes larger values better."""
+        return -1 if self.metric.endswith("loss") else 1
+
     def _add(self, row: Mapping[str, float]) -> float:
-        """Add a round's value to the best so far; return the value, in the direction in which larger is better."""
+        """Add the best value so far to the list of best values; return the round's value. Larger is better in both."""
         if self.metric not in row:
             columns = ", ".join(name for name in METRICS if name in row)
             raise ConfigError(f"EarlyStopping's metric is {self.metric!r}; this experiment has {columns}")
-        value = -row[self.metric] if self.metric.endswith("loss") else row[self.metric]
+        value = self._sign * row[self.metric]
         before = self._best[-1] if self._best else -math.inf
         self._best.append(max(before, value))  # NaN is not larger than anything
         return value
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Stop if the target is reached, or patience is at its end."""
-        value, shown = self._add(finished.metrics), finished.metrics[self.metric]
-        sign = -1 if self.metric.endswith("loss") else 1
-        if self.target is not None and value >= sign * self.target:
-            finished.stop(f"{self.metric} reached {self.target:g} in round {finished.number}: {shown:.4g}")
+        """Stop if the target is reached, or after `patience` rounds without a new best value."""
+        value = self._add(finished.metrics)
+        if self.target is not None and value >= self._sign * self.target:
+            reached = f"{finished.metrics[self.metric]:.4g}"
+            finished.stop(f"{self.metric} reached {self.target:g} in round {finished.number}: {reached}")
         rounds, best = self.patience, self._best
         if rounds is not None and len(best) > rounds and best[-1] == best[-1 - rounds] > -math.inf:
-            finished.stop(f"{self.metric} has not improved for {rounds} rounds; the best was {sign * best[-1]:.4g}")
+            finished.stop(
+                f"{self.metric} has not improved for {rounds} rounds; the best was {self._sign * best[-1]:.4g}"
+            )

@@ -1,4 +1,4 @@
-"""Training on all examples in one place, to measure the global weights against."""
+"""Training on all examples in one place, with which the global weights are compared."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedsim.rounds.validity import ValidityChecks
 
 
 class CentralisedTraining:
-    """Centralised training, round by round; open its `engine` first.
+    """Centralised training, round by round, in the context of its `engine`.
 
     Parameters
     ----------
     clients : ClientRuntime
-        Whose clients' examples are pooled, and trained on by SGD with their strategy's hyperparameters.
+        SGD with the hyperparameters of its client strategy trains on the examples of its clients together.
     weights : ndarray, shape (parameters,)
         The initial weights.
     """
@@ -31,11 +31,11 @@ class CentralisedTraining:
         self.weights = weights
 
     def divergence(self, server_round: int, weights: NDArray[Any]) -> float:
-        """Train for the round, and return ``|w - w_central| / |w_central|``."""
+        """Train for a round and return ``|w - w_central| / |w_central|``."""
         if server_round:
             task = self._runtime.task(self.weights, server_round)
             [update] = self.engine.train(task, np.zeros(1, dtype=np.intp))
             update = ValidityChecks(self._runtime.model.dtype).keep_valid(task, update, {})
             self.weights = update.weights[0]
-        away = np.subtract(weights, self.weights, dtype=np.float64)
-        return float(np.linalg.norm(away) / np.linalg.norm(self.weights.astype(np.float64)))
+        difference = np.subtract(weights, self.weights, dtype=np.float64)
+        return float(np.linalg.norm(difference) / np.linalg.norm(self.weights.astype(np.float64)))

@@ -1,8 +1,7 @@
-"""A run's state in one file, from which it goes on with the same bits: arrays and text, never a pickle.
+"""Checkpoint files, which hold arrays and text and no pickles.
 
-`pack` takes nested values apart into arrays and a JSON tree, `unpack` puts them together. The file is NumPy's ``.npz``,
-followed by the SHA-256 of all that precedes it, which is checked before anything else is read. What a checkpoint of a
-run holds is the business of `run`.
+`pack` turns nested values into arrays and a JSON tree, `unpack` reverses it. The file is NumPy's ``.npz`` followed by
+its SHA-256, which is checked before anything else is read. `fedsim.study.run_state` says what a run saves.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
+from fedsim.files import write_whole
 
-#: Of the file; raised when older files can no longer be read.
+#: Version of the format; increased when older files can no longer be read.
 VERSION = 4
-#: Bytes of the checksum at the file's end: hexadecimal digits, which no archive's own records can be mistaken for.
+#: Bytes of the checksum at the end of the file, in hexadecimal digits, which no record of an archive resembles.
 CHECKSUM = 64
 #: Kinds of array that a checkpoint holds: booleans and numbers.
 NUMBERS = "biufc"
@@ -33,7 +33,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     Parameters
     ----------
     value : None, bool, int, float, str, ndarray, NumPy scalar, Flower ArrayRecord, or a list, tuple or dict of these
-        Of exactly these types: a subclass would come back as its base. A dict's keys are None, bool, int, float or str.
+        Of exactly these types, because subclasses would not be restored. Keys are None, bool, int, float or str.
     arrays : dict
     where : str
         What the value is, for the error.
@@ -41,7 +41,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     Raises
     ------
     ConfigError
-        It holds something else.
+        The value holds something else.
     """
     from flwr.app import ArrayRecord
 
@@ -62,7 +62,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
         if all(isinstance(key, str) for key in value):
             return {"dict": {k: pack(v, arrays, f"{where}[{k!r}]") for k, v in value.items()}}
         return {"items": [[k, pack(v, arrays, f"{where}[{k!r}]")] for k, v in value.items()]}
-    what = "dict with keys that are no numbers or text" if kind is dict else kind.__name__
+    what = "dict with keys that are not numbers or text" if kind is dict else kind.__name__
     raise ConfigError(
         f"{where} is a {what}, which a checkpoint cannot hold; "
         "allowed: numbers, text, arrays, and lists and dicts of them"
@@ -70,12 +70,12 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
 
 
 def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the value that `pack` took apart.
+    """Return the value that was packed.
 
     Raises
     ------
     ValueError, TypeError, KeyError
-        It is nothing that `pack` makes.
+        `pack` does not make such a tree.
     """
     if not isinstance(tree, dict):
         if isinstance(tree, list):
@@ -90,7 +90,10 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if kind == "record":
         from fedsim.flower import records
 
-        return records.record(_arrays(unpack(content, arrays)))
+        found = unpack(content, arrays)
+        if not is_dict_of_arrays(found):
+            raise ValueError("a record that holds something other than arrays")
+        return records.record(found)
     if kind == "dict":
         return {k: unpack(v, arrays) for k, v in content.items()}
     if kind == "items":
@@ -101,16 +104,13 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     return tuple(values) if kind == "tuple" else values
 
 
-def _arrays(value: Any) -> dict[str, NDArray[Any]]:
-    if not isinstance(value, dict) or not all(isinstance(array, np.ndarray) for array in value.values()):
-        raise ValueError("a record that holds something other than arrays")
-    return value
+def is_dict_of_arrays(value: Any) -> bool:
+    """Return whether an unpacked value is a dict whose values are arrays."""
+    return isinstance(value, dict) and all(isinstance(array, np.ndarray) for array in value.values())
 
 
 def save(path: Path, value: Any) -> None:
-    """Write a value whole: the file is the old or the new, whatever happens."""
-    from fedsim.files import write_whole
-
+    """Write a value atomically."""
     arrays: dict[str, NDArray[Any]] = {}
     tree = json.dumps({"version": VERSION, "value": pack(value, arrays, "the run")})
     text = np.frombuffer(tree.encode(), dtype=np.uint8)
@@ -136,19 +136,16 @@ def load(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            intact = _is_intact(file)
-            found = _read(file) if intact else None
+            return _read(file)
     except OSError as error:
-        raise unusable(path, f"cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # whatever readers of foreign bytes raise, running out of memory or stack included
-        raise unusable(path, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
-    if not intact:
-        raise unusable(path, "cannot be read: it is damaged, or of another version of fedsim")
-    return found
+        raise checkpoint_error(path, f"cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever damaged or hostile bytes cause, also MemoryError and RecursionError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise checkpoint_error(path, f"cannot be read: {reason}") from None
 
 
 def _is_intact(file: IO[bytes]) -> bool:
-    """Whether a file ends in the checksum of what precedes it; leaves the file at its start."""
+    """Return whether a file ends in the checksum of what precedes it, and seek its start."""
     digest, left = hashlib.sha256(), file.seek(0, 2) - CHECKSUM
     file.seek(0)
     while left > 0:
@@ -161,7 +158,9 @@ def _is_intact(file: IO[bytes]) -> bool:
 
 
 def _read(file: IO[bytes]) -> Any:
-    """Return what an intact file holds; raises whatever fits where `save` has not written it."""
+    """Return the value in a file; raise any exception for a file that `save` has not written."""
+    if not _is_intact(file):
+        raise ValueError("it is damaged, or of another version of fedsim")
     with np.load(file, allow_pickle=False) as archive:
         if any(entry.compress_type != ZIP_STORED for entry in archive.zip.infolist()):
             raise ValueError("an entry is compressed")
@@ -172,14 +171,14 @@ def _read(file: IO[bytes]) -> Any:
     return unpack(tree["value"], arrays)
 
 
-def unusable(path: Path, why: str) -> ConfigError:
-    """Return the error for a checkpoint that cannot be used, with what to do about it."""
+def checkpoint_error(path: Path, why: str) -> ConfigError:
+    """Return the error for a checkpoint that cannot be used, which says what to do."""
     return ConfigError(
         f"the checkpoint {str(path)!r} {why}; restore an intact copy, or delete it to start the run from its beginning"
     )
 
 
-def need(fits: bool, name: str) -> None:
-    """Raise ConfigError unless a part of a checkpoint fits the run that is to go on from it."""
+def check_fits(fits: bool, name: str) -> None:
+    """Raise ConfigError unless a part of a checkpoint fits the run."""
     if not fits:
         raise ConfigError(f"its {name} has other types or shapes")

@@ -1,13 +1,13 @@
-"""Configuration files and command-line values: the Python arguments, written as text.
+"""Configuration files and command-line values: the arguments of `Experiment`, written as text.
 
-A TOML file holds `Experiment`'s own arguments. Objects are written as they are in Python, one call:
+A TOML file has these arguments under the same names. Objects are written as a call, as in Python:
 
     dataset = "digits"
     split = "Dirichlet(50, alpha=0.1)"
     client = "SGD(lr=0.1, epochs=5)"
     server = "FedAdam(eta=0.1)"
 
-A class of your own is ``"package.module:Class(...)"``; `fedsim.modules` says which modules a text may name.
+A class of your own is ``"package.module:Class(...)"``; `fedsim.modules` describes which modules a text may import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import clients, splits, updates
-from fedsim.checks import shorten, suggest, to_builtin
+from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.objects import (
@@ -37,37 +37,31 @@ from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
 
 
-def _servers() -> dict[str, Any]:
-    import flwr.serverapp.strategy as stock
-
-    from fedsim import servers
-
-    found = {name: getattr(stock, name) for name in stock.__all__}
-    usable = {n: c for n, c in found.items() if issubclass(c, stock.Strategy) and c is not stock.Strategy}
-    return usable | {name: getattr(servers, name) for name in servers.__all__}
-
-
-def _kinds(field: str) -> tuple[type, ...]:
-    """Return what a field's class must be a subclass of."""
+def _base_class(field: str) -> type:
+    """Return the class that the classes of a field must extend."""
     if field == "server":
         from flwr.serverapp.strategy import Strategy
 
-        return (Strategy,)
+        return Strategy
     return {
-        "split": (splits.Split,),
-        "client": (clients.ClientStrategy,),
-        "transforms": (updates.UpdateTransform,),
-        "early_stopping": (EarlyStopping,),
+        "split": splits.Split,
+        "client": clients.ClientStrategy,
+        "transforms": updates.UpdateTransform,
+        "early_stopping": EarlyStopping,
     }[field]
 
 
 def _namespace(field: str) -> dict[str, Any]:
-    """Return the classes that a field's text may name without a module."""
+    """Return the classes that the text of a field may name without a module."""
     if field == "server":
-        return _servers()
+        from flwr.serverapp import strategy as stock
+
+        from fedsim import servers
+
+        return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
     if field == "early_stopping":
         return {"EarlyStopping": EarlyStopping}
-    return classes_of({"split": splits, "client": clients, "transforms": updates}[field], *_kinds(field))
+    return classes_of({"split": splits, "client": clients, "transforms": updates}[field], _base_class(field))
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -79,17 +73,17 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules
-        What ``module:Name`` may import; default any module, for a text that the person at this machine wrote.
+        What ``module:Name`` may import; default any module, for a text that the user of this machine wrote.
 
     Raises
     ------
     ConfigError
-        Not of that form, an unknown name, a class of another kind, a module that the text may not import, or arguments
-        that the class does not take.
+        The text does not have that form, or it has an unknown name, a class of another kind, a module that it may not
+        import, or arguments that the class does not take.
     """
 
     def load(head: str) -> type:
-        return load_class(field, head, _kinds(field), modules)
+        return load_class(field, head, _base_class(field), modules)
 
     if field != "server":
         nested = classes_of(splits, splits.Split, splits.Sizes) if field == "split" else {}
@@ -103,7 +97,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
-    """Return a TOML value as the Python argument it stands for."""
+    """Return the Python argument for a TOML value."""
     if field in ("split", "client", "server", "early_stopping") and isinstance(raw, str):
         return build(field, raw, modules)
     if field == "transforms" and isinstance(raw, list | tuple):
@@ -114,7 +108,7 @@ def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
 
 
 def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> Experiment:
-    """Make an experiment of TOML settings.
+    """Make an experiment from TOML settings.
 
     Parameters
     ----------
@@ -157,9 +151,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
-    """Return the experiment with ``key=value`` changes, as the command line's ``--set`` gives them.
+    """Return the experiment with the ``key=value`` changes of the command line's ``--set``.
 
-    A key may reach into an object: ``client.lr=0.05``, ``split.alpha=0.3``. Values are TOML; a bare word is a string.
+    A key may name an argument of an object: ``client.lr=0.05``, ``split.alpha=0.3``. A value that is not TOML is text.
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -168,7 +162,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         outer, dot, inner = key.strip().partition(".")
         raw = toml_value(f"--set {shorten(key)}", text)
         if not dot:
-            experiment({outer: raw}, EVERY)  # checks the name and the value by themselves
+            experiment({outer: raw}, EVERY)  # errors name this setting only
             base = replace(base, **{outer: value_of(outer, raw)})
             continue
         part = getattr(base, outer, None)
@@ -183,12 +177,12 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
 
 
 def to_toml(experiment: Experiment) -> str:
-    """Return the experiment as the TOML file that makes it again.
+    """Return the text of the TOML file that describes the experiment.
 
     Raises
     ------
     ConfigError
-        Its dataset is arrays of the user's own, which have no name to write.
+        Its dataset is given as arrays, or its model by a function, which have no TOML form.
     """
     import tomli_w
 
@@ -202,19 +196,13 @@ def to_toml(experiment: Experiment) -> str:
         if value is None:
             continue
         if setting.name == "server":
-            value = _server_text(value)
+            made = value if isinstance(value, partial) else partial(value)
+            value = format_call(class_name(made.func, _namespace("server")), [], made.keywords)
         elif setting.name in ("split", "client", "early_stopping"):
             value = to_text(value, _namespace(setting.name))
         elif setting.name == "transforms":
             value = [to_text(transform, _namespace("transforms")) for transform in value]
-        elif isinstance(value, tuple):
-            value = list(value)
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
-        settings[setting.name] = to_builtin(value)
+        settings[setting.name] = value
     return tomli_w.dumps(settings)
-
-
-def _server_text(server: Any) -> str:
-    made = server if isinstance(server, partial) else partial(server)
-    return format_call(class_name(made.func, _servers()), [], made.keywords)

@@ -1,7 +1,7 @@
-"""Results directories: held by one process at a time, and complete or not by one fact.
+"""Results directories, into which one process at a time writes.
 
-A run's directory has `CHECKPOINT` from before its first file is written until after its last: what has one is
-unfinished, however it ended, and what has none is complete.
+`CHECKPOINT` is written before the other files of a run and deleted after them: a directory with a checkpoint has an
+unfinished run, a directory without one a complete run.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from fedsim.errors import ConfigError
 from fedsim.files import (
@@ -29,30 +27,31 @@ from fedsim.files import (
     write_whole,
 )
 from fedsim.study import checkpoint
+from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
     from fedsim.study.result import Result
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
-#: What a finished run leaves.
+#: Files of a finished run.
 RESULTS = ("history.csv", "clients.csv", "failures.csv", "weights.npz", CONFIGURATION, "environment.json")
 
 
 class ResultsDirectory:
-    """Use as a context manager: it holds a lock, so that no two processes write into one directory.
+    """A directory of results, locked while its context is open so that no two processes write into it.
 
     Parameters
     ----------
     path : path
-        Made if need be.
+        Created if it does not exist.
     names : iterable of str
-        Files that are written there. What killed processes left of them half written is deleted.
+        Files that are written there. Temporary files that killed processes have left of them are deleted.
 
     Raises
     ------
     ConfigError
-        It cannot be written, or another process holds it.
+        The directory cannot be written, or another process has locked it.
     """
 
     def __init__(self, path: str | os.PathLike[str], names: Iterable[str]) -> None:
@@ -63,19 +62,15 @@ class ResultsDirectory:
         self._lock = FileLock(self.path / LOCK)
         self._identity = (0, 0)
 
-    def __enter__(self) -> ResultsDirectory:
-        from filelock import Timeout
-
+    def __enter__(self) -> Self:
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"another run is writing into {str(self.path)!r}; give this one a directory of its own"
-            ) from None
+        except TimeoutError:
+            raise ConfigError(f"another run is writing into {str(self.path)!r}; choose another directory") from None
         try:
-            self._identity = self._found()
+            self._identity = self._lock_identity()
             remove_temporary(self.path, self._names)
-            self.begin()
+            self._prepare()
         except BaseException:
             self._lock.release()
             raise
@@ -84,17 +79,22 @@ class ResultsDirectory:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def begin(self) -> None:
-        """Prepare the directory, once it is held."""
+    def _prepare(self) -> None:
+        """Prepare the directory once it is locked."""
 
-    def _found(self) -> tuple[int, int]:
+    def keep_earlier(self) -> None:
+        """Move earlier results to a numbered folder beside the directory, with a notice."""
+        if kept := keep_earlier(self.path, self._names):
+            print_notice(f"kept the earlier results in {kept}")
+
+    def _lock_identity(self) -> tuple[int, int]:
         status = (self.path / LOCK).stat()
         return status.st_dev, status.st_ino
 
     def check(self) -> None:
-        """Raise ConfigError if the directory was deleted or replaced since it was entered, and the lock with it."""
+        """Raise ConfigError if the directory, and the lock with it, was deleted or replaced since it was locked."""
         try:
-            same = self._found() == self._identity
+            same = self._lock_identity() == self._identity
         except OSError:
             same = False
         if not same:
@@ -102,19 +102,19 @@ class ResultsDirectory:
 
 
 class RunDirectory(ResultsDirectory):
-    """The directory of one run: its configuration, its checkpoint while it is unfinished, its results once it is done.
+    """The directory of a run: its configuration, its checkpoint until it is finished, and then its results.
 
     Parameters
     ----------
     path : path
-        Made if need be.
+        Created if it does not exist.
     experiment : Experiment
 
     Raises
     ------
     ConfigError
-        It cannot be written, another process holds it, it has the interrupted run of another experiment, or a
-        checkpoint that cannot be used.
+        The directory cannot be written, another process has locked it, or it has the interrupted run of another
+        experiment or a checkpoint that cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
@@ -122,32 +122,28 @@ class RunDirectory(ResultsDirectory):
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
 
-    def __enter__(self) -> RunDirectory:
-        super().__enter__()
-        return self
-
     @property
     def checkpoint(self) -> Path:
         """The checkpoint's path."""
         return self.path / CHECKPOINT
 
-    def begin(self) -> None:
-        """Take up the checkpoint that is here, or begin anew; earlier results are kept beside the directory."""
+    def _prepare(self) -> None:
+        """Load the checkpoint, if there is one; otherwise keep earlier results and write the first files of a run."""
         if self.checkpoint.exists():
             saved = checkpoint.load(self.checkpoint)
             if not isinstance(saved, dict) or not isinstance(saved.get("experiment"), str):
-                raise checkpoint.unusable(self.checkpoint, "is not of a run")
+                raise checkpoint.checkpoint_error(self.checkpoint, "is not that of a run")
             if "history" in saved:
                 if saved["experiment"] != self._fingerprint:
                     raise ConfigError(
                         f"{str(self.path)!r} holds the interrupted run of another experiment; "
-                        f"go on with it by fedsim resume {self.path}, or choose another directory"
+                        f"continue it with fedsim resume {self.path}, or choose another directory"
                     )
                 self._saved = saved
                 return
-        elif kept := keep_earlier(self.path, RESULTS):
-            notice(f"kept the earlier results in {kept}")
-        self.save({})  # from now on the directory is an unfinished run's
+        else:
+            self.keep_earlier()
+        self.save({})  # marks the run as unfinished
         if isinstance(self._experiment.dataset, str):
             from fedsim.study.config import to_toml
 
@@ -166,12 +162,12 @@ class RunDirectory(ResultsDirectory):
         checkpoint.save(self.checkpoint, {"experiment": self._fingerprint} | state)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the checkpoint that was here, if there was one of a round; once, for it may be large."""
+        """Return the checkpoint with which the run starts, if there is one; only once, because it may be large."""
         loaded, self._saved = self._saved, None
         return loaded
 
     def finish(self, result: Result) -> None:
-        """Write the results; then delete the checkpoint, which makes the run complete."""
+        """Write the results, then delete the checkpoint, which marks the run as complete."""
         self.check()
         write_csv(self.path / "history.csv", result.history)
         write_csv(self.path / "clients.csv", result.clients)
@@ -181,13 +177,8 @@ class RunDirectory(ResultsDirectory):
         sync_directory(self.path)
 
 
-def notice(sentence: str) -> None:
-    """Say something besides the results."""
-    tqdm.write(f"fedsim: {sentence}", file=sys.stderr)
-
-
 def fingerprint(experiment: Experiment) -> str:
-    """Return a text that two experiments share if they give the same bits."""
+    """Return a text that is equal for experiments that give the same bits."""
     from fedsim.study.config import to_toml
 
     dataset = experiment.dataset

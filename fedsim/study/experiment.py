@@ -1,4 +1,4 @@
-"""One experiment: a configuration and a seed, run through a Flower server, giving a Result."""
+"""One experiment: a configuration and a seed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedsim.checks import (
     LARGEST,
     check_choice,
     check_flag,
+    check_instance,
     check_integer,
     check_path,
     check_real,
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Experiment:
-    """One federated-learning run, fully described.
+    """The complete description of one federated-learning run.
 
     Parameters
     ----------
     dataset : str or Dataset
-        What `fedsim.data.load` takes, such as ``"digits"`` or ``"table('my.csv', label='y')"``, or your own arrays.
+        A name for `fedsim.data.load`, such as ``"digits"`` or ``"table('my.csv', label='y')"``, or your own arrays.
     data_dir : path, optional
-        Where data files are kept; default ``$FEDSIM_DATA``, else downloads into the user's cache.
+        Folder with data files; default ``$FEDSIM_DATA``, otherwise data is downloaded into the user's cache.
     split : Split
         How training examples are divided among clients.
     hidden : tuple of int
@@ -56,49 +57,49 @@ class Experiment:
     loss : {"cross_entropy", "binary_cross_entropy", "mse"}
     dtype : {"float32", "float64"}
     model : callable, optional
-        Function of the `Dataset` that returns the `fedsim.models.Model` to train, in place of the MLP of ``hidden``,
-        ``activation``, ``loss`` and ``dtype``. It has no TOML form.
+        Function of the `Dataset` that returns the `fedsim.models.Model` to train. It replaces the MLP of ``hidden``,
+        ``activation``, ``loss`` and ``dtype``, and has no TOML form.
     client : ClientStrategy
-        The client strategy.
-    server : Strategy or callable
-        A server strategy of fedsim, such as ``FedAdam(eta=0.1)``, whose options are used to make a fresh one for each
-        run; or a Flower ``Strategy`` class, or ``functools.partial`` of one. It is made with ``fraction_train``,
-        ``fraction_evaluate``, minimum node counts of 1 and, if it takes one, ``seed``, unless it has its own. Default:
+    server : Strategy or callable, optional
+        A server strategy of fedsim, such as ``FedAdam(eta=0.1)``, from whose options each run makes a new object; or a
+        Flower ``Strategy`` class, or a ``functools.partial`` of one. Options that are not given and that the class
+        takes are set: ``fraction_train``, ``fraction_evaluate``, ``seed`` and minimum node counts of 1. Default:
         fedsim's FedAvg.
     fraction_train : float
-        Share of clients trained in each round (the FedAvg paper's C), greater than 0 and at most 1; at least one.
+        Share of clients trained in each round (the FedAvg paper's C), greater than 0 and at most 1; at least one
+        client is trained.
     fraction_evaluate : float
-        Share of clients that evaluate after each round on their own examples, 0 to 1: the new global model, or what
-        a personalised strategy makes of it.
+        Share of clients, 0 to 1, that evaluate the new global model, or their personalised model, on their own
+        examples after each round.
     test_fraction : float
-        Share of each client's examples that are kept from training for its own evaluation, at least 0 and less than
-        1; a client keeps at least one for training. With 0 it evaluates on its training examples.
+        Share of each client's examples, at least 0 and less than 1, that are held out for its own evaluation; at least
+        one example is for training. With 0, clients evaluate on their training examples.
     rounds : int
         At least 1.
     seed : int
-        Of weights, split, sampling and shuffling.
+        Seed of weights, split, sampling and shuffling.
     on_failure : {"raise", "exclude"}
-        How a client is handled whose training diverges or raises an error: the run ends with an error that names it,
-        or it is left out of the round and recorded in `Result.failures`.
+        If a client diverges or raises an error, ``"raise"`` ends the run with an error that names the client, and
+        ``"exclude"`` excludes the client from the round and records it in `Result.failures`.
     kernel : {"auto", "numpy", "compiled"}
-        What trains the clients; the two agree to rounding. auto is compiled where the configuration makes large
-        rounds; see `fedsim.kernels.choose`.
+        Implementation of local training; both agree to rounding. ``"auto"`` chooses ``"compiled"`` for large rounds;
+        see `fedsim.kernels.choose`.
     weight_divergence : bool
-        Also train on all examples in one place, as long in each round as a client does, and record how far the global
-        weights are from those: ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section 3.2).
-        It takes as long again.
+        Also train centrally on all examples, for as many epochs in each round as a client, and record the relative
+        distance of the global weights, ``|w - w_central| / |w_central|`` (Zhao et al., 2018, arXiv:1806.00582, section
+        3.2). This doubles the time of training.
     min_clients : int
-        Fewest clients whose updates make a new global model, at most the clients sampled in a round; a round with
-        fewer changes nothing. More than 1 needs a server of fedsim.
+        Minimum number of clients whose updates make a new global model, at most the clients sampled in a round; a
+        round with fewer valid updates changes nothing. More than 1 requires a server strategy of fedsim.
     transforms : sequence of UpdateTransform
-        Applied one after another to the updates that clients send; see `fedsim.updates`.
+        Applied in order to the updates of clients; see `fedsim.updates`.
     early_stopping : EarlyStopping, optional
         Ends the run before its last round; see `fedsim.study.callbacks`.
 
     Raises
     ------
     ConfigError
-        For any value outside these.
+        A value is not allowed.
     """
 
     dataset: str | data.Dataset = "digits"
@@ -127,22 +128,20 @@ class Experiment:
         convert_fields(self)
         if isinstance(self.dataset, str):
             data.check(self.dataset)
-        elif not isinstance(self.dataset, data.Dataset):
-            raise ConfigError(f"dataset is {shorten(self.dataset)}; allowed: a name or a fedsim.data.Dataset")
+        check_instance("dataset", self.dataset, str | data.Dataset, "a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
-        for name, kind in (("split", Split), ("client", ClientStrategy)):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} is {shorten(getattr(self, name))}; allowed: a fedsim {kind.__name__} object")
+        check_instance("split", self.split, Split, "a fedsim Split object")
+        check_instance("client", self.client, ClientStrategy, "a fedsim ClientStrategy object")
         check_signatures(self.client)
-        object.__setattr__(self, "hidden", to_builtin_sequence(self.hidden))
-        if not isinstance(self.hidden, tuple | list):
-            raise ConfigError(f"hidden is {shorten(self.hidden)}; allowed: a list of layer widths")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        hidden = to_builtin_sequence(self.hidden)
+        check_instance("hidden", hidden, tuple | list, "a list of layer widths")
+        object.__setattr__(self, "hidden", tuple(hidden))
         for width in self.hidden:
             check_integer("hidden", width, 1)
         MLP((1, *self.hidden, 1), self.activation, self.loss, self.dtype)
-        self._check_model()
+        if self.model is not None:
+            self._check_model()
         if self.server is not None:
             from fedsim.servers.options import with_options  # servers import Flower
 
@@ -155,21 +154,17 @@ class Experiment:
         check_choice("on_failure", self.on_failure, ("raise", "exclude"))
         check_choice("kernel", self.kernel, kernels.KERNELS)
         check_integer("min_clients", self.min_clients, 1)
-        if isinstance(self.transforms, UpdateTransform) or not isinstance(self.transforms, tuple | list):
-            raise ConfigError(
-                f"transforms is {shorten(self.transforms)}; allowed: a list of transforms, such as [TopK(0.1)]"
-            )
+        check_instance("transforms", self.transforms, tuple | list, "a list of transforms, such as [TopK(0.1)]")
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
             if not isinstance(transform, UpdateTransform):
                 raise ConfigError(f"transforms has {shorten(transform)}; allowed: transforms, such as TopK(0.1)")
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
-        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
-            raise ConfigError(f"early_stopping is {shorten(self.early_stopping)}; allowed: an EarlyStopping object")
+        check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
 
     def _values(self) -> list[Any]:
-        """Return the values of the fields; a partial as what it consists of, so that equal ones compare equal."""
+        """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""
         values = [getattr(self, f.name) for f in fields(self)]
         return [(v.func, v.args, v.keywords) if isinstance(v, partial) else v for v in values]
 
@@ -192,35 +187,35 @@ class Experiment:
         directory: str | os.PathLike[str] | None = None,
         engine: str | Callable[..., Engine] = "in-process",
     ) -> Result:
-        """Run it; the same experiment gives the same bits, whatever the arguments here.
+        """Run the experiment. These arguments do not change the bits of the result.
 
         Parameters
         ----------
         workers : int, optional
-            Threads; default one per available core with the compiled kernel, one with the NumPy kernel.
+            Number of threads; default one per available core with the compiled kernel, one with the NumPy kernel.
         block_size : int, optional
-            Clients trained together; default by the size of the model.
+            Number of clients trained together; default by the size of the model.
         callbacks : sequence of Callback
             Called after each round; see `fedsim.study.callbacks`.
         verbose : bool
             Show Flower's log.
         directory : path, optional
-            Where to keep the configuration, checkpoints and results. If this very experiment was interrupted there,
-            by Ctrl-C or by force, it goes on from the last checkpoint to the bits of an uninterrupted run. Earlier
-            results are kept beside it.
+            Where to write the configuration, checkpoints and results. If it has an interrupted run of the same
+            experiment, the run continues from the last checkpoint and gives the bits of an uninterrupted run. Earlier
+            results are moved to a numbered folder beside it.
         engine : {"in-process", "ray"} or callable
-            Where clients run; or the class of an engine, or a partial of one:
+            Where clients run: a name, the class of an engine, or a partial of one, such as
             ``functools.partial(RayEngine, address="auto")``.
 
         Raises
         ------
         ConfigError
-            The directory cannot be written, another run is writing there, or it holds another experiment's
-            interrupted run.
+            The directory cannot be written, another run is writing there, or it has an interrupted run of another
+            experiment.
         DivergenceError
-            A client's training (unless excluded) or the global model left the finite numbers or blew up.
+            A client that is not excluded, or the global model, diverged.
         DataError
-            The dataset cannot be found or is not fit to train on.
+            The dataset cannot be found or cannot be trained on.
         """
         if directory is not None and self.model is not None:
             raise ConfigError("directory cannot be given with a model of your own, which has no TOML form")
@@ -233,12 +228,10 @@ class Experiment:
         return data.load(self.dataset, self.data_dir) if isinstance(self.dataset, str) else self.dataset
 
     def federate(self, dataset: data.Dataset) -> FederatedDataset:
-        """Return the dataset as clients hold it."""
+        """Return the dataset split among the clients."""
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
     def _check_model(self) -> None:
-        if self.model is None:
-            return
         if not callable(self.model):
             raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
         for replaced in ("hidden", "activation", "loss", "dtype"):
@@ -247,7 +240,7 @@ class Experiment:
                 raise ConfigError(f"{replaced} configures the MLP, which model replaces; allowed: one of the two")
 
     def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
-        """Return the kernel that trains: the one requested, or for ``"auto"`` by the size of a round."""
+        """Return the kernel that trains; for ``"auto"``, it depends on the size of a round."""
         examples = self.client.examples_per_round(federated.partition.sizes / federated.windows).sum()
         return kernels.choose(self.kernel, numpy_hooks(self.client), model, self.fraction_train * float(examples))
 
@@ -257,18 +250,18 @@ class Experiment:
         Raises
         ------
         ConfigError
-            The model or its loss does not fit the dataset, or it has too many parameters.
+            The model or its loss does not fit the dataset, or the model has too many parameters.
         """
         model = self.model(dataset) if self.model else self._mlp(dataset)
         if not isinstance(model, Model):
             raise ConfigError(f"model returned {shorten(model)}; allowed: a fedsim.models.Model")
         if model.num_parameters > LARGEST:
-            hidden = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
-            raise ConfigError(f"{hidden} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")
+            cause = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
+            raise ConfigError(f"{cause} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")
         return model
 
     def _mlp(self, dataset: data.Dataset) -> MLP:
-        """Return the MLP for a dataset; regression, and binary cross-entropy on two classes, have one output."""
+        """Return the MLP for a dataset, with one output for regression and for binary cross-entropy on two classes."""
         if dataset.x_train.ndim > 2:
             raise ConfigError(
                 f"{dataset.name} has examples of shape {dataset.x_train.shape[1:]}, and the MLP takes features in one "

@@ -1,4 +1,4 @@
-"""Plans of studies: a configuration file with a ``[compare]`` table, or nothing but a table of data."""
+"""Plans of studies, from a configuration file with a ``[compare]`` table or from a table of data only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsim.study.experiment import Experiment
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study file asks for: `compare`'s arguments."""
+    """The arguments of `compare` for a study."""
 
     base: Experiment
     axes: Mapping[str, Sequence[Any]]
@@ -30,7 +30,7 @@ def make_plan(
     chosen: Mapping[str, Any] | None = None,
     modules: Modules | None = None,
 ) -> Plan:
-    """Make a study's plan of TOML settings: an experiment's, and a ``[compare]`` table.
+    """Make the plan of a study from TOML settings: those of an experiment and a ``[compare]`` table.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def make_plan(
     assignments : sequence of str
         As for `config.apply`.
     chosen : mapping, optional
-        What the command line puts in the place of entries of the ``[compare]`` table.
+        Entries of the command line that replace those of the ``[compare]`` table.
     modules : Modules, optional
         As for `config.experiment`.
 
     Raises
     ------
     ConfigError
-        No ``[compare]`` table, or anything that `config.experiment` refuses.
+        There is no ``[compare]`` table, or `config.experiment` refuses the settings.
     """
     modules = modules or Modules.here()
     rest = dict(settings)
@@ -64,7 +64,7 @@ def make_plan(
     return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines)
 
 
-#: How many clients share a table in which no column says whose a row is.
+#: Number of clients for a table without a column that names the client of a row.
 TABLE_CLIENTS = 10
 
 
@@ -74,7 +74,7 @@ def table_plan(
     assignments: Sequence[str] = (),
     chosen: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Make a study's plan of nothing but a table: its natural clients, if it names any, against IID and label skew.
+    """Make the plan of a study for a table: its natural clients, if it has any, against IID and label skew.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def table_plan(
     assignments : sequence of str
         As for `config.apply`.
     chosen : mapping, optional
-        What stands in a ``[compare]`` table, to put in place of the plan's own.
+        Entries of a ``[compare]`` table that replace those of the plan.
     """
     loaded = data.load(dataset, data_dir)
     natural = [f"Natural({column!r})" for column in loaded.groups]

@@ -1,4 +1,4 @@
-"""Progress bars, on terminals only unless asked for."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(Callback):
-    """Shows the rounds of one run or of several, and the latest score. Use it as a context manager.
+    """Shows the rounds of one or several runs and the latest score; a context manager.
 
     Parameters
     ----------
     rounds : int
-        Of all runs together.
+        Number of rounds of all runs together.
     show : bool, optional
         Default: only on a terminal.
     leave : bool
-        Leave the full bar on the terminal at the end.
+        Leave the bar on the terminal at the end.
     """
 
     def __init__(self, rounds: int, show: bool | None = None, leave: bool = True) -> None:
@@ -36,11 +36,11 @@ class ProgressBar(Callback):
         self._bar.close()
 
     def describe(self, run: str) -> None:
-        """Show which run this is."""
+        """Show the name of a run."""
         self._bar.set_description(run)
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
-        """Count the rounds that have been finished."""
+        """Count the rounds that a resumed run has already finished."""
         if len(history) > 1:
             self._bar.update(len(history) - 1)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def history_columns(score: str) -> tuple[str, ...]:
-    """Return the columns of `Result.history`, in order, for a score: ``"accuracy"`` or ``"r2"``."""
+    """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"``."""
     return (
         "round",
         "test_loss",
@@ -50,27 +50,27 @@ class Result:
         - ``test_loss, test_accuracy``: of the global model on the test set.
         - ``train_loss``: mean over the cohort's examples, measured before each update.
         - ``local_loss, local_accuracy``: mean over the examples of the clients that evaluated; NaN if none did.
-        - ``clients, failures``: how many clients were aggregated, and how many were left out.
+        - ``clients, failures``: numbers of aggregated and of excluded clients.
         - ``client_drift, gradient_diversity, update_cosine``: see `fedsim.rounds.statistics.Drift`.
-        - ``weight_divergence``: from training on all examples in one place; NaN unless asked for.
-        - ``bytes_up, bytes_down``: serialised arrays, all clients together.
-        - ``seconds``: wall clock of the round.
+        - ``weight_divergence``: from centralised training; NaN unless `Experiment.weight_divergence` is set.
+        - ``bytes_up, bytes_down``: size of the serialised arrays of all clients.
+        - ``seconds``: wall-clock time of the round.
 
-        For regression ``test_r2`` and ``local_r2`` take the place of accuracies: ``1 - loss / variance of the test
+        For regression, ``test_r2`` and ``local_r2`` replace the accuracies: ``1 - loss / variance of the test
         targets``.
     clients : DataFrame
         One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
-        that the client would use, on its own examples; empty unless ``fraction_evaluate`` is positive.
+        with which the client predicts, on its own examples; empty unless ``fraction_evaluate`` is positive.
     weights : dict of ndarray
         The final global model: ``W1, b1, W2, b2, ...``.
     kernel : {"numpy", "compiled"}
-        What trained the clients.
+        The kernel that trained the clients.
     score : {"accuracy", "r2"}
-        What is measured: accuracy, or for regression R squared.
+        The measured score: accuracy, or R squared for regression.
     failures : DataFrame
-        One row per client that was left out of a round: ``round, partition_id, reason``.
+        One row per client that was excluded from a round: ``round, partition_id, reason``.
     stop_reason : str
-        Why a callback ended the run before its last round; empty if none did.
+        Why a callback ended the run before its last round; empty otherwise.
     """
 
     experiment: Experiment
@@ -97,13 +97,13 @@ class Result:
 
     @property
     def test_scores(self) -> NDArray[np.float64]:
-        """Test accuracy, or for regression R squared, by round from round 0."""
+        """Test accuracy, or R squared for regression, by round from round 0."""
         scores: NDArray[np.float64] = self.history[f"test_{self.score}"].to_numpy(dtype=float)
         return scores
 
     @property
     def final_score(self) -> float:
-        """Test accuracy, or for regression R squared, after the last round."""
+        """Test accuracy, or R squared for regression, after the last round."""
         return float(self.test_scores[-1])
 
     @property
@@ -120,15 +120,15 @@ class Result:
         return self.final_score
 
     def rounds_to(self, target: float) -> float:
-        """Return after how many rounds the test score passes `target`, or NaN if it never does.
+        """Return the number of rounds until the test score reaches `target`, or NaN if it never does.
 
-        As the FedAvg paper counts: each round's score is the best so far, interpolated linearly between rounds.
+        As in the FedAvg paper, each round's score is the best so far, interpolated linearly between rounds.
         """
         best = np.maximum.accumulate(self.test_scores)
-        above = np.flatnonzero(best >= target)
-        if not len(above):
+        above = best >= target
+        if not above.any():
             return float("nan")
-        k = int(above[0])
+        k = int(above.argmax())
         if k == 0:
             return 0.0
         return float(k - 1 + (target - best[k - 1]) / (best[k] - best[k - 1]))

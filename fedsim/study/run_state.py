@@ -1,4 +1,4 @@
-"""Everything of a run that lasts from one round to the next, and its form in a checkpoint."""
+"""The state of a run between rounds, and its form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
+from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
-from fedsim.study.checkpoint import need, pack
+from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
 from fedsim.study.experiment import Experiment
 from fedsim.study.result import history_columns
-from fedsim.study.server import make_strategy
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
 Array = NDArray[Any]
@@ -38,16 +38,16 @@ class RunState:
     ----------
     experiment : Experiment
     grid : RoundGrid
-        It has the client state.
+        Its engine stores the client state.
 
     Attributes
     ----------
     arrays : ArrayRecord
-        The global model; a server strategy may keep more digits than the model's dtype.
+        The global model; a server strategy may use a larger dtype than the model's.
     weights : ndarray, shape (parameters,)
-        The same in the model's dtype.
+        The global model in the model's dtype.
     rows, client_rows, failures : list of dict
-        The history, the clients' scores and the failures so far.
+        Rows of the history, of the clients' evaluations and of the failures.
     strategy : Strategy
         The server strategy.
     server_hooks : ServerHooks
@@ -70,12 +70,12 @@ class RunState:
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 
     def check_can_be_saved(self) -> None:
-        """Raise ConfigError if the server strategy has a state that no checkpoint can hold."""
+        """Raise ConfigError if a checkpoint cannot hold the state of the server strategy."""
         for name, value in strategy_state_dict(self.strategy).items():
             pack(value, {}, f"server {type(self.strategy).__name__}'s {name}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it, for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {
             "arrays": self.arrays,
             "history": self.rows,
@@ -88,10 +88,10 @@ class RunState:
             "sampling": random.getstate(),
         }
 
-    def fresh(self) -> dict[str, dict[str, Array]]:
-        """Return the state of a new client and what the server hooks send first, to compare a checkpoint's with.
+    def initial_arrays(self) -> dict[str, dict[str, Array]]:
+        """Return the state of a new client and what server hooks first send, whose shapes a checkpoint must have.
 
-        It calls the client strategy, whose errors are not the checkpoint's.
+        An error of the client strategy is raised here, so that it is not taken for an error of the checkpoint.
         """
         runtime, strategy = self._grid.runtime, self._experiment.client
         client = np.array([runtime.partition.sizes.argmax()])
@@ -102,65 +102,63 @@ class RunState:
         hooks = ServerHooks(strategy, self.model, self.server_hooks.num_examples, self._experiment.seed)
         return {"client_state": found[0], "server_hooks": hooks.down(self.weights) if strategy.broadcast else {}}
 
-    def load_state_dict(self, saved: Mapping[str, Any], fresh: Mapping[str, Mapping[str, Array]]) -> None:
-        """Take up what `state_dict` returned; anything that does not fit the experiment raises.
+    def load_state_dict(self, saved: Mapping[str, Any], initial: Mapping[str, Mapping[str, Array]]) -> None:
+        """Load a checkpoint; raise any exception if it does not fit the experiment.
 
         Parameters
         ----------
         saved : mapping
-        fresh : mapping
-            What `fresh` returned.
+            The result of `state_dict`.
+        initial : mapping
+            The result of `initial_arrays`.
         """
-        need(type(saved["arrays"]) is ArrayRecord, "arrays")
+        check_fits(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
         self.weights = records.to_flat(self.model, self.arrays)
-        self.rows = _rows(saved["history"], history_columns(self.score), float)
-        need(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
-        need([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
+        self.rows = _rows(saved["history"], history_columns(self.score), (int, float))
+        check_fits(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
+        check_fits([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
         self.client_rows = _rows(saved["clients"], (*CLIENTS, self.score), np.ndarray)
         for part in self.client_rows:
-            need({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
+            check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
-        need(all(type(row["reason"]) is str for row in self.failures), "failures")
-        self._load_client_state(saved["client_state"], fresh["client_state"])
+        check_fits(all(type(row["reason"]) is str for row in self.failures), "failures")
+        self._load_client_state(saved["client_state"], initial["client_state"])
         hooks = saved["server_hooks"]
-        need(hooks is None or (isinstance(hooks, dict) and _all_arrays(hooks)), "server_hooks")
-        for name, values in fresh["server_hooks"].items() if hooks is not None else ():
-            need((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
+        check_fits(hooks is None or is_dict_of_arrays(hooks), "server_hooks")
+        for name, values in initial["server_hooks"].items() if hooks is not None else ():
+            check_fits((hooks[name].shape, hooks[name].dtype) == (values.shape, values.dtype), "server_hooks")
         self.server_hooks.state = hooks
         if self.centralised:
-            central = saved["centralised"]
-            need(isinstance(central, np.ndarray) and central.shape == self.weights.shape, "centralised")
-            need(central.dtype == self.weights.dtype, "centralised")
+            central, like = saved["centralised"], self.weights
+            check_fits(isinstance(central, np.ndarray), "centralised")
+            check_fits((central.shape, central.dtype) == (like.shape, like.dtype), "centralised")
             self.centralised.weights = central
         load_strategy_state(self.strategy, saved["server"])
         random.setstate(saved["sampling"])
         self._grid.checks.limit_loss(self.rows[0]["test_loss"])
 
-    def _load_client_state(self, state: Any, fresh: Mapping[str, Array]) -> None:
-        """Take up client state, after comparing it with that of a new client."""
+    def _load_client_state(self, state: Any, initial: Mapping[str, Array]) -> None:
+        """Load client state after comparing its shapes with those of a new client."""
         if state is not None:
-            need(isinstance(state, dict) and _all_arrays(state), "client_state")
+            check_fits(is_dict_of_arrays(state), "client_state")
             clients = state["clients"]
-            need(clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state")
-            need(all(len(rows) == len(clients) for rows in state.values()), "client_state")
+            check_fits(
+                clients.ndim == 1 and clients.dtype.kind == "i" and bool((np.diff(clients) > 0).all()), "client_state"
+            )
+            check_fits(all(len(rows) == len(clients) for rows in state.values()), "client_state")
             if len(clients):
-                need(clients[0] >= 0 and clients[-1] < len(self._grid.runtime.partition), "client_state")
-                shapes = {f"state {name}": rows.shape[1:] for name, rows in fresh.items()}
+                check_fits(clients[0] >= 0 and clients[-1] < len(self._grid.runtime.partition), "client_state")
+                shapes = {f"state {name}": rows.shape[1:] for name, rows in initial.items()}
                 found = {name: rows.shape[1:] for name, rows in state.items() if name != "clients"}
-                need(found == shapes, "client_state")
+                check_fits(found == shapes, "client_state")
         self._grid.engine.client_state.load_state_dict(state)
 
 
-def _all_arrays(state: Mapping[str, Any]) -> bool:
-    return all(isinstance(values, np.ndarray) for values in state.values())
-
-
 def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> list[dict[str, Any]]:
-    """Return a list of rows, or raise if they have other columns or values of another kind."""
-    need(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
-    allowed = (int, float) if kind is float else kind
+    """Return a list of rows; raise if they have other columns or values of another type."""
+    check_fits(isinstance(value, list) and all(isinstance(row, dict) for row in value), "rows")
     for row in value:
-        need(tuple(row) == tuple(columns), "rows")
-        need(all(isinstance(v, allowed) and not isinstance(v, bool) for v in row.values()), "rows")
+        check_fits(tuple(row) == tuple(columns), "rows")
+        check_fits(all(isinstance(v, kind) and not isinstance(v, bool) for v in row.values()), "rows")
     return value  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Runs an experiment: Flower's loop over the rounds, and what happens after each."""
+"""Runs an experiment: Flower's loop over the rounds, and the evaluation after each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsim.checks import to_builtin
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, engine_class
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
@@ -24,18 +25,18 @@ from fedsim.servers import FedAvg
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
-from fedsim.study.checkpoint import unusable
-from fedsim.study.directory import RunDirectory, notice
+from fedsim.study.checkpoint import checkpoint_error
+from fedsim.study.directory import RunDirectory
 from fedsim.study.result import Result, history_columns
 from fedsim.study.run_state import CLIENTS, FAILURES, RunState
 from fedsim.study.saving import Checkpoints
-from fedsim.text import describe
+from fedsim.text import describe, print_notice
 
 if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
 
-#: What code raises when it is given a state of other types or shapes than it left.
-UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+#: Exceptions that a state of wrong types or shapes causes.
+STATE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def run(
@@ -47,7 +48,7 @@ def run(
     directory: str | os.PathLike[str] | None,
     engine: str | Callable[..., Engine],
 ) -> Result:
-    """Run an experiment, as `Experiment.run` says."""
+    """Run an experiment; parameters as for `Experiment.run`."""
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks has {callback!r}; allowed: objects of classes that extend Callback")
@@ -92,10 +93,10 @@ class _Run:
             if state.centralised:
                 stack.enter_context(state.centralised.engine)
             stack.enter_context(strategies.freeze_gc())  # once all is imported and compiled
-            stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are found by looking at them
+            stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are checked for
             if isinstance(state.strategy, FedAvg):
                 state.strategy.check_clients(len(self.grid.get_node_ids()))
-                state.strategy.streams = True  # nobody else reads its replies
+                state.strategy.streams = True  # no other code reads its replies
             if self.folder:
                 state.check_can_be_saved()
                 self._restore(self.folder)
@@ -109,24 +110,22 @@ class _Run:
         return self._result()
 
     def _restore(self, folder: RunDirectory) -> None:
-        """Take up the directory's checkpoint, if there is one."""
+        """Load the directory's checkpoint, if there is one."""
         saved = folder.load()
         if saved is None:
             return
-        fresh = self.state.fresh()
+        initial = self.state.initial_arrays()
         try:
-            self.state.load_state_dict(saved, fresh)
-        except FedsimError as error:
-            if isinstance(error, ConfigError):
-                raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from None
-            raise
-        except UNFIT as error:
-            raise unusable(folder.checkpoint, f"does not fit this experiment: {error}") from error
+            self.state.load_state_dict(saved, initial)
+        except ConfigError as error:
+            raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from None
+        except STATE_ERRORS as error:
+            raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from error
         self.stop_reason = str(saved["stop_reason"])
-        notice(f"going on after round {len(self.state.rows) - 1}, which {folder.checkpoint} holds")
+        print_notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")
 
     def _run_rounds(self, done: int) -> None:
-        """Run the rounds that are left in Flower's loop."""
+        """Run the remaining rounds in Flower's loop."""
         state = self.state
         name = type(state.strategy).__name__
         try:
@@ -139,17 +138,17 @@ class _Run:
         except _EndOfRunError:
             pass
         except internals.AppExitException as error:
-            raise FedsimError(f"Flower's {name} gave up: {error}") from error
-        except UNFIT as error:
+            raise FedsimError(f"Flower's {name} failed: {error}") from error
+        except STATE_ERRORS as error:
             if _raised_by_flower(error):
-                raise FedsimError(f"Flower's {name} gave up: {describe(error)}") from error
+                raise FedsimError(f"Flower's {name} failed: {describe(error)}") from error
             if isinstance(error, FedsimError) or not self.folder or not done or len(state.rows) > done + 1:
                 raise
-            # The first round after a resumption fails: what was resumed is not what the strategies left.
-            raise unusable(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
+            # If the first round after resuming fails, the checkpoint is not what the strategies have saved.
+            raise checkpoint_error(self.folder.checkpoint, f"does not fit this experiment: {error}") from error
 
     def _round_done(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate the global model, add the round's rows and call the callbacks; called before round 1 too."""
+        """Evaluate the global model, add the round's rows and call the callbacks; also called before round 1."""
         state = self.state
         if server_round < len(state.rows):
             return None  # the last round before an interruption
@@ -159,7 +158,7 @@ class _Run:
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
             self.grid.checks.limit_loss(loss)
@@ -179,8 +178,7 @@ class _Run:
             statistics.bytes_down,
             now - self._round_started,
         )
-        plain = (value.item() if isinstance(value, np.generic) else value for value in values)
-        row = dict(zip(history_columns(state.score), plain, strict=True))
+        row = dict(zip(history_columns(state.score), to_builtin(values), strict=True))
         state.rows.append(row)
         for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
@@ -188,16 +186,14 @@ class _Run:
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
         for client, reason in sorted(statistics.failed.items()):
             state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
-        self._call_back(FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights))
-        return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
-
-    def _call_back(self, finished: FinishedRound) -> None:
+        finished = FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights)
         for callback in self.callbacks:
             callback.round_finished(finished)
-        self._round_started = time.perf_counter()
         if finished.stop_reason:
             self.stop_reason = finished.stop_reason
             raise _EndOfRunError
+        self._round_started = time.perf_counter()
+        return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
 
     def _weights(self) -> dict[str, Any]:
         return {name: values.copy() for name, values in named_arrays(self.state.model, self.state.weights).items()}
@@ -217,35 +213,37 @@ class RejectedRounds(Callback):
     """Prints a notice at the first rejected round, and the number of rejected rounds at the end."""
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
-        """Count from here."""
+        """Reset the counter."""
         self._name = f"{experiment.client} (seed {experiment.seed})"
         self._rounds, self._rejected = experiment.rounds, 0
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Say it once."""
+        """Print a notice for the first rejected round."""
         if finished.rejected is not None:
             updates, least = finished.rejected
             if not self._rejected:
-                notice(
+                print_notice(
                     f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
-                    "the model stays as it was; failures.csv or Result.failures says why"
+                    "the model is unchanged; failures.csv or Result.failures has the reasons"
                 )
             self._rejected += 1
 
     def run_finished(self, result: Result) -> None:
-        """Say how many rounds changed nothing."""
+        """Print how many rounds were rejected."""
         if self._rejected > 1:
-            notice(f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing")
+            print_notice(
+                f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing"
+            )
 
 
 def _raised_by_flower(error: BaseException) -> bool:
-    """Whether the code that raised an error is Flower's own."""
+    """Return whether Flower's own code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
 
 
-def _largest(statistics: RoundStatistics) -> str:
-    """Name the client whose update was the largest of a round."""
+def _describe_largest(statistics: RoundStatistics) -> str:
+    """Describe the largest update of a round."""
     if not statistics.clients:
         return ""
     client, length = statistics.largest_update

@@ -1,23 +1,26 @@
-"""The callback that writes checkpoints, and turns Ctrl-C into an orderly stop."""
+"""The callback that writes checkpoints and ends a run after Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedsim.study.callbacks import Callback, FinishedRound
-from fedsim.study.directory import RunDirectory, notice
-from fedsim.study.run_state import RunState
+from fedsim.study.directory import RunDirectory
+from fedsim.text import print_notice
 
-#: A checkpoint is written after a round if so many seconds have passed since the last, and if writing takes at most
-#: this share of the time.
+if TYPE_CHECKING:
+    from fedsim.study.run_state import RunState
+
+#: A checkpoint is written after a round if this many seconds have passed since the last one, and if writing takes at
+#: most this share of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
 
 
 class Checkpoints(Callback):
-    """Writes a run's state every few seconds. While it is open, the first Ctrl-C ends the run after the round.
+    """Writes a run's state every few seconds; within its context, the first Ctrl-C ends the run after the round.
 
     Parameters
     ----------
@@ -44,10 +47,10 @@ class Checkpoints(Callback):
     def _interrupt(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, self._before)
         self._interrupted.set()
-        notice("stopping after this round; Ctrl-C again stops at once")
+        print_notice("stopping after this round; Ctrl-C again stops at once")
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Write a checkpoint if it is time, or if the run ends here; raise KeyboardInterrupt after Ctrl-C."""
+        """Write a checkpoint if it is due or Ctrl-C was pressed; then raise KeyboardInterrupt in the latter case."""
         self._folder.check()
         now = time.perf_counter()
         due = max(CHECKPOINT_SECONDS, self._saving / CHECKPOINT_SHARE)

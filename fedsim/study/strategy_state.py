@@ -1,4 +1,4 @@
-"""The state of any server strategy between rounds, for a checkpoint."""
+"""The state of any server strategy between rounds, which a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.servers.fedavg import FedAvg
-from fedsim.study.checkpoint import need
+from fedsim.study.checkpoint import check_fits
 
 
 def strategy_state_dict(strategy: Strategy) -> dict[str, Any]:
-    """Return what a server strategy keeps between rounds, for a checkpoint.
+    """Return the state of a server strategy between rounds.
 
-    Of fedsim's own classes that is ``state``. Of any other class, subclasses of fedsim's among them, it is all
-    attributes but functions and fedsim's internal ones, and the same of strategies that it wraps.
+    It is ``state`` for fedsim's own classes. For other classes, including subclasses of fedsim's, it is all attributes
+    except functions and fedsim's internal ones, and the state of each strategy among the attributes.
     """
     internal: set[str] = set()
     if isinstance(strategy, FedAvg):
@@ -37,24 +37,24 @@ def strategy_state_dict(strategy: Strategy) -> dict[str, Any]:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether a value is code: a function, a method, a class, a partial or compiled one; not an object with a state."""
+    """Return whether a value is a function, a method, a class, a partial or a compiled function."""
     return inspect.isroutine(value) or isinstance(value, type | partial | np.ufunc) or hasattr(value, "__wrapped__")
 
 
 def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a fresh strategy what `strategy_state_dict` returned; raise ConfigError where that cannot be what it was."""
+    """Load the result of `strategy_state_dict` into a fresh strategy; raise ConfigError if it does not fit."""
     fresh = strategy_state_dict(strategy)
     for name, value in state.items():
         inner = getattr(strategy, name, None)
         if isinstance(inner, Strategy):
             load_strategy_state(inner, value)
             continue
-        need(not hasattr(type(strategy), name) or name in fresh, "server")
+        check_fits(not hasattr(type(strategy), name) or name in fresh, "server")
         known = fresh.get(name)
-        need(known is None or value is None or _kind(known) == _kind(value), "server")
+        check_fits(known is None or value is None or _kind(known) == _kind(value), "server")
         setattr(strategy, name, value)
 
 
 def _kind(value: Any) -> str:
-    """Return what kind of value this is, for comparison: a number may become another type of number."""
+    """Return the name of a value's type, for comparison; all types of numbers are one."""
     return "number" if isinstance(value, bool | int | float | np.number) else type(value).__name__

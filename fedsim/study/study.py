@@ -1,4 +1,4 @@
-"""A study: the results of many experiments, their statistics, tables and pictures."""
+"""A study: the results of many experiments, with statistics, tables and plots."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedsim import data
 from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
+from fedsim.files import write_csv
 from fedsim.report.intervals import half_width
 from fedsim.study.result import Result
 
@@ -47,13 +48,13 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """The label, or "all" where there are no axes."""
+        """The label, or "all" if there are no axes."""
         return self.label or "all"
 
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """Many experiments' results, compared.
+    """The results of many experiments.
 
     Attributes
     ----------
@@ -82,7 +83,7 @@ class Study:
         Parameters
         ----------
         target : float, optional
-            Test accuracy whose first passing is counted; default `Study.target`.
+            Test accuracy to which rounds are counted; default `Study.target`.
 
         Returns
         -------
@@ -91,7 +92,7 @@ class Study:
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
             own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
             over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
-            For regression ``r2`` stands for ``accuracy`` in every name.
+            For regression, every name has ``r2`` in place of ``accuracy``.
         """
         import pandas as pd
 
@@ -121,7 +122,7 @@ class Study:
         return pd.DataFrame(rows)
 
     def table(self, target: float | None = None) -> pd.DataFrame:
-        """Return the summary for reading: one row per variant, accuracy with its 95 % interval over seeds."""
+        """Return the summary as text: one row per variant, accuracy with its 95 % interval over seeds."""
         import pandas as pd
 
         summary = self.summary(target)
@@ -142,14 +143,14 @@ class Study:
         return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
 
     def rounds(self) -> pd.DataFrame:
-        """Return every run's history in one tidy frame, with the axes and the seed in front."""
-        return self._tidy("history")
+        """Return the histories of all runs in one frame, with columns for the axes and the seed."""
+        return self._concatenate("history")
 
     def clients(self) -> pd.DataFrame:
-        """Return every run's per-client rows in one tidy frame, with the axes and the seed in front."""
-        return self._tidy("clients")
+        """Return the clients' evaluations of all runs in one frame, with columns for the axes and the seed."""
+        return self._concatenate("clients")
 
-    def _tidy(self, name: str) -> pd.DataFrame:
+    def _concatenate(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
         frames = []
@@ -162,50 +163,48 @@ class Study:
         return pd.concat(frames, ignore_index=True)
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` into a folder, made if need be; each whole."""
-        from fedsim.files import write_csv
-
+        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` atomically; the folder is created if needed."""
         for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
             write_csv(Path(directory) / f"{name}.csv", frame)
 
     @property
     def evaluated(self) -> bool:
-        """Whether any clients evaluated on examples of their own."""
+        """Whether any clients evaluated on their own examples."""
         return any(bool(r.history[f"local_{self.score}"].notna().any()) for v in self.variants for r in v.results)
 
     @property
     def score(self) -> str:
-        """What is measured: ``"accuracy"``, or ``"r2"`` where targets are real numbers."""
+        """The measured score: ``"accuracy"``, or ``"r2"`` for real-valued targets."""
         return self.variants[0].results[0].score
 
-    def need_evaluation(self) -> None:
+    def _check_evaluated(self) -> None:
         """Raise ConfigError if no client evaluated."""
         if not self.evaluated:
             raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
 
-    def plot(self, path: str | os.PathLike[str], whose: str = "test") -> None:
+    def plot(self, path: str | os.PathLike[str], evaluation: str = "test") -> None:
         """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
 
         Parameters
         ----------
         path : path
-        whose : {"test", "local"}
-            Of the global model on the test set; of what clients use, on their own examples.
+        evaluation : {"test", "local"}
+            Accuracy of the global model on the test set, or of the clients' models on their own examples.
 
         Raises
         ------
         ConfigError
-            Another word, or local accuracy where no client evaluated.
+            `evaluation` is another word, or it is ``"local"`` and no client evaluated.
         """
         from fedsim.report.plots import SCORES, plot_accuracy
 
-        check_choice("whose", whose, SCORES)
-        if whose == "local":
-            self.need_evaluation()
-        plot_accuracy(self._histories, path, self._about, self.score, whose)
+        check_choice("evaluation", evaluation, SCORES)
+        if evaluation == "local":
+            self._check_evaluated()
+        plot_accuracy(self._histories, path, self._about, self.score, evaluation)
 
     def plot_drift(self, path: str | os.PathLike[str]) -> None:
-        """Draw how far clients went apart by round: drift, cosine, diversity, and weight divergence where measured."""
+        """Draw client drift by round: drift, cosine, diversity, and weight divergence if it was measured."""
         from fedsim.report.plots import plot_drift
 
         plot_drift(self._histories, path, self._about)
@@ -214,12 +213,12 @@ class Study:
         """Draw each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
         from fedsim.report.plots import plot_score_by_skew
 
-        self.need_evaluation()
+        self._check_evaluated()
         points = [(v.title, np.concatenate([_skew_and_score(r) for r in v.results])) for v in self.variants]
         plot_score_by_skew(points, path, self._dataset, self.score)
 
     def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
-        """Draw who holds which labels: a panel per variant, as its first seed divided the data.
+        """Draw the label distribution per client: a panel per variant, for its first seed.
 
         Parameters
         ----------
@@ -242,13 +241,13 @@ class Study:
 
     @property
     def _dataset(self) -> str:
-        """What the data are called, those of the first variant."""
+        """The name of the first variant's dataset."""
         dataset = self.variants[0].results[0].experiment.dataset
         return data.title(dataset) if isinstance(dataset, str) else dataset.name
 
     @property
     def _about(self) -> str:
-        """Name the data and, where all variants have as many, the number of clients."""
+        """The dataset and, if all variants have the same, the number of clients."""
         counts = {getattr(v.results[0].experiment.split, "num_clients", None) for v in self.variants}
         clients = counts.pop() if len(counts) == 1 else None
         return f"{self._dataset}, {clients} clients" if clients else self._dataset
@@ -258,8 +257,8 @@ def _skew_and_score(result: Result) -> NDArray[Any]:
     """Return label skew and score of each client of the last evaluated round, shape (clients, 2)."""
     from fedsim.splits.measure import skew
 
-    held = result.experiment.federate(result.experiment.load_data())
-    emd = skew(held).set_index("client")["emd"]
+    federated = result.experiment.federate(result.experiment.load_data())
+    emd = skew(federated).set_index("client")["emd"]
     last = result.clients[result.clients["round"] == result.clients["round"].max()]
     return np.column_stack([emd.reindex(last["partition_id"]), last[result.score]])
 

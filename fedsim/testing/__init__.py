@@ -1,0 +1,88 @@
+"""Checks that a client strategy or a model satisfies the requirements of fedsim.
+
+>>> from fedsim.clients import SGD, ClientStrategy
+>>> class Halved(SGD):
+...     def direction(self, grad, weights, ctx):
+...         return grad / 2
+>>> passed = check_client_strategy(Halved)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.clients import ClientStrategy
+from fedsim.clients.check_hooks import check_signatures
+from fedsim.models.conformance import ModelError, check_model
+from fedsim.testing.checks import StrategyChecks, StrategyError
+from fedsim.text import describe
+
+__all__ = ["ModelError", "StrategyError", "check_client_strategy", "check_model"]
+
+#: Names of the checks, in the order in which they run.
+CHECKS = tuple(name for name in vars(StrategyChecks) if not name.startswith("_"))
+
+
+def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> list[str]:
+    """Try a client strategy on small clients of different sizes.
+
+    Parameters
+    ----------
+    strategy : ClientStrategy or subclass of it
+        A class is tried with its default hyperparameters.
+
+    Returns
+    -------
+    list of str
+        Names of the checks, all passed.
+
+    Raises
+    ------
+    StrategyError
+        Names every check that failed and what to fix.
+    """
+    if isinstance(strategy, type):
+        if not issubclass(strategy, ClientStrategy):
+            raise StrategyError(
+                f"{strategy.__name__} is not a client strategy: let it extend fedsim.clients.SGD or ClientStrategy"
+            )
+        cls = strategy
+        try:
+            strategy = cls()
+        except TypeError as error:
+            raise StrategyError(
+                f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default, "
+                "or pass an object in place of the class"
+            ) from error
+    if not isinstance(strategy, ClientStrategy):
+        raise StrategyError(
+            f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD or ClientStrategy"
+        )
+    check_signatures(strategy)
+    checks = StrategyChecks(strategy)
+    titles = [name.replace("_", " ") for name in CHECKS]
+    failures, tried, skipped = [], 0, ""
+    for name, title in zip(CHECKS, titles, strict=True):
+        tried += 1
+        try:
+            with np.errstate(all="ignore"):
+                getattr(checks, name)()
+        except StrategyError as error:
+            failures.append(f"{title}: {error}")
+        except Exception as error:
+            failures.append(f"{title}: {describe(error)}{_hint(error)}")
+        if failures and name == "trains":
+            skipped = f" (the others run once {'this one passes' if len(failures) == 1 else 'these pass'})"
+            break
+    if failures:
+        summary = f"{type(strategy).__name__} fails {len(failures)} of {tried} checks{skipped}"
+        raise StrategyError("\n  ".join([summary, *failures]))
+    return titles
+
+
+def _hint(error: Exception) -> str:
+    if "read-only" in str(error):
+        return " (an array that clients share is changed in place: make a new array instead)"
+    if "broadcast" in str(error):
+        return " (arrays have a row per client: a value per client needs [:, None] beside (clients, parameters))"
+    return ""
