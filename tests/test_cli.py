@@ -469,7 +469,7 @@ def test_strategies_are_listed_with_parameters_and_papers() -> None:
     assert "FedProx(proximal_mu=0.01)" in done.stdout
     assert "(arXiv:1910.06378)" in " ".join(done.stdout.split())
     for entry in [*client_entries(), *server_entries()]:
-        assert entry.about
+        assert entry.description
         assert entry.paper or entry.name == "LocalOnly", entry
 
 
@@ -925,12 +925,12 @@ def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.Ca
     )
     out, _ = here(capsys, "splits", "IID(3)", "--kind", "sizes", "--out", "s.svg")
     assert out.endswith("\nwrote s.svg\n")
-    assert "<!-- How many examples clients hold of digits -->" in (small / "s.svg").read_text()
+    assert "<!-- Examples per client: digits -->" in (small / "s.svg").read_text()
     (small / "data").mkdir()
     rows = "".join(f"{k},{'ill' if k % 2 else 'well'}\n" for k in range(40))
     (small / "data/t.csv").write_text("a,y\n" + rows)
     here(capsys, "splits", "IID(2)", "--dataset", "t.csv", "--label", "y", "--data-dir", "data", "--out", "t.svg")
-    assert {"<!-- ill -->", "<!-- well -->", "<!-- Who holds which labels of t.csv -->"} <= {
+    assert {"<!-- ill -->", "<!-- well -->", "<!-- Label distribution per client: t.csv -->"} <= {
         line.strip() for line in (small / "t.svg").read_text().splitlines()
     }
     for option, value in (("most", "0"), ("seed", "-1"), ("kind", "pie")):

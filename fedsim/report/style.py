@@ -1,4 +1,4 @@
-"""How pictures look, and how they are written."""
+"""The style of plots, and how they are written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's palette, told apart by colour-blind readers too.
+#: Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8c6d00", "#000000")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -28,12 +28,12 @@ STYLE: dict[Any, Any] = {
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole, in the format its name ends in.
+    """Write a figure in the format of its file name's suffix.
 
     Raises
     ------
     ConfigError
-        A format matplotlib does not know.
+        Matplotlib does not support the format.
     """
     file = Path(path)
     kind = file.suffix.lstrip(".").lower()

@@ -183,35 +183,35 @@ class Study:
         if not self.evaluated:
             raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
 
-    def plot(self, path: str | os.PathLike[str], whose: str = "test") -> None:
-        """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
+    def plot(self, path: str | os.PathLike[str], kind: str = "test") -> None:
+        """Plot accuracy by round, a line per variant with its 95 % interval over seeds, as PNG, SVG or PDF.
 
         Parameters
         ----------
         path : path
-        whose : {"test", "local"}
-            Of the global model on the test set; of what clients use, on their own examples.
+        kind : {"test", "local"}
+            Of the global model on the test set, or of the clients' models on their own examples.
 
         Raises
         ------
         ConfigError
-            Another word, or local accuracy where no client evaluated.
+            Another kind, or local accuracy where no client evaluated.
         """
         from fedsim.report.plots import SCORES, plot_accuracy
 
-        check_choice("whose", whose, SCORES)
-        if whose == "local":
+        check_choice("kind", kind, SCORES)
+        if kind == "local":
             self.need_evaluation()
-        plot_accuracy(self._histories, path, self._about, self.score, whose)
+        plot_accuracy(self._histories, path, self._about, self.score, kind)
 
     def plot_drift(self, path: str | os.PathLike[str]) -> None:
-        """Draw how far clients went apart by round: drift, cosine, diversity, and weight divergence where measured."""
+        """Plot client drift by round: drift, cosine, diversity, and weight divergence where measured."""
         from fedsim.report.plots import plot_drift
 
         plot_drift(self._histories, path, self._about)
 
     def plot_score_by_skew(self, path: str | os.PathLike[str]) -> None:
-        """Draw each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
+        """Plot each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
         from fedsim.report.plots import plot_score_by_skew
 
         self.need_evaluation()
@@ -219,7 +219,9 @@ class Study:
         plot_score_by_skew(points, path, self._dataset, self.score)
 
     def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
-        """Draw who holds which labels: a panel per variant, as its first seed divided the data.
+        """Plot the label distribution per client: a panel per variant, split with its first seed.
+
+        Labels are numbered where the variants' datasets have different label names.
 
         Parameters
         ----------
@@ -229,12 +231,13 @@ class Study:
         """
         from fedsim.report.split_plots import plot_splits
 
-        counts = {}
+        counts, names = {}, set()
         for variant in self.variants:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
             counts[variant.title] = experiment.split.federate(dataset, experiment.seed).label_counts()
-        plot_splits(counts, path, dataset.name, kind, dataset.label_names)
+            names.add(tuple(dataset.label_names))
+        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else ())
 
     @property
     def _histories(self) -> list[tuple[str, list[pd.DataFrame]]]:
@@ -242,9 +245,9 @@ class Study:
 
     @property
     def _dataset(self) -> str:
-        """What the data are called, those of the first variant."""
-        dataset = self.variants[0].results[0].experiment.dataset
-        return data.title(dataset) if isinstance(dataset, str) else dataset.name
+        """The names of the variants' datasets."""
+        datasets = [v.results[0].experiment.dataset for v in self.variants]
+        return " and ".join(dict.fromkeys(data.title(d) if isinstance(d, str) else d.name for d in datasets))
 
     @property
     def _about(self) -> str:
