@@ -18,7 +18,7 @@ from scipy.stats import pearsonr, spearmanr
 from fedsim.cli.guard import Parser, guard, report_kept
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory, write_csv
-from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Mixture, Shards, Split
 from fedsim.splits.measure import skew
 from fedsim.study.compare import compare
@@ -100,13 +100,9 @@ def meaning(points: pd.DataFrame) -> str:
 
 def draw(points: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against distance: a point per run, a line through the means."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     means = points.groupby("iid_share", sort=False)[["emd", "accuracy"]].mean()
     correlation = np.corrcoef(points["emd"], points["accuracy"])[0, 1]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
+    with saved_figure(path, 7, 4.4) as figure:
         axes = figure.subplots()
         axes.plot(means["emd"], means["accuracy"], color=COLOURS[0], lw=1.2, label="mean of the seeds")
         axes.scatter(points["emd"], points["accuracy"], color=COLOURS[1], s=18, zorder=3, label="one run")
@@ -114,7 +110,6 @@ def draw(points: pd.DataFrame, path: Path) -> None:
         axes.set_ylabel("test accuracy of the global model")
         axes.set_title(f"What non-IID data costs (correlation {correlation:.2f})", fontsize=11, pad=12)
         axes.legend(frameon=False, loc="lower left")
-        save(figure, path)
 
 
 if __name__ == "__main__":

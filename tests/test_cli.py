@@ -32,7 +32,7 @@ from fedsim.cli import options as cli_options
 from fedsim.cli.guard import report_kept
 from fedsim.clients import SGD, FedDyn
 from fedsim.errors import ConfigError
-from fedsim.report import plots, split_plots
+from fedsim.report import style
 from fedsim.report.catalogue import catalogue, client_entries, server_entries
 from fedsim.report.tables import shards_table, splits_table
 from fedsim.splits import IID, Dirichlet
@@ -774,8 +774,7 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
             (axes.get_title(), axes.get_ylabel(), [line.get_ydata() for line in axes.lines]) for axes in figure.axes
         ]
 
-    monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(split_plots, "save", save)
+    monkeypatch.setattr(style, "save", save)
     (small / "s.toml").write_text((small / "e.toml").read_text() + '[compare]\nsplit = ["IID(4)"]\nseeds = 1\n')
     chosen = ["--split", "IID(3)", "--split", "Dirichlet(3, alpha=0.5)", "--seeds", "2", "--target", "0.15"]
     changes = ["--set", "fraction_evaluate=1.0", "--set", "client.lr=0.2", "--data-dir", "7"]

@@ -23,8 +23,7 @@ PALETTE = [colour.lower() for colour in style.COLOURS]
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were to be written."""
     figures: list[Figure] = []
-    for module in (plots, split_plots):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     return figures
 
 

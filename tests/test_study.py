@@ -22,7 +22,7 @@ from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import keep_earlier, writable_directory, write_whole
-from fedsim.report import plots, split_plots
+from fedsim.report import plots, split_plots, style
 from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
@@ -430,7 +430,7 @@ def test_the_band_is_the_confidence_interval(study: Study) -> None:
 
 def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5)
     study = compare(experiment)
     study.plot_score_by_skew(tmp_path / "a.png")
@@ -444,8 +444,7 @@ def test_a_study_of_datasets_with_different_labels_has_its_pictures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures: list[Figure] = []
-    for module in (plots, split_plots):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     study = compare(replace(BASE, rounds=1, split=IID(4)), dataset=["digits", "fcube"], fraction_evaluate=[0.0, 1.0])
     study.plot_splits(tmp_path / "a.png")
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [str(label) for label in range(10)]

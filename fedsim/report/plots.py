@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.report.intervals import half_width
-from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.report.style import COLOURS, saved_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,12 +54,9 @@ def plot_accuracy(
     kind : {"test", "local"}
         Of the global model on the test set, or of the clients' models on their own examples.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
+    with saved_figure(path, 8, 4.6) as figure:
         axes = figure.subplots()
         ends = _draw_curves(histories, f"{kind}_{score}", axes, (0, 1))
         heights = _separate([value for value, _, _ in ends], 0.055)
@@ -80,7 +77,6 @@ def plot_accuracy(
         axes.set_xlabel("round")
         axes.set_ylabel(SCORES[kind].format(score=NAMES[score]))
         axes.set_title(f"Federated learning on {data} ({_describe_seeds(histories)})", fontsize=11, pad=14)
-        save(figure, path)
 
 
 def plot_drift(histories: Histories, path: str | os.PathLike[str], data: str) -> None:
@@ -95,16 +91,13 @@ def plot_drift(histories: Histories, path: str | os.PathLike[str], data: str) ->
         Description of the data, for the title.
     """
     import pandas as pd
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     measured = pd.concat([history[list(DRIFTS)] for _, seeds in histories for history in seeds])
     known = [column for column in DRIFTS if measured[column].notna().any()]
-    with rc_context(STYLE):
-        rows = max(len(known), 1)
-        figure = Figure(figsize=(8, 1.7 * rows + 1), layout="constrained")
+    rows = max(len(known), 1)
+    with saved_figure(path, 8, 1.7 * rows + 1) as figure:
         panels = figure.subplots(rows, 1, sharex=True, squeeze=False).ravel()
         for panel, column in zip(panels, known, strict=False):
             name, *bounds = DRIFTS[column]
@@ -119,7 +112,6 @@ def plot_drift(histories: Histories, path: str | os.PathLike[str], data: str) ->
         figure.legend(handles=lines, loc="outside lower left", frameon=False, ncols=3)
         title = f"Client drift on {data} ({_describe_seeds(histories)})"
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        save(figure, path)
 
 
 def plot_score_by_skew(
@@ -137,12 +129,9 @@ def plot_score_by_skew(
         Its name.
     score : {"accuracy", "r2"}
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
     from scipy.stats import spearmanr
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
+    with saved_figure(path, 8, 4.6) as figure:
         axes = figure.subplots()
         for number, (label, pairs) in enumerate(points):
             if not len(pairs):
@@ -150,21 +139,13 @@ def plot_score_by_skew(
             x, y = pairs.T
             varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
             correlation = f", rank correlation {spearmanr(x, y).statistic:+.2f}" if varied else ""
-            axes.scatter(
-                x,
-                y,
-                s=np.clip(4000 / len(x), 4, 40),
-                color=COLOURS[number % len(COLOURS)],
-                alpha=0.6,
-                lw=0,
-                label=f"{label}{correlation}",
-            )
+            colour, area = COLOURS[number % len(COLOURS)], np.clip(4000 / len(x), 4, 40)
+            axes.scatter(x, y, s=area, color=colour, alpha=0.6, lw=0, label=f"{label}{correlation}")
         axes.set_xlabel("label skew: earth mover's distance between client and population")
         axes.set_ylabel(f"{NAMES[score]} on the client's own examples")
         axes.set_ylim(top=1.02)
         figure.legend(loc="outside lower left", frameon=False, ncols=2)
         axes.set_title(f"Local {NAMES[score]} against label skew: {dataset}", fontsize=11, pad=14)
-        save(figure, path)
 
 
 def _line_style(number: int) -> dict[str, Any]:

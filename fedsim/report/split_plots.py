@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_choice
-from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits.measure import gini
 
 if TYPE_CHECKING:
@@ -42,17 +42,13 @@ def plot_splits(
     label_names : sequence of str
         At least as many as the largest number of classes; default "0", "1", ...
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     check_choice("kind", kind, KINDS)
     classes = max(table.shape[1] for table in counts.values())
     names = list(label_names) or [str(k) for k in range(classes)]
     draw = {"bars": _bars, "bubbles": _bubbles, "sizes": _sizes}[kind]
     rows = (len(counts) + 1) // 2
     columns = 1 if len(counts) == 1 else 2
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8), layout="constrained")
+    with saved_figure(path, 4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel in panels[len(counts) :]:
             panel.set_axis_off()
@@ -60,13 +56,13 @@ def plot_splits(
             labels = f"{(table > 0).sum(axis=1).mean():.1f} labels per client"
             measure = f"Gini {gini(table.sum(axis=1)):.2f}" if kind == "sizes" else labels
             panel.set_title(f"{label}: {measure}", fontsize=10)
+            panel.grid(False)
             draw(panel, table, names)
         if kind == "bars" and classes <= 20:
             widest = max(panels, key=lambda panel: len(panel.collections))
             figure.legend(handles=widest.collections, title="label", loc="outside right center", frameon=False)
         title = "Examples per client" if kind == "sizes" else "Label distribution per client"
         figure.suptitle(f"{title}: {dataset}", fontsize=11, fontweight="bold", x=0.01, ha="left")
-        save(figure, path)
 
 
 def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 #: Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8c6d00", "#000000")
 STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,6 +28,18 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "svg.hashsalt": "fedsim",
 }
+
+
+@contextmanager
+def saved_figure(path: str | os.PathLike[str], width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure of this size in inches, and write it to `path` when the block ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        yield figure
+        save(figure, path)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
