@@ -47,8 +47,8 @@ class Aggregation:
         check_groups: Callable[[str], None] = lambda client: None,
     ) -> None:
         self.aggregator, self._add_weighted, self._check_groups = aggregator, add_weighted, check_groups
-        self._server_hooks = server_hooks if server_hooks and needs_server_hooks(server_hooks.strategy) else None
-        own_weights = self._server_hooks is not None and overrides(self._server_hooks.strategy, "weigh")
+        self.server_hooks = server_hooks if server_hooks and needs_server_hooks(server_hooks.strategy) else None
+        own_weights = self.server_hooks is not None and overrides(self.server_hooks.strategy, "weigh")
         #: The mean by examples, where the aggregator returns something else.
         self._mean = None if isinstance(aggregator, Mean) and not own_weights else RunningMean(add_weighted)
         self._besides: dict[str, RunningMean] = {}
@@ -62,7 +62,7 @@ class Aggregation:
         self.clients += len(update.partition_ids)
         self.examples += int(update.num_examples.sum())
         self._losses.append(update.train_loss * update.num_examples)
-        hooks = self._server_hooks
+        hooks = self.server_hooks
         weights = hooks.weigh(update.num_examples, update.up) if hooks else update.num_examples
         factors = np.asarray(weights, dtype=np.float64)
         if hooks and factors.ndim > 1:
