@@ -115,7 +115,7 @@ class ClientRuntime:
 
         def make(new: Indices) -> dict[str, Array]:
             made = new_client_state(task, new)
-            if self.pipeline and self.pipeline.feeds_back:
+            if self.pipeline and self.pipeline.error_feedback:
                 made[RESIDUAL] = np.zeros((len(new), self.model.num_parameters), self.model.dtype)
             return made
 
@@ -123,8 +123,8 @@ class ClientRuntime:
 
     def keeps_state(self, strategy: ClientStrategy) -> bool:
         """Whether clients have state between rounds."""
-        feeds_back = self.pipeline is not None and self.pipeline.feeds_back
-        return feeds_back or has_client_state(strategy, self.model)
+        has_residual = self.pipeline is not None and self.pipeline.error_feedback
+        return has_residual or has_client_state(strategy, self.model)
 
     def only_fits(self, strategy: ClientStrategy) -> bool:
         """Whether a round is nothing but one fit of the compiled kernel, which threads can share."""
