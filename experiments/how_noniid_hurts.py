@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from fedsim.cli.guard import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory, write_csv
 from fedsim.report.style import COLOURS, saved_figure
@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, metavar="E", default=1, help="local epochs")
     parser.add_argument("--batch-size", type=int, metavar="B", default=10, help="local batch size")
-    parser.add_argument("--lr", type=float, default=0.1, help="local step size")
+    parser.add_argument("--lr", type=float, default=0.1, help="local learning rate")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[32], help="hidden layers")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
@@ -63,7 +63,8 @@ def main() -> None:
     points = measure(study)
     print(points.groupby("iid_share", sort=False)[["emd", "accuracy", "loss"]].mean().round(3).to_string())
     print(meaning(points))
-    report_kept(keep_earlier(out, FILES))
+    if kept := keep_earlier(out, FILES):
+        print(f"kept the earlier results in {kept}")
     write_csv(out / "points.csv", points)
     draw(points, out / "accuracy_by_distance.png")
     print(f"wrote {', '.join(FILES)} to {out}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import ArgumentDefaultsHelpFormatter
 
-from fedsim.cli.guard import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory
 from fedsim.splits import IID, Dirichlet, Shards
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, metavar="C", default=0.2, help="share of clients trained each round")
     parser.add_argument("--epochs", type=int, metavar="E", default=5, help="local epochs")
     parser.add_argument("--batch-size", type=int, metavar="B", default=10, help="local batch size")
-    parser.add_argument("--lr", type=float, default=0.1, help="local step size")
+    parser.add_argument("--lr", type=float, default=0.1, help="local learning rate")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[32], help="hidden layers")
     parser.add_argument("--shards", type=int, metavar="N", default=2, help="shards per client of the Shards split")
     parser.add_argument("--alpha", type=float, nargs="*", default=[1.0, 0.1], help="of the Dirichlet splits")
@@ -54,7 +54,8 @@ def main() -> None:
 
     print(study.table(args.target).to_string())
     print(meaning(study))
-    report_kept(keep_earlier(out, FILES))
+    if kept := keep_earlier(out, FILES):
+        print(f"kept the earlier results in {kept}")
     study.to_csv(out)
     study.plot(out / "accuracy.png")
     study.plot_splits(out / "splits.png")

@@ -1,4 +1,4 @@
-"""The command line: its commands and how they are told apart."""
+"""The command-line interface: the table of commands and the parser."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fedsim import __version__
 from fedsim.cli import compare, deploy, run, splits, tools
 from fedsim.cli.guard import Parser, guard
 
-#: Name, what it does, the function that does it, and the function that declares its arguments.
+#: Name, description, the function that runs the command, and the function that declares its arguments.
 Command = tuple[str, str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None] | None]
 COMMANDS: tuple[Command, ...] = (
-    ("run", "run one experiment and print its rounds", run.run, run.add_run_options),
+    ("run", "run one experiment and print its history", run.run, run.add_run_options),
     (
         "compare",
         "run a study (a file with a [compare] table) and print its table",
         compare.compare,
         compare.add_options,
     ),
-    ("resume", "go on with an interrupted run", run.resume, run.add_resume_options),
+    ("resume", "resume an interrupted run", run.resume, run.add_resume_options),
     ("splits", "show the label distribution per client, before training", splits.splits, splits.add_options),
     (
         "deploy",
@@ -35,9 +35,9 @@ COMMANDS: tuple[Command, ...] = (
         deploy.add_export_options,
     ),
     ("flower", "run any Flower app in this process, without Ray", tools.flower, tools.add_flower_options),
-    ("strategies", "list client and server strategies: parameters and papers", tools.strategies, None),
-    ("check", "check a client strategy of your own, and say what to fix", tools.check, tools.add_check_options),
-    ("data", "list the datasets, and where their files are or come from", tools.data, tools.add_data_options),
+    ("strategies", "list client and server strategies with their parameters and papers", tools.strategies, None),
+    ("check", "check a client strategy of your own, and report what to fix", tools.check, tools.add_check_options),
+    ("data", "list the datasets and the locations of their files", tools.data, tools.add_data_options),
 )
 
 
@@ -51,8 +51,8 @@ def parser() -> Parser:
     """Return the command's parser."""
     top = Parser(
         prog="fedsim",
-        description="Simulate federated learning: what non-IID data does to it, in seconds.",
-        epilog="A configuration file holds the Python arguments in TOML; see docs/configuration.md.",
+        description="Simulate federated learning on IID and non-IID data.",
+        epilog="Configuration files hold the arguments of Experiment in TOML; see docs/configuration.md.",
     )
     top.add_argument("--version", action="version", version=f"fedsim {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
