@@ -19,7 +19,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Run a study and print its table."""
+    """Run a study (a file with a [compare] table) and print its table."""
     from fedsim.checks import check_real
     from fedsim.modules import Modules
     from fedsim.study import compare as studies

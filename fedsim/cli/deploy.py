@@ -60,7 +60,7 @@ def _read(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
 
 
 def deploy(args: argparse.Namespace) -> None:
-    """Run an experiment on a Flower deployment."""
+    """Run an experiment on a real Flower deployment: a SuperLink and SuperNodes."""
     experiment, settings = _read(args)
     run_on_supernodes(experiment, args.superlink, settings, args)
 
@@ -91,7 +91,7 @@ def run_on_supernodes(
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a stand-alone Flower app of an experiment."""
+    """Write a stand-alone Flower app of an experiment, for flwr run."""
     from fedsim.apps import export as apps
 
     experiment, settings = _read(args)

@@ -24,7 +24,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def splits(args: argparse.Namespace) -> None:
-    """Print, and plot, the label distribution of each client."""
+    """Show the label distribution per client, before training."""
     from fedsim import data
     from fedsim.checks import check_choice, check_integer, check_seed
     from fedsim.report.split_plots import KINDS, plot_splits

@@ -18,7 +18,7 @@ def add_flower_options(sub: argparse.ArgumentParser) -> None:
 
 
 def flower(args: argparse.Namespace) -> None:
-    """Run any Flower app in this process."""
+    """Run any Flower app in this process, without Ray."""
     from fedsim.apps.app_folder import run_app
 
     seconds = run_app(args.folder, args.nodes, args.run_config, args.workers, args.verbose)
@@ -26,7 +26,7 @@ def flower(args: argparse.Namespace) -> None:
 
 
 def strategies(args: argparse.Namespace) -> None:
-    """List client and server strategies."""
+    """List client and server strategies with their parameters and papers."""
     from fedsim.report.catalogue import catalogue
 
     print(catalogue(), end="")
@@ -38,7 +38,7 @@ def add_check_options(sub: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check a client strategy of the user's own."""
+    """Check a client strategy of your own, and report what to fix."""
     from fedsim.study import config
     from fedsim.testing import check_client_strategy
 

@@ -1,4 +1,4 @@
-"""Centered clipping: updates are clipped around the mean update of the previous round before they are averaged.
+"""Centered clipping: updates are clipped around the previous round's aggregated update before they are averaged.
 
 Karimireddy, He and Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021 (arXiv:2012.10333),
 eq. 12 and algorithm 2.
