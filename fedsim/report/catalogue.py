@@ -84,8 +84,6 @@ def catalogue() -> str:
             call = ", ".join(f"{name}={default}" for name, default in entry.parameters.items())
             lines.append(f"{entry.name}({call})")
             for text in filter(None, (entry.description, entry.paper)):
-                lines += textwrap.wrap(
-                    text.replace("``", "").replace("`", ""), 96, initial_indent="    ", subsequent_indent="    "
-                )
+                lines.append(textwrap.indent(textwrap.fill(text.replace("`", ""), 92), "    "))
             lines.append("")
     return "\n".join(lines)

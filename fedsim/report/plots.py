@@ -60,18 +60,10 @@ def plot_accuracy(
         axes = figure.subplots()
         ends = _draw_curves(histories, f"{kind}_{score}", axes, (0, 1))
         heights = _separate([value for value, _, _ in ends], 0.055)
+        bold: dict[str, Any] = {"va": "center", "fontweight": "bold", "annotation_clip": False}
         for height, (value, label, colour) in zip(heights, ends, strict=True):
-            axes.annotate(
-                f"{label}  {value:.3f}",
-                (1, height),
-                xycoords=("axes fraction", "data"),
-                xytext=(8, 0),
-                textcoords="offset points",
-                color=colour,
-                va="center",
-                fontweight="bold",
-                annotation_clip=False,
-            )
+            text, coordinates = f"{label}  {value:.3f}", ("axes fraction", "data")
+            axes.annotate(text, (1, height), (8, 0), coordinates, "offset points", color=colour, **bold)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, 1)
         axes.set_xlabel("round")
@@ -150,11 +142,8 @@ def plot_score_by_skew(
 
 def _line_style(number: int) -> dict[str, Any]:
     """Return the line properties of a variant."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linewidth": 1.8,
-        "linestyle": "-" if number < len(COLOURS) else "--",
-    }
+    dashes = "-" if number < len(COLOURS) else "--"
+    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.8, "linestyle": dashes}
 
 
 def _draw_curves(

@@ -132,14 +132,7 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
         axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     median = float(np.median(sizes))
     panel.axvline(median, color=COLOURS[3], lw=1.2)
-    panel.annotate(
-        f"median {median:,.0f}",
-        (median, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -8),
-        textcoords="offset points",
-        color=COLOURS[3],
-        fontsize=9,
-    )
+    text, coordinates = f"median {median:,.0f}", ("data", "axes fraction")
+    panel.annotate(text, (median, 1), (4, -8), coordinates, "offset points", color=COLOURS[3], fontsize=9)
     panel.set_xlabel("examples per client")
     panel.set_ylabel("clients")
