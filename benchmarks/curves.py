@@ -77,16 +77,15 @@ def _memory(samples: int) -> dict[str, Any]:
 
 def plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
     """Plot the curves, one panel each."""
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    from fedsim.report.style import COLOURS, STYLE, save
+    from fedsim.report.style import COLOURS, saved_figure
 
     def short(value: float, _: object) -> str:
         return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, -(-len(curves) // 2), figsize=(10, 5.6), layout="constrained")
+    with saved_figure(path, 10, 5.6) as figure:
+        panels = figure.subplots(2, -(-len(curves) // 2))
         for panel, curve, colour in zip(panels.flat, curves.values(), COLOURS, strict=False):
             value, middle, low, high = zip(*curve["points"], strict=True)
             title, _, setting = curve["quantity"].partition(" (")
@@ -101,5 +100,3 @@ def plot(curves: dict[str, dict[str, Any]], path: Path) -> None:
                 panel.set_xscale("log")
                 panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xticks(value, [short(v, None) for v in value])
-        save(figure, path)
-        plt.close(figure)

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from fedsim.cli.guard import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory, write_csv
-from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Mixture, Shards, Split
 from fedsim.splits.measure import skew
 from fedsim.study.compare import compare
@@ -63,7 +63,8 @@ def main() -> None:
     points = measure(study)
     print(points.groupby("iid_share", sort=False)[["emd", "accuracy", "loss"]].mean().round(3).to_string())
     print(conclusion(points))
-    report_kept(keep_earlier(out, FILES))
+    if kept := keep_earlier(out, FILES):
+        print(f"kept the earlier results in {kept}")
     write_csv(out / "points.csv", points)
     draw(points, out / "accuracy_by_distance.png")
     print(f"wrote {', '.join(FILES)} to {out}")
@@ -100,13 +101,9 @@ def conclusion(points: pd.DataFrame) -> str:
 
 def draw(points: pd.DataFrame, path: Path) -> None:
     """Plot accuracy against distance: a point per run and a line through the means."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     means = points.groupby("iid_share", sort=False)[["emd", "accuracy"]].mean()
     correlation = np.corrcoef(points["emd"], points["accuracy"])[0, 1]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
+    with saved_figure(path, 7, 4.4) as figure:
         axes = figure.subplots()
         axes.plot(means["emd"], means["accuracy"], color=COLOURS[0], lw=1.2, label="mean of the seeds")
         axes.scatter(points["emd"], points["accuracy"], color=COLOURS[1], s=18, zorder=3, label="one run")
@@ -114,7 +111,6 @@ def draw(points: pd.DataFrame, path: Path) -> None:
         axes.set_ylabel("test accuracy of the global model")
         axes.set_title(f"Accuracy with non-IID data (correlation {correlation:.2f})", fontsize=11, pad=12)
         axes.legend(frameon=False, loc="lower left")
-        save(figure, path)
 
 
 if __name__ == "__main__":

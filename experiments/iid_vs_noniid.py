@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import ArgumentDefaultsHelpFormatter
 
-from fedsim.cli.guard import Parser, guard, report_kept
+from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory
 from fedsim.splits import IID, Dirichlet, Shards
@@ -54,7 +54,8 @@ def main() -> None:
 
     print(study.table(args.target).to_string())
     print(conclusion(study))
-    report_kept(keep_earlier(out, FILES))
+    if kept := keep_earlier(out, FILES):
+        print(f"kept the earlier results in {kept}")
     study.to_csv(out)
     study.plot(out / "accuracy.png")
     study.plot_splits(out / "splits.png")

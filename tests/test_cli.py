@@ -29,10 +29,9 @@ from fedsim.apps.in_process import run_flower
 from fedsim.cli import guard as guards
 from fedsim.cli import main as cli
 from fedsim.cli import options as cli_options
-from fedsim.cli.guard import report_kept
 from fedsim.clients import SGD, FedDyn
 from fedsim.errors import ConfigError
-from fedsim.report import plots, split_plots
+from fedsim.report import style
 from fedsim.report.catalogue import catalogue, client_entries, server_entries
 from fedsim.report.tables import shards_table, splits_table
 from fedsim.splits import IID, Dirichlet
@@ -156,10 +155,10 @@ def test_a_strategy_that_exits_is_an_error_with_its_name(experiment: str, tmp_pa
     file = tmp_path / "mine.py"
     file.write_text(EXITS)
     (tmp_path / "loud.py").write_text("import sys\nsys.exit(0)\n")
-    client = f"Leaver's train in {file}, line 10, ended the program (SystemExit(0))"
+    client = f"Leaver's train in {file}, line 10, raised SystemExit(0)"
     refused(fedsim("run", experiment, "--client", "mine:Leaver", cwd=tmp_path), client)
     refused(fedsim("run", experiment, "--client", "mine:Leaver", "--workers", "2", cwd=tmp_path), client)
-    server = f"Server's step in {file}, line 15, ended the program (SystemExit(0))"
+    server = f"Server's step in {file}, line 15, raised SystemExit(0)"
     refused(fedsim("run", experiment, "--set", "server=mine:Server", cwd=tmp_path), server)
     refused(
         fedsim("run", experiment, "--client", "loud:Any", cwd=tmp_path), "imported: SystemExit: 0 (loud.py, line 2)"
@@ -281,7 +280,7 @@ def test_ctrl_c_ends_a_run_whose_clients_are_busy(experiment: str, workers: str,
         last = process.stderr.read().strip().splitlines()
         assert last[-1].endswith("interrupted")
         told = [line for line in last if line.startswith("interrupted;")]
-        assert told == (["interrupted; fedsim resume out goes on"] if out else [])
+        assert told == (["interrupted; resume the run with: fedsim resume out"] if out else [])
     finally:
         process.kill()
         process.communicate()
@@ -289,14 +288,14 @@ def test_ctrl_c_ends_a_run_whose_clients_are_busy(experiment: str, workers: str,
 
 def test_splits(tmp_path: Path) -> None:
     picture = tmp_path / "s.png"
-    done = fedsim("splits", "IID(20)", "Dirichlet(20, alpha=0.1)", "--most", "3", "--out", str(picture))
+    done = fedsim("splits", "IID(20)", "Dirichlet(20, alpha=0.1)", "--max-clients", "3", "--out", str(picture))
     assert done.returncode == 0, done.stderr
     assert "digits: 1,442 training examples; means over clients" in done.stdout
     row = next(line.split() for line in done.stdout.splitlines() if line.startswith("Dirichlet(0.1) "))
     assert row[1:6] == ["20", "72", "72", "73", "0.00"]
     assert "and 17 more clients" in done.stdout
     assert picture.stat().st_size > 5_000
-    refused(fedsim("splits", "IID(20)", "--out", str(picture)), "exists; give --out another name")
+    refused(fedsim("splits", "IID(20)", "--out", str(picture)), "exists and is not overwritten; choose another --out")
 
 
 @pytest.mark.parametrize("kind", ["bars", "bubbles", "sizes"])
@@ -341,7 +340,7 @@ def test_a_table_of_numbers_is_regressed_on_and_runs_again(patients: str, tmp_pa
     done = fedsim(*command, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "test_r2" in done.stdout
-    assert "patients.csv: 240 training and 60 test examples, 8 features, numbers to regress on" in done.stderr
+    assert "patients.csv: 240 training and 60 test examples, 8 features, a real-valued target" in done.stderr
     again = fedsim("run", str(tmp_path / "out" / "experiment.toml"))
     assert again.stdout.splitlines()[-1].split()[:4] == done.stdout.splitlines()[-2].split()[:4]
     shown = fedsim("splits", "Natural", "--dataset", patients, "--label", "days", "--client-column", "clinic")
@@ -349,10 +348,10 @@ def test_a_table_of_numbers_is_regressed_on_and_runs_again(patients: str, tmp_pa
 
 
 def test_bad_tables_are_one_sentence_and_exit_2(patients: str, experiment: str) -> None:
-    refused(fedsim("compare", patients), "is a table; say which column to predict by --label COLUMN")
+    refused(fedsim("compare", patients), "is a table; name the column to predict with --label COLUMN")
     refused(fedsim("run", patients, "--label", "outcom"), "label is 'outcom'; allowed: age")
     refused(fedsim("run", patients, "--label", "outcome", "--client-column", "ward"), "client_column is 'ward'")
-    refused(fedsim("run", experiment, "--label", "outcome"), "--label is for a table")
+    refused(fedsim("run", experiment, "--label", "outcome"), "--label is for tables")
     refused(fedsim("run", "none.csv", "--label", "y"), "the table 'none.csv' does not exist")
 
 
@@ -469,7 +468,7 @@ def test_strategies_are_listed_with_parameters_and_papers() -> None:
     assert "FedProx(proximal_mu=0.01)" in done.stdout
     assert "(arXiv:1910.06378)" in " ".join(done.stdout.split())
     for entry in [*client_entries(), *server_entries()]:
-        assert entry.about
+        assert entry.description
         assert entry.paper or entry.name == "LocalOnly", entry
 
 
@@ -650,7 +649,7 @@ def test_who_ends_the_program_is_the_innermost_object_of_the_users_or_a_function
     with pytest.raises(SystemExit) as left:
         guards.guard(main)
     assert left.value.code == 2
-    place = f"{who} in {__file__}, line {line.__code__.co_firstlineno + 1}, ended the program (SystemExit(3))"
+    place = f"{who} in {__file__}, line {line.__code__.co_firstlineno + 1}, raised SystemExit(3)"
     assert capsys.readouterr().err.endswith(f"error: {place}; allowed: to return, or to raise an error\n")
 
 
@@ -774,8 +773,7 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
             (axes.get_title(), axes.get_ylabel(), [line.get_ydata() for line in axes.lines]) for axes in figure.axes
         ]
 
-    monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(split_plots, "save", save)
+    monkeypatch.setattr(style, "save", save)
     (small / "s.toml").write_text((small / "e.toml").read_text() + '[compare]\nsplit = ["IID(4)"]\nseeds = 1\n')
     chosen = ["--split", "IID(3)", "--split", "Dirichlet(3, alpha=0.5)", "--seeds", "2", "--target", "0.15"]
     changes = ["--set", "fraction_evaluate=1.0", "--set", "client.lr=0.2", "--data-dir", "7"]
@@ -808,7 +806,9 @@ def test_an_address_is_for_an_engine_that_has_one(small: Path, capsys: pytest.Ca
         in here(capsys, "run", "e.toml", "--engine", "rai", code=2)[1]
     )
     pytest.importorskip("ray")
-    made = cli_options.engine(cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"]))
+    made = cli_options.choose_engine(
+        cli.parser().parse_args(["run", "e.toml", "--engine", "ray", "--address", "host:1"])
+    )
     assert (made.func.__name__, made.keywords) == ("RayEngine", {"address": "host:1"})
 
 
@@ -855,7 +855,7 @@ def test_where_and_how_an_experiment_is_deployed(
         ("local", 1, 4, None, False, {}),
     ]
     said = here(capsys, "deploy", "mine", "e.toml", "--insecure", code=2)[1]
-    assert "--insecure is for a local deployment; a connection of yours says itself" in said
+    assert "--insecure is for a local SuperLink; for another, set insecure in its connection" in said
     for option, value in (("nodes", "0"), ("timeout", "0"), ("timeout", "nan"), ("retries", "-1")):
         said = here(capsys, "deploy", "local", "e.toml", f"--{option}", value, code=2)[1]
         assert f"--{option} is {value}" in said.replace("0.0", "0")
@@ -866,7 +866,7 @@ def test_export_writes_the_changed_experiment_and_its_run_configuration(
 ) -> None:
     settings = ["--nodes", "3", "--timeout", "2.5", "--retries", "1"]
     out, _ = here(capsys, "export", "e.toml", "app", "--set", "rounds=5", "--data-dir", "7", *settings)
-    assert out == "wrote a Flower app to app; flwr run app runs it\n"
+    assert out == "wrote a Flower app to app; run it with: flwr run app\n"
     written = tomllib.loads((small / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     assert (written["nodes"], written["timeout"], written["retries"]) == (3, 2.5, 1)
     made = config.experiment(tomllib.loads(written["experiment"]))
@@ -903,37 +903,37 @@ def test_options_of_a_table_are_its_arguments() -> None:
         "e",
     ]
     for command in (["run", "T.CSV"], ["compare", "T.CSV"], ["splits", "Natural", "--dataset", "T.CSV"]):
-        found = cli_options.table(cli.parser().parse_args([*command, *options]), "T.CSV")
+        found = cli_options.table_call(cli.parser().parse_args([*command, *options]), "T.CSV")
         assert found == "table('T.CSV', label='y', client_column=['a', 'b'], drop=['c', 'd'], categorical=['e'])"
     for option in ("label", "client-column", "drop", "categorical"):
         args = cli.parser().parse_args(["run", "e.toml", f"--{option}", "x"])
-        with pytest.raises(ConfigError, match=f"--{option} is for a table .*csv, .*parquet.*; 'e.toml' is none"):
-            cli_options.table(args, "e.toml")
+        with pytest.raises(ConfigError, match=f"--{option} is for tables .*csv, .*parquet.*; 'e.toml' is not a table"):
+            cli_options.table_call(args, "e.toml")
 
 
 def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts that have the same short label are told apart, and a picture shows its kind and the dataset's labels."""
     texts = ["IID(3)", "IID( 5 )"]
-    out, _ = here(capsys, "splits", *texts, "--seed", "7", "--most", "3")
+    out, _ = here(capsys, "splits", *texts, "--seed", "7", "--max-clients", "3")
     digits = data.load("digits")
     held = {text: config.build("split", text).federate(digits, 7) for text in texts}
     table = splits_table(held).to_string()
     first, second = (shards_table(held[text]).head(3).to_string() for text in texts)
     assert out == (
         f"digits: 1,442 training examples; means over clients\n{table}\n\n{texts[0]}\n{first}\n"
-        f"\n{texts[1]}\n{second}\n... and 2 more clients (--most 5 shows all)\n"
+        f"\n{texts[1]}\n{second}\n... and 2 more clients (--max-clients 5 shows all)\n"
     )
     out, _ = here(capsys, "splits", "IID(3)", "--kind", "sizes", "--out", "s.svg")
     assert out.endswith("\nwrote s.svg\n")
-    assert "<!-- How many examples clients hold of digits -->" in (small / "s.svg").read_text()
+    assert "<!-- Examples per client: digits -->" in (small / "s.svg").read_text()
     (small / "data").mkdir()
     rows = "".join(f"{k},{'ill' if k % 2 else 'well'}\n" for k in range(40))
     (small / "data/t.csv").write_text("a,y\n" + rows)
     here(capsys, "splits", "IID(2)", "--dataset", "t.csv", "--label", "y", "--data-dir", "data", "--out", "t.svg")
-    assert {"<!-- ill -->", "<!-- well -->", "<!-- Who holds which labels of t.csv -->"} <= {
+    assert {"<!-- ill -->", "<!-- well -->", "<!-- Label distribution per client: t.csv -->"} <= {
         line.strip() for line in (small / "t.svg").read_text().splitlines()
     }
-    for option, value in (("most", "0"), ("seed", "-1"), ("kind", "pie")):
+    for option, value in (("max-clients", "0"), ("seed", "-1"), ("kind", "pie")):
         assert f"--{option} is " in here(capsys, "splits", "IID(3)", f"--{option}", value, code=2)[1]
 
 
@@ -962,13 +962,6 @@ def test_the_datasets_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[
     assert f"{len(set(devices.groups['device']))} devices of {devices.x_train.shape[1]} features" in listed["synthetic"]
 
 
-def test_earlier_results_are_mentioned_if_there_were_any(capsys: pytest.CaptureFixture[str]) -> None:
-    report_kept(None)
-    assert capsys.readouterr().out == ""
-    report_kept(Path("out.1"))
-    assert capsys.readouterr().out == "kept the earlier results in out.1\n"
-
-
 def test_an_app_of_flower_says_how_long_it_ran(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -982,7 +975,7 @@ def test_an_app_of_flower_says_how_long_it_ran(
     monkeypatch.setattr("fedsim.apps.app_folder.run_app", run_app)
     args.action(args)
     assert asked == ["app", 3, ["a=1"], 2, True]
-    assert capsys.readouterr().out == "the app has run for 1.2 s\n"
+    assert capsys.readouterr().out == "the app ran for 1.2 s\n"
 
 
 def test_the_catalogue_lists_each_strategys_own_parameters_and_its_paper_in_short() -> None:

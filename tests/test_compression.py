@@ -158,9 +158,9 @@ def test_indices_are_as_narrow_as_the_model_allows(length: int, dtype: str) -> N
     "chain", [(TopK(0.5), RandomMask(0.1)), (RandomMask(0.5), TopK(0.5), Int8()), (Int8(), TopK(0.2), RandomMask(0.9))]
 )
 def test_error_feedback_refuses_what_is_no_contraction(chain: tuple[UpdateTransform, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"TopK.*with error feedback beside RandomMask.*error_feedback=False"):
+    with pytest.raises(ConfigError, match=r"TopK.*with error feedback together with RandomMask.*error_feedback=False"):
         replace(BASE, transforms=chain)
-    with pytest.raises(ConfigError, match="with error feedback beside RandomMask"):
+    with pytest.raises(ConfigError, match="with error feedback together with RandomMask"):
         Pipeline(chain, np.ones(5, dtype=bool), "float32")
     without = tuple(replace(t, error_feedback=False) if isinstance(t, TopK) else t for t in chain)
     assert replace(BASE, transforms=without).transforms == without
@@ -185,14 +185,14 @@ def test_the_residual_of_a_contraction_stays_bounded(chain: tuple[UpdateTransfor
 
 
 def test_every_transform_that_contracts_does_and_the_other_does_not() -> None:
-    """`contracts` against the largest ratio of what is lost to what was there, over many vectors."""
+    """`is_contractive` against the largest ratio of what is lost to what was there, over many vectors."""
     rng = np.random.default_rng(8)
     for transform in (Float16(), Int8(), TopK(0.1), RandomMask(0.3)):
         values = rng.standard_t(3, size=(200, 120))
         back = Pipeline((transform,), np.ones(120, dtype=bool), "float64")
         who = (0, 1, np.arange(200))
         lost = np.linalg.norm(values - back.decode(back.encode(values, *who), *who), axis=1)
-        assert (lost.mean() < np.linalg.norm(values, axis=1).mean()) == transform.contracts
+        assert (lost.mean() < np.linalg.norm(values, axis=1).mean()) == transform.is_contractive
 
 
 def on_supernodes(experiment: Experiment, client_app: ClientApp = app.client_app) -> Any:
@@ -262,8 +262,8 @@ def test_it_is_written_and_read_as_text() -> None:
         (lambda: RandomMask(0), "RandomMask's fraction is 0; allowed"),
         (
             lambda: replace(BASE, transforms=(Int8(), RandomMask(0.1), TopK(0.5))),
-            r"^transforms has TopK\(.*\) with error feedback beside RandomMask\(.*\), which scales up .* to round; "
-            r"allowed: TopK with error_feedback=False, or no RandomMask$",
+            r"^transforms has TopK\(.*\) with error feedback together with RandomMask\(.*\), which scales up .* to "
+            r"round; allowed: TopK with error_feedback=False, or no RandomMask$",
         ),
         (lambda: replace(BASE, transforms=ANY), "transforms is 3; allowed: a list"),
         (lambda: replace(BASE, transforms=(ANY,)), "transforms has 3; allowed: transforms"),
@@ -326,8 +326,8 @@ def test_only_shared_weights_travel_and_the_others_do_not_change() -> None:
     back = pipeline.decode(sent, 0, 1, np.array([0]))
     assert back.tolist() == [[1, 0, 3, 4, 0]]
     assert back.dtype == np.float32
-    assert not pipeline.feeds_back
-    assert Pipeline((Int8(), TopK(0.5)), shared, "float32").feeds_back
+    assert not pipeline.error_feedback
+    assert Pipeline((Int8(), TopK(0.5)), shared, "float32").error_feedback
 
 
 def test_a_transform_of_numpys_numbers_is_the_one_of_pythons() -> None:

@@ -226,7 +226,7 @@ def test_a_transform_is_a_value_with_a_text(transform: UpdateTransform) -> None:
     names = {type(transform).__name__: type(transform)}
     assert from_text("transforms", to_text(transform, names), names) == transform
     assert replace(transform) == transform
-    if transform.contracts:  # the error is smaller than the values, which error feedback relies on
+    if transform.is_contractive:  # the error is smaller than the values, which error feedback relies on
         values = np.random.default_rng(6).normal(size=(3, 30))
         ctx = TransformContext(1, 2, np.arange(3), 30)
         arrived = transform.on_server(*transform.on_client(values, ctx), ctx)

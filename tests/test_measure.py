@@ -14,7 +14,7 @@ from scipy.stats import entropy
 from fedsim import Experiment, data
 from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
-from fedsim.report.tables import splits_table
+from fedsim.report.tables import shards_table, splits_table
 from fedsim.rounds.statistics import drift
 from fedsim.servers import FedMedian
 from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Partition, Shards, skew
@@ -93,6 +93,14 @@ def test_the_table_of_splits_rounds_means_of_measures() -> None:
         f"{row[name]:.2f}" for name in ("emd", "total_variation", "gini")
     ]
     assert table.loc["mine", ["clients", "largest"]].tolist() == ["7", f"{row['largest']:,.0f}"]
+
+
+def test_the_table_of_shards_keeps_labels_named_like_its_columns() -> None:
+    y = np.array([0, 0, 1, 1])
+    dataset = Dataset("odd", y[:, None] * 1.0, y, y[:1, None] * 1.0, y[:1], 2, label_names=("examples", "EMD"))
+    table = shards_table(FederatedDataset(dataset, Partition(np.arange(4), np.array([0, 3, 4]))))
+    assert table.columns.tolist() == ["examples", "EMD", "examples", "EMD", "features"]
+    assert table.iloc[:, :4].to_numpy().tolist() == [[2, 1, 3, 0.33], [0, 1, 1, 1.0]]
 
 
 # During training.

@@ -23,8 +23,7 @@ PALETTE = [colour.lower() for colour in style.COLOURS]
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were to be written."""
     figures: list[Figure] = []
-    for module in (plots, split_plots):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -70,10 +69,18 @@ def test_local_r2_of_one_seed_has_no_interval(drawn: list[Figure]) -> None:
     plots.plot_accuracy([("A", [history(local_r2=[0.0, 0.5, 0.6])]), ("B", [longer])], "x.png", "d", "r2", "local")
     (axes,) = drawn[0].axes
     assert axes.lines[0].get_ydata() == pytest.approx([0.0, 0.5, 0.6])
-    assert axes.get_ylabel() == "R² of what clients use, on their own examples"
+    assert axes.get_ylabel() == "R² of clients' models on their own examples"
     assert axes.get_title(loc="left") == "Federated learning on d (one seed)"
     assert not axes.collections
     assert axes.get_xlim() == (0, 5)  # the longest variant
+
+
+def test_a_run_that_stops_early_counts_with_its_last_value(drawn: list[Figure]) -> None:
+    seeds = [history(test_accuracy=[0.1, 0.5, 0.8]), history(test_accuracy=[0.1, 0.6, 0.7]).iloc[:2]]
+    plots.plot_accuracy([("A", seeds)], "x.png", "d")
+    (axes,) = drawn[0].axes
+    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.55, 0.7])
+    assert axes.get_xlim() == (0, 2)
 
 
 def test_variants_beyond_the_palette_are_dashed(drawn: list[Figure]) -> None:
@@ -112,7 +119,7 @@ def test_client_drift_has_a_panel_per_measure(drawn: list[Figure]) -> None:
     assert [panel.get_xlabel() for panel in panels] == ["", "", "round"]
     assert legend(drawn[0]) == ["A", "B"]
     assert [to_hex(line.get_color()) for line in drawn[0].legends[0].get_lines()] == PALETTE[:2]
-    said = "How far clients go apart on digits (mean of 2 seeds, 95 % interval shaded)"
+    said = "Client drift on digits (mean of 2 seeds, 95 % interval shaded)"
     assert drawn[0].get_suptitle() == said
     plots.plot_drift([("A", [history(weight_divergence=[0.0, 0.5, 0.7])])], "x.png", "digits")
     assert [panel.get_ylabel() for panel in drawn[1].axes] == ["weight\ndivergence"]
@@ -132,10 +139,15 @@ def test_scores_by_skew_are_a_point_per_client_with_their_rank_correlation(drawn
     )
     correlation = "rank correlation -1.00"
     assert legend(drawn[0]) == [f"A, {correlation}", "B", "C", f"D, {correlation}", "E", "F"]
-    assert axes.get_xlabel() == "label skew of the client: earth mover's distance to the population"
+    assert axes.get_xlabel() == "label skew: earth mover's distance between client and population"
     assert axes.get_ylabel() == "R² on the client's own examples"
-    assert axes.get_title(loc="left") == "Who is served how well on digits"
+    assert axes.get_title(loc="left") == "Local R² against label skew: digits"
     assert axes.get_ylim()[1] == 1.02
+
+
+def test_a_variant_that_was_not_evaluated_has_no_points(drawn: list[Figure]) -> None:
+    plots.plot_score_by_skew([("A", np.zeros((0, 2))), ("B", np.full((3, 2), 0.5))], "x.png", "digits")
+    assert legend(drawn[0]) == ["B"]
 
 
 def test_bars_show_how_many_examples_of_each_label_clients_hold(drawn: list[Figure]) -> None:
@@ -155,10 +167,24 @@ def test_bars_show_how_many_examples_of_each_label_clients_hold(drawn: list[Figu
     assert panels[0].get_xlim() == (-0.5, 1.5)
     assert (panels[0].get_xlabel(), panels[0].get_ylabel()) == ("clients", "examples")
     assert legend(drawn[0]) == ["cat", "dog", "eel"]
-    assert drawn[0].get_suptitle() == "Who holds which labels of pets"
+    assert drawn[0].get_suptitle() == "Label distribution per client: pets"
     split_plots.plot_splits({"A": np.ones((1500, 21), dtype=int)}, "x.png", "pets")
     assert not drawn[1].legends  # too many labels for one
     assert drawn[1].axes[0].get_xlabel() == "clients (100 of 1,500)"
+
+
+@pytest.mark.parametrize("kind", ["bars", "bubbles"])
+def test_splits_of_datasets_with_different_numbers_of_labels(drawn: list[Figure], kind: str) -> None:
+    split_plots.plot_splits({"A": np.ones((4, 2), int), "B": np.ones((4, 11), int)}, "x.png", "pets", kind)
+    first, second = drawn[0].axes
+    if kind == "bars":
+        assert legend(drawn[0]) == [str(label) for label in range(11)]
+        colours = [
+            [to_hex(bar.get_facecolor()[0]) for bar in cast(Any, panel.collections)] for panel in (first, second)
+        ]
+        assert colours[0] == colours[1][:2]
+    else:
+        assert [tick.get_text() for tick in first.get_yticklabels()] == ["0", "1"]
 
 
 def test_bubbles_are_as_large_as_what_a_client_holds(drawn: list[Figure]) -> None:
@@ -183,8 +209,16 @@ def test_sizes_are_a_histogram_with_the_median(drawn: list[Figure], largest: int
     assert np.unique(axes.lines[0].get_xdata()).tolist() == [5]
     assert [text.get_text() for text in axes.texts] == ["median 5"]
     assert re.fullmatch(r"A: Gini 0\.\d\d", axes.get_title(loc="left"))
-    assert drawn[0].get_suptitle() == "How many examples clients hold of pets"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("examples of a client", "clients")
+    assert drawn[0].get_suptitle() == "Examples per client: pets"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("examples per client", "clients")
+
+
+def test_sizes_include_clients_without_examples(drawn: list[Figure]) -> None:
+    for sizes in ([0, 0, 3], [0, 0, 900]):
+        split_plots.plot_splits({"A": np.array(sizes)[:, None]}, "x.png", "pets", "sizes")
+        (axes,) = drawn[-1].axes
+        heights = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
+        assert (heights[0], heights[-1], sum(heights)) == (2, 1, 3)
 
 
 def test_a_kind_that_is_none_is_refused() -> None:

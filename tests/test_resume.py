@@ -396,7 +396,7 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told
-    assert "fedsim resume out goes on" in told
+    assert "resume the run with: fedsim resume out" in told
     done = fedsim("resume", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/history.csv").read_text().count("\n") == 1202

@@ -22,7 +22,7 @@ from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import keep_earlier, writable_directory, write_whole
-from fedsim.report import plots, split_plots
+from fedsim.report import plots, split_plots, style
 from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
 from fedsim.servers import FedAdam
@@ -411,7 +411,7 @@ def test_every_worker_takes_part_in_data_parallel_training() -> None:
 
 
 def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
-    shown = split_plots._sample(np.random.default_rng(0).integers(0, 50, (80, 6)), "bars")
+    shown = split_plots._sample(np.random.default_rng(0).integers(0, 50, (80, 6)), 100)
     labels, most = shown.argmax(axis=1), shown.max(axis=1)
     assert (np.diff(labels) >= 0).all()
     for label in range(6):
@@ -420,7 +420,7 @@ def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
 
 def test_the_band_is_the_confidence_interval(study: Study) -> None:
     axes = Figure().subplots()
-    plots._curves(study._histories, "test_accuracy", axes, (0, 1))
+    plots._draw_curves(study._histories, "test_accuracy", axes, (0, 1))
     edges = np.array(axes.collections[0].get_paths()[0].vertices)
     finals = [r.final_accuracy for r in study.variants[0].results]
     last = edges[edges[:, 0] == BASE.rounds, 1]
@@ -430,7 +430,7 @@ def test_the_band_is_the_confidence_interval(study: Study) -> None:
 
 def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5)
     study = compare(experiment)
     study.plot_score_by_skew(tmp_path / "a.png")
@@ -440,10 +440,24 @@ def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, t
     np.testing.assert_allclose(points, np.column_stack([emd[last["partition_id"]], last["accuracy"]]))
 
 
+def test_a_study_of_datasets_with_different_labels_has_its_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
+    study = compare(replace(BASE, rounds=1, split=IID(4)), dataset=["digits", "fcube"], fraction_evaluate=[0.0, 1.0])
+    study.plot_splits(tmp_path / "a.png")
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [str(label) for label in range(10)]
+    assert figures[0].get_suptitle() == "Label distribution per client: digits and fcube"
+    study.plot_score_by_skew(tmp_path / "a.png")
+    labels = [text.get_text().partition(", rank")[0] for text in figures[1].legends[0].get_texts()]
+    assert labels == ["digits, 1.0", "fcube, 1.0"]
+
+
 def test_labels_beside_lines_move_only_where_they_collide() -> None:
-    assert plots._spread([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
-    assert plots._spread([0.5, 0.5, 0.2], 0.05).tolist() == pytest.approx([0.5, 0.55, 0.2])
-    assert plots._spread([1.0, 1.0], 0.05).tolist() == pytest.approx([0.95, 1.0])
+    assert plots._separate([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
+    assert plots._separate([0.5, 0.5, 0.2], 0.05).tolist() == pytest.approx([0.5, 0.55, 0.2])
+    assert plots._separate([1.0, 1.0], 0.05).tolist() == pytest.approx([0.95, 1.0])
 
 
 def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:

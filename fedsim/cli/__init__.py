@@ -1,1 +1,1 @@
-"""The `fedsim` command, one file per command or group of them. Thin: it reads arguments, calls the library, prints."""
+"""The `fedsim` command: each module reads the arguments of some commands, calls the library and prints results."""

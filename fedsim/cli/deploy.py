@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fedsim.cli.options import DATA_DIR_HELP, SET_HELP, add_module_option, path, read_experiment, with_data_dir
+from fedsim.cli import options
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,88 +18,82 @@ def add_deploy_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "superlink",
         metavar="SUPERLINK",
-        help="local: a SuperLink is started on this machine, with TLS and authentication, and stopped at the end; "
-        "else a connection of your Flower configuration",
+        help="local: start a SuperLink on this machine, with TLS and authentication, and stop it at the end; "
+        "otherwise the name of a connection in your Flower configuration",
     )
-    sub.add_argument("file", metavar="experiment.toml", help="the experiment's configuration")
     _add_common_options(sub)
-    sub.add_argument(
-        "--out", metavar="DIR", type=path, help="write results there (with a SuperLink elsewhere: on its machine)"
-    )
-    sub.add_argument("--insecure", action="store_true", help="locally, plain text and no authentication instead of TLS")
-    sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    out = "write results to this directory (if the SuperLink is not local: on its machine)"
+    sub.add_argument("--out", metavar="DIR", type=options.nonempty_path, help=out)
+    insecure = "plain text and no authentication instead of TLS, for a local SuperLink"
+    sub.add_argument("--insecure", action="store_true", help=insecure)
+    options.add(sub, "--verbose")
 
 
 def add_export_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim export``."""
-    sub.add_argument("file", metavar="experiment.toml", help="the experiment's configuration")
-    sub.add_argument("folder", metavar="DIR", help="new, or empty")
     _add_common_options(sub)
+    sub.add_argument("folder", metavar="DIR", help="a new or empty folder")
 
 
 def _add_common_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
-    add_module_option(sub)
-    sub.add_argument("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
-    sub.add_argument("--nodes", metavar="N", type=int, help="SuperNodes (default: 4 locally, else all there are)")
-    sub.add_argument("--timeout", metavar="S", type=float, help="seconds to wait for a SuperNode (default: any)")
-    sub.add_argument("--retries", metavar="N", type=int, help="times a failed SuperNode is asked again in a round")
+    sub.add_argument("file", metavar="experiment.toml", help="the experiment's configuration")
+    options.add(sub, "--set", "--module", "--data-dir")
+    nodes = "number of SuperNodes (default: 4 locally, otherwise all that are connected)"
+    sub.add_argument("--nodes", metavar="N", type=int, help=nodes)
+    sub.add_argument("--timeout", metavar="S", type=float, help="seconds to wait for a SuperNode (default: no limit)")
+    sub.add_argument("--retries", metavar="N", type=int, help="retries per round if a SuperNode fails (default: 0)")
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the run configuration that was asked for."""
+def _read(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment, and the run configuration that was given."""
     from fedsim.checks import check_integer, check_real
+    from fedsim.study import config
 
-    if args.nodes is not None:
+    given = {name: value for name in ("nodes", "timeout", "retries") if (value := getattr(args, name)) is not None}
+    if "nodes" in given:
         check_integer("--nodes", args.nodes, 1)
-    if args.timeout is not None:
+    if "timeout" in given:
         check_real("--timeout", args.timeout, 0, open_low=True)
-    if args.retries is not None:
+    if "retries" in given:
         check_integer("--retries", args.retries, 0)
-    given = {"nodes": args.nodes, "timeout": args.timeout, "retries": args.retries}
-    return {name: value for name, value in given.items() if value is not None}
+    return config.apply(options.read_experiment(args.file, args.module), options.assignments(args)), given
 
 
 def deploy(args: argparse.Namespace) -> None:
-    """Run an experiment on a Flower deployment."""
-    from fedsim.study import config
-
-    experiment = config.apply(read_experiment(args, args.file), with_data_dir(args.set, args.data_dir))
-    run_on_supernodes(experiment, args.superlink, _settings(args), args)
+    """Run an experiment on a real Flower deployment: a SuperLink and SuperNodes."""
+    experiment, settings = _read(args)
+    run_on_supernodes(experiment, args.superlink, settings, args)
 
 
 def run_on_supernodes(
     experiment: Experiment, superlink: str, settings: dict[str, Any], args: argparse.Namespace
 ) -> None:
-    """Run an experiment on SuperNodes: of a SuperLink that is started here, or of a connection."""
+    """Run an experiment on the SuperNodes of a SuperLink: one that is started here, or one of a connection."""
     insecure = getattr(args, "insecure", False)
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         if args.verbose or line.startswith("fedsim: "):
             print(line, file=sys.stderr)
 
     if superlink != "local":
         if insecure:
-            raise ConfigError("--insecure is for a local deployment; a connection of yours says itself")
+            raise ConfigError("--insecure is for a local SuperLink; for another, set insecure in its connection")
         from fedsim.apps.submission import submit
 
-        submit(experiment, superlink, on_line=say, out=args.out or "", **settings)
+        submit(experiment, superlink, on_line=print_line, out=args.out or "", **settings)
         return
     from fedsim.apps.deployment import run_local_deployment
 
     nodes = settings.pop("nodes", 4)
-    history = run_local_deployment(experiment, nodes, args.out, say, insecure, **settings)
-    known = history.dropna(axis="columns", how="all")
-    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    options.print_history(run_local_deployment(experiment, nodes, args.out, print_line, insecure, **settings))
     if args.out:
         print(f"wrote the results to {args.out}")
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a stand-alone Flower app of an experiment."""
+    """Write a stand-alone Flower app of an experiment, for flwr run."""
     from fedsim.apps import export as apps
-    from fedsim.study import config
 
-    experiment = config.apply(read_experiment(args, args.file), with_data_dir(args.set, args.data_dir))
-    folder = apps.export(experiment, args.folder, **_settings(args))
-    print(f"wrote a Flower app to {folder}; flwr run {folder} runs it")
+    experiment, settings = _read(args)
+    folder = apps.export(experiment, args.folder, **settings)
+    print(f"wrote a Flower app to {folder}; run it with: flwr run {folder}")

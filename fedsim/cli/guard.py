@@ -1,4 +1,4 @@
-"""Exit codes: 0, or 2 with one sentence for the user's errors, or 130 after Ctrl-C."""
+"""Exit codes of commands: 0, 2 with a one-line message after a user's error, or 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,53 +16,55 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one sentence."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the sentence and exit 2."""
+        """Print the message and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def guard(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: 0 if it returns, 2 with one sentence for the user's errors, 130 for Ctrl-C.
+    """Call `main` and exit: with 0 if it returns, 2 and a one-line message after a user's error, 130 after Ctrl-C.
 
-    An exception in a class of the user's that fedsim has called is one of these errors, and so is code that ends the
-    process, such as a strategy that calls ``sys.exit()``.
+    Exceptions raised in a user's class are user's errors, and so are calls of ``sys.exit()`` there.
     """
     program = Path(sys.argv[0]).name
+
+    def fail(message: object) -> NoReturn:
+        print(f"{program}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
     try:
         main()
-        sys.stdout.flush()  # an error of writing is one of main's
+        sys.stdout.flush()  # inside the try block, because writing may fail
     except FedsimError as error:
-        exit_with(f"{program}: error: {error}", 2)
-    except BrokenPipeError:  # the reader of our output has left, as head does
+        fail(error)
+    except BrokenPipeError:  # the reader of the output has exited, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        exit_with(f"{program}: error: {name}{error.strerror or error}", 2)
+        fail(f"{name}{error.strerror or error}")
     except MemoryError as error:
-        exit_with(f"{program}: error: not enough memory: {error}", 2)
+        fail(f"not enough memory: {error}")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        _leave_threads(130)
+        _exit_without_threads(130)
     except SystemExit as error:
-        if (place := _who_exits(error)) is None:
-            raise  # argparse has said all there is to say
-        exit_with(
-            f"{program}: error: {place} ended the program ({error!r}); allowed: to return, or to raise an error", 2
-        )
+        if (place := _place_of_exit(error)) is None:
+            raise
+        fail(f"{place} raised {error!r}; allowed: to return, or to raise an error")
     except Exception as error:
         from fedsim.text import describe, raised_by_user_class
 
         if not raised_by_user_class(error):
             raise
-        exit_with(f"{program}: error: {describe(error)}", 2)
+        fail(describe(error))
     sys.exit(0)
 
 
-def _leave_threads(code: int) -> NoReturn:
-    """Exit without waiting for threads that are training: a client may take for ever."""
+def _exit_without_threads(code: int) -> NoReturn:
+    """Exit without waiting for threads, which may train for a long time."""
     import threading
 
     if any(t is not threading.current_thread() and not t.daemon for t in threading.enumerate()):
@@ -72,32 +74,20 @@ def _leave_threads(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _who_exits(error: SystemExit) -> str | None:
-    """Return who raised SystemExit, such as ``Mine.train in mine.py, line 5``; None for the command's own parser."""
+def _place_of_exit(error: SystemExit) -> str | None:
+    """Return where SystemExit was raised, such as ``Mine's train in mine.py, line 5,``; None if by argparse."""
     import traceback
 
     frames = list(traceback.walk_tb(error.__traceback__))
     if frames[-1][0].f_globals.get("__name__") == "argparse":
         return None
-    others = ("", "fedsim", "flwr", "concurrent", "_frozen_importlib", "_frozen_importlib_external")
-    own = [f for f in frames if _module_of_self(f[0]).partition(".")[0] not in others]
+    excluded = ("", "fedsim", "flwr", "concurrent", "_frozen_importlib", "_frozen_importlib_external")
+    own = [f for f in frames if _module_of_self(f[0]).partition(".")[0] not in excluded]
     frame, line = (own or frames)[-1]
     name = f"{type(frame.f_locals['self']).__name__}'s {frame.f_code.co_name}" if own else frame.f_code.co_name
     return f"{name} in {frame.f_code.co_filename}, line {line},"
 
 
 def _module_of_self(frame: FrameType) -> str:
-    """Return where the class is defined whose method a frame runs, or nothing."""
+    """Return the module of the class whose method a frame runs, or ""."""
     return type(frame.f_locals["self"]).__module__ if "self" in frame.f_locals else ""
-
-
-def exit_with(sentence: str, code: int) -> NoReturn:
-    """Print a sentence on standard error and exit."""
-    print(sentence, file=sys.stderr)
-    sys.exit(code)
-
-
-def report_kept(folder: Path | None) -> None:
-    """Say where earlier results were moved, if they were."""
-    if folder:
-        print(f"kept the earlier results in {folder}")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -9,54 +9,84 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fedsim.study.experiment import Experiment
 
-#: Help of ``--data-dir`` and ``--set``.
-DATA_DIR_HELP = "folder with data files (default: $FEDSIM_DATA)"
-SET_HELP = "change a setting; repeatable"
+REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
+#: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--set": {"metavar": "KEY=VALUE", "help": "change a setting; repeatable", **REPEATABLE},
+    "--module": {
+        "metavar": "MODULE",
+        "help": "allow the configuration file to name classes of this module (those of modules in the current folder "
+        "are always allowed); repeatable",
+        **REPEATABLE,
+    },
+    "--data-dir": {"metavar": "DIR", "help": "folder with data files (default: $FEDSIM_DATA)"},
+    "--verbose": {"action": "store_true", "help": "show Flower's log"},
+    "--engine": {
+        "metavar": "NAME",
+        "default": "in-process",
+        "help": "in-process, ray or, for fedsim run, deployment (default: in-process)",
+    },
+    "--address": {
+        "metavar": "ADDRESS",
+        "help": "address of a running Ray cluster, or a SuperLink connection (default: start one)",
+    },
+    "--workers": {
+        "metavar": "N",
+        "type": int,
+        "help": "number of threads (default: one per core for large jobs), actors or SuperNodes",
+    },
+    "--label": {"metavar": "COLUMN", "help": "column to predict"},
+    "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},
+    "--drop": {"metavar": "COLUMN", "help": "column to ignore; repeatable", **REPEATABLE},
+    "--categorical": {"metavar": "COLUMN", "help": "numeric column to treat as categories; repeatable", **REPEATABLE},
+}
 
 
-def path(text: str) -> str:
-    """Refuse the empty text, which is what an unset shell variable gives."""
+def nonempty_path(text: str) -> str:
+    """Refuse an empty path, which an unset shell variable results in."""
     if not text:
         raise argparse.ArgumentTypeError("it is ''; allowed: a path")
     return text
 
 
+def add(parser: argparse._ActionsContainer, *flags: str) -> None:
+    """Add shared options to a parser or a group."""
+    for flag in flags:
+        names = ("-v", flag) if flag == "--verbose" else (flag,)
+        parser.add_argument(*names, **OPTIONS[flag])
+
+
 def add_engine_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options of engines."""
-    engines = "in-process, ray or, of fedsim run, deployment (default: in-process)"
-    group = sub.add_argument_group("where clients run")
-    group.add_argument("--engine", metavar="NAME", default="in-process", help=engines)
-    group.add_argument(
-        "--address",
-        metavar="ADDRESS",
-        help="of a running Ray cluster, or a SuperLink's connection; default: started here",
-    )
-    group.add_argument(
-        "--workers", metavar="N", type=int, help="threads (default: one per core for large jobs), actors or SuperNodes"
-    )
-    sub.add_argument("-v", "--verbose", action="store_true", help="show Flower's log")
+    """Add the options that select an engine."""
+    add(sub.add_argument_group("engine"), "--engine", "--address", "--workers")
+    add(sub, "--verbose")
 
 
-def add_module_option(sub: argparse.ArgumentParser) -> None:
-    """Add the option that allows modules in configuration files."""
-    about = (
-        "allow the configuration file to name classes of this module, besides those in the current folder; repeatable"
-    )
-    sub.add_argument("--module", metavar="MODULE", action="append", default=[], help=about)
+def add_table_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that describe a table of the user's own."""
+    add(sub.add_argument_group("table"), "--label", "--client-column", "--drop", "--categorical")
 
 
-def read_experiment(args: argparse.Namespace, file: str | Path) -> Experiment:
-    """Return the experiment in a configuration file."""
-    from fedsim.modules import Modules
-    from fedsim.study import config
+def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> None:
+    """Add the options of an experiment or a study; `repeat` is appended to the help of ``--client`` and ``--split``."""
+    add(sub, "--set")
+    example = "'FedProx(proximal_mu=0.1)' or my_module:MyStrategy"
+    sub.add_argument("--client", metavar="STRATEGY", help=f"client strategy, such as {example}{repeat}", **REPEATABLE)
+    sub.add_argument("--split", help=f"split, such as 'Dirichlet(50, alpha=0.1)'{repeat}", **REPEATABLE)
+    add(sub, "--module")
+    add_table_options(sub)
+    out = "write results to this directory; earlier results are moved to a numbered directory beside it"
+    sub.add_argument("--out", metavar="DIR", type=nonempty_path, help=out)
+    add(sub, "--data-dir")
+    add_engine_options(sub)
 
-    return config.experiment(config.read(file), Modules.here(args.module))
 
-
-def engine(args: argparse.Namespace) -> Any:
-    """Return the engine that was asked for."""
+def choose_engine(args: argparse.Namespace) -> Any:
+    """Return the engine's class, or a partial of it with the address."""
     from functools import partial
 
     from fedsim.engines.engine import engine_class
@@ -69,84 +99,55 @@ def engine(args: argparse.Namespace) -> Any:
     return partial(make, address=args.address)
 
 
-def add_table_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options that describe a table of the user's own."""
-    group = sub.add_argument_group("a table of your own")
-    group.add_argument("--label", metavar="COLUMN", help="column to predict")
-    group.add_argument(
-        "--client-column",
-        metavar="COLUMN",
-        action="append",
-        help="column that says which client a row belongs to; repeatable",
-    )
-    group.add_argument("--drop", metavar="COLUMN", action="append", default=[], help="column to leave out; repeatable")
-    group.add_argument(
-        "--categorical",
-        metavar="COLUMN",
-        action="append",
-        default=[],
-        help="numeric column to treat as categories; repeatable",
-    )
-
-
-def table(args: argparse.Namespace, file: str) -> str | None:
-    """Return the dataset's text if the file is a table, and None if it is none."""
+def table_call(args: argparse.Namespace, file: str) -> str | None:
+    """Return the call ``table(...)`` as text if the file is a table, else None."""
     from fedsim.data import SUFFIXES
     from fedsim.objects import format_call
 
-    options = {
-        "label": args.label,
-        "client_column": args.client_column,
-        "drop": args.drop,
-        "categorical": args.categorical,
-    }
-    given = {name: value for name, value in options.items() if value}
+    names = ("label", "client_column", "drop", "categorical")
+    given = {name: value for name in names if (value := getattr(args, name))}
     if not file.lower().endswith(SUFFIXES):
         if given:
-            name = next(iter(given)).replace("_", "-")
-            raise ConfigError(f"--{name} is for a table ({', '.join(SUFFIXES)}); {file!r} is none")
+            flag = next(iter(given)).replace("_", "-")
+            raise ConfigError(f"--{flag} is for tables ({', '.join(SUFFIXES)}); {file!r} is not a table")
         return None
     if not args.label:
-        raise ConfigError(f"{file!r} is a table; say which column to predict by --label COLUMN")
+        raise ConfigError(f"{file!r} is a table; name the column to predict with --label COLUMN")
     return format_call("table", [file], given)
 
 
-def add_experiment_options(sub: argparse.ArgumentParser, several: str = "") -> None:
-    """Add the options that change an experiment or a study, and say where it is written."""
-    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
-    sub.add_argument(
-        "--client",
-        metavar="STRATEGY",
-        action="append",
-        default=[],
-        help=f"client strategy, such as 'FedProx(proximal_mu=0.1)' or my_module:MyStrategy{several}",
-    )
-    sub.add_argument("--split", action="append", default=[], help=f"split, such as 'Dirichlet(50, alpha=0.1)'{several}")
-    add_module_option(sub)
-    add_table_options(sub)
-    sub.add_argument("--out", metavar="DIR", type=path, help="write results there; earlier results are kept beside it")
-    sub.add_argument("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
-    add_engine_options(sub)
+def read_experiment(file: str | Path, modules: list[str]) -> Experiment:
+    """Return the experiment of a configuration file, which may name classes of these modules."""
+    from fedsim.modules import Modules
+    from fedsim.study import config
+
+    return config.experiment(config.read(file), Modules.here(modules))
 
 
-def with_data_dir(assignments: list[str], data_dir: str | None) -> list[str]:
-    """Return assignments of ``--set`` with that of the data folder."""
+def assignments(args: argparse.Namespace) -> list[str]:
+    """Return the assignments of ``--set`` and ``--data-dir``."""
     import tomli_w
 
-    return assignments + ([tomli_w.dumps({"data_dir": data_dir})] if data_dir else [])
+    return [*args.set, *([tomli_w.dumps({"data_dir": args.data_dir})] if args.data_dir else [])]
 
 
-def print_notes(experiment: Experiment) -> None:
-    """Print how the user's own data was read."""
+def print_dataset(experiment: Experiment) -> None:
+    """Print how a table or a dataset of the hub was read."""
     from fedsim import data
     from fedsim.text import print_notice
 
     if isinstance(experiment.dataset, str) and experiment.dataset.startswith(("table", "hub")):
         dataset = data.load(experiment.dataset, experiment.data_dir)
-        kind = "numbers to regress on" if dataset.regression else f"{dataset.num_classes} labels"
+        target = "a real-valued target" if dataset.regression else f"{dataset.num_classes} labels"
         print_notice(
             f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test examples, "
-            f"{dataset.x_train.shape[1]} features, {kind}"
+            f"{dataset.x_train.shape[1]} features, {target}"
         )
         for note in dataset.notes:
             print_notice(f"{dataset.name}: {note}")
+
+
+def print_history(history: pd.DataFrame) -> None:
+    """Print a run's history without its empty columns."""
+    known = history.dropna(axis="columns", how="all")
+    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))

@@ -70,7 +70,7 @@ class ClientRuntime:
         self.partition, self._window = federated.at(1), 1
         shared = ~private_mask(client, model)  # checks the strategy's private groups
         self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms else None
-        self._feeds_back = self.pipeline is not None and self.pipeline.feeds_back
+        self._has_residual = self.pipeline is not None and self.pipeline.error_feedback
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, from which another process makes the runtime."""
@@ -111,7 +111,7 @@ class ClientRuntime:
 
         def make(new: Indices) -> dict[str, Array]:
             made = new_client_state(task, new)
-            if self._feeds_back:
+            if self._has_residual:
                 made[RESIDUAL] = np.zeros((len(new), self.model.num_parameters), self.model.dtype)
             return made
 
@@ -119,7 +119,7 @@ class ClientRuntime:
 
     def keeps_state(self, strategy: ClientStrategy) -> bool:
         """Whether clients have state between rounds."""
-        return self._feeds_back or has_client_state(strategy, self.model)
+        return self._has_residual or has_client_state(strategy, self.model)
 
     def only_fits(self, strategy: ClientStrategy) -> bool:
         """Whether a round is a single fit of the compiled kernel, so that threads can share a block of clients."""

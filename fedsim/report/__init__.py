@@ -1,1 +1,1 @@
-"""What people see: tables, pictures and files."""
+"""Tables and plots."""

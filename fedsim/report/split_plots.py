@@ -1,4 +1,4 @@
-"""Pictures of splits: who holds which labels, and how much."""
+"""Plots of splits: the label distribution and the number of examples of each client."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_choice
-from fedsim.report.style import COLOURS, STYLE, save
+from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits.measure import gini
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: What `plot_splits` draws.
+#: The kinds of plot that `plot_splits` makes.
 KINDS = ("bars", "bubbles", "sizes")
-#: A client's own bar is legible up to this many, a column of bubbles up to that; beyond, an even sample is drawn.
-MOST = {"bars": 100, "bubbles": 60}
 
 
 def plot_splits(
@@ -29,52 +27,47 @@ def plot_splits(
     kind: str = "bars",
     label_names: Sequence[str] = (),
 ) -> None:
-    """Draw who holds what: a panel per split.
+    """Plot the label distribution or the number of examples per client: a panel per split.
 
     Parameters
     ----------
     counts : mapping of str to ndarray, shape (clients, classes)
-        Split's label -> examples of each label that each client holds.
+        Split's label -> number of examples by client and label.
     path : path
     dataset : str
         Its name.
     kind : {"bars", "bubbles", "sizes"}
-        A stacked bar per client with a colour per label; a bubble per client and label; how many clients hold how
-        many examples.
+        A stacked bar per client with a colour per label; a bubble per client and label; a histogram of the clients'
+        numbers of examples.
     label_names : sequence of str
-        Default "0", "1", ...
+        At least as many as the largest number of classes; default "0", "1", ...
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     check_choice("kind", kind, KINDS)
     classes = max(table.shape[1] for table in counts.values())
     names = list(label_names) or [str(k) for k in range(classes)]
     draw = {"bars": _bars, "bubbles": _bubbles, "sizes": _sizes}[kind]
     rows = (len(counts) + 1) // 2
     columns = 1 if len(counts) == 1 else 2
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8), layout="constrained")
+    with saved_figure(path, 4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel in panels[len(counts) :]:
             panel.set_axis_off()
         for panel, (label, table) in zip(panels, counts.items(), strict=False):
             labels = f"{(table > 0).sum(axis=1).mean():.1f} labels per client"
-            what = f"Gini {gini(table.sum(axis=1)):.2f}" if kind == "sizes" else labels
-            panel.set_title(f"{label}: {what}", fontsize=10)
+            measure = f"Gini {gini(table.sum(axis=1)):.2f}" if kind == "sizes" else labels
+            panel.set_title(f"{label}: {measure}", fontsize=10)
+            panel.grid(False)
             draw(panel, table, names)
         if kind == "bars" and classes <= 20:
-            handles, shown = panels[0].get_legend_handles_labels()
-            figure.legend(handles, shown, title="label", loc="outside right center", frameon=False)
-        title = "How many examples clients hold of" if kind == "sizes" else "Who holds which labels of"
-        figure.suptitle(f"{title} {dataset}", fontsize=11, fontweight="bold", x=0.01, ha="left")
-        save(figure, path)
+            widest = max(panels, key=lambda panel: len(panel.collections))
+            figure.legend(handles=widest.collections, title="label", loc="outside right center", frameon=False)
+        title = "Examples per client" if kind == "sizes" else "Label distribution per client"
+        figure.suptitle(f"{title}: {dataset}", fontsize=11, fontweight="bold", x=0.01, ha="left")
 
 
-def _sample(table: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Return an even sample of clients, in order of the label they hold most, so that skew shows as blocks."""
-    chosen = np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST[kind])).astype(int))
-    shown = table[chosen]
+def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:
+    """Return an even sample of at most so many clients, sorted by their most frequent label."""
+    shown = table[np.linspace(0, len(table) - 1, min(len(table), most)).astype(int)]
     ordered: NDArray[Any] = shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
     return ordered
 
@@ -88,27 +81,27 @@ def _clients_axis(panel: Axes, shown: int, clients: int) -> None:
 def _bars(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     import matplotlib
 
-    classes = table.shape[1]
-    colours = matplotlib.colormaps["tab10" if classes <= 10 else "turbo"]
-    shown = _sample(table, "bars")
-    # Stacked steps, one polygon a label: a hundred times fewer shapes than a bar per client and label.
+    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "turbo"]
+    shown = _sample(table, 100)
+    # Stacked steps, one polygon per label: a hundred times fewer shapes than a bar per client and label.
     tops = np.cumsum(np.column_stack([np.zeros(len(shown), dtype=int), shown]), axis=1)
     tops = np.vstack([tops, tops[-1:]])
     edges = np.arange(len(tops)) - 0.5
-    for k in range(classes):
-        colour = colours(k) if classes <= 10 else colours(k / (classes - 1))
+    for k in range(table.shape[1]):
+        colour = colours(k if len(names) <= 10 else k / (len(names) - 1))
         panel.fill_between(edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=names[k])
     _clients_axis(panel, len(shown), len(table))
     panel.set_ylabel("examples")
 
 
 def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
-    shown = _sample(table, "bubbles")
+    shown = _sample(table, 60)
     client, label = np.nonzero(shown)
-    held = shown[client, label]
+    examples = shown[client, label]
     # The largest bubble fills a cell of the panel, which is about 4 inches wide and 2 high.
-    room = min(72 * 4 / len(shown), 72 * 1.7 / table.shape[1])
-    panel.scatter(client, label, s=np.maximum(room**2 * held / held.max(), 0.5), color=COLOURS[0], alpha=0.8, lw=0)
+    width = min(72 * 4 / len(shown), 72 * 1.7 / table.shape[1])
+    area = np.maximum(width**2 * examples / examples.max(), 0.5)
+    panel.scatter(client, label, s=area, color=COLOURS[0], alpha=0.8, lw=0)
     _clients_axis(panel, len(shown), len(table))
     panel.set_ylim(-0.7, table.shape[1] - 0.3)
     step = -(-table.shape[1] // 12)
@@ -120,10 +113,10 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     sizes = table.sum(axis=1)
-    low, high = max(int(sizes.min()), 1), int(sizes.max())
-    wide = high > 20 * low
+    low, high = int(sizes.min()), int(sizes.max())
+    logarithmic = 0 < 20 * low < high
     bins: NDArray[Any]
-    if wide:
+    if logarithmic:
         bins = np.unique(np.geomspace(low, high + 1, 25))
         panel.set_xscale("log")
         ticks = [float(f"{size:.1g}") for size in np.geomspace(low, high, 5)]
@@ -134,18 +127,12 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     else:
         bins = np.linspace(low, high, 25)
     panel.hist(sizes, bins=list(bins), color=COLOURS[0])
-    panel.margins(y=0.18)  # for the word on top
-    for axis in (panel.yaxis, *([] if wide else [panel.xaxis])):
+    panel.margins(y=0.18)  # space for the annotation
+    for axis in (panel.yaxis, *([] if logarithmic else [panel.xaxis])):
         axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
-    panel.axvline(float(np.median(sizes)), color=COLOURS[3], lw=1.2)
-    panel.annotate(
-        f"median {np.median(sizes):,.0f}",
-        (float(np.median(sizes)), 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -8),
-        textcoords="offset points",
-        color=COLOURS[3],
-        fontsize=9,
-    )
-    panel.set_xlabel("examples of a client")
+    median = float(np.median(sizes))
+    panel.axvline(median, color=COLOURS[3], lw=1.2)
+    text, coordinates = f"median {median:,.0f}", ("data", "axes fraction")
+    panel.annotate(text, (median, 1), (4, -8), coordinates, "offset points", color=COLOURS[3], fontsize=9)
+    panel.set_xlabel("examples per client")
     panel.set_ylabel("clients")

@@ -1,4 +1,4 @@
-"""Tables of splits, for reading."""
+"""Tables of splits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedsim.splits.measure import skew, summary
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What a column of `splits_table` is called: `fedsim.splits.measure.summary`'s name -> heading, decimals.
+#: Columns of `splits_table`: name in `fedsim.splits.measure.summary` -> heading, decimals.
 HEADINGS = {
     "clients": ("clients", 0),
     "smallest": ("smallest", 0),
@@ -27,24 +27,24 @@ HEADINGS = {
 }
 
 
-def splits_table(held: Mapping[str, FederatedDataset]) -> pd.DataFrame:
-    """Return how non-IID splits are: a row per split, its sizes and means over clients of `skew`'s measures."""
+def splits_table(splits: Mapping[str, FederatedDataset]) -> pd.DataFrame:
+    """Return a row per split: its sizes, and the means over clients of the measures of `skew`, as text."""
     import pandas as pd
 
-    rows = {label: summary(federated) for label, federated in held.items()}
-    frame = pd.DataFrame(rows).T
+    frame = pd.DataFrame({label: summary(federated) for label, federated in splits.items()}).T
     shown = {heading: [f"{value:,.{digits}f}" for value in frame[name]] for name, (heading, digits) in HEADINGS.items()}
     return pd.DataFrame(shown, index=frame.index)
 
 
-def shards_table(held: FederatedDataset) -> pd.DataFrame:
-    """Return a row per client: its examples of each label, and how far it is from the population."""
+def shards_table(federated: FederatedDataset) -> pd.DataFrame:
+    """Return a row per client: its number of examples of each label and in total, and its distance to the population.
+
+    The last three columns are ``examples, EMD, features``, also where a label has one of these names.
+    """
     import pandas as pd
 
-    frame = pd.DataFrame(held.label_counts(), columns=list(held.dataset.label_names))
-    frame.index.name = "client"
-    measured = skew(held).set_index("client")
-    frame["examples"] = held.partition.sizes
-    for name in ("emd", "feature_distance"):
-        frame[HEADINGS[name][0]] = measured[name].reindex(frame.index).round(2)
-    return frame
+    counts = pd.DataFrame(federated.label_counts(), columns=list(federated.dataset.label_names))
+    distances = skew(federated).set_index("client")[["emd", "feature_distance"]].reindex(counts.index).round(2)
+    distances.columns = pd.Index([HEADINGS[name][0] for name in distances])
+    table = pd.concat([counts, pd.Series(federated.partition.sizes, name="examples"), distances], axis=1)
+    return table.rename_axis("client")

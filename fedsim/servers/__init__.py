@@ -1,4 +1,4 @@
-"""Server strategies: subclasses of Flower's `Strategy`, seeded, that aggregate as replies stream in."""
+"""Server strategies: seeded subclasses of Flower's `Strategy` that aggregate updates as they arrive."""
 
 from fedsim.servers.centered_clipping import CenteredClipping
 from fedsim.servers.fedavg import FedAvg

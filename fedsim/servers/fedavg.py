@@ -1,16 +1,18 @@
-"""FedAvg as a Flower strategy, and the class fedsim's other server strategies extend.
+"""FedAvg as a Flower strategy; the base class of fedsim's server strategies.
 
 McMahan, Moore, Ramage, Hampson and Aguera y Arcas, "Communication-efficient learning of deep networks from
 decentralized data", AISTATS 2017 (arXiv:1602.05629), algorithm 1: in each round a random set of ``max(C * K, 1)``
 clients trains, and ``w_{t+1} = sum_k n_k / n * w_k`` over that set.
 
-A round's aggregation is three steps, each a method to override: an `aggregator` combines the clients' weights as they
-arrive; the client strategy's server hooks, if any, process it and whatever else clients sent (SCAFFOLD's
-control variates); and `step` goes from the old global weights to the new.
+A round's aggregation has three steps. An `aggregator` combines the clients' weights as they arrive. The client
+strategy's server hooks, if any, process the result and the other arrays that clients sent (SCAFFOLD's control
+variates). `step` computes the new global weights from the old ones and the result. Subclasses override `aggregator` or
+`step`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -20,36 +22,34 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Update, mean_evaluation
 from fedsim.errors import ConfigError
 from fedsim.flower import records
 from fedsim.flower.messages import Instructions
 from fedsim.kernels.numpy import add_weighted
 from fedsim.rounds.outcome import RoundOutcome
-from fedsim.servers.options import MINIMUM, check_options
+from fedsim.servers.options import MIN_NODES, check_options
 from fedsim.streams import Purpose, generator
 from fedsim.updates.aggregation import Aggregation
-from fedsim.updates.aggregators import Aggregator, Mean
-
-Array = NDArray[Any]
+from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, Mean
 
 
 class FedAvg(FlowerFedAvg):
     """Flower's FedAvg, deterministic and streaming.
 
-    On fedsim's in-process engine it adds each block of updates into a running sum as it finishes, so memory does not
-    grow with the cohort; on any other grid, or inside a wrapper of Flower's, it takes ordinary replies, in the order
-    of falling num-examples, then node id. Sums are kept in float64 in that fixed order.
+    On fedsim's engines it adds each block of updates to a running sum as the block finishes, so memory does not grow
+    with the cohort. On any other grid, or inside a wrapper strategy of Flower's, it reads ordinary replies, ordered by
+    falling number of examples, then node id. Sums are accumulated in float64 in that order.
 
     Parameters
     ----------
     seed : int
-        Of the sampling.
+        Seed of the client sampling.
     server_hooks : ServerHooks, optional
         The client strategy's server hooks.
     min_clients : int
-        Fewest clients whose updates make a new model; with fewer the old one stays.
+        Minimum number of updates of a round; with fewer, the global model is not changed.
     **flower_options
         As for ``flwr.serverapp.strategy.FedAvg`` (``fraction_train``, ``fraction_evaluate``, ...). The minimum
         numbers of nodes default to 1 here.
@@ -58,7 +58,7 @@ class FedAvg(FlowerFedAvg):
     _given_options: dict[str, Any] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Remember the options, from which an experiment makes a fresh strategy for each run."""
+        """Store the options, from which an experiment makes a fresh strategy for each run."""
         made = super().__new__(cls)
         made._given_options = None if args else options
         return made
@@ -71,24 +71,24 @@ class FedAvg(FlowerFedAvg):
         self.seed: int = options.pop("seed")
         self.server_hooks: ServerHooks | None = options.pop("server_hooks")
         self.min_clients: int = options.pop("min_clients")
-        super().__init__(**(dict.fromkeys(MINIMUM, 1) | options))
+        super().__init__(**(dict.fromkeys(MIN_NODES, 1) | options))
         self.state: dict[str, Array] = {}
-        #: Whether a grid may add up updates as they finish in place of keeping a reply of each; set by who runs it.
+        #: Whether the grid may add updates to a sum as they finish, without making replies; set by the caller.
         self.streams = False
         self._add_weighted = add_weighted
         self._sent: ArrayRecord | None = None
         self._sent_flat: Array | None = None
 
-    # What other strategies override.
+    # Methods for subclasses to override.
 
     def aggregator(self) -> Aggregator:
-        """Return what combines a round's weights; by default the mean."""
+        """Return the aggregator of a round's weights; by default the mean."""
         return Mean(self._add_weighted)
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:
-        """Return the new global weights from the old and the round's outcome, all of shape (parameters,).
+        """Return the new global weights, given the old ones and the aggregated ones, all of shape (parameters,).
 
-        What it keeps between rounds belongs into ``self.state``, a dict of arrays: checkpoints hold that.
+        Store values for later rounds in ``self.state``, a dict of arrays, which is saved in checkpoints.
         """
         return combined
 
@@ -96,41 +96,34 @@ class FedAvg(FlowerFedAvg):
     def check_groups(cls, client: str) -> None:
         """Raise ConfigError unless this class can average a client strategy's updates in groups, as IFCA needs.
 
-        An aggregator or step of a class's own combines or moves one model, and there is one for each group.
+        A subclass's aggregator or step handles a single model, but there is one model per group.
         """
         if cls.aggregator is not FedAvg.aggregator or cls.step is not FedAvg.step:
             raise ConfigError(
-                f"client {client} averages in groups, which the server {cls.__name__} does not; allowed: FedAvg"
+                f"client {client} averages in groups, which the server {cls.__name__} does not support; allowed: FedAvg"
             )
 
-    def _instructions(
-        self, purpose: Purpose, fraction: float, least: int, record: RecordDict, server_round: int, grid: Grid
-    ) -> Iterable[Message]:
-        nodes: Any = grid.get_node_ids()
-        numbered = isinstance(nodes, range)  # as in process, where a million of them must cost nothing
-        nodes = nodes if numbered else sorted(nodes)
-        size = _cohort_size(len(nodes), fraction, least)
-        if size < len(nodes):
-            chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
-            nodes = chosen + nodes[0] if numbered else [nodes[k] for k in chosen]
-        if purpose is Purpose.SAMPLE_EVALUATE:
-            return Instructions(record, nodes, MessageType.EVALUATE)
-        # A subclass that looks at replies gets them.
-        streams = self.streams and type(self).aggregate_train is FedAvg.aggregate_train
-        self._add_weighted = getattr(grid, "add_weighted", add_weighted)
-        aggregation = self._aggregation() if streams else None
-        return Instructions(record, nodes, MessageType.TRAIN, aggregation, self.min_clients)
-
     def check_clients(self, num_clients: int) -> None:
-        """Raise ConfigError if rounds of a run with so many registered clients could never be accepted."""
+        """Raise ConfigError if no round of a run with so many registered clients could be accepted."""
         self.check_cohort(_cohort_size(num_clients, self.fraction_train, self.min_train_nodes))
 
     def check_cohort(self, clients: int) -> None:
-        """Raise ConfigError if rounds with so many clients could never be accepted."""
+        """Raise ConfigError if no round with so many clients could be accepted."""
         if self.min_clients > clients:
             raise ConfigError(
                 f"min_clients is {self.min_clients}; allowed: 1 to {clients}, the clients sampled in a round"
             )
+
+    def _sample(self, purpose: Purpose, fraction: float, least: int, server_round: int, grid: Grid) -> Any:
+        """Return the node ids of a cohort, in rising order."""
+        nodes: Any = grid.get_node_ids()
+        consecutive = isinstance(nodes, range)  # in process; a million of them must cost nothing
+        nodes = nodes if consecutive else sorted(nodes)
+        size = _cohort_size(len(nodes), fraction, least)
+        if size == len(nodes):
+            return nodes
+        chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
+        return chosen + nodes[0] if consecutive else [nodes[k] for k in chosen]
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         config["server-round"] = server_round
@@ -142,7 +135,7 @@ class FedAvg(FlowerFedAvg):
 
     @property
     def global_weights(self) -> Array:
-        """The weights sent last, shape (parameters,); read-only."""
+        """The global weights sent most recently, shape (parameters,); read-only."""
         if self._sent_flat is None:
             assert self._sent is not None, "configure_train comes before aggregate_train"
             self._sent_flat = records.flatten(self._sent)
@@ -155,9 +148,12 @@ class FedAvg(FlowerFedAvg):
         if self.fraction_train == 0:
             return []
         record = self._record(server_round, arrays, config)
-        return self._instructions(
-            Purpose.SAMPLE_TRAIN, self.fraction_train, self.min_train_nodes, record, server_round, grid
-        )
+        nodes = self._sample(Purpose.SAMPLE_TRAIN, self.fraction_train, self.min_train_nodes, server_round, grid)
+        self._add_weighted = getattr(grid, "add_weighted", add_weighted)
+        # A subclass that overrides aggregate_train may read replies.
+        streams = self.streams and type(self).aggregate_train is FedAvg.aggregate_train
+        aggregation = self._aggregation() if streams else None
+        return Instructions(record, nodes, MessageType.TRAIN, aggregation, self.min_clients)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -166,23 +162,23 @@ class FedAvg(FlowerFedAvg):
         if self.fraction_evaluate == 0:
             return []
         record = self._record(server_round, arrays, config)
-        return self._instructions(
-            Purpose.SAMPLE_EVALUATE, self.fraction_evaluate, self.min_evaluate_nodes, record, server_round, grid
-        )
+        least = self.min_evaluate_nodes
+        nodes = self._sample(Purpose.SAMPLE_EVALUATE, self.fraction_evaluate, least, server_round, grid)
+        return Instructions(record, nodes, MessageType.EVALUATE)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the cohort's weights into the new global model."""
         if isinstance(replies, RoundOutcome):
-            sums = self._aggregation(replies.updates) if replies.keeps_rows else replies.aggregation
-            flat = self._stepped(server_round, sums)
+            aggregation = self._aggregation(replies.updates) if replies.keeps_rows else replies.aggregation
+            flat = self._new_weights(server_round, aggregation)
             if flat is None:
                 return None, None
-            return replies.to_record(flat), MetricRecord({"train_loss": sums.train_loss})
+            return replies.to_record(flat), MetricRecord({"train_loss": aggregation.train_loss})
         ordered = sorted(replies, key=self._cohort_order)
         valid, _ = self._check_and_log_replies(ordered, is_train=True)
-        flat = self._stepped(server_round, self._aggregation(map(self._update, valid)))
+        flat = self._new_weights(server_round, self._aggregation(map(self._update, valid)))
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
@@ -190,28 +186,27 @@ class FedAvg(FlowerFedAvg):
         return records.unflatten(like, flat), metrics
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
-        """Return the sums of a round's updates; more can be added."""
-        sums = Aggregation(self.aggregator(), self.server_hooks, self._add_weighted, self.check_groups)
+        """Return an aggregation of these updates; more can be added."""
+        aggregation = Aggregation(self.aggregator(), self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
-            sums.add(update)
-        return sums
+            aggregation.add(update)
+        return aggregation
 
-    def _stepped(self, server_round: int, sums: Aggregation) -> Array | None:
-        """Return the new flat weights, or None where the round is rejected."""
-        if sums.clients < max(self.min_clients, 1):
+    def _new_weights(self, server_round: int, aggregation: Aggregation) -> Array | None:
+        """Return the new flat weights, or None if the round is rejected."""
+        if aggregation.clients < max(self.min_clients, 1):
             return None
-        combined = sums.combined
-        hooks = self.server_hooks if self.server_hooks and needs_server_hooks(self.server_hooks.strategy) else None
+        combined, hooks = aggregation.combined, aggregation.server_hooks
         if hooks or type(self).step is not FedAvg.step:
             old = self.global_weights
-            with np.errstate(all="ignore"):  # a model that diverges is reported by name
+            with np.errstate(all="ignore"):  # a diverging model is reported with the round and client
                 if hooks:
-                    combined = hooks.step(server_round, old, sums.means(), sums.examples)
+                    combined = hooks.step(server_round, old, aggregation.means(), aggregation.examples)
                 combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
         return combined
 
     def _update(self, reply: Message) -> Update:
-        """Return an ordinary reply as a block of one."""
+        """Return an ordinary reply as a block of one update."""
         metrics = next(iter(reply.content.metric_records.values()))
         examples = np.array([metrics[self.weighted_by_key]])
         weights, up = records.split_reply(next(iter(reply.content.array_records.values())))
@@ -235,6 +230,26 @@ class FedAvg(FlowerFedAvg):
             return None
         loss, accuracy = mean_evaluation(replies.evaluations)
         return MetricRecord({"eval_loss": loss, "eval_accuracy": accuracy})
+
+
+class GatheringFedAvg(FedAvg):
+    """The base class of strategies whose aggregation rule needs all updates of a round at once."""
+
+    def aggregator(self) -> Aggregator:
+        """Return an aggregator that keeps the cohort's weights and calls `combine`."""
+        return GatheringAggregator(self.combine)
+
+    @abstractmethod
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
+        """Return the combined weights, shape (parameters,).
+
+        Parameters
+        ----------
+        rows : ndarray, shape (clients, parameters)
+            The weights of the cohort's clients.
+        weights : ndarray of float64, shape (clients,)
+            Each client's weight in a mean.
+        """
 
 
 def _cohort_size(num_clients: int, fraction: float, least: int) -> int:

@@ -1,7 +1,8 @@
-"""FedAvg with momentum on the server.
+"""FedAvgM: FedAvg with server momentum.
 
 Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution for federated visual classification", 2019
-(arXiv:1909.06335), section 4.3: ``v <- beta v + Delta``, ``w <- w - v`` with Delta what the round moved, reversed.
+(arXiv:1909.06335), section 4.3: ``v <- beta v + Delta``, ``w <- w - v``, with Delta the old weights minus the round's
+mean.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from fedsim.updates.aggregators import Array
 
 
 class FedAvgM(FedAvg):
-    """FedAvg whose step is accumulated; agrees with Flower's FedAvgM to rounding.
+    """FedAvg with server momentum; agrees with Flower's FedAvgM to rounding.
 
     Parameters
     ----------
     server_learning_rate : float
         Greater than 0.
     server_momentum : float
-        At least 0 and less than 1. The default of 0 is Flower's and is FedAvg with a learning rate, which SCAFFOLD's
-        paper calls eta_g; the paper's momentum is 0.9.
+        At least 0 and less than 1. The default of 0 is Flower's; it makes the strategy FedAvg with a server learning
+        rate, SCAFFOLD's eta_g. The paper uses 0.9.
     **options
         As for FedAvg.
     """
@@ -34,10 +35,10 @@ class FedAvgM(FedAvg):
         self.server_learning_rate, self.server_momentum = server_learning_rate, server_momentum
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:
-        """Accumulate the step and take it."""
-        step = weights - combined
+        """Update the momentum and apply it."""
+        momentum = weights - combined
         if "momentum" in self.state:
-            step = self.server_momentum * self.state["momentum"] + step
-        self.state["momentum"] = step
-        new: Array = weights - self.server_learning_rate * step
+            momentum = self.server_momentum * self.state["momentum"] + momentum
+        self.state["momentum"] = momentum
+        new: Array = weights - self.server_learning_rate * momentum
         return new

@@ -1,4 +1,4 @@
-"""FedExP: a server step that grows as the clients disagree.
+"""FedExP: a server learning rate that grows with the disagreement between clients.
 
 Jhunjhunwala, Wang and Joshi, "FedExP: speeding up federated averaging via extrapolation", ICLR 2023
 (arXiv:2301.09604), eq. 5 and algorithm 1.
@@ -19,9 +19,10 @@ from fedsim.updates.aggregators import Aggregator, Array, Mean
 
 
 class FedExP(FedAvg):
-    """FedAvg with step size ``max(1, sum_k p_k ||Delta_k||^2 / (2 (||mean Delta||^2 + epsilon)))``, p_k by examples.
+    """FedAvg with server learning rate ``max(1, sum_k p_k ||Delta_k||^2 / (2 (||sum_k p_k Delta_k||^2 + epsilon)))``.
 
-    The paper evaluates the mean of the last two models; here the last is evaluated, as for all others.
+    Delta_k is the update of client k, and p_k its share of the examples. The paper evaluates the mean of the last two
+    models; here the last model is evaluated, as for all strategies.
 
     Parameters
     ----------
@@ -35,36 +36,35 @@ class FedExP(FedAvg):
         super().__init__(**options)
         check_real("FedExP's epsilon", epsilon, 0)
         self.epsilon = epsilon
-        self._spread: _Spread | None = None
+        self._mean: _MeanAndNorms | None = None
 
     def aggregator(self) -> Aggregator:
-        """Average, and measure how far clients moved."""
-        self._spread = _Spread(self.global_weights, self._add_weighted)
-        return self._spread
+        """Average the weights, and the squared norms of the updates."""
+        self._mean = _MeanAndNorms(self.global_weights, self._add_weighted)
+        return self._mean
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:
         """Extrapolate."""
-        assert self._spread is not None
-        moved = combined - weights
-        length = float(np.dot(moved, moved))
-        eta = max(1.0, self._spread.mean_square() / (2 * (length + self.epsilon))) if length + self.epsilon else 1.0
-        new: Array = weights + eta * moved
+        assert self._mean is not None
+        update = combined - weights
+        scale = float(np.dot(update, update)) + self.epsilon
+        eta = max(1.0, self._mean.squared_norm() / (2 * scale)) if scale else 1.0
+        new: Array = weights + eta * update
         return new
 
 
-class _Spread(Mean):
-    """The mean, and the mean squared movement."""
+class _MeanAndNorms(Mean):
+    """The mean of the weights and of the squared norms of the updates."""
 
     def __init__(self, old: Array, add_weighted: Callable[..., None]) -> None:
         super().__init__(add_weighted)
-        self._old, self._squares, self._total = old, 0.0, 0.0
+        self._old, self._squares = old, 0.0
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         super().add(update, weights)
         for row, weight in zip(update.weights, weights, strict=True):
-            moved = (row - self._old).astype(np.float64)
-            self._squares += float(weight) * float(moved @ moved)
-            self._total += float(weight)
+            change = (row - self._old).astype(np.float64)
+            self._squares += float(weight) * float(change @ change)
 
-    def mean_square(self) -> float:
-        return self._squares / self._total
+    def squared_norm(self) -> float:
+        return float(self._squares / self._mean.totals[0])

@@ -1,7 +1,7 @@
 """Adaptive server optimisers: FedAdagrad, FedAdam and FedYogi.
 
 Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar and McMahan, "Adaptive federated optimization", ICLR 2021
-(arXiv:2003.00295), algorithm 2: the round's movement Delta is a pseudo-gradient.
+(arXiv:2003.00295), algorithm 2: the mean update Delta is used as a pseudo-gradient.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from fedsim.updates.aggregators import Array
 
 
 class FedOpt(FedAvg):
-    """What the three share: ``m <- beta_1 m + (1 - beta_1) Delta`` and ``w <- w + eta m / (sqrt(v) + tau)``.
+    """The base class of the three: ``m <- beta_1 m + (1 - beta_1) Delta`` and ``w <- w + eta m / (sqrt(v) + tau)``.
 
-    Each agrees with Flower's strategy of its name to rounding. As there v starts at 0, where the paper starts it at
-    ``tau^2`` or more; the first steps are therefore longer than the paper's.
+    Each agrees with Flower's strategy of the same name to rounding. As in Flower, v is initialised with 0, where the
+    paper uses ``tau^2`` or more; the first steps are therefore larger than the paper's.
 
     Parameters
     ----------
     eta : float
-        The server's step size, greater than 0.
+        Server learning rate, greater than 0.
     beta_1, beta_2 : float
         At least 0 and less than 1.
     tau : float
-        Degree of adaptivity, greater than 0: small is more adaptive.
+        Degree of adaptivity, greater than 0; smaller is more adaptive.
     **options
         As for FedAvg.
     """
@@ -46,21 +46,21 @@ class FedOpt(FedAvg):
         self.eta, self.beta_1, self.beta_2, self.tau = eta, beta_1, beta_2, tau
 
     def step(self, server_round: int, weights: Array, combined: Array) -> Array:
-        """Move along the scaled average of movements."""
-        moved = combined - weights
+        """Update both moments and apply them."""
+        delta = combined - weights
         zero = np.zeros_like(weights)
-        m = self.beta_1 * self.state.get("m", zero) + (1 - self.beta_1) * moved
-        v = self.second_moment(self.state.get("v", zero), moved * moved)
+        m = self.beta_1 * self.state.get("m", zero) + (1 - self.beta_1) * delta
+        v = self.second_moment(self.state.get("v", zero), delta * delta)
         self.state.update(m=m, v=v)
-        new: Array = weights + self.step_size(server_round) * m / (np.sqrt(v) + self.tau)
+        new: Array = weights + self.learning_rate(server_round) * m / (np.sqrt(v) + self.tau)
         return new
 
     @abstractmethod
     def second_moment(self, v: Array, square: Array) -> Array:
-        """Return the new v from the old and Delta squared."""
+        """Return the new v, given the old one and Delta squared."""
 
-    def step_size(self, server_round: int) -> float:
-        """Return the round's step size."""
+    def learning_rate(self, server_round: int) -> float:
+        """Return the round's learning rate."""
         return self.eta
 
 
@@ -79,7 +79,7 @@ class FedAdagrad(FedOpt):
         super().__init__(eta=eta, beta_1=0.0, beta_2=0.0, tau=tau, **options)
 
     def second_moment(self, v: Array, square: Array) -> Array:
-        """Add up."""
+        """Return the sum."""
         return v + square
 
 
@@ -98,12 +98,12 @@ class FedAdam(FedOpt):
     """
 
     def second_moment(self, v: Array, square: Array) -> Array:
-        """Average."""
+        """Return the moving average."""
         return self.beta_2 * v + (1 - self.beta_2) * square
 
-    def step_size(self, server_round: int) -> float:
-        """Correct for averages that began with zero (Kingma and Ba, arXiv:1412.6980, section 2), as Flower does."""
-        power = server_round + 1.0  # Adam's is server_round
+    def learning_rate(self, server_round: int) -> float:
+        """Return eta with the bias correction of Adam (Kingma and Ba, arXiv:1412.6980, section 2), as Flower does."""
+        power = server_round + 1.0  # in Adam, server_round
         return float(self.eta * np.sqrt(1 - self.beta_2**power) / (1 - self.beta_1**power))
 
 
@@ -124,6 +124,6 @@ class FedYogi(FedOpt):
         super().__init__(eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau, **options)
 
     def second_moment(self, v: Array, square: Array) -> Array:
-        """Move towards Delta squared by steps of its own size."""
+        """Return v changed towards Delta squared by ``(1 - beta_2) Delta^2``."""
         new: Array = v - (1 - self.beta_2) * square * np.sign(v - square)
         return new

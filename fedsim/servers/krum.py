@@ -1,4 +1,4 @@
-"""Krum, Multi-Krum and Bulyan: updates chosen for lying close to the others.
+"""Krum, Multi-Krum and Bulyan: selection of updates that are close to the others.
 
 Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine learning with adversaries: Byzantine tolerant gradient descent",
 NeurIPS 2017 (arXiv:1703.02757), section 4; El Mhamdi, Guerraoui and Rouault, "The hidden vulnerability of distributed
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from fedsim.checks import check_integer
 from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
-from fedsim.servers.fedavg import FedAvg
-from fedsim.updates.aggregators import COLUMN_BYTES, Aggregator, Array, GatheringAggregator, columns
+from fedsim.servers.fedavg import GatheringFedAvg
+from fedsim.updates.aggregators import COLUMN_BYTES, Array, columns
 
 
 def squared_distances(rows: Array) -> NDArray[np.float64]:
     """Return the squared Euclidean distance between every two rows.
 
-    Coordinates are subtracted in float64, a block of columns at a time. Inner products would be faster, but then one
-    row far from the others cancels the digits of the distances among the others.
+    Coordinates are subtracted in float64, a block of columns at a time. Inner products would be faster, but a row far
+    from the others would then cause cancellation in the distances between the others.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def squared_distances(rows: Array) -> NDArray[np.float64]:
 
 
 def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[np.float64]:
-    """Return the sum of each client's distances to its ``clients - num_malicious - 2`` nearest others, at least one.
+    """Return the sum of each client's distances to its ``max(clients - num_malicious - 2, 1)`` nearest neighbours.
 
     Parameters
     ----------
@@ -57,52 +57,48 @@ def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[n
     ndarray of float64, shape (clients,)
     """
     nearest = min(max(1, len(distances) - num_malicious - 2), len(distances) - 1)
-    # A client's distance of 0 to itself is among its nearest + 1 smallest, and adds nothing.
+    # The nearest + 1 smallest distances include the client's distance of 0 to itself.
     scores: NDArray[np.float64] = np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
     return scores
 
 
-class _Selecting(FedAvg):
-    """What Krum, Multi-Krum and Bulyan share: `num_malicious_nodes`, and how many clients a round needs for it."""
+class _KrumBased(GatheringFedAvg):
+    """The base class of Krum, Multi-Krum and Bulyan: `num_malicious_nodes`, and the cohort size that it requires."""
 
-    #: Clients that a round needs for each malicious one, besides three more.
+    #: A round needs this number times `num_malicious_nodes`, plus three clients.
     clients_per_malicious: ClassVar[int] = 2
 
     def __init__(self, *, num_malicious_nodes: int = 0, **options: Any) -> None:
         super().__init__(**options)
         check_integer(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
         self.num_malicious_nodes = num_malicious_nodes
-        self.min_clients = max(self.min_clients, self.needed)
-
-    @property
-    def needed(self) -> int:
-        """Fewest clients for which the rule is defined."""
-        return self.clients_per_malicious * self.num_malicious_nodes + 3
+        self._min_cohort = self.clients_per_malicious * num_malicious_nodes + 3
+        self.min_clients = max(self.min_clients, self._min_cohort)
 
     def check_cohort(self, clients: int) -> None:
-        """Raise ConfigError unless the rule is defined for cohorts of so many clients."""
-        if clients < self.needed:
+        """Raise ConfigError if the cohort is too small for `num_malicious_nodes`."""
+        if clients < self._min_cohort:
             raise ConfigError(
                 f"{type(self).__name__}'s num_malicious_nodes is {self.num_malicious_nodes}, for which a round needs "
-                f"{self.needed} clients; it has {clients}"
+                f"{self._min_cohort} clients; it has {clients}"
             )
         super().check_cohort(clients)
 
 
-class MultiKrum(_Selecting):
+class MultiKrum(_KrumBased):
     """The mean, weighted by examples, of the updates with the smallest Krum scores; agrees with Flower's MultiKrum.
 
-    Flower computes distances with inner products in the weights' dtype; where an update is so far off that these lose
-    their digits, its selection is another.
+    Flower computes distances with inner products in the weights' dtype; where a very large update makes these
+    inaccurate, its selection differs.
 
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``2 f + 3`` clients: a
-        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
+        Number of updates of a round that may be malicious (the paper's f), at least 0. A round needs ``2 f + 3``
+        clients: a run with smaller cohorts is refused, and a round with fewer updates does not change the model.
     num_nodes_to_select : int
-        How many updates are averaged (the paper's m), at least 1 and at most the cohort without
-        `num_malicious_nodes`. The default of 1 is Flower's and makes the rule Krum; larger values converge faster.
+        Number of updates that are averaged (the paper's m), at least 1 and at most the cohort size minus
+        `num_malicious_nodes`. The default of 1 is Flower's and gives Krum; larger values converge faster.
     **options
         As for FedAvg.
     """
@@ -113,7 +109,7 @@ class MultiKrum(_Selecting):
         self.num_nodes_to_select = num_nodes_to_select
 
     def check_cohort(self, clients: int) -> None:
-        """Raise ConfigError, too, where selecting so many must select malicious updates."""
+        """Raise ConfigError if the cohort is too small, or if malicious updates would have to be selected."""
         super().check_cohort(clients)
         most = clients - self.num_malicious_nodes
         if self.num_nodes_to_select > most:
@@ -122,17 +118,13 @@ class MultiKrum(_Selecting):
                 f"{clients} clients of a round without the {self.num_malicious_nodes} that may be malicious"
             )
 
-    def aggregator(self) -> Aggregator:
-        """Choose and average."""
-
-        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            order = np.argsort(krum_scores(squared_distances(rows), self.num_malicious_nodes), kind="stable")
-            chosen = np.sort(order[: min(self.num_nodes_to_select, len(rows) - self.num_malicious_nodes)])
-            mean = RunningMean()
-            mean.add(rows[chosen], weights[chosen])
-            return mean.value()
-
-        return GatheringAggregator(combine)
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
+        """Select updates and average them."""
+        order = np.argsort(krum_scores(squared_distances(rows), self.num_malicious_nodes), kind="stable")
+        chosen = np.sort(order[: min(self.num_nodes_to_select, len(rows) - self.num_malicious_nodes)])
+        mean = RunningMean()
+        mean.add(rows[chosen], weights[chosen])
+        return mean.value()
 
 
 class Krum(MultiKrum):
@@ -141,8 +133,8 @@ class Krum(MultiKrum):
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``2 f + 3`` clients: a
-        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
+        Number of updates of a round that may be malicious (the paper's f), at least 0. A round needs ``2 f + 3``
+        clients: a run with smaller cohorts is refused, and a round with fewer updates does not change the model.
     **options
         As for FedAvg.
     """
@@ -152,7 +144,7 @@ class Krum(MultiKrum):
 
 
 def select_by_krum(distances: NDArray[np.float64], num_malicious: int, count: int) -> NDArray[np.intp]:
-    """Select clients one after another, each by the smallest Krum score among those that are left.
+    """Select clients one by one, each with the smallest Krum score among the remaining clients.
 
     Parameters
     ----------
@@ -164,50 +156,45 @@ def select_by_krum(distances: NDArray[np.float64], num_malicious: int, count: in
     -------
     ndarray of int, shape (count,)
     """
-    left, chosen = np.arange(len(distances)), np.empty(count, np.intp)
+    remaining, chosen = np.arange(len(distances)), np.empty(count, np.intp)
     for k in range(count):
-        best = krum_scores(distances[np.ix_(left, left)], num_malicious).argmin()
-        chosen[k] = left[best]
-        left = np.delete(left, best)
+        best = krum_scores(distances[np.ix_(remaining, remaining)], num_malicious).argmin()
+        chosen[k] = remaining[best]
+        remaining = np.delete(remaining, best)
     return chosen
 
 
-class Bulyan(_Selecting):
-    """Each coordinate's mean of the values closest to the median, over updates selected one by one with Krum.
+class Bulyan(_KrumBased):
+    """Select updates one by one with Krum, then average in each coordinate the values closest to the median.
 
-    Krum scores are computed anew after each selection, as in the paper. Flower's Bulyan computes them once and takes
-    the best; its selection, and so its result, usually differs.
+    Krum scores are recomputed after each selection, as in the paper. Flower's Bulyan computes them once, so its
+    selection and its result usually differ.
 
     Parameters
     ----------
     num_malicious_nodes : int
-        How many updates of a round may be malicious (the paper's f), at least 0. A round needs ``4 f + 3`` clients: a
-        run whose cohorts are smaller is refused, and a round in which fewer are left does not change the model.
+        Number of updates of a round that may be malicious (the paper's f), at least 0. A round needs ``4 f + 3``
+        clients: a run with smaller cohorts is refused, and a round with fewer updates does not change the model.
     **options
         As for FedAvg.
     """
 
     clients_per_malicious = 4
 
-    def aggregator(self) -> Aggregator:
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
         """Select with Krum, then average coordinate by coordinate."""
-        bad = self.num_malicious_nodes
-
-        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            theta = len(rows) - 2 * bad
-            beta = theta - 2 * bad
-            chosen = rows[select_by_krum(squared_distances(rows), bad, theta)]
-            mean = np.empty(rows.shape[1], rows.dtype)
-            for place, values in columns(chosen):
-                values.sort(axis=1)
-                middle = (values[:, (theta - 1) // 2, None] + values[:, theta // 2, None]) / 2
-                left, right = middle - values[:, : theta - beta + 1], values[:, beta - 1 :] - middle
-                # The closest values are neighbours: the window that reaches least far and, where equal values stand at
-                # that end, farthest on the other side.
-                reach = np.maximum(left, right)
-                best = reach == reach.min(axis=1, keepdims=True)
-                window = np.where(best, np.minimum(left, right), -np.inf).argmax(axis=1)[:, None] + np.arange(beta)
-                mean[place] = np.take_along_axis(values, window, axis=1).mean(axis=1)
-            return mean
-
-        return GatheringAggregator(combine)
+        f = self.num_malicious_nodes
+        theta, beta = len(rows) - 2 * f, len(rows) - 4 * f
+        chosen = rows[select_by_krum(squared_distances(rows), f, theta)]
+        mean = np.empty(rows.shape[1], rows.dtype)
+        for place, values in columns(chosen):
+            values.sort(axis=1)
+            middle = (values[:, (theta - 1) // 2, None] + values[:, theta // 2, None]) / 2
+            left, right = middle - values[:, : theta - beta + 1], values[:, beta - 1 :] - middle
+            # The closest beta values are adjacent: the window with the smallest maximum distance, and among ties
+            # (equal values at that end) the one that extends farthest on the other side.
+            reach = np.maximum(left, right)
+            best = reach == reach.min(axis=1, keepdims=True)
+            window = np.where(best, np.minimum(left, right), -np.inf).argmax(axis=1)[:, None] + np.arange(beta)
+            mean[place] = np.take_along_axis(values, window, axis=1).mean(axis=1)
+        return mean

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_real
-from fedsim.servers.fedavg import FedAvg
-from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, columns
+from fedsim.servers.fedavg import GatheringFedAvg
+from fedsim.updates.aggregators import Array, columns
 
 
 def trimmed_mean(rows: Array, cut: int) -> Array:
-    """Return each coordinate's mean without its `cut` smallest and `cut` largest values.
+    """Return the mean of each coordinate without its `cut` smallest and `cut` largest values.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ def trimmed_mean(rows: Array, cut: int) -> Array:
     mean = np.empty(rows.shape[1], rows.dtype)
     last = len(rows) - cut
     for place, values in columns(rows):
-        values.sort(axis=1)  # ten times as fast in NumPy as a partition at two places
+        values.sort(axis=1)  # ten times as fast in NumPy as partitioning at two indices
         mean[place] = values[:, cut:last].mean(axis=1)
     return mean
 
 
-class FedMedian(FedAvg):
-    """The median of each coordinate, every client counting alike; agrees with Flower's FedMedian.
+class FedMedian(GatheringFedAvg):
+    """The median of each coordinate, with equal weights; agrees with Flower's FedMedian.
 
     Parameters
     ----------
@@ -46,22 +46,18 @@ class FedMedian(FedAvg):
         As for FedAvg.
     """
 
-    def aggregator(self) -> Aggregator:
-        """Take the middle value, or the mean of the middle two."""
-
-        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            return trimmed_mean(rows, (len(rows) - 1) // 2)
-
-        return GatheringAggregator(combine)
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
+        """Return the coordinate-wise median."""
+        return trimmed_mean(rows, (len(rows) - 1) // 2)
 
 
-class FedTrimmedAvg(FedAvg):
-    """The mean of each coordinate without its extremes, every client counting alike; agrees with Flower's.
+class FedTrimmedAvg(GatheringFedAvg):
+    """The mean of each coordinate without its extremes, with equal weights; agrees with Flower's FedTrimmedAvg.
 
     Parameters
     ----------
     beta : float
-        Share of the clients cut at either end, at least 0 and less than 0.5.
+        Share of the values removed at either end, at least 0 and less than 0.5.
     **options
         As for FedAvg.
     """
@@ -71,10 +67,6 @@ class FedTrimmedAvg(FedAvg):
         check_real("FedTrimmedAvg's beta", beta, 0, 0.5, open_high=True)
         self.beta = beta
 
-    def aggregator(self) -> Aggregator:
-        """Cut and average."""
-
-        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            return trimmed_mean(rows, int(self.beta * len(rows)))
-
-        return GatheringAggregator(combine)
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
+        """Return the coordinate-wise trimmed mean."""
+        return trimmed_mean(rows, int(self.beta * len(rows)))

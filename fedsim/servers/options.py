@@ -1,4 +1,4 @@
-"""The options of server strategies, fedsim's, Flower's and a user's: which there are, and what each may be."""
+"""The options of server strategies (fedsim's, Flower's and a user's): their names and allowed values."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fedsim.checks import check_flag, check_integer, check_real, check_seed, sho
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.errors import ConfigError
 
-#: What Flower's strategies call the least numbers of clients, all 1 by default here: fractions decide.
-MINIMUM = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-#: Options that fedsim gives whatever makes a server strategy, if it takes them.
-COMMON = ("fraction_train", "fraction_evaluate", "seed", *MINIMUM)
-#: Options that name what a client's reply consists of; an experiment's clients use Flower's default names.
+#: Flower's options for minimum numbers of clients; 1 by default here, so that the fractions determine the cohort.
+MIN_NODES = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+#: Options that fedsim passes to every server strategy that accepts them.
+COMMON = ("fraction_train", "fraction_evaluate", "seed", *MIN_NODES)
+#: Options for names in clients' replies; the clients of an experiment use Flower's default names.
 RECORD_KEYS = ("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
 
 
 def options_of(server: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the options that a class, or a function that makes a server strategy, takes by name.
+    """Return the keyword options of a server strategy's class, or of a function that makes one.
 
-    Options that a class hands on by ``**options`` are its bases'; a function that does so takes `COMMON`.
+    A class with ``**options`` also has the options of its base classes, a function with ``**options`` also `COMMON`.
     """
     found: dict[str, inspect.Parameter] = {}
     classes = [cls for cls in server.__mro__ if "__init__" in vars(cls)] if isinstance(server, type) else []
@@ -39,22 +39,22 @@ def options_of(server: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """Return a server strategy's options with plain numbers.
+    """Return the options of a server strategy, with numbers of other libraries converted to Python's own.
 
     Parameters
     ----------
     server : callable
-        Its class, or a function that makes it. The types that it declares are checked, as are the options of Flower's
-        FedAvg and ``seed``, whatever they are declared as.
+        Its class, or a function that makes it. Values are checked against the annotations; the options of Flower's
+        FedAvg and ``seed`` are always checked.
     given : mapping
         Option -> value.
     name : str
-        Of the strategy, for errors; default the name of `server`.
+        Name of the strategy in errors; default the name of `server`.
 
     Raises
     ------
     ConfigError
-        It has no such option, or takes another type or value.
+        There is no such option, or a value has a wrong type or is out of range.
     """
     name = name or getattr(server, "__name__", repr(server))
     known = options_of(server)
@@ -72,7 +72,7 @@ def _check(field: str, option: inspect.Parameter, value: Any) -> None:
     kind = declared.removesuffix(" | None")
     if option.name in ("fraction_train", "fraction_evaluate"):
         check_real(field, value, 0, 1)
-    elif option.name in MINIMUM:
+    elif option.name in MIN_NODES:
         check_integer(field, value)
     elif option.name == "seed":
         check_seed(field, value)
@@ -104,13 +104,18 @@ def declared_type(option: inspect.Parameter) -> str:
     return declared.__name__ if isinstance(declared, type) else str(declared)
 
 
-def with_options(server: Any) -> Any:
-    """Return a server strategy's class, or a partial of it with the options that were given to the object.
+def check_server(server: Any) -> Any:
+    """Return the class of a server strategy, or `functools.partial` of it with checked options.
+
+    Parameters
+    ----------
+    server : Strategy or callable
+        An object of a fedsim class, a class, or a function or partial that makes a server strategy.
 
     Raises
     ------
     ConfigError
-        It is something else, an object of Flower's that does not tell its options, or an option is not allowed.
+        Anything else, an object of another class (its options are unknown), or an option that is not allowed.
     """
     if hasattr(type(server), "aggregate_train"):
         options = getattr(server, "_given_options", None)

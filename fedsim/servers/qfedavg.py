@@ -1,4 +1,4 @@
-"""q-FedAvg: clients with a higher loss count for more.
+"""q-FedAvg: clients with a higher loss have a larger weight.
 
 Li, Sanjabi, Beirami and Smith, "Fair resource allocation in federated learning", ICLR 2020 (arXiv:1905.10497),
 algorithm 2.
@@ -22,15 +22,16 @@ from fedsim.updates.aggregators import Aggregator, Array
 class QFedAvg(FedAvg):
     """FedAvg on ``sum_k F_k^(q+1) / (q + 1)``; agrees with Flower's QFedAvg to rounding.
 
-    As there F_k is the loss that the client reports from training, the mean along its path, and every client's
-    examples count alike but for it.
+    As in Flower, F_k is the mean loss that the client reports from its local training, and clients are not weighted
+    by their numbers of examples.
 
     Parameters
     ----------
     q : float
-        Strength of fairness, at least 0; with 0 all clients count alike.
+        Degree of fairness, at least 0; with 0 all clients have the same weight.
     client_learning_rate : float, optional
-        Greater than 0, its inverse estimates the loss's Lipschitz constant; default the client strategy's ``lr``.
+        Greater than 0; its inverse estimates the Lipschitz constant of the gradient. Default: the client strategy's
+        ``lr``.
     **options
         As for FedAvg.
     """
@@ -46,12 +47,12 @@ class QFedAvg(FedAvg):
         self.q, self.client_learning_rate = q, client_learning_rate
 
     def aggregator(self) -> Aggregator:
-        """Weigh by loss."""
-        return _Fair(self.global_weights, self.q, 1 / self.client_learning_rate, self._add_weighted)
+        """Weight the updates by loss."""
+        return _FairMean(self.global_weights, self.q, 1 / self.client_learning_rate, self._add_weighted)
 
 
-class _Fair:
-    """Streams ``sum Delta_k`` and ``sum h_k`` of the paper's eq. 7 and 8."""
+class _FairMean:
+    """Accumulates ``sum Delta_k`` and ``sum h_k`` of the paper's eq. 7 and 8."""
 
     needs: ClassVar[Literal["sums", "rows"]] = "sums"
 
@@ -60,7 +61,7 @@ class _Fair:
         self._mean, self._h = RunningMean(add_weighted), 0.0
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        losses = update.train_loss + 1e-10  # as Flower's, for a loss of 0
+        losses = update.train_loss + 1e-10  # as in Flower, for a loss of 0
         self._mean.add(update.weights, losses**self._q)
         for row, loss in zip(update.weights, losses, strict=True):
             gradient = self._lipschitz * (self._old - row).astype(np.float64)

@@ -12,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer, check_real
-from fedsim.servers.fedavg import FedAvg
-from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, distances_to
+from fedsim.servers.fedavg import GatheringFedAvg
+from fedsim.updates.aggregators import Array, distances_to
 
 
-class RFA(FedAvg):
-    """The point with the least weighted sum of distances to all updates, found in a few weighted means.
+class RFA(GatheringFedAvg):
+    """The point with the smallest weighted sum of distances to all updates, approximated in a few iterations.
 
-    The iteration starts from the old global weights; from the mean, one client far off would need many more.
+    The iteration starts from the old global weights; from the mean it would need many more steps if one update is far
+    from the others.
 
     Parameters
     ----------
     iterations : int
-        At least 1; the paper finds 3 to 4 enough.
+        At least 1; 3 to 4 are enough according to the paper.
     smoothing : float
-        Distances below it count as it, greater than 0; the paper's nu.
+        Lower bound of the distances, greater than 0; the paper's nu.
     **options
         As for FedAvg.
     """
@@ -37,16 +38,12 @@ class RFA(FedAvg):
         check_real("RFA's smoothing", smoothing, 0, open_low=True)
         self.iterations, self.smoothing = iterations, smoothing
 
-    def aggregator(self) -> Aggregator:
-        """Start from the old global weights and reweigh."""
-
-        def combine(rows: Array, weights: NDArray[np.float64]) -> Array:
-            point: Array = self.global_weights
-            for _ in range(self.iterations):
-                pulls = weights / np.maximum(distances_to(point, rows), self.smoothing)
-                mean = np.zeros(rows.shape[1])
-                self._add_weighted(mean, rows, pulls / pulls.sum())
-                point = mean
-            return point
-
-        return GatheringAggregator(combine)
+    def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
+        """Return the geometric median."""
+        point: Array = self.global_weights
+        for _ in range(self.iterations):
+            shares = weights / np.maximum(distances_to(point, rows), self.smoothing)
+            mean = np.zeros(rows.shape[1])
+            self._add_weighted(mean, rows, shares / shares.sum())
+            point = mean
+        return point

@@ -11,7 +11,7 @@ from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import FedAvg
-from fedsim.servers.options import MINIMUM, options_of
+from fedsim.servers.options import MIN_NODES, options_of
 from fedsim.study.experiment import Experiment
 
 
@@ -54,7 +54,7 @@ def make_strategy(
         "fraction_train": experiment.fraction_train,
         "fraction_evaluate": experiment.fraction_evaluate,
         "seed": experiment.seed,
-        **dict.fromkeys(MINIMUM, 1),
+        **dict.fromkeys(MIN_NODES, 1),
     }
     if isinstance(cls, type) and issubclass(cls, FedAvg):
         settings |= {"server_hooks": server_hooks, "min_clients": experiment.min_clients}
@@ -76,7 +76,7 @@ def make_strategy(
         made: Strategy = make(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server {name} cannot be made: {error}") from None
-    for option in MINIMUM:
+    for option in MIN_NODES:
         least = getattr(made, option, 0)
         if num_clients is not None and least > num_clients:
             raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients")

@@ -91,9 +91,9 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
     target, _, args, keywords = read_call(field, text, _namespace(field), {}, load)
     if args:
         raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
-    from fedsim.servers.options import with_options
+    from fedsim.servers.options import check_server
 
-    return with_options(partial(target, **keywords)) if keywords else target
+    return check_server(partial(target, **keywords)) if keywords else target
 
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:

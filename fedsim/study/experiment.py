@@ -143,9 +143,9 @@ class Experiment:
         if self.model is not None:
             self._check_model()
         if self.server is not None:
-            from fedsim.servers.options import with_options  # servers import Flower
+            from fedsim.servers.options import check_server  # servers import Flower
 
-            object.__setattr__(self, "server", with_options(self.server))
+            object.__setattr__(self, "server", check_server(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
         check_real("test_fraction", self.test_fraction, 0, 1, open_high=True)

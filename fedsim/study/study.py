@@ -183,7 +183,7 @@ class Study:
             raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
 
     def plot(self, path: str | os.PathLike[str], evaluation: str = "test") -> None:
-        """Draw accuracy by round, a line per variant with its 95 % band over seeds, as PNG, SVG or PDF.
+        """Plot accuracy by round, a line per variant with its 95 % interval over seeds, as PNG, SVG or PDF.
 
         Parameters
         ----------
@@ -204,13 +204,13 @@ class Study:
         plot_accuracy(self._histories, path, self._about, self.score, evaluation)
 
     def plot_drift(self, path: str | os.PathLike[str]) -> None:
-        """Draw client drift by round: drift, cosine, diversity, and weight divergence if it was measured."""
+        """Plot client drift by round: drift, cosine, diversity, and weight divergence where measured."""
         from fedsim.report.plots import plot_drift
 
         plot_drift(self._histories, path, self._about)
 
     def plot_score_by_skew(self, path: str | os.PathLike[str]) -> None:
-        """Draw each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
+        """Plot each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
         from fedsim.report.plots import plot_score_by_skew
 
         self._check_evaluated()
@@ -218,7 +218,9 @@ class Study:
         plot_score_by_skew(points, path, self._dataset, self.score)
 
     def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
-        """Draw the label distribution per client: a panel per variant, for its first seed.
+        """Plot the label distribution per client: a panel per variant, split with its first seed.
+
+        Labels are numbered where the variants' datasets have different label names.
 
         Parameters
         ----------
@@ -228,12 +230,13 @@ class Study:
         """
         from fedsim.report.split_plots import plot_splits
 
-        counts = {}
+        counts, names = {}, set()
         for variant in self.variants:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
             counts[variant.title] = experiment.split.federate(dataset, experiment.seed).label_counts()
-        plot_splits(counts, path, dataset.name, kind, dataset.label_names)
+            names.add(tuple(dataset.label_names))
+        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else ())
 
     @property
     def _histories(self) -> list[tuple[str, list[pd.DataFrame]]]:
@@ -241,9 +244,9 @@ class Study:
 
     @property
     def _dataset(self) -> str:
-        """The name of the first variant's dataset."""
-        dataset = self.variants[0].results[0].experiment.dataset
-        return data.title(dataset) if isinstance(dataset, str) else dataset.name
+        """The names of the variants' datasets."""
+        datasets = [v.results[0].experiment.dataset for v in self.variants]
+        return " and ".join(dict.fromkeys(data.title(d) if isinstance(d, str) else d.name for d in datasets))
 
     @property
     def _about(self) -> str:

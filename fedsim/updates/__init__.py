@@ -1,4 +1,4 @@
-"""What happens to clients' updates between training and the new global model: transforms, and aggregators."""
+"""Processing of clients' updates between local training and the new global model: transforms and aggregators."""
 
 from fedsim.updates.compression import Float16, Int8, RandomMask, TopK
 from fedsim.updates.transform import TransformContext, UpdateTransform

@@ -1,4 +1,4 @@
-"""The contract of aggregators, and the two kinds: a running mean, and rules that need all updates at once."""
+"""The protocol of aggregators, and its two kinds: a running mean, and rules that need all updates at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsim.kernels.numpy import add_weighted
 
 Array = NDArray[Any]
 
-#: Bytes of a round's weights that are combined at a time, column by column: about a core's cache.
+#: Bytes of a round's weights that are combined at a time in blocks of columns: about a core's cache.
 COLUMN_BYTES = 512 * 1024
 
 
@@ -24,7 +24,7 @@ class Aggregator(Protocol):
     Attributes
     ----------
     needs : {"sums", "rows"}
-        Whether it adds up updates as they arrive, or keeps the row of each client.
+        Whether it accumulates updates as they arrive, or keeps all of them.
     """
 
     needs: ClassVar[Literal["sums", "rows"]]
@@ -37,7 +37,7 @@ class Aggregator(Protocol):
         update : Update
             Blocks come in cohort order.
         weights : ndarray of float64, shape (clients,)
-            Of each client in the mean: its number of examples, unless the client strategy says otherwise.
+            Each client's weight in a mean: its number of examples, unless the client strategy overrides it.
         """
 
     def result(self) -> Array:
@@ -50,7 +50,7 @@ class Mean:
     Parameters
     ----------
     add_weighted : callable
-        How to add up weights; see `fedsim.kernels`.
+        Adds a weighted sum of arrays to another; see `fedsim.kernels`.
     """
 
     needs: ClassVar[Literal["sums", "rows"]] = "sums"
@@ -59,22 +59,22 @@ class Mean:
         self._mean = RunningMean(add_weighted)
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        """Add a block."""
+        """Add a block of updates."""
         self._mean.add(update.weights, weights)
 
     def result(self) -> Array:
-        """Return the mean; one for each group where the client strategy weighs in groups."""
+        """Return the mean, or one per group if the client strategy averages in groups."""
         return self._mean.value()
 
 
 class GatheringAggregator:
-    """Keeps the weights of the whole cohort, then combines them by a function.
+    """Keeps the weights of all clients, and combines them with a function at the end.
 
     Parameters
     ----------
     combine : callable
-        Function of the weights, shape (clients, parameters), and each client's weight in the mean, shape (clients,),
-        that returns an array of shape (parameters,).
+        Function of the weights, shape (clients, parameters), and each client's weight in a mean, shape (clients,), that
+        returns an array of shape (parameters,).
     """
 
     needs: ClassVar[Literal["sums", "rows"]] = "rows"
@@ -85,25 +85,25 @@ class GatheringAggregator:
         self._weights: list[NDArray[np.float64]] = []
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        """Keep a block."""
+        """Store a block of updates."""
         self._rows.append(update.weights)
         self._weights.append(weights)
 
     def result(self) -> Array:
-        """Combine."""
+        """Return the combined weights."""
         return self._combine(np.concatenate(self._rows), np.concatenate(self._weights))
 
 
 def columns(rows: Array) -> Iterator[tuple[slice, Array]]:
-    """Cut (clients, parameters) into copies of a few parameters each, shape (some, clients), with their places."""
+    """Yield blocks of columns of (clients, parameters): their slice, and a transposed copy of shape (some, clients)."""
     width = max(1, COLUMN_BYTES // (rows.itemsize * len(rows)))
     for first in range(0, rows.shape[1], width):
-        place = slice(first, first + width)
-        yield place, np.ascontiguousarray(rows[:, place].T)
+        block = slice(first, first + width)
+        yield block, np.ascontiguousarray(rows[:, block].T)
 
 
 def distances_to(point: Array, rows: Array) -> NDArray[np.float64]:
-    """Return the Euclidean distance of each row from a point, computed in float64, where float32 would overflow.
+    """Return the Euclidean distance of each row from a point, computed in float64 because float32 could overflow.
 
     Parameters
     ----------
@@ -116,6 +116,6 @@ def distances_to(point: Array, rows: Array) -> NDArray[np.float64]:
     """
     squares = np.empty(len(rows))
     for k, row in enumerate(rows):
-        away = np.subtract(row, point, dtype=np.float64)
-        squares[k] = np.einsum("i,i->", away, away)
+        difference = np.subtract(row, point, dtype=np.float64)
+        squares[k] = np.einsum("i,i->", difference, difference)
     return np.sqrt(squares)
