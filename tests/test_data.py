@@ -484,6 +484,18 @@ def test_a_table_is_read_anew_when_its_file_has_changed(tmp_path: Path, monkeypa
     with (tmp_path / "environment" / "t.csv").open("a") as file:
         file.write("3,0\n4,1\n")
     assert examples(data.load("table('t.csv', 'y')")) == 4
+    text = f"table('t.csv', 'y', data_dir={str(tmp_path / 'given')!r})"
+    assert examples(data.load(text)) == 3
+    with (tmp_path / "given" / "t.csv").open("a") as file:
+        file.write("5,0\n")
+    assert examples(data.load(text)) == 4
+
+
+@pytest.mark.parametrize("label", [np.inf, -np.inf, np.nan, 0.5, -1])
+def test_labels_that_are_no_whole_numbers_from_0_are_refused(label: float) -> None:
+    x, y = np.ones((2, 3)), np.array([0, 1])
+    with pytest.raises(DataError, match="y_test must be whole-number labels from 0"):
+        data.Dataset("odd", x, y, x, np.array([0, label]))
 
 
 def test_datasets_have_titles() -> None:

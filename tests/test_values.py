@@ -5,20 +5,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 
 from fedsim import Experiment, clients, compare, data, servers, splits, updates
-from fedsim.checks import check_integer, check_real, to_builtin
+from fedsim.checks import Interval, check_integer, check_real, to_builtin
 from fedsim.cli import main as cli
 from fedsim.clients import SGD, FedProx, FedRep
 from fedsim.data import Dataset
@@ -430,3 +431,57 @@ def test_the_command_line_refuses_them_in_a_sentence(
     assert caught.value.code == 2
     assert sentence in printed
     assert printed.count("\n") == 1
+
+
+# Declared limits.
+
+
+class Limited(SGD):
+    """Hyperparameters of every type, with limits."""
+
+    limits: ClassVar[Any] = {
+        "share": Interval(0, 1, open_low=True),
+        "count": Interval(2),
+        "cap": Interval(0, open_low=True),
+        "window": Interval(1, 5),
+    }
+
+    share: float = 0.5
+    count: int = 2
+    cap: float | None = None
+    window: int | None = None
+    fast: bool = False
+    word: str = "a"
+
+
+class LimitsOfItsOwn(Limited):
+    """A class with a hyperparameter called ``limits``, whose base's limits hold."""
+
+    limits: float = 3.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("cls", [Limited, LimitsOfItsOwn])
+def test_declared_limits_are_checked_by_the_type_of_the_field(cls: Any) -> None:
+    made = cls(share=np.float32(1), count=np.int64(7), cap=1e-300, window=5, fast=np.bool_(True))
+    assert (made.share, made.count, made.window, made.fast) == (1.0, 7, 5, True)
+    assert type(made.count) is int
+    assert cls(cap=None, window=None, lr=0.3).lr == 0.3
+    for settings, allowed in (
+        ({"share": 0}, "greater than 0 and at most 1"),
+        ({"share": 1.01}, "greater than 0 and at most 1"),
+        ({"share": None}, "greater than 0"),
+        ({"share": math.nan}, "greater than 0"),
+        ({"count": 1}, "2"),
+        ({"count": 2.5}, "whole number"),
+        ({"count": None}, "whole number"),
+        ({"cap": 0}, "greater than 0"),
+        ({"window": 6}, "5"),
+        ({"window": 2.0**0.5}, "whole number"),
+        ({"fast": 1}, "true or false"),
+        ({"lr": -1}, "0"),
+    ):
+        (name, value), *_ = settings.items()
+        with pytest.raises(ConfigError) as refused:
+            cls(**settings)
+        assert f"{cls.__name__}'s {name} is {value!r}; allowed" in str(refused.value)
+        assert allowed in str(refused.value)
