@@ -1101,6 +1101,7 @@ def test_a_supernode_that_cannot_start_ends_a_run_that_has_not_begun() -> None:
 def test_a_supernode_needs_to_be_told_which_partition_it_is(lacking: str) -> None:
     config: dict[str, Any] = {"partition-id": 0, "num-partitions": 3}
     del config[lacking]
+    internals.set_default_identity()
     message = Message(RecordDict(), 2, "query")
     with pytest.raises(FedsimError, match=r"^its node config lacks partition-id and num-partitions$"):
         hello(message, Context(0, 2, config, RecordDict(), {}), SITE)
