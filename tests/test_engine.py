@@ -23,7 +23,9 @@ from fedsim.clients import SGD, FedProx
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Evaluation, Update, mean_evaluation
 from fedsim.engines.blocks import Blocks
+from fedsim.engines.engine import choose
 from fedsim.engines.isolation import concatenate, isolate_failures
+from fedsim.engines.threads import ThreadEngine
 from fedsim.engines.workers import Workers, available_cores, in_order
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
@@ -465,6 +467,14 @@ def test_the_number_of_workers_follows_from_the_kernel() -> None:
             make_grid(MLP((64, 10)), held, SGD(), workers=workers)
     with pytest.raises(ConfigError, match="block_size is 0"):
         make_grid(MLP((64, 10)), held, SGD(), block_size=0)
+
+
+def test_an_engine_is_a_name_or_what_makes_one() -> None:
+    own = partial(ThreadEngine, workers=2)
+    assert (choose("in-process"), choose(own)) == (ThreadEngine, own)
+    for wrong in (7, "rai"):
+        with pytest.raises(ConfigError, match=f"^engine is {wrong!r}; allowed: in-process, ray"):
+            choose(wrong)  # type: ignore[arg-type]
 
 
 def blocks_of(kernel: str, clients: int, examples: int, workers: int, size: int | None = None) -> Blocks:
