@@ -216,8 +216,9 @@ def test_lazy_arrays_are_flowers_arrays_on_the_wire() -> None:
     copy = lazy.numpy()
     copy[:] = 0
     assert np.array_equal(lazy.numpy(), values)
-    lazy.data = flwr.app.Array(2 * values).data
+    lazy.data = doubled = flwr.app.Array(2 * values).data
     assert np.array_equal(lazy.numpy(), 2 * values)
+    assert lazy.data == doubled
 
 
 def test_push_and_pull() -> None:

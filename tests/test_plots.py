@@ -110,6 +110,7 @@ def test_client_drift_has_a_panel_per_measure(drawn: list[Figure]) -> None:
     assert [panel.get_yscale() for panel in panels] == ["linear", "linear", "log"]
     assert panels[2].get_ylim() == (0.5, 16)
     assert [panel.get_xlabel() for panel in panels] == ["", "", "round"]
+    assert all(float(tick).is_integer() for tick in panels[-1].get_xticks())
     assert legend(drawn[0]) == ["A", "B"]
     assert [to_hex(line.get_color()) for line in drawn[0].legends[0].get_lines()] == PALETTE[:2]
     said = "How far clients go apart on digits (mean of 2 seeds, 95 % interval shaded)"

@@ -1259,6 +1259,9 @@ def test_a_supernode_says_which_of_its_clients_failed_and_sends_the_others() -> 
     assert all(reason.startswith("ValueError: no model of its own (test_supernodes.py") for reason in found.values())
     assert np.concatenate([s.partition_ids for s in scores]).tolist() == [0, 3, 4, 5]
     assert np.concatenate([s.num_examples for s in scores]).tolist() == site.partition_test.sizes[[0, 3, 4, 5]].tolist()
+    nobody = site.evaluate(task, np.array([2, 1]), lambda some: {})
+    assert nobody.failed.keys() == {1, 2}
+    assert [len(getattr(nobody, name)) for name in ("partition_ids", "num_examples", "loss", "accuracy")] == [0] * 4
     updates = list(engine.train(task, np.arange(6)))
     assert reasons(updates).keys() == {5}
     assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 1, 2, 3, 4]
