@@ -324,7 +324,7 @@ def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_
     done = fedsim(*command, "--set", "rounds=3", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "240 training and 60 test examples, 4 features, 2 labels" in done.stderr
-    assert "age: 10 of 300 values missing" in done.stderr
+    assert "patients.csv: age: 10 of 300 values missing" in done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines()]
     assert [row for row in rows if row.startswith(("Natural", "IID", "Dir"))] == [
         "Natural(clinic)",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
-from fedsim.engines.ray import RayEngine, _load, _reach, _result
+from fedsim.engines.ray import RayEngine, _load, _reach
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered

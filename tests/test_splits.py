@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import tomllib
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -678,6 +680,21 @@ def test_shared_examples_are_drawn_at_random() -> None:
     common = ids[held == 4]
     assert len(common) == 100
     assert 400 < common.mean() < 600
+
+
+def test_a_debugger_changes_no_split() -> None:
+    """It refers to the arrays of the functions that it looks into."""
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        return look if frame.f_locals is not None else None
+
+    full, before = Partition(np.arange(20), np.array([0, 20, 20])), sys.gettrace()
+    sys.settrace(look)
+    try:
+        topped = full.top_up(8, np.random.default_rng(0))
+    finally:
+        sys.settrace(before)
+    assert topped.sizes.tolist() == [12, 8]
 
 
 def test_what_a_short_client_receives_is_random_and_from_random_clients() -> None:

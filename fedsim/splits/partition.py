@@ -124,8 +124,8 @@ class Partition(Sequence[Indices]):
         if not total:
             return self
         spare = np.maximum(self.sizes - least, 0)
-        given = np.bincount(np.repeat(np.arange(len(self)), spare)[rng.permutation(spare.sum())[:total]])
-        given.resize(len(self))
+        givers = np.repeat(np.arange(len(self)), spare)[rng.permutation(spare.sum())[:total]]
+        given = np.bincount(givers, minlength=len(self))
         owners = self.owners
         moved = np.empty(len(owners), dtype=bool)
         moved[np.lexsort((rng.random(len(owners)), owners))] = self.places < np.repeat(given, self.sizes)
