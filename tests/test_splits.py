@@ -686,7 +686,7 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: DirichletSizes(1, 0), "DirichletSizes's least is 0"),
         (lambda: Natural(ANY), "Natural's column is 3"),
         (lambda: Natural("who", 0), "Natural's num_clients is 0"),
-        (lambda: Rotation(IID(3), "90"), "Rotation's degrees is '90'"),
+        (lambda: Rotation(IID(3), "90"), "Rotation's degrees is '90'"),  # type: ignore[arg-type]
         (lambda: Rotation(IID(3), (0, float("inf"))), "Rotation's degrees is inf"),
         (lambda: FlowerDatasets(ANY), "partitioner is 3"),
     ],
