@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from matplotlib.figure import Figure
 
-from fedsim import Experiment, compare, data
+from fedsim import Experiment, __version__, compare, data
 from fedsim.apps import deployment, submission
 from fedsim.apps.in_process import run_flower
 from fedsim.cli import guard as guards
@@ -323,7 +323,7 @@ def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_
     done = fedsim(*command, "--set", "rounds=3", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "240 training and 60 test examples, 4 features, 2 labels" in done.stderr
-    assert "age: 10 of 300 values missing" in done.stderr
+    assert "patients.csv: age: 10 of 300 values missing" in done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines()]
     assert [row for row in rows if row.startswith(("Natural", "IID", "Dir"))] == [
         "Natural(clinic)",
@@ -702,6 +702,16 @@ def test_the_help_says_what_each_command_does_and_the_defaults_there_are() -> No
     assert named == 7
 
 
+def test_the_command_says_its_version_and_what_its_commands_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.parser().parse_args(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"fedsim {__version__}\n")
+    listed = " ".join(cli.parser().format_help().split())
+    for name, command in commands().items():
+        said = str(command.description)
+        assert f" {name} {said[0].lower()}{said[1:-1]} " in f"{listed} ", name
+
+
 def test_every_command_of_the_documentation_is_understood() -> None:
     found = 0
     for page in [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]:
@@ -823,7 +833,7 @@ def test_where_and_how_an_experiment_is_deployed(
         asked.append(("local", experiment.rounds, nodes, out, insecure, settings))
         on_line("fedsim: round 1")
         on_line("INFO: of Flower")
-        return pd.DataFrame({"round": [0, 1], "loss": [0.123456, 1.0], "nothing": [np.nan, np.nan]})
+        return pd.DataFrame({"round": [0, 1], "loss": [0.123456, np.nan], "nothing": [np.nan, np.nan]})
 
     def submit(experiment: Experiment, superlink: str, on_line: Any, out: str, **settings: Any) -> None:
         asked.append((superlink, experiment.rounds, out, settings))
@@ -835,7 +845,7 @@ def test_where_and_how_an_experiment_is_deployed(
     assert [line.split() for line in out.splitlines()] == [
         ["round", "loss"],
         ["0", "0.1235"],
-        ["1", "1"],
+        ["1", "NaN"],
         ["wrote", "the", "results", "to", "o"],
     ]
     settings = ["--nodes", "1", "--timeout", "0.5", "--retries", "0"]

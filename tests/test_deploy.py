@@ -518,6 +518,21 @@ def test_an_interrupted_run_leaves_no_process_of_any_generation(command: Callabl
     assert _gone(pids)
 
 
+PARENT = """
+import os
+from fedsim.apps.processes import start_process
+print(start_process(["sleep", "600"], os.environ).pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_process_ends_with_the_one_that_started_it_whatever_ended_that() -> None:
+    ended = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert _gone([int(ended.stdout)])
+
+
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("line", "fails"), [("fedsim: done after 1 rounds", False), ("ValueError: no", True)])
 def test_a_submitted_run_leaves_no_pipe_and_no_folder(

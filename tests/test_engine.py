@@ -23,7 +23,9 @@ from fedsim.clients import SGD, FedProx
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Evaluation, Update, mean_evaluation
 from fedsim.engines.blocks import Blocks
+from fedsim.engines.engine import engine_class
 from fedsim.engines.isolation import concatenate, isolate_failures
+from fedsim.engines.threads import ThreadEngine
 from fedsim.engines.workers import Workers, available_cores, in_order
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
@@ -214,8 +216,9 @@ def test_lazy_arrays_are_flowers_arrays_on_the_wire() -> None:
     copy = lazy.numpy()
     copy[:] = 0
     assert np.array_equal(lazy.numpy(), values)
-    lazy.data = flwr.app.Array(2 * values).data
+    lazy.data = doubled = flwr.app.Array(2 * values).data
     assert np.array_equal(lazy.numpy(), 2 * values)
+    assert lazy.data == doubled
 
 
 def test_push_and_pull() -> None:
@@ -465,6 +468,22 @@ def test_the_number_of_workers_follows_from_the_kernel() -> None:
             make_grid(MLP((64, 10)), held, SGD(), workers=workers)
     with pytest.raises(ConfigError, match="block_size is 0"):
         make_grid(MLP((64, 10)), held, SGD(), block_size=0)
+
+
+def test_an_engine_is_a_name_or_what_makes_one() -> None:
+    own = partial(ThreadEngine, workers=2)
+    assert (engine_class("in-process"), engine_class(own)) == (ThreadEngine, own)
+    for wrong in (7, "rai"):
+        with pytest.raises(ConfigError, match=f"^engine is {wrong!r}; allowed: in-process, ray"):
+            engine_class(wrong)  # type: ignore[arg-type]
+
+
+def test_what_a_partial_of_an_engine_sets_is_used_unless_a_run_sets_it() -> None:
+    model, own = MLP((64, 10)), partial(ThreadEngine, workers=3, block_size=2)
+    held = IID(12).federate(data.load("digits"))
+    for given, workers, blocks in (({}, 3, 6), ({"block_size": 4}, 3, 3), ({"workers": 1, "block_size": 12}, 1, 1)):
+        grid = make_grid(model, held, SGD(), engine=own, **given)
+        assert (grid.engine.workers.count, len(grid.engine.blocks.for_evaluation(np.arange(12)))) == (workers, blocks)
 
 
 def blocks_of(kernel: str, clients: int, examples: int, workers: int, size: int | None = None) -> Blocks:

@@ -63,6 +63,19 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(skew(held)["feature_distance"], whole["feature_distance"], rtol=1e-9)
 
 
+def test_a_table_of_shards_has_a_row_per_client_with_its_labels_by_name() -> None:
+    """A client without examples differs from nobody."""
+    x, y = np.array([[0.0], [0.0], [4.0], [4.0]]), np.array([0, 0, 1, 1])
+    dataset = Dataset("pets", x, y, x[:1], y[:1], label_names=("cat", "dog"))
+    held = FederatedDataset(dataset, Partition(np.arange(4), np.array([0, 1, 1, 4])))
+    table = shards_table(held)
+    assert (table.index.name, table.index.tolist()) == ("client", [0, 1, 2])
+    assert list(table.columns) == ["cat", "dog", "examples", "EMD", "features"]
+    assert table[["cat", "dog", "examples"]].to_numpy().tolist() == [[1, 0, 1], [0, 0, 0], [1, 2, 3]]
+    np.testing.assert_array_equal(table["EMD"], [1.0, np.nan, 0.33])
+    np.testing.assert_array_equal(table["features"], [1.0, np.nan, 0.33])
+
+
 def test_clients_without_examples_are_left_out() -> None:
     held = FederatedDataset(data.load("digits"), Partition(np.arange(9), np.array([0, 4, 4, 9])))
     assert skew(held)["client"].tolist() == [0, 2]

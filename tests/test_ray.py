@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
 from fedsim.clients import SGD, Context
-from fedsim.engines.ray import RayEngine, _check_listening, _result, _state_loader
+from fedsim.engines.ray import RayEngine, _check_listening, _state_loader
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
@@ -53,7 +53,7 @@ def _cluster() -> Iterator[None]:
         pytest.param(replace(BASE, client=clients.MOON()), marks=pytest.mark.slow),
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)),
-        replace(BASE, split=TimeOrdered(IID(12), 2, by="label")),
+        replace(BASE, client=clients.FineTune(), split=TimeOrdered(IID(12), 2, by="label")),  # a fit in evaluation too
         replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())),
         pytest.param(replace(BASE, client=clients.FedLC()), marks=pytest.mark.slow),
     ],
@@ -71,13 +71,16 @@ def test_a_study_runs_there_too() -> None:
 
 
 class Suicidal(SGD):
-    """Kills its own process, once."""
+    """Kills its own process in round 2, a few times; a file has a byte for each."""
 
     flag: str = ""
+    times: int = 1
 
     def train(self, ctx: Context) -> NDArray[Any]:
-        if ctx.round == 2 and not os.path.exists(self.flag):
-            Path(self.flag).touch()
+        flag = Path(self.flag)
+        if ctx.round == 2 and (not flag.exists() or flag.stat().st_size < self.times):
+            with flag.open("ab") as stream:
+                stream.write(b"x")
             os.kill(os.getpid(), signal.SIGKILL)
         return ctx.fit()
 
@@ -153,18 +156,17 @@ def test_there_are_no_more_actors_than_cpus(workers: int, actors: int) -> None:
             RayEngine(runtime, workers=wrong)
 
 
-class Dying:
-    """Ends its process at every call."""
-
-    def train(self) -> None:
-        os._exit(1)
-
-
 @pytest.mark.slow
-def test_a_worker_that_is_lost_again_and_again_ends_the_run() -> None:
-    actor = ray.remote(num_cpus=0, max_restarts=0)(Dying).remote()
-    with pytest.raises(FedsimError, match=r"^a Ray worker was lost 4 times: .+$"):
-        _result(actor.train.remote())
+@pytest.mark.parametrize("times", [3, 99])
+def test_a_block_is_tried_four_times(times: int, tmp_path: Path) -> None:
+    flag = tmp_path / "dead"
+    experiment = replace(BASE, client=Suicidal(flag=str(flag), times=times), rounds=2)
+    if times == 3:
+        assert experiment.run(engine="ray", workers=1, block_size=12).rounds == 2
+    else:
+        with pytest.raises(FedsimError, match=r"^a Ray worker was lost 4 times: .+$"):
+            experiment.run(engine="ray", workers=1, block_size=12)
+    assert flag.stat().st_size == min(times, 4)
 
 
 def test_state_of_some_clients_of_a_block_is_a_copy() -> None:
@@ -174,6 +176,40 @@ def test_state_of_some_clients_of_a_block_is_a_copy() -> None:
     assert some.tolist() == [[0, 1], [4, 5]]
     some[:] = 0
     assert rows[0, 1] == 1
+
+
+def test_blocks_are_submitted_two_per_actor_ahead_or_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """State travels with a block, so the number of states that were loaded is that of the blocks submitted."""
+    federated = IID(12).federate(BASE.load_data())
+    runtime = ClientRuntime(BASE.make_model(federated.dataset), federated, clients.FedPer(), 0, "numpy")
+    loaded: list[int] = []
+
+    def load_state(task: Any, state: Any, some: NDArray[np.intp]) -> Any:
+        loaded.append(len(some))
+        return ClientRuntime.load_state(runtime, task, state, some)
+
+    monkeypatch.setattr(runtime, "load_state", load_state)
+    task = runtime.task(np.zeros(runtime.model.num_parameters, np.float32), 1)
+    with RayEngine(runtime, workers=1, block_size=1) as engine:
+        for pending, submitted in ((0, 2), (5, 5)):
+            row = 4 * runtime.model.num_parameters
+            monkeypatch.setattr("fedsim.engines.blocks.PENDING_BYTES", pending * row)
+            loaded.clear()
+            updates = engine.train(task, np.arange(12))
+            assert next(updates).partition_ids.tolist() == [0]
+            assert loaded == [1] * submitted
+            updates.close()  # type: ignore[attr-defined]
+        loaded.clear()
+        assert next(engine.evaluate(task, np.arange(12))).partition_ids.tolist() == [0]
+        assert loaded == [1] * 12
+
+
+def test_what_ray_says_when_it_cannot_be_reached_is_one_line() -> None:
+    """Here that this process has reached one."""
+    federated = BASE.federate(BASE.load_data())
+    runtime = ClientRuntime(BASE.make_model(federated.dataset), federated, SGD(), 0, "numpy")
+    with pytest.raises(ConfigError, match=r"^no Ray cluster at 'auto': .*ray\.init.*$"):
+        RayEngine(runtime, address="auto")._start(ray)
 
 
 @pytest.mark.slow
@@ -187,8 +223,10 @@ def test_a_cluster_that_was_started_for_a_run_ends_with_it() -> None:
         "        print(ray.is_initialized(), ray.cluster_resources()['CPU'])\n        return made\n"
         "result = replace(BASE, rounds=1).run(engine=Seen, workers=1)\n"
         "print(result.rounds, ray.is_initialized())\n"
+        "import os\nprint(os.environ['RAY_USAGE_STATS_ENABLED'])\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
     )
-    assert ended.stdout.split() == ["True", "1.0", "1", "False"], ended.stderr
+    assert ended.stdout.split() == ["True", "1.0", "1", "False", "0"], ended.stderr
+    assert "Warning" not in ended.stderr

@@ -579,6 +579,31 @@ def test_a_splits_own_seed_wins() -> None:
     assert np.array_equal(once.indices, again.indices)
 
 
+@pytest.mark.parametrize(
+    "split",
+    [
+        IID(5), Mixture(IID(5), IID(5)), Shared(IID(5), 0.1), Pooled(IID(5)), TimeOrdered(IID(5), 2, by="who"),
+        LabelNoise(IID(5)), LabelPermutation(IID(5)), FeatureNoise(IID(5)), FeatureScale(IID(5)), Natural("who", 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_seed_that_is_not_given_is_0(split: Split) -> None:
+    dataset = tiny(np.arange(60) % 3)
+    left, right = split.federate(dataset), split.federate(dataset, 0)
+    assert np.array_equal(left.partition.indices, right.partition.indices)
+    assert np.array_equal(left.dataset.x_train, right.dataset.x_train)
+    assert np.array_equal(left.dataset.y_train, right.dataset.y_train)
+    labels, groups = dataset.y_train, dataset.groups
+    assert np.array_equal(split.partition(labels, groups=groups).indices, split.partition(labels, 0, groups).indices)
+
+
+def test_a_natural_split_is_by_the_column_that_is_named() -> None:
+    groups = {"dept": np.array([0, 0, 1, 1]), "who": np.array(["b", "a", "b", "a"])}
+    for column, shards in (("dept", [[0, 1], [2, 3]]), ("who", [[1, 3], [0, 2]])):
+        assert [shard.tolist() for shard in Natural(column).partition(np.zeros(4), 0, groups)] == shards
+    assert Rotation(IID(4)).degrees == (0, 90, 180, 270)  # the paper's
+
+
 def test_a_million_clients_are_two_arrays() -> None:
     partition = IID(1_000_000).partition(np.zeros(1_000_000, dtype=int))
     assert isinstance(partition, Partition)
@@ -587,10 +612,14 @@ def test_a_million_clients_are_two_arrays() -> None:
     assert [len(shard) for shard in partition[5:8]] == [1, 1, 1]
 
 
-def test_regression_targets_are_split_by_deciles() -> None:
+def measured() -> Dataset:
+    """A thousand targets that are real numbers."""
     y = np.random.default_rng(0).normal(size=1000)
-    dataset = Dataset("numbers", y[:, None], y, y[:5, None], y[:5], regression=True)
-    counts = Shards(10, per_client=1).federate(dataset).label_counts()
+    return Dataset("numbers", y[:, None], y, y[:5, None], y[:5], regression=True)
+
+
+def test_regression_targets_are_split_by_deciles() -> None:
+    counts = Shards(10, per_client=1).federate(measured()).label_counts()
     assert counts.shape == (10, 10)
     assert ((counts > 0).sum(axis=1) == 1).all()
 
@@ -634,6 +663,31 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: Mixture(IID(3), IID(4)).partition(LABELS), "splits into 3 and 4 clients"),
         (lambda: Mixture(IID(3), ANY), "Mixture's other is 3"),
         (lambda: Shared(IID(3), 1.0), "Shared's fraction is 1.0"),
+        (lambda: Shared(IID(3), 0), "Shared's fraction is 0"),
+        (lambda: Mixture(IID(3), IID(3), 0), "Mixture's share is 0"),
+        (lambda: Mixture(IID(3), IID(3), 1), "Mixture's share is 1"),
+        (lambda: LabelPermutation(IID(3), 0), "LabelPermutation's clusters is 0"),
+        (lambda: LabelPermutation(IID(3)).federate(measured()), "LabelPermutation changes labels; numbers has"),
+        (lambda: LabelNoise(IID(3), 1, -0.1), "LabelNoise's low is -0.1"),
+        (lambda: TimeOrdered(IID(3), 0), "TimeOrdered's windows is 0"),
+        (lambda: TimeOrdered(IID(3), rounds_per_window=0), "TimeOrdered's rounds_per_window is 0"),
+        (lambda: TimeOrdered(IID(3), by=ANY), "TimeOrdered's by is 3"),
+        (lambda: LabelsPerClient(3, k=0), "LabelsPerClient's k is 0"),
+        (lambda: LabelsPerClient(3, overlap=1.1), "LabelsPerClient's overlap is 1.1"),
+        (lambda: LabelsPerClient(3, overlap=-0.1), "LabelsPerClient's overlap is -0.1"),
+        (lambda: LabelDirichlet(3, alpha=0), "LabelDirichlet's alpha is 0"),
+        (lambda: LabelDirichlet(3, min_size=0), "LabelDirichlet's min_size is 0"),
+        (lambda: LabelDirichlet(3, balance=ANY), "LabelDirichlet's balance is 3"),
+        (lambda: LogNormal(50.1), "LogNormal's sigma is 50.1"),
+        (lambda: PowerLaw(-0.1), "PowerLaw's exponent is -0.1"),
+        (lambda: PowerLaw(1, 0), "PowerLaw's least is 0"),
+        (lambda: LogNormal(1, 0), "LogNormal's least is 0"),
+        (lambda: DirichletSizes(0), "DirichletSizes's alpha is 0"),
+        (lambda: DirichletSizes(1, 0), "DirichletSizes's least is 0"),
+        (lambda: Natural(ANY), "Natural's column is 3"),
+        (lambda: Natural("who", 0), "Natural's num_clients is 0"),
+        (lambda: Rotation(IID(3), "90"), "Rotation's degrees is '90'"),  # type: ignore[arg-type]
+        (lambda: Rotation(IID(3), (0, float("inf"))), "Rotation's degrees is inf"),
         (lambda: FlowerDatasets(ANY), "partitioner is 3"),
     ],
 )
@@ -680,6 +734,21 @@ def test_shared_examples_are_drawn_at_random() -> None:
     common = ids[held == 4]
     assert len(common) == 100
     assert 400 < common.mean() < 600
+
+
+def test_a_debugger_changes_no_split() -> None:
+    """It refers to the arrays of the functions that it looks into."""
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        return look if frame.f_locals is not None else None
+
+    full, before = Partition(np.arange(20), np.array([0, 20, 20])), sys.gettrace()
+    sys.settrace(look)
+    try:
+        topped = full.top_up(8, np.random.default_rng(0))
+    finally:
+        sys.settrace(before)
+    assert topped.sizes.tolist() == [12, 8]
 
 
 def test_what_a_short_client_receives_is_random_and_from_random_clients() -> None:

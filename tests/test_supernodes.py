@@ -1101,6 +1101,7 @@ def test_a_supernode_that_cannot_start_ends_a_run_that_has_not_begun() -> None:
 def test_a_supernode_needs_to_be_told_which_partition_it_is(lacking: str) -> None:
     config: dict[str, Any] = {"partition-id": 0, "num-partitions": 3}
     del config[lacking]
+    internals.set_default_identity()
     message = Message(RecordDict(), 2, "query")
     with pytest.raises(FedsimError, match=r"^its node config lacks partition-id and num-partitions$"):
         hello(message, Context(0, 2, config, RecordDict(), {}), SITE)
@@ -1258,6 +1259,9 @@ def test_a_supernode_says_which_of_its_clients_failed_and_sends_the_others() -> 
     assert all(reason.startswith("ValueError: no model of its own (test_supernodes.py") for reason in found.values())
     assert np.concatenate([s.partition_ids for s in scores]).tolist() == [0, 3, 4, 5]
     assert np.concatenate([s.num_examples for s in scores]).tolist() == site.partition_test.sizes[[0, 3, 4, 5]].tolist()
+    nobody = site.evaluate(task, np.array([2, 1]), lambda some: {})
+    assert nobody.failed.keys() == {1, 2}
+    assert [len(getattr(nobody, name)) for name in ("partition_ids", "num_examples", "loss", "accuracy")] == [0] * 4
     updates = list(engine.train(task, np.arange(6)))
     assert reasons(updates).keys() == {5}
     assert np.concatenate([u.partition_ids for u in updates]).tolist() == [0, 1, 2, 3, 4]

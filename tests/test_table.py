@@ -322,6 +322,8 @@ def test_tables_of_the_hub_take_the_options_of_table(frame: pd.DataFrame, tmp_pa
         ({"client_column": 0}, "hub's client_column is 0; allowed: a column's name, or a list"),
         ({"test_fraction": 2}, "hub's test_fraction is 2; allowed: a finite number greater than 0 and less than 1"),
         ({"test_fraction": "x"}, "hub's test_fraction is 'x'"),
+        ({"test_fraction": 0}, "hub's test_fraction is 0"),
+        ({"test_fraction": 1}, "hub's test_fraction is 1"),
         ({"config": 3}, "hub's config is 3"),
         ({"data_dir": 3}, "hub's data_dir is 3; allowed: a path"),
         ({"path": 5}, "hub's path is 5; allowed: a path"),

@@ -93,3 +93,23 @@ def engine_class(engine: str | Callable[..., Engine]) -> Callable[..., Engine]:
     from fedsim.engines.threads import ThreadEngine
 
     return ThreadEngine
+
+
+def make_engine(
+    engine: str | Callable[..., Engine],
+    runtime: ClientRuntime,
+    workers: int | None = None,
+    block_size: int | None = None,
+) -> Engine:
+    """Return an engine over a client runtime.
+
+    Parameters
+    ----------
+    engine : str or callable
+        As for `engine_class`.
+    runtime : ClientRuntime
+    workers, block_size : int, optional
+        As for the engine; by default those of a partial, or the engine's own.
+    """
+    given = {"workers": workers, "block_size": block_size}
+    return engine_class(engine)(runtime, **{name: value for name, value in given.items() if value is not None})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice
 from fedsim.clients import ClientStrategy
 from fedsim.clients.private import private_groups
-from fedsim.engines.engine import Engine
+from fedsim.engines.engine import Engine, make_engine
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError
@@ -207,7 +207,7 @@ def make_grid(
         As for the engine. Neither changes results.
     """
     runtime = ClientRuntime(model, federated, client, seed, kernel, transforms)
-    return RoundGrid(engine(runtime, workers=workers, block_size=block_size), on_failure)
+    return RoundGrid(make_engine(engine, runtime, workers, block_size), on_failure)
 
 
 def _check_once(cohorts: Sequence[Cohort]) -> None:

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.checks import to_builtin
 from fedsim.clients.task import mean_evaluation
-from fedsim.engines.engine import Engine, engine_class
+from fedsim.engines.engine import Engine, make_engine
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
@@ -56,10 +56,8 @@ def run(
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
         early = [experiment.early_stopping] if experiment.early_stopping else []
         callbacks = [RejectedRounds(), *early, *callbacks]
-        grid = RoundGrid(
-            engine_class(engine)(build_runtime(experiment), workers=workers, block_size=block_size),
-            experiment.on_failure,
-        )
+        runtime = build_runtime(experiment)
+        grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:
             folder.finish(result)
