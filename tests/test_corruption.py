@@ -221,6 +221,15 @@ def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_pat
         made.run(directory=tmp_path)
 
 
+def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A small file could become more than memory holds; those of runs are not compressed."""
+    file = tmp_path / "c.npz"
+    checkpoint.save(file, {"zeros": np.zeros(9)})
+    file.write_bytes(written(entries_of(file.read_bytes()), compressed=True))
+    with pytest.raises(FedsimError, match="an entry is compressed"):
+        checkpoint.load(file)
+
+
 def test_what_a_reader_says_in_several_lines_is_one(tmp_path: Path) -> None:
     """NumPy refuses a header that long in two sentences, each on a line of its own."""
     made = experiment()

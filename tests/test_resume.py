@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +30,12 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
 from fedsim.rounds.validity import ValidityChecks
-from fedsim.splits import Dirichlet, TimeOrdered
+from fedsim.splits import IID, Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
 from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.config import to_toml
 from fedsim.study.directory import fingerprint
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
@@ -408,7 +412,8 @@ def test_what_a_checkpoint_cannot_hold_is_named_by_its_place(value: Any, named: 
     "tree",
     [
         [1],
-        {"list": 3},
+        {"list": "ab"},
+        {"tuple": {"a": 1}},
         {"set": [1]},
         {"list": [], "tuple": []},
         {"array": "text"},
@@ -444,6 +449,12 @@ def test_a_checkpoint_of_another_version_or_that_cannot_be_opened_says_which(
         checkpoint.load(file)
 
 
+class Compiled:
+    """What a compiler makes of a function: an object that stands in its place."""
+
+    __wrapped__ = len
+
+
 class Wrapping(stock.FedAvg):
     """Keeps values, code of every kind, and another strategy."""
 
@@ -451,7 +462,7 @@ class Wrapping(stock.FedAvg):
         super().__init__()
         self.inner = inner
         self.number, self.nothing, self.text, self.rate = 3, None, "x", np.float32(0.5)
-        self.code = lru_cache(len)
+        self.compiled = Compiled()
         self.method, self.cls, self.ufunc, self.bound = self.aggregate_train, int, np.add, partial(len, [])
 
 
@@ -465,12 +476,14 @@ def test_the_state_of_a_strategy_is_its_values_and_not_its_code() -> None:
     assert {"scale", "last", "_seen", "state", "fraction_train"} <= state["inner"].keys()  # of a class of one's own
     assert not {"rate", "_sent", "_sent_flat", "_add_weighted", "_given_options"} & state["inner"].keys()
     assert strategy_state_dict(servers.FedAdam()) == {"state": {}}  # of fedsim's
-    changed = {"inner": {"scale": 2, "last": np.ones(2)}, "number": np.float64(0.5), "nothing": [1], "text": None}
+    changed = {"inner": {"scale": 2, "last": np.ones(2)}, "number": np.float32(0.5), "nothing": [1], "text": None}
     load_strategy_state(strategy, changed)
     assert [vars(strategy)[name] for name in ("number", "nothing", "text")] == [0.5, [1], None]
     inner: Any = strategy.inner
     assert inner.scale == 2
     assert inner.last.tolist() == [1, 1]
+    load_strategy_state(strategy, {"later": "made in a round"})
+    assert vars(strategy)["later"] == "made in a round"
 
 
 @pytest.mark.parametrize("state", [{"number": "3"}, {"text": 3}, {"inner": {"scale": []}}, {"aggregate_train": 3}])
@@ -646,6 +659,91 @@ def test_an_error_of_a_strategy_is_not_blamed_on_the_checkpoint(
     assert type(resumed.value) is type(whole.value)
     assert "checkpoint" not in str(resumed.value)
     assert experiment.run(directory=tmp_path).rounds == experiment.rounds
+
+
+class Brittle(servers.FedAvg):
+    """Keeps something; its step fails in some rounds when told to."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.steps = 0
+
+    def step(self, server_round: int, weights: Any, combined: Any) -> Any:
+        self.steps += 1
+        if MOOD and server_round in FAILING:
+            raise MOOD[0]
+        return combined
+
+
+FAILING: set[int] = set()
+X = np.random.default_rng(0).normal(size=(60, 3))
+OWN = data.Dataset("own", X[:40], (X[:40, 0] > 0).astype(int), X[40:], (X[40:, 0] > 0).astype(int), 2)
+TINY = Experiment(dataset=OWN, split=IID(4), hidden=(2,), rounds=5, kernel="numpy")
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("no"), AttributeError("no"), KeyError("no"), TypeError("no"), ValueError("no")]
+)
+def test_what_fails_in_the_first_round_after_an_interruption_is_blamed_on_the_checkpoint(
+    error: Exception, tmp_path: Path
+) -> None:
+    """Not what fails in a later round, in a new run, or in a run without a directory."""
+    experiment = replace(TINY, server=Brittle)
+    try:
+        MOOD.append(error)
+        FAILING.add(1)
+        for where in (None, tmp_path):
+            with pytest.raises(type(error)):
+                experiment.run(directory=where)
+        FAILING.clear()
+        with pytest.raises(PowerError):
+            experiment.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
+        FAILING.add(4)
+        with pytest.raises(type(error)):
+            experiment.run(directory=tmp_path)
+        with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' does not fit this experiment: .*no"):
+            experiment.run(directory=tmp_path)
+    finally:
+        MOOD.clear()
+        FAILING.clear()
+    assert same(experiment.run(directory=tmp_path), experiment.run())
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PowerError):
+        TINY.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
+    assert capsys.readouterr().err == ""
+    TINY.run(directory=tmp_path)
+    told = capsys.readouterr()
+    assert "after round 2" in told.err
+    assert str(tmp_path / "checkpoint.npz") in told.err
+    assert told.out == ""
+    TINY.run(directory=tmp_path)
+    kept = tmp_path.with_name(f"{tmp_path.name}.1")
+    assert f"fedsim: kept the earlier results in {kept}\n" == capsys.readouterr().err
+    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
+
+
+def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path) -> None:
+    """An experiment on arrays has no text."""
+    once = replace(BASE, rounds=1)
+    once.run(directory=tmp_path / "a")
+    assert (tmp_path / "a/experiment.toml").read_text() == to_toml(once)
+    written = json.loads((tmp_path / "a/environment.json").read_text())
+    assert written == {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **{name: version(name) for name in ("fedsim", "numpy", "numba", "flwr", "pandas")},
+    }
+    result = replace(once, dataset=once.load_data(), client=Failing(), on_failure="exclude").run(
+        directory=tmp_path / "b"
+    )
+    assert not (tmp_path / "b/experiment.toml").exists()
+    for name in ("history", "clients", "failures"):
+        written = pd.read_csv(tmp_path / f"b/{name}.csv")
+        pd.testing.assert_frame_equal(written, getattr(result, name), check_dtype=False)
+    with np.load(tmp_path / "b/weights.npz") as weights:
+        assert all(np.array_equal(weights[name], result.weights[name]) for name in result.weights)
 
 
 class Failing(clients.SGD):

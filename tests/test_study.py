@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from fedsim import Experiment, compare
 from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
+from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import keep_earlier, writable_directory, write_whole
 from fedsim.report import plots, split_plots
@@ -438,6 +440,117 @@ def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, t
     emd = skew(experiment.federate(experiment.load_data())).set_index("client")["emd"]
     points: Any = figures[0].axes[0].collections[0].get_offsets()
     np.testing.assert_allclose(points, np.column_stack([emd[last["partition_id"]], last["accuracy"]]))
+
+
+def test_the_pictures_of_a_study_show_all_its_runs(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[Any] = []
+    for module in (plots, split_plots):
+        monkeypatch.setattr(module, "save", lambda figure, path: drawn.append(figure))
+    labels = [variant.label for variant in study.variants]
+    study.plot(tmp_path / "a.png", "local")
+    (axes,) = drawn.pop().axes
+    means = [np.mean([r.history["local_accuracy"] for r in v.results], axis=0)[-1] for v in study.variants]
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(means)
+    assert axes.get_ylabel() == "accuracy of what clients use, on their own examples"
+    assert "digits, 10 clients (mean of 3 seeds" in axes.get_title(loc="left")
+    study.plot_drift(tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == labels
+    assert "digits, 10 clients (mean of 3 seeds" in drawn.pop().get_suptitle()
+    study.plot_score_by_skew(tmp_path / "a.png")
+    (axes,) = drawn.pop().axes
+    assert [len(found.get_offsets()) for found in axes.collections] == [10 * 3] * 4
+    assert axes.get_title(loc="left").endswith(" on digits")
+    other = compare(
+        replace(BASE, rounds=1, fraction_evaluate=0.0, seed=3), split=[Shards(6, per_client=2), IID(5)], seeds=2
+    )
+    other.plot_splits(tmp_path / "a.png", "sizes")
+    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["examples of a client"] * 2
+    assert drawn.pop().get_suptitle().endswith(" digits")
+    with pytest.raises(ConfigError, match="set fraction_evaluate"):
+        other.plot_score_by_skew(tmp_path / "a.png")
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(split_plots, "plot_splits", lambda counts, *_: shown.update(counts))
+    other.plot_splits(tmp_path / "a.png")
+    assert list(shown) == [variant.label for variant in other.variants] == ["Shards(2)", "IID"]
+    held = Shards(6, per_client=2).federate(BASE.load_data(), 3)  # as the first seed divides it
+    assert np.array_equal(shown["Shards(2)"], held.label_counts())
+
+
+def test_split_pictures_name_labels_by_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(split_plots, "save", lambda figure, path: drawn.append(figure))
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    pets = Dataset("pets", x, y, x, y, 2, label_names=("cat", "dog"))
+    compare(Experiment(dataset=pets, split=IID(4), rounds=1)).plot_splits(tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cat", "dog"]
+    assert drawn[0].get_suptitle().endswith(" pets")
+
+
+def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In every name of its tables and pictures; a target may be below zero."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": 0.5})
+    frame = frame.assign(bytes_up=3e6, bytes_down=1e6)
+    scores = pd.DataFrame({"round": [1, 1], "partition_id": [0, 1], "r2": [0.5, 0.0]})
+    made = Study((Variant({}, (Result(BASE, frame, scores, {}, "numpy", "r2", pd.DataFrame()),)),))
+    assert made.target == -2.1  # 5 % below -2
+    summary = made.summary(-3.0).iloc[0]
+    assert summary[["final_r2", "best_r2", "local_r2", "target", "rounds_to_target"]].tolist() == [
+        -2,
+        -2,
+        0.25,
+        -3,
+        0.5,
+    ]
+    assert summary["megabytes_sent"] == 8.0
+    table = made.table()
+    assert list(table.columns) == ["final R2", "local R2", "best R2", "rounds to -2.10", "MB sent"]
+    assert table["local R2"].tolist() == ["0.250"]
+    made.plot(tmp_path / "a.png")
+    assert drawn[0].axes[0].get_ylabel() == "test R² of the global model"
+    zero = Study((replace(made.variants[0], results=(replace(made.variants[0].results[0], history=frame * 0),)),))
+    assert math.copysign(1, zero.target) == 1
+
+
+def test_a_study_shows_how_far_it_is_and_hands_its_arguments_to_every_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bar over all rounds of all runs; each run has the engine, its workers, the callbacks and Flower's log."""
+    made: list[Any] = []
+
+    def engine(*arguments: Any, **options: Any) -> ThreadEngine:
+        made.append(options["workers"])
+        return ThreadEngine(*arguments, **options)
+
+    seen: list[float] = []
+    watch = OnRound(lambda row: seen.append(row["round"]))
+    base = replace(BASE, rounds=1, seed=7)
+    compare(base, seeds=2, rounds=[1, 2], progress=True, callbacks=[watch], workers=2, engine=engine)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in shown
+    assert "6/6" in shown
+    assert "2, seed 8" in shown
+    assert made == [2] * 4
+    assert seen == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_a_verbose_run_shows_flowers_log_with_the_scores_of_each_round() -> None:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    try:
+        compare(BASE)
+        assert told == []
+        [result] = compare(BASE, verbose=True).variants[0].results
+    finally:
+        logger.removeHandler(handler)
+    for loss, accuracy in result.history[["test_loss", "test_accuracy"]].itertuples(index=False):
+        assert any(f"{{'test_loss': {loss}, 'test_accuracy': {accuracy}}}" in line for line in told)
 
 
 def test_labels_beside_lines_move_only_where_they_collide() -> None:
