@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.files import keep_earlier, writable_directory, write_whole
+from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_whole
 from fedsim.report import plots, split_plots
 from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
@@ -33,6 +34,7 @@ from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
 from fedsim.study.compare import variants
+from fedsim.study.directory import ResultsDirectory
 from fedsim.study.result import Result
 from fedsim.study.study import Study, Variant
 from fedsim.updates.compression import TopK
@@ -566,6 +568,88 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.csv").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_written_into_new_folders_and_can_be_read_meanwhile(tmp_path: Path) -> None:
+    read: list[bytes] = []
+
+    def write(stream: Any) -> None:
+        stream.write(b"abc")
+        stream.seek(1)
+        read.append(stream.read())
+        assert [p.parent for p in tmp_path.rglob(".x.csv.*")] == [tmp_path / "new/folder"]  # a rename needs one disk
+
+    write_whole(tmp_path / "new/folder/x.csv", write)
+    assert read == [b"bc"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "x.csv"]
+    assert (tmp_path / "new/folder/x.csv").stat().st_mode & 0o111 == 0
+
+
+def test_an_error_that_names_its_file_keeps_the_name(tmp_path: Path) -> None:
+    def write(stream: Any) -> None:
+        Path("/nowhere/at/all").read_bytes()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "x.csv", write)
+    assert caught.value.filename == "/nowhere/at/all"
+
+
+def test_what_a_killed_process_left_of_a_file_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.csv.ab_1x9yz", ".b.csv.00000000"]
+    stay = [".aXcsv.abcdefgh", ".a.csv.abcdefghi", ".a.csv.abcdefg", "x.a.csv.abcdefgh", ".a.csv.ABCDEFGH", "a.csv"]
+    for name in (*left, *stay):
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path, ["a.csv", "b.csv"])
+    assert {p.name for p in tmp_path.iterdir()} == set(stay)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_the_systems_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert writable_directory(tmp_path / "new/folder").is_dir()
+    for path in (str(tmp_path / "file"), str(tmp_path / "file/below"), "a\0b"):
+        with pytest.raises(ConfigError) as refused:
+            writable_directory(path)
+        assert str(refused.value).startswith(f"the results folder {path!r} cannot be written: ")
+        assert "Errno" not in str(refused.value)
+    with pytest.raises(ConfigError, match="the results folder is ''"):
+        writable_directory("")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened here")
+def test_a_folder_in_which_no_file_can_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the results folder '/proc/self' cannot be written: "):
+        writable_directory("/proc/self")
+
+
+@pytest.mark.parametrize("way", ["", ".", "..", "link"])
+def test_earlier_results_are_kept_beside_the_folder_itself_however_it_is_named(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "place" / "out"
+    (out / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out)
+    (out / "a.csv").write_text("earlier")
+    (out.parent / "out.1").mkdir()
+    monkeypatch.chdir(out / "inner" if way == ".." else out)
+    kept = keep_earlier(tmp_path / "link" if way == "link" else Path(way), ["a.csv"])
+    assert kept == out.parent / "out.2"
+    assert [p.name for p in kept.iterdir()] == ["a.csv"]
+
+
+def test_a_folder_is_free_again_after_its_run_however_that_ended(tmp_path: Path) -> None:
+    """While the object of the run still exists."""
+
+    class Broken(ResultsDirectory):
+        def begin(self) -> None:
+            raise KeyboardInterrupt
+
+    runs = [ResultsDirectory(tmp_path, []), Broken(tmp_path, []), ResultsDirectory(tmp_path, [])]
+    with runs[0], pytest.raises(ConfigError, match=re.escape(f"is writing into {str(tmp_path)!r}")), runs[2]:
+        pass
+    with pytest.raises(KeyboardInterrupt), runs[1]:
+        pass
+    with runs[2]:
+        pass
 
 
 def test_a_study_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
