@@ -339,6 +339,13 @@ def test_a_directory_that_is_deleted_ends_the_run(at: int, replaced: bool, tmp_p
         assert len(pd.read_csv(out / "history.csv")) == 2
 
 
+@pytest.mark.parametrize("value", [[1], {"history": []}, {"experiment": 3, "history": []}])
+def test_a_checkpoint_of_something_else_is_not_of_a_run(value: Any, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoint.npz", value)
+    with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' is not of a run; "):
+        BASE.run(directory=tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
 def test_a_damaged_checkpoint_is_an_error_and_stays(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.npz").write_bytes(content)
@@ -527,10 +534,11 @@ class Folder:
 
     def __init__(self, seconds: float, clock: SimpleNamespace) -> None:
         self.saved: list[Any] = []
+        self.checked = 0
         self._seconds, self._clock = seconds, clock
 
     def check(self) -> None:
-        pass
+        self.checked += 1
 
     def save(self, state: dict[str, Any]) -> None:
         self.saved.append(state)
@@ -555,9 +563,13 @@ def test_a_checkpoint_is_written_every_five_seconds_in_a_tenth_of_the_time(
             checkpoints.round_finished(FinishedRound(number, {}, {}, None, dict))
     assert [saved["at"] for saved in folder.saved] == [100.0 + 2 * number for number in rounds]
     assert all(saved["stop_reason"] == "" for saved in folder.saved)
+    assert folder.checked == 15  # a deleted directory is noticed in each round
 
 
-def test_the_first_ctrl_c_ends_a_run_after_the_round_and_the_second_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_ctrl_c_ends_a_run_after_the_round_and_the_second_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # no checkpoint is due
     before = signal.getsignal(signal.SIGINT)
     folder: Any = Folder(0.0, SimpleNamespace(now=0.0))
     state: Any = SimpleNamespace(state_dict=dict)
@@ -724,7 +736,7 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
 
 
-def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path) -> None:
+def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An experiment on arrays has no text."""
     once = replace(BASE, rounds=1)
     once.run(directory=tmp_path / "a")
@@ -735,9 +747,18 @@ def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path) -> 
         "machine": f"{platform.system()} {platform.machine()}",
         **{name: version(name) for name in ("fedsim", "numpy", "numba", "flwr", "pandas")},
     }
+    flushed: list[bool] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        flushed.append((tmp_path / "b/checkpoint.npz").exists())
+
+    monkeypatch.setattr(os, "fsync", fsync)
     result = replace(once, dataset=once.load_data(), client=Failing(), on_failure="exclude").run(
         directory=tmp_path / "b"
     )
+    assert flushed[-2:] == [True, False]  # the last that reaches the disk is that the run is complete
     assert not (tmp_path / "b/experiment.toml").exists()
     for name in ("history", "clients", "failures"):
         written = pd.read_csv(tmp_path / f"b/{name}.csv")
