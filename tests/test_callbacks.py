@@ -442,7 +442,7 @@ def test_what_is_no_callback_is_refused_before_the_run() -> None:
     with pytest.raises(ConfigError, match=r"callbacks has <function .*; allowed: objects of classes that extend Callb"):
         BASE.run(callbacks=[lambda row: None])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match=r"callbacks has <class .*Diary'>"):
-        BASE.run(callbacks=[Diary])  # type: ignore[list-item]
+        BASE.run(callbacks=[Diary(), Diary])  # type: ignore[list-item]
 
 
 def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

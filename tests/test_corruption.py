@@ -221,6 +221,16 @@ def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_pat
         made.run(directory=tmp_path)
 
 
+def test_a_run_whose_client_state_was_elsewhere_is_not_blamed_on_its_checkpoint(tmp_path: Path) -> None:
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    entries["tree"]["value"]["dict"]["client_state"] = None
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(FedsimError, match="client state was kept on SuperNodes") as caught:
+        made.run(directory=tmp_path)
+    assert "checkpoint" not in str(caught.value)
+
+
 def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
     """A small file could become more than memory holds; those of runs are not compressed."""
     file = tmp_path / "c.npz"

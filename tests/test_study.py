@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -494,23 +495,21 @@ def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_p
     """In every name of its tables and pictures; a target may be below zero."""
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
-    frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": 0.5})
-    frame = frame.assign(bytes_up=3e6, bytes_down=1e6)
+    frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": [0.9, 0.5]})
+    frame = frame.assign(train_loss=7.0, bytes_up=3e6, bytes_down=1e6)
+    other = frame.assign(local_r2=[-3.0, 0.75], test_loss=[0.9, 0.75])
     scores = pd.DataFrame({"round": [1, 1], "partition_id": [0, 1], "r2": [0.5, 0.0]})
-    made = Study((Variant({}, (Result(BASE, frame, scores, {}, "numpy", "r2", pd.DataFrame()),)),))
+    results = tuple(Result(BASE, f, scores, {}, "numpy", "r2", pd.DataFrame()) for f in (frame, other))
+    made = Study((Variant({}, results),))
     assert made.target == -2.1  # 5 % below -2
     summary = made.summary(-3.0).iloc[0]
-    assert summary[["final_r2", "best_r2", "local_r2", "target", "rounds_to_target"]].tolist() == [
-        -2,
-        -2,
-        0.25,
-        -3,
-        0.5,
-    ]
+    assert summary[["final_r2", "best_r2", "local_r2", "target", "rounds_to_target"]].tolist() == [-2, -2, 0.5, -3, 0.5]
+    assert summary["local_r2_ci95"] == pytest.approx(half_width([0.25, 0.75]))
+    assert summary["final_loss"] == 0.625
     assert summary["megabytes_sent"] == 8.0
     table = made.table()
     assert list(table.columns) == ["final R2", "local R2", "best R2", "rounds to -2.10", "MB sent"]
-    assert table["local R2"].tolist() == ["0.250"]
+    assert table["local R2"].iloc[0].startswith("0.500 ± ")
     made.plot(tmp_path / "a.png")
     assert drawn[0].axes[0].get_ylabel() == "test R² of the global model"
     zero = Study((replace(made.variants[0], results=(replace(made.variants[0].results[0], history=frame * 0),)),))
@@ -537,6 +536,96 @@ def test_a_study_shows_how_far_it_is_and_hands_its_arguments_to_every_run(
     assert "2, seed 8" in shown
     assert made == [2] * 4
     assert seen == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_each_dataset_of_a_study_is_loaded_once_and_all_have_the_same_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    found = {"digits": Dataset("a", x, y, x, y, 2), "article": Dataset("b", x, y, x[:20], y[:20], 2)}
+    found["fcube"] = Dataset("c", x, x[:, 0], x, x[:, 0], 1, regression=True)
+    asked: list[str] = []
+
+    def load(name: str, _: Any) -> Dataset:
+        asked.append(name)
+        return found[name]
+
+    monkeypatch.setattr("fedsim.data.load", load)
+    base = Experiment(split=IID(2), rounds=1, loss="mse", hidden=(2,))
+    both = compare(base, dataset=["digits", "article"], seeds=2)
+    assert asked == ["digits", "article"]
+    alone = replace(base, dataset=found["article"]).run()
+    assert np.array_equal(both.variants[1].results[0].test_scores, alone.test_scores)
+    with pytest.raises(ConfigError, match="mixes labels and real-valued targets"):
+        compare(base, dataset=["digits", "fcube"])
+
+
+def test_earlier_tables_and_pictures_are_kept_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    tables = ["rounds.csv", "clients.csv", "summary.csv"]
+    pictures = ["accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png"]
+    for name in (*tables, *pictures, "mine.png", ".drift.png.abcdefgh"):
+        (out / name).touch()
+    compare(replace(BASE, rounds=1), seeds=2, directory=out)
+    assert {p.name for p in (tmp_path / "out.1").iterdir()} == {*tables, *pictures}
+    assert {p.name for p in out.iterdir()} == {*tables, "mine.png", ".lock"}
+    assert capsys.readouterr().err == f"fedsim: kept the earlier results in {tmp_path / 'out.1'}\n"
+
+
+def test_writing_the_tables_takes_a_tenth_of_a_studys_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run takes ten seconds here, and writing four: after the first run, the fourth, and the last."""
+    clock = SimpleNamespace(now=50.0)
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    written: list[int] = []
+
+    def to_csv(self: Study, directory: Any) -> None:
+        written.append(len(self.variants[0].results))
+        clock.now += 4.0
+
+    def on_round(row: Mapping[str, float]) -> None:
+        clock.now += 5.0
+
+    monkeypatch.setattr(Study, "to_csv", to_csv)
+    compare(replace(BASE, rounds=1), seeds=6, directory=tmp_path, callbacks=[OnRound(on_round)])
+    assert written == [1, 4, 6]
+
+
+@pytest.mark.parametrize("broken", [shutil.rmtree, None])
+def test_a_study_that_cannot_write_its_tables_ends_with_the_first_error(
+    broken: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its directory has been deleted, or its disk is full, when it is interrupted."""
+    monkeypatch.setattr(study_module, "WRITING_SHARE", -1.0)
+    out, begun = tmp_path / "out", 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "full")
+
+    def on_round(row: Mapping[str, float]) -> None:
+        nonlocal begun
+        begun += row["round"] == 0
+        if begun == 2 and last:
+            if broken:
+                broken(out)
+            raise KeyboardInterrupt
+
+    if not broken:
+        monkeypatch.setattr(Study, "to_csv", full)
+    for last in (True, False) if not broken else (True,):
+        begun = 0
+        with pytest.raises(KeyboardInterrupt if last else OSError):
+            compare(replace(BASE, rounds=1), seeds=2, directory=out, callbacks=[OnRound(on_round)])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_round(row: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(BASE, directory=tmp_path, callbacks=[OnRound(on_round)])
+    assert f"nothing was written to {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_verbose_run_shows_flowers_log_with_the_scores_of_each_round() -> None:
