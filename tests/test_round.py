@@ -197,6 +197,12 @@ def test_a_diverged_global_model_names_the_largest_update() -> None:
         experiment.run()
 
 
+def test_a_run_that_diverges_under_a_server_of_flowers_gives_no_warnings_of_numpys() -> None:
+    server = partial(stock.FedAvgM, server_learning_rate=1e60, server_momentum=0.9)
+    with pytest.raises(DivergenceError, match="the global model's test loss is"):
+        replace(BASE, server=server, rounds=3).run()
+
+
 def test_an_untrained_model_without_a_loss_is_reported_as_such() -> None:
     """Nobody has sent an update then."""
     data = held().dataset

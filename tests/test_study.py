@@ -655,7 +655,8 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
     try:
         write_whole(tmp_path / "a.csv", lambda stream: stream.write(b"a"))
     finally:
-        os.umask(before)
+        after = os.umask(before)
+    assert after == 0o027
     assert (tmp_path / "a.csv").stat().st_mode & 0o777 == 0o640
 
 
