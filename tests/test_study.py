@@ -311,8 +311,10 @@ def test_statistics_of_known_histories() -> None:
 def test_a_file_is_on_the_disk_before_and_after_its_renaming(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The content is flushed before the name is, and then the folder's entry; each of what it says it is."""
     done: list[str] = []
+    handles: list[int] = []
 
     def fsync(handle: int) -> None:
+        handles.append(handle)
         status = os.fstat(handle)
         what = "folder" if os.path.samestat(status, tmp_path.stat()) else f"file of {status.st_size}"
         done.append(f"fsync {what}")
@@ -325,6 +327,9 @@ def test_a_file_is_on_the_disk_before_and_after_its_renaming(monkeypatch: pytest
     monkeypatch.setattr(os, "replace", rename)
     write_whole(tmp_path / "x.csv", lambda stream: stream.write(b"12345"))
     assert done == ["fsync file of 5", "rename to x.csv", "fsync folder"]
+    for handle in handles:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
     assert (tmp_path / "x.csv").read_bytes() == b"12345"
 
 
