@@ -89,6 +89,8 @@ def test_files(study: Study, tmp_path: Path) -> None:
     rounds = pd.read_csv(tmp_path / "new" / "folder" / "rounds.csv")
     assert list(rounds.columns[:4]) == ["split", "client", "seed", "round"]
     assert len(rounds) == 4 * 3 * 3
+    assert rounds["seed"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] * 4
+    assert study.rounds().index.tolist() == list(range(36))
     clients = pd.read_csv(tmp_path / "new" / "folder" / "clients.csv")
     assert len(clients) == 4 * 3 * 2 * 10
     assert len(pd.read_csv(tmp_path / "new" / "folder" / "summary.csv")) == 4
