@@ -485,6 +485,7 @@ def test_a_table_of_two_rows_has_one_client(tmp_path: Path) -> None:
     plan = table_plan(write_table(tmp_path / "t.csv", 3, 2) + ")")
     assert len(plan.base.load_data().x_train) < 4
     assert plan.base.split == IID(1)
+    assert table_plan("table('t.csv', label='y')", tmp_path).base.split == IID(1)  # found in the folder of data
 
 
 def test_an_allowed_module_adds_no_folder_to_search_and_the_current_one_comes_first(

@@ -519,6 +519,11 @@ def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert table["local R2"].iloc[0].startswith("0.500 ± ")
     made.plot(tmp_path / "a.png")
     assert drawn[0].axes[0].get_ylabel() == "test R² of the global model"
+    made.plot_score_by_skew(tmp_path / "a.png")
+    (axes,) = drawn[1].axes
+    assert axes.get_ylabel().startswith("R² on")
+    points: Any = axes.collections[0].get_offsets()
+    assert points[:, 1].tolist() == [0.5, 0.0, 0.5, 0.0]
     zero = Study((replace(made.variants[0], results=(replace(made.variants[0].results[0], history=frame * 0),)),))
     assert math.copysign(1, zero.target) == 1
 
