@@ -443,7 +443,7 @@ def test_the_band_is_the_confidence_interval(study: Study) -> None:
 def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5)
+    experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5, seed=3)
     study = compare(experiment)
     study.plot_score_by_skew(tmp_path / "a.png")
     last = study.clients().query("round == 2")
@@ -817,3 +817,8 @@ def test_pictures_name_the_data_and_as_many_clients_as_all_variants_have() -> No
 
     assert about(IID(10), Shards(10, per_client=2)) == "digits, 10 clients"
     assert about(IID(10), IID(20)) == "digits"
+    table = replace(BASE, dataset="table('some/where/pets.csv', label='y')")
+    assert (
+        Study((Variant({}, (Result(table, history(0.1), empty, {}, "numpy", "accuracy", empty),)),))._dataset
+        == "pets.csv"
+    )
