@@ -481,6 +481,19 @@ def test_values_of_a_study_file_are_pythons_arguments() -> None:
     assert plan.axes == {"hidden": [(4,), (8, 8)], "transforms": [(Int8(),), ()]}
 
 
+class Fussy(SGD):
+    """A user's own, whose constructor fails."""
+
+    def __post_init__(self) -> None:
+        if self.lr == 0.5:
+            raise KeyError("gone")
+
+
+def test_what_a_constructor_raises_on_a_changed_value_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"^--set: 'client.lr=0.5' refuses its arguments: KeyError: 'gone'"):
+        config.apply(Experiment(client=Fussy()), ["client.lr=0.5"])
+
+
 def test_a_table_of_two_rows_has_one_client(tmp_path: Path) -> None:
     plan = table_plan(write_table(tmp_path / "t.csv", 3, 2) + ")")
     assert len(plan.base.load_data().x_train) < 4
