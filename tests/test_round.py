@@ -604,6 +604,15 @@ def test_a_cohort_without_an_example_runs_nobody(kind: str) -> None:
     assert (taken.clients, taken.bytes_up, scores) == (0, 0, [])
 
 
+def test_evaluations_gather_until_they_are_taken() -> None:
+    with grid_of() as grid:
+        for node in (2, 3):
+            grid.send_and_receive([Message(content_of(), node, "evaluate")])
+        _, found = grid.take_statistics()
+        assert [part.partition_ids.tolist() for part in found] == [[0], [1]]
+        assert grid.take_statistics()[1] == []
+
+
 def test_a_client_that_is_left_out_has_sent_nothing() -> None:
     """Its block has been sent by the others."""
     content = content_of()
