@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +26,7 @@ from fedsim.study import config, saving
 from fedsim.study import directory as rundir
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
 from fedsim.study.plan import make_plan
+from fedsim.study.progress import ProgressBar
 
 NAN = math.nan
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=6, kernel="numpy", client=SGD(lr=0.3))
@@ -211,6 +214,50 @@ class Lenient(EarlyStopping):
             super().round_finished(finished)
 
 
+# Progress bars.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("show", "terminal", "shown"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+def test_a_progress_bar_is_shown_on_terminals_or_as_asked(
+    show: bool | None, terminal: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressBar(2, show) as bar:
+        bar.round_finished(FinishedRound(1, {"test_accuracy": 0.5}, {}, None, dict))
+    assert bool(stream.getvalue()) is shown
+
+
+def test_a_progress_bar_counts_rounds_of_an_interrupted_run_and_shows_the_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBar(7) as bar:
+        bar.describe("IID, seed 4")
+        bar.run_started(BASE, [])
+        bar.run_started(BASE, [{}])  # round 0 is the untrained model
+        assert bar._bar.n == 0
+        bar.run_started(BASE, [{}, {}, {}])
+        assert bar._bar.n == 2
+        bar.round_finished(FinishedRound(3, {"test_r2": -0.12345}, {}, None, dict))
+        line = str(bar._bar)
+        assert (bar._bar.n, bar._bar.total) == (3, 7)
+        assert line.startswith("IID, seed 4: ")
+        assert "r2=-0.123]" in line
+        assert "round" in line
+    assert bar._bar.disable  # closed
+    assert terminal.getvalue().endswith("\n")
+
+
 # Interruptions.
 
 
@@ -395,7 +442,7 @@ def test_what_is_no_callback_is_refused_before_the_run() -> None:
     with pytest.raises(ConfigError, match=r"callbacks has <function .*; allowed: objects of classes that extend Callb"):
         BASE.run(callbacks=[lambda row: None])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match=r"callbacks has <class .*Diary'>"):
-        BASE.run(callbacks=[Diary])  # type: ignore[list-item]
+        BASE.run(callbacks=[Diary(), Diary])  # type: ignore[list-item]
 
 
 def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

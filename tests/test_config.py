@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import Strategy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +27,11 @@ from fedsim.apps.in_process import run_flower
 from fedsim.clients import SGD, ClientStrategy, FedProx, FedSGD
 from fedsim.engines.supernodes.node import received_client
 from fedsim.errors import ConfigError
+from fedsim.models import MLP
 from fedsim.modules import Modules
 from fedsim.objects import classes_of, to_text
 from fedsim.servers import FedAvg
-from fedsim.servers.options import options_of
+from fedsim.servers.options import check_options, options_of
 from fedsim.splits import IID, Dirichlet, LogNormal, Natural, Pooled, Shards
 from fedsim.study import baselines, config
 from fedsim.study.plan import make_plan, table_plan
@@ -270,6 +275,9 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         config.read(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text('dataset = "é😀"', encoding="utf-8")
     assert config.read(str(tmp_path / "a.toml")) == {"dataset": "é😀"}
+    (tmp_path / "a.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match=r"^'.*a.toml' is not TOML: "):
+        config.read(tmp_path / "a.toml")
     with pytest.raises(ConfigError, match=r"'none.toml' cannot be read: No such file or directory"):
         config.read("none.toml")
 
@@ -316,7 +324,9 @@ def test_a_table_without_clients_is_shared_by_ten_or_fewer(tmp_path: Path) -> No
     assert many.base.fraction_train == 0.1
 
 
-def test_an_experiment_on_arrays_has_no_text() -> None:
+def test_an_experiment_on_arrays_or_with_a_model_of_ones_own_has_no_text() -> None:
+    with pytest.raises(ConfigError, match="an experiment with a model of your own has no TOML form"):
+        config.to_toml(Experiment(model=lambda _: MLP((64, 10))))
     with pytest.raises(ConfigError, match="an experiment on arrays of your own has no TOML form"):
         config.to_toml(Experiment(dataset=Experiment().load_data()))
 
@@ -351,7 +361,7 @@ class Server(servers.FedAvgM):
 
 
 class Closed(servers.FedAvgM):
-    def __init__(self, rate: float, server_momentum: "int | None" = None):
+    def __init__(self, rate: "float", server_momentum: "int | None" = None):
         super().__init__()
 
 
@@ -403,6 +413,100 @@ def test_the_options_of_a_server_are_its_own_and_those_it_hands_on(own: Path) ->
         with pytest.raises(ConfigError, match=sentence):
             config.build("server", f"own_config:{text}")
     assert config.build("server", "own_config:Server(flag=True)").keywords == {"flag": True}
+
+
+def test_the_options_of_a_function_that_makes_a_server_are_its_own_and_what_every_run_gives() -> None:
+    least = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+
+    def closed(rate: float, *, flag: bool = False) -> Any: ...
+
+    def opened(rate: float, /, power: float | None = None, *rest: int, **options: Any) -> Any: ...
+
+    assert list(options_of(closed)) == ["rate", "flag"]
+    assert set(options_of(opened)) == {"power", "fraction_train", "fraction_evaluate", "seed", *least}
+    assert check_options(opened, {"power": None, "seed": 2**63, "min_train_nodes": 0}) == {
+        "power": None, "seed": 2**63, "min_train_nodes": 0,
+    }  # fmt: skip
+    assert type(check_options(closed, {"rate": np.float32(0.5)})["rate"]) is float
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"power": "x"}, "opened's power is 'x'; allowed: a finite number"),
+        ({"fraction_train": 1.5}, "opened's fraction_train is 1.5"),
+        ({"fraction_evaluate": -0.5}, "opened's fraction_evaluate is -0.5"),
+        ({"seed": -1}, "opened's seed is -1"),
+        ({"rate": 1.0}, "server opened has no option 'rate'"),
+        ({"powr": 1.0}, "did you mean 'power'"),
+    ]
+    for wrong, said in refused:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            check_options(opened, wrong)
+    with pytest.raises(ConfigError, match="server mine has no option 'x'; allowed: none"):
+        check_options(lambda: None, {"x": 1}, "mine")
+
+
+@pytest.mark.parametrize("option", ["weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key"])
+def test_what_replies_consist_of_has_one_name(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} is 'x'; allowed: the default"):
+        Experiment(server=partial(partial(stock.FedAvg), **{option: "x"}))
+
+
+def test_options_are_of_the_types_that_a_server_declares() -> None:
+    def make(
+        text: str = "a",
+        number: int = 1,
+        flag: bool = True,
+        rate: float = 1.0,
+        call: Callable[[], int] = int,
+        inner: Strategy | None = None,
+        maybe: str | None = "a",
+        untyped: Any = 0,
+    ) -> Any: ...
+
+    sound: list[dict[str, Any]] = [
+        {"text": "b", "number": 2, "flag": False, "rate": 0, "untyped": object(), "call": len, "inner": FedAvg()},
+        {"maybe": None, "inner": None, "untyped": None, "call": FedAvg},
+    ]
+    for options in sound:
+        assert check_options(make, options) == options
+    for option, value in [
+        ("text", 3), ("text", None), ("number", 1.5), ("number", None), ("flag", 1), ("rate", "x"), ("rate", None),
+        ("call", 3), ("inner", 3), ("maybe", 3),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=f"make's {option} is {value!r}; allowed: "):
+            check_options(make, {option: value})
+
+
+def test_values_of_a_study_file_are_pythons_arguments() -> None:
+    assert config.value_of("hidden", [4, 5]) == (4, 5)
+    assert config.value_of("transforms", ("Int8", TopK(0.5))) == (Int8(), TopK(0.5))
+    plan = make_plan({"compare": {"hidden": [[4], [8, 8]], "transforms": [["Int8"], []]}})
+    assert plan.axes == {"hidden": [(4,), (8, 8)], "transforms": [(Int8(),), ()]}
+
+
+class Fussy(SGD):
+    """A user's own, whose constructor fails."""
+
+    def __post_init__(self) -> None:
+        if self.lr == 0.5:
+            raise KeyError("gone")
+
+
+def test_what_a_constructor_raises_on_a_changed_value_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"^--set: 'client.lr=0.5' refuses its arguments: KeyError: 'gone'"):
+        config.apply(Experiment(client=Fussy()), ["client.lr=0.5"])
+
+
+def test_a_table_of_two_rows_has_one_client(tmp_path: Path) -> None:
+    plan = table_plan(write_table(tmp_path / "t.csv", 3, 2) + ")")
+    assert len(plan.base.load_data().x_train) < 4
+    assert plan.base.split == IID(1)
+    assert table_plan("table('t.csv', label='y')", tmp_path).base.split == IID(1)  # found in the folder of data
+
+
+def test_the_declared_type_of_an_option_is_read_in_every_notation() -> None:
+    declared = {"float | None": "float | None", "'float'": "float", int: "int", inspect.Parameter.empty: ""}
+    for annotation, name in declared.items():
+        option = inspect.Parameter("rate", inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+        assert declared_type(option) == name
 
 
 def test_an_allowed_module_adds_no_folder_to_search_and_the_current_one_comes_first(

@@ -11,7 +11,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,11 +22,16 @@ import pytest
 from helpers import OnRound, same
 
 from fedsim import Experiment, clients, data, servers
+from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import FedsimError
+from fedsim.rounds.grid import RoundGrid
 from fedsim.splits import Dirichlet
+from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
+from fedsim.study.build import build_runtime
 from fedsim.study.checkpoint import CHECKSUM
+from fedsim.study.run_state import RunState
 
 Entries = dict[str, Any]
 
@@ -216,6 +221,25 @@ def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_pat
         made.run(directory=tmp_path)
 
 
+def test_a_run_whose_client_state_was_elsewhere_is_not_blamed_on_its_checkpoint(tmp_path: Path) -> None:
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    entries["tree"]["value"]["dict"]["client_state"] = None
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(FedsimError, match="client state was kept on SuperNodes") as caught:
+        made.run(directory=tmp_path)
+    assert "checkpoint" not in str(caught.value)
+
+
+def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A small file could become more than memory holds; those of runs are not compressed."""
+    file = tmp_path / "c.npz"
+    checkpoint.save(file, {"zeros": np.zeros(9)})
+    file.write_bytes(written(entries_of(file.read_bytes()), compressed=True))
+    with pytest.raises(FedsimError, match="an entry is compressed"):
+        checkpoint.load(file)
+
+
 def test_what_a_reader_says_in_several_lines_is_one(tmp_path: Path) -> None:
     """NumPy refuses a header that long in two sentences, each on a line of its own."""
     made = experiment()
@@ -225,6 +249,131 @@ def test_what_a_reader_says_in_several_lines_is_one(tmp_path: Path) -> None:
     with pytest.raises(FedsimError, match=r"cannot be read: Header info length") as caught:
         made.run(directory=tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+# What a checkpoint holds, part by part.
+
+
+@pytest.fixture
+def _same_sampling() -> Iterator[None]:
+    """A checkpoint brings the state of Python's generator along."""
+    before = random.getstate()
+    yield
+    random.setstate(before)
+
+
+def state_of(made: Experiment) -> RunState:
+    """The state of a run that has not begun."""
+    return RunState(made, RoundGrid(ThreadEngine(build_runtime(made), workers=1)))
+
+
+def put(*keys: Any, by: Any) -> Callable[[dict[str, Any]], None]:
+    """Put a value, or what a function makes of the old one, in a place of what was saved."""
+
+    def change(saved: dict[str, Any]) -> None:
+        place: Any = saved
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = by(place[keys[-1]]) if callable(by) else by
+
+    return change
+
+
+FAILED = {"round": 1, "partition_id": 0, "reason": "no"}
+UNFIT: dict[str, list[Callable[[dict[str, Any]], None]]] = {
+    "arrays": [put("arrays", by={})],
+    "history": [
+        put("history", by=[]),
+        put("history", by=lambda rows: rows[:1] * 2),
+        put("history", by=lambda rows: rows[1:]),
+        put("history", by=lambda rows: [{**rows[0], "round": number} for number in range(4)]),  # of two rounds
+    ],
+    "rows": [
+        put("history", by=None),
+        put("history", by=[[]]),
+        put("history", 0, by=lambda row: row | {"more": 1}),
+        put("history", 0, by=lambda row: dict(reversed(row.items()))),
+        put("history", 1, "test_loss", by="0.5"),
+        put("history", 1, "clients", by=True),
+        put("clients", 0, "loss", by=[0.5] * 4),
+        put("failures", by=[FAILED | {"partition_id": 0.0}]),
+    ],
+    "clients": [
+        put("clients", 0, "loss", by=lambda values: values[1:]),
+        put("clients", 0, "round", by=np.ones((4, 1))),
+    ],
+    "failures": [put("failures", by=[FAILED | {"reason": 3}])],
+    "server_hooks": [
+        put("server_hooks", by=[]),
+        put("server_hooks", "control", by=[0.5]),
+        put("server_hooks", "control", by=lambda values: values[1:]),
+        put("server_hooks", "control", by=lambda values: values.astype(np.float64)),
+    ],
+    "centralised": [
+        put("centralised", by=None),
+        put("centralised", by=lambda values: values[1:]),
+        put("centralised", by=lambda values: values.astype(np.float64)),
+    ],
+    "client_state": [
+        put("client_state", by=[]),
+        put("client_state", "state control", by=lambda rows: rows.tolist()),
+        put("client_state", "state control", by=lambda rows: rows[1:]),
+        put("client_state", "state control", by=lambda rows: rows[:, 1:]),
+        put("client_state", "state other", by=np.zeros(4)),
+        put("client_state", "clients", by=np.array([0, 1, 3, 2])),
+        put("client_state", "clients", by=np.array([0, 1, 1, 2])),
+        put("client_state", "clients", by=np.array([-1, 0, 1, 2])),
+        put("client_state", "clients", by=np.array([0, 1, 2, 4])),
+        put("client_state", "clients", by=np.arange(4.0)),
+        put("client_state", "clients", by=np.arange(4)[None]),
+    ],
+    "server": [put("server", "state", by=[]), put("server", "step", by=0)],
+}
+
+
+@pytest.mark.usefixtures("_same_sampling")
+def test_each_part_of_a_checkpoint_is_compared_with_the_experiment_and_named(tmp_path: Path) -> None:
+    made = experiment()
+    checkpoint_of(made, tmp_path)
+    saved = checkpoint.load(tmp_path / rundir.CHECKPOINT)
+    fresh = state_of(made).initial_arrays()
+    assert set(fresh["client_state"]) == set(fresh["server_hooks"]) == {"control"}
+    for part, changes in UNFIT.items():
+        for number, change in enumerate(changes):
+            forged = copy.deepcopy(saved)
+            change(forged)
+            with pytest.raises(FedsimError) as refused:
+                state_of(made).load_state_dict(forged, fresh)
+            assert str(refused.value).startswith(f"its {part} has"), (part, number, refused.value)
+
+
+@pytest.mark.usefixtures("_same_sampling")
+def test_a_state_that_fits_is_taken_up_whole(tmp_path: Path) -> None:
+    """That of a run which is over, and of one in which no client has taken part, too."""
+    made = experiment()
+    checkpoint_of(made, tmp_path)
+    saved = checkpoint.load(tmp_path / rundir.CHECKPOINT)
+    fresh = state_of(made).initial_arrays()
+    saved["failures"] = [FAILED]
+    saved["history"].append(saved["history"][1] | {"round": 2, "clients": 3})
+    random.seed(5)
+    saved["sampling"] = random.getstate()
+    random.seed(6)
+    state = state_of(made)
+    state.load_state_dict(saved, fresh)
+    assert random.getstate() == saved["sampling"]
+    again = state.state_dict()
+    assert again.keys() | {"experiment", "stop_reason"} == saved.keys()
+    for name, part in again.items():
+        packed: list[dict[str, Any]] = [{}, {}]
+        one, other = (checkpoint.pack(v, arrays, name) for v, arrays in zip((part, saved[name]), packed, strict=True))
+        assert one == other
+        np.testing.assert_equal(packed[0], packed[1])
+    assert np.array_equal(state.weights, np.concatenate([a.numpy().ravel() for a in saved["arrays"].values()]))
+    saved |= {"server_hooks": None, "client_state": {"clients": np.empty(0, np.intp)}, "history": saved["history"][:1]}
+    state.load_state_dict(saved, fresh)
+    assert state.server_hooks.state is None
+    assert len(state.state_dict()["client_state"]["clients"]) == 0
 
 
 if __name__ == "__main__":

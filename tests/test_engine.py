@@ -23,8 +23,9 @@ from fedsim.clients import SGD, FedProx
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Evaluation, Update, mean_evaluation
 from fedsim.engines.blocks import Blocks
-from fedsim.engines.engine import engine_class
+from fedsim.engines.engine import engine_class, make_engine
 from fedsim.engines.isolation import concatenate, isolate_failures
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
 from fedsim.engines.workers import Workers, available_cores, in_order
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
@@ -479,11 +480,12 @@ def test_an_engine_is_a_name_or_what_makes_one() -> None:
 
 
 def test_what_a_partial_of_an_engine_sets_is_used_unless_a_run_sets_it() -> None:
-    model, own = MLP((64, 10)), partial(ThreadEngine, workers=3, block_size=2)
+    own = partial(ThreadEngine, workers=3, block_size=2)
     held = IID(12).federate(data.load("digits"))
-    for given, workers, blocks in (({}, 3, 6), ({"block_size": 4}, 3, 3), ({"workers": 1, "block_size": 12}, 1, 1)):
-        grid = make_grid(model, held, SGD(), engine=own, **given)
-        assert (grid.engine.workers.count, len(grid.engine.blocks.for_evaluation(np.arange(12)))) == (workers, blocks)
+    runtime = ClientRuntime(MLP((64, 10)), held, SGD(), 0, "numpy")
+    for given, workers, blocks in (((), 3, 6), ((None, 4), 3, 3), ((1, 12), 1, 1)):
+        engine: Any = make_engine(own, runtime, *given)
+        assert (engine.workers.count, len(engine.blocks.for_evaluation(np.arange(12)))) == (workers, blocks)
 
 
 def blocks_of(kernel: str, clients: int, examples: int, workers: int, size: int | None = None) -> Blocks:

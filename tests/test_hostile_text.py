@@ -260,6 +260,10 @@ def test_a_file_imports_what_is_in_the_current_folder_or_what_the_person_names(t
     assert config.experiment({"client": "trap:Mine(mu=2.0)"}).client.mu == 2.0  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"'elsewhere_mine', which is not in .* allow it by --module elsewhere_mine"):
         config.experiment({"client": FOREIGN})
+    for read in (config.experiment, make_plan):
+        for settings in ({"client": FOREIGN}, {"transforms": [FOREIGN]}):
+            with pytest.raises(ConfigError, match="allow it by --module elsewhere_mine"):
+                read(settings if read is config.experiment else {"compare": {k: [v] for k, v in settings.items()}})
     assert untouched(trap)
     allowed = config.experiment({"client": FOREIGN}, Modules.here(["elsewhere_mine"]))
     assert SGD.of(allowed.client).lr == 0.2

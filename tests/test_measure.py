@@ -14,6 +14,7 @@ from scipy.stats import entropy
 from fedsim import Experiment, data
 from fedsim.clients import SGD, FedPer
 from fedsim.data import Dataset
+from fedsim.errors import DivergenceError
 from fedsim.report.tables import shards_table, splits_table
 from fedsim.rounds.statistics import drift
 from fedsim.servers import FedMedian
@@ -21,6 +22,8 @@ from fedsim.splits import IID, Dirichlet, FederatedDataset, LabelDirichlet, Part
 from fedsim.splits.measure import gini, summary
 from fedsim.streams import Purpose, generator
 from fedsim.study.baselines import centralised
+from fedsim.study.build import build_runtime
+from fedsim.study.centralised import CentralisedTraining
 from fedsim.study.result import Result
 
 
@@ -212,3 +215,13 @@ def test_weight_divergence_is_from_the_centralised_run() -> None:
     plain = BASE.run()
     assert plain.history["weight_divergence"].isna().all()
     assert all(np.array_equal(plain.weights[k], federated.weights[k]) for k in plain.weights)
+
+
+def test_weight_divergence_is_of_float64_and_of_training_that_does_not_diverge() -> None:
+    """The squares of weights may be too large for their own type."""
+    runtime = build_runtime(replace(BASE, client=SGD(lr=1e20)))
+    weights = np.full(runtime.model.num_parameters, 1e30, dtype=np.float32)
+    central = CentralisedTraining(runtime, weights)
+    assert central.divergence(0, -weights) == pytest.approx(2.0)
+    with pytest.raises(DivergenceError, match="in round 1"), central.engine:
+        central.divergence(1, weights)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -10,9 +12,12 @@ import sys
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flwr.serverapp.strategy as stock
@@ -25,11 +30,14 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
 from fedsim.rounds.validity import ValidityChecks
-from fedsim.splits import Dirichlet, TimeOrdered
+from fedsim.splits import IID, Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
 from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.config import to_toml
+from fedsim.study.directory import fingerprint
+from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.5),
@@ -331,6 +339,13 @@ def test_a_directory_that_is_deleted_ends_the_run(at: int, replaced: bool, tmp_p
         assert len(pd.read_csv(out / "history.csv")) == 2
 
 
+@pytest.mark.parametrize("value", [[1], {"history": []}, {"experiment": 3, "history": []}])
+def test_a_checkpoint_of_something_else_is_not_of_a_run(value: Any, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoint.npz", value)
+    with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' is not of a run; "):
+        BASE.run(directory=tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
 def test_a_damaged_checkpoint_is_an_error_and_stays(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.npz").write_bytes(content)
@@ -373,6 +388,212 @@ def test_values_come_back_as_they_went(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="a checkpoint cannot hold"):
             checkpoint.save(tmp_path / "bad.npz", bad)
     assert not (tmp_path / "bad.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([True, False]), np.array([1 + 2j]), np.arange(3, dtype=np.uint8), np.arange(400_000.0)]
+)
+def test_arrays_of_any_numbers_and_size_come_back(array: NDArray[Any], tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c.npz", array)
+    back = checkpoint.load(tmp_path / "c.npz")
+    assert back.dtype == array.dtype
+    assert np.array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"a": [1, {"b": {2}}]}, "['a'][1]['b'] is a set"),
+        ({1: (0, object())}, "[1][1] is a object"),
+        ([np.array(["text"])], "[0] is an array of <U4"),
+        ({(1, 2): 3}, " is a dict with keys"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_named_by_its_place(value: Any, named: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        checkpoint.pack(value, {}, "it")
+    assert str(refused.value).startswith(f"it{named}")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [1],
+        {"list": "ab"},
+        {"tuple": {"a": 1}},
+        {"set": [1]},
+        {"list": [], "tuple": []},
+        {"array": "text"},
+        {"scalar": "row"},
+        {"record": {"dict": {"a": 1}}},
+        {"record": {"list": []}},
+        {"array": "none"},
+    ],
+)
+def test_what_pack_does_not_make_is_not_unpacked(tree: Any) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        checkpoint.unpack(tree, {"row": np.arange(2), "text": np.array("text")})
+
+
+def test_a_checkpoint_of_another_version_or_that_cannot_be_opened_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.npz"
+    file.mkdir()
+    with pytest.raises(ConfigError, match=f"the checkpoint {str(file)!r} cannot be read: Is a directory; "):
+        checkpoint.load(file)
+    file.rmdir()
+    checkpoint.save(file, 1)
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    with pytest.raises(ConfigError, match=r"version 4, .* 99; "):
+        checkpoint.load(file)
+
+    def empty(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_read", empty)
+    with pytest.raises(ConfigError, match="cannot be read: MemoryError; "):
+        checkpoint.load(file)
+
+
+class Compiled:
+    """What a compiler makes of a function: an object that stands in its place."""
+
+    __wrapped__ = len
+
+
+class Wrapping(stock.FedAvg):
+    """Keeps values, code of every kind, and another strategy."""
+
+    def __init__(self, inner: stock.Strategy) -> None:
+        super().__init__()
+        self.inner = inner
+        self.number, self.nothing, self.text, self.rate = 3, None, "x", np.float32(0.5)
+        self.compiled = Compiled()
+        self.method, self.cls, self.ufunc, self.bound = self.aggregate_train, int, np.add, partial(len, [])
+
+
+def test_the_state_of_a_strategy_is_its_values_and_not_its_code() -> None:
+    strategy = Wrapping(Drifting())
+    state = strategy_state_dict(strategy)
+    usual = set(vars(stock.FedAvg())) & set(state)
+    assert state.keys() - usual == {"inner", "number", "nothing", "text", "rate"}
+    assert {"fraction_train", "min_available_nodes", "weighted_by_key"} <= usual
+    assert not [name for name in usual if name.endswith("_fn")]
+    assert {"scale", "last", "_seen", "state", "fraction_train"} <= state["inner"].keys()  # of a class of one's own
+    assert not {"rate", "_sent", "_sent_flat", "_add_weighted", "_given_options"} & state["inner"].keys()
+    assert strategy_state_dict(servers.FedAdam()) == {"state": {}}  # of fedsim's
+    changed = {"inner": {"scale": 2, "last": np.ones(2)}, "number": np.float32(0.5), "nothing": [1], "text": None}
+    load_strategy_state(strategy, changed)
+    assert [vars(strategy)[name] for name in ("number", "nothing", "text")] == [0.5, [1], None]
+    inner: Any = strategy.inner
+    assert inner.scale == 2
+    assert inner.last.tolist() == [1, 1]
+    load_strategy_state(strategy, {"later": "made in a round"})
+    assert vars(strategy)["later"] == "made in a round"
+
+
+@pytest.mark.parametrize("state", [{"number": "3"}, {"text": 3}, {"inner": {"scale": []}}, {"aggregate_train": 3}])
+def test_a_state_of_another_kind_than_the_strategy_has_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^its server has"):
+        load_strategy_state(Wrapping(Drifting()), state)
+
+
+def test_experiments_share_a_fingerprint_if_their_data_and_settings_are_the_same() -> None:
+    x, y, group = np.arange(8.0).reshape(4, 2), np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1])
+    own = data.Dataset("own", x, y, x[:2], y[:2], 2, groups={"a": group, "b": 1 - group})
+    plain = fingerprint(Experiment(dataset=own))
+    same_data: list[dict[str, Any]] = [
+        {"groups": {"b": 1 - group, "a": group}},
+        {"x_train": np.asfortranarray(x)},
+        {"name": "renamed"},
+    ]
+    for changes in same_data:
+        assert fingerprint(Experiment(dataset=replace(own, **changes))) == plain
+    other_data: list[dict[str, Any]] = [
+        {"x_train": x + 1},
+        {"x_train": x.astype(np.float32)},
+        {"y_train": 1 - y},
+        {"x_test": x[2:]},
+        {"y_test": 1 - y[:2]},
+        {"x_test": x[:1], "y_test": y[:1]},
+        {"num_classes": 3},
+        {"groups": {"a": group, "c": 1 - group}},
+        {"groups": {"a": group, "b": group}},
+        {"regression": True, "num_classes": 1, "y_train": y.astype(float), "y_test": y[:2].astype(float)},
+    ]
+    found = {fingerprint(Experiment(dataset=replace(own, **changes))) for changes in other_data}
+    assert len(found | {plain}) == len(other_data) + 1
+    named = fingerprint(Experiment(dataset="digits"))
+    assert named == fingerprint(Experiment(dataset="digits", data_dir="elsewhere"))
+    assert len({named, fingerprint(Experiment(dataset="article")), fingerprint(Experiment(seed=1))}) == 3
+
+
+class Folder:
+    """Takes the states that a run saves, each in some seconds of `clock`."""
+
+    def __init__(self, seconds: float, clock: SimpleNamespace) -> None:
+        self.saved: list[Any] = []
+        self.checked = 0
+        self._seconds, self._clock = seconds, clock
+
+    def check(self) -> None:
+        self.checked += 1
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.saved.append(state)
+        self._clock.now += self._seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [(0.25, [3, 6, 9, 12, 15]), (1.0, [3, 9, 15])],  # 5 seconds apart; or ten times what a checkpoint takes
+)
+def test_a_checkpoint_is_written_every_five_seconds_in_a_tenth_of_the_time(
+    seconds: float, rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    folder: Any = Folder(seconds, clock)
+    state: Any = SimpleNamespace(state_dict=lambda: {"at": clock.now})
+    with run.Checkpoints(folder, state) as checkpoints:
+        for number in range(1, 16):
+            clock.now = 100.0 + 2.0 * number
+            checkpoints.round_finished(FinishedRound(number, {}, {}, None, dict))
+    assert [saved["at"] for saved in folder.saved] == [100.0 + 2 * number for number in rounds]
+    assert all(saved["stop_reason"] == "" for saved in folder.saved)
+    assert folder.checked == 15  # a deleted directory is noticed in each round
+
+
+def test_the_first_ctrl_c_ends_a_run_after_the_round_and_the_second_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # no checkpoint is due
+    before = signal.getsignal(signal.SIGINT)
+    folder: Any = Folder(0.0, SimpleNamespace(now=0.0))
+    state: Any = SimpleNamespace(state_dict=dict)
+    finished = FinishedRound(3, {}, {}, None, dict)
+    finished.stop("enough")
+    with run.Checkpoints(folder, state) as checkpoints:
+        assert signal.getsignal(signal.SIGINT) != before
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == before
+        assert "Ctrl-C again" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.round_finished(finished)
+        assert folder.saved == [{"stop_reason": "enough"}]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with run.Checkpoints(folder, state):
+        pass
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(partial(replace(BASE, rounds=1).run, directory=tmp_path)).result()
+    assert result.rounds == 1
 
 
 def fedsim(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -450,6 +671,100 @@ def test_an_error_of_a_strategy_is_not_blamed_on_the_checkpoint(
     assert type(resumed.value) is type(whole.value)
     assert "checkpoint" not in str(resumed.value)
     assert experiment.run(directory=tmp_path).rounds == experiment.rounds
+
+
+class Brittle(servers.FedAvg):
+    """Keeps something; its step fails in some rounds when told to."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.steps = 0
+
+    def step(self, server_round: int, weights: Any, combined: Any) -> Any:
+        self.steps += 1
+        if MOOD and server_round in FAILING:
+            raise MOOD[0]
+        return combined
+
+
+FAILING: set[int] = set()
+X = np.random.default_rng(0).normal(size=(60, 3))
+OWN = data.Dataset("own", X[:40], (X[:40, 0] > 0).astype(int), X[40:], (X[40:, 0] > 0).astype(int), 2)
+TINY = Experiment(dataset=OWN, split=IID(4), hidden=(2,), rounds=5, kernel="numpy")
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("no"), AttributeError("no"), KeyError("no"), TypeError("no"), ValueError("no")]
+)
+def test_what_fails_in_the_first_round_after_an_interruption_is_blamed_on_the_checkpoint(
+    error: Exception, tmp_path: Path
+) -> None:
+    """Not what fails in a later round, in a new run, or in a run without a directory."""
+    experiment = replace(TINY, server=Brittle)
+    try:
+        MOOD.append(error)
+        FAILING.add(1)
+        for where in (None, tmp_path):
+            with pytest.raises(type(error)):
+                experiment.run(directory=where)
+        FAILING.clear()
+        with pytest.raises(PowerError):
+            experiment.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
+        FAILING.add(4)
+        with pytest.raises(type(error)):
+            experiment.run(directory=tmp_path)
+        with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' does not fit this experiment: .*no"):
+            experiment.run(directory=tmp_path)
+    finally:
+        MOOD.clear()
+        FAILING.clear()
+    assert same(experiment.run(directory=tmp_path), experiment.run())
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PowerError):
+        TINY.run(directory=tmp_path, callbacks=[OnRound(cut(3))])
+    assert capsys.readouterr().err == ""
+    TINY.run(directory=tmp_path)
+    told = capsys.readouterr()
+    assert "after round 2" in told.err
+    assert str(tmp_path / "checkpoint.npz") in told.err
+    assert told.out == ""
+    TINY.run(directory=tmp_path)
+    kept = tmp_path.with_name(f"{tmp_path.name}.1")
+    assert f"fedsim: kept the earlier results in {kept}\n" == capsys.readouterr().err
+    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
+
+
+def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment on arrays has no text."""
+    once = replace(BASE, rounds=1)
+    once.run(directory=tmp_path / "a")
+    assert (tmp_path / "a/experiment.toml").read_text() == to_toml(once)
+    written = json.loads((tmp_path / "a/environment.json").read_text())
+    assert written == {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **{name: version(name) for name in ("fedsim", "numpy", "numba", "flwr", "pandas")},
+    }
+    flushed: list[bool] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        flushed.append((tmp_path / "b/checkpoint.npz").exists())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    result = replace(once, dataset=once.load_data(), client=Failing(), on_failure="exclude").run(
+        directory=tmp_path / "b"
+    )
+    assert flushed[-2:] == [True, False]  # the last that reaches the disk is that the run is complete
+    assert not (tmp_path / "b/experiment.toml").exists()
+    for name in ("history", "clients", "failures"):
+        written = pd.read_csv(tmp_path / f"b/{name}.csv")
+        pd.testing.assert_frame_equal(written, getattr(result, name), check_dtype=False)
+    with np.load(tmp_path / "b/weights.npz") as weights:
+        assert all(np.array_equal(weights[name], result.weights[name]) for name in result.weights)
 
 
 class Failing(clients.SGD):

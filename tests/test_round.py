@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import flwr.serverapp.strategy as stock
 import numpy as np
@@ -19,6 +22,7 @@ from fedsim import Experiment, clients, servers
 from fedsim.clients import Array, Context
 from fedsim.clients.task import Update
 from fedsim.data import Dataset
+from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ClientError, ConfigError, DivergenceError, FedsimError
 from fedsim.files import write_whole
 from fedsim.flower import records
@@ -29,6 +33,8 @@ from fedsim.rounds.statistics import RoundStatistics, drift
 from fedsim.rounds.validity import ValidityChecks
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Natural, Partition
 from fedsim.streams import Purpose
+from fedsim.study import runner
+from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Mean
 
@@ -184,8 +190,26 @@ def test_an_update_too_large_to_measure_is_left_out(kernel: str, dtype: str, val
 
 def test_a_diverged_global_model_names_the_largest_update() -> None:
     server = partial(servers.FedAvgM, server_learning_rate=1e25)
-    with pytest.raises(DivergenceError, match=r"global model's test loss is \w+.*the largest update was client 2's"):
-        replace(BASE, client=Huge(value=1e17), fraction_train=1.0, on_failure="exclude", server=server).run()
+    experiment = replace(BASE, client=Huge(value=1e17), fraction_train=1.0, on_failure="exclude", server=server)
+    length = 1e17 * np.sqrt(experiment.make_model(experiment.load_data()).num_parameters)
+    said = rf"in round 1: .* test loss is (nan|inf) with Huge.* client 2's, of length {re.escape(f'{length:.3g}')};"
+    with pytest.raises(DivergenceError, match=said):
+        experiment.run()
+
+
+def test_a_run_that_diverges_under_a_server_of_flowers_gives_no_warnings_of_numpys() -> None:
+    server = partial(stock.FedAvgM, server_learning_rate=1e60, server_momentum=0.9)
+    with pytest.raises(DivergenceError, match="the global model's test loss is"):
+        replace(BASE, server=server, rounds=3).run()
+
+
+def test_an_untrained_model_without_a_loss_is_reported_as_such() -> None:
+    """Nobody has sent an update then."""
+    data = held().dataset
+    far = replace(data, x_train=data.x_train[:8], y_train=data.y_train[:8], x_test=np.full((8, 3), 3e38))
+    with pytest.raises(DivergenceError, match=r"in round 0: .* test loss is nan with SGD; ") as caught:
+        replace(BASE, dataset=far, split=IID(2)).run()
+    assert "update" not in str(caught.value)
 
 
 @pytest.mark.parametrize("server", [servers.FedAvg, stock.FedAvg])
@@ -286,6 +310,68 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device: '.*history.csv'"):
         write_whole(tmp_path / "history.csv", write)
     assert not list(tmp_path.iterdir())
+
+
+class Clocked(clients.SGD):
+    """Takes three seconds of `CLOCK`."""
+
+    def train(self, ctx: Context) -> Array:
+        CLOCK.now += 3.0
+        return super().train(ctx)
+
+
+CLOCK = SimpleNamespace(now=0.0)
+
+
+class Noting(Callback):
+    """Takes a minute of `CLOCK` wherever it is called, and notes what it sees."""
+
+    def __init__(self) -> None:
+        self.frozen: list[int] = []
+
+    def run_started(self, *_: Any) -> None:
+        CLOCK.now += 60.0
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        CLOCK.now += 60.0
+        assert {type(value) for value in finished.metrics.values()} == {int, float}
+        self.frozen.append(gc.get_freeze_count())
+
+
+def test_the_seconds_of_a_round_are_those_of_its_training_not_of_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now))
+    experiment = replace(BASE, split=IID(1), client=Clocked(), rounds=2, fraction_train=1.0, kernel="numpy")
+    result = experiment.run(workers=1, callbacks=[Noting()])
+    assert result.history["seconds"].tolist() == [0.0, 3.0, 3.0]
+
+
+class Streaming(servers.FedAvg):
+    """Notes whether its rounds add up updates as they come."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def configure_train(self, *args: Any) -> Any:
+        made: Any = super().configure_train(*args)
+        self.seen.append(made.aggregation is not None)
+        return made
+
+
+def test_a_run_has_the_engine_that_was_asked_for_and_keeps_no_replies() -> None:
+    """Its memory does not grow with the cohort, and the collector spares what the run has imported."""
+    asked: list[dict[str, Any]] = []
+
+    def engine(*arguments: Any, **options: Any) -> ThreadEngine:
+        asked.append(options)
+        return ThreadEngine(*arguments, **options)
+
+    noting = Noting()
+    result = replace(BASE, rounds=1, server=Streaming).run(workers=2, block_size=3, engine=engine, callbacks=[noting])
+    assert asked == [{"workers": 2, "block_size": 3}]
+    assert Streaming.seen == [True]
+    assert all(noting.frozen)
+    assert gc.get_freeze_count() == 0
+    assert list(result.failures.columns) == ["round", "partition_id", "reason"]
+    assert len(result.failures) == 0
 
 
 # The parts of a round, without a run.
@@ -516,6 +602,15 @@ def test_a_cohort_without_an_example_runs_nobody(kind: str) -> None:
         taken = grid.take_statistics()
     assert reply.error.reason == f"client 3 has no examples to {kind} on"
     assert (taken.clients, taken.bytes_up, taken.evaluations) == (0, 0, [])
+
+
+def test_evaluations_gather_until_they_are_taken() -> None:
+    with grid_of() as grid:
+        for node in (2, 3):
+            grid.send_and_receive([Message(content_of(), node, "evaluate")])
+        found = grid.take_statistics().evaluations
+        assert [part.partition_ids.tolist() for part in found] == [[0], [1]]
+        assert grid.take_statistics().evaluations == []
 
 
 def test_a_client_that_is_left_out_has_sent_nothing() -> None:

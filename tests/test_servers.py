@@ -22,6 +22,7 @@ from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
+from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.flower import records
@@ -643,6 +644,39 @@ def test_bad_options_are_one_sentence(name: str, options: dict[str, Any], said: 
         replace(BASE, server=partial(getattr(servers, name), **options)).run()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_has_the_experiments_settings_unless_it_has_its_own() -> None:
+    """And waits for one client, where Flower's own wait for two."""
+    experiment = replace(
+        BASE, client=clients.SCAFFOLD(), fraction_train=0.25, fraction_evaluate=0.75, seed=9, min_clients=2
+    )
+    hooks = ServerHooks(experiment.client, MLP((3, 4, 2)), 10, 9)
+    made: Any = make_strategy(experiment, hooks)
+    least = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    assert type(made) is servers.FedAvg
+    assert made.server_hooks is hooks
+    assert (made.fraction_train, made.fraction_evaluate, made.seed, made.min_clients) == (0.25, 0.75, 9, 2)
+    assert [getattr(made, name) for name in least] == [1, 1, 1]
+    own = partial(servers.FedAdam, seed=4, fraction_train=0.5, min_clients=3, eta=0.5)
+    made = make_strategy(replace(experiment, server=own), hooks, 4)
+    assert (made.fraction_train, made.fraction_evaluate, made.seed, made.min_clients) == (0.5, 0.75, 4, 3)
+    flowers = replace(experiment, client=clients.SGD(), min_clients=1, server=partial(stock.FedAdam, min_train_nodes=3))
+    made = make_strategy(flowers, hooks)
+    assert (made.fraction_train, made.fraction_evaluate) == (0.25, 0.75)
+    assert [getattr(made, name) for name in least] == [3, 1, 1]
+    with pytest.raises(ConfigError, match="min_clients is 2, which the server FedAdam does not support"):
+        make_strategy(replace(flowers, min_clients=2))
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+def test_a_server_that_refuses_to_be_made_is_named(error: type[Exception]) -> None:
+    class Refuses(servers.FedAvg):
+        def __init__(self, **options: Any) -> None:
+            raise error("not today")
+
+    with pytest.raises(ConfigError, match="server Refuses cannot be made: not today"):
+        make_strategy(replace(BASE, server=Refuses))
 
 
 def test_a_server_half_needs_a_server_that_carries_it() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,9 @@ from matplotlib.figure import Figure
 from fedsim import Experiment, compare
 from fedsim.clients import SGD, FedPer, FedProx
 from fedsim.data import Dataset
+from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.files import keep_earlier, writable_directory, write_whole
+from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_whole
 from fedsim.report import plots, split_plots, style
 from fedsim.report.intervals import half_width
 from fedsim.report.split_plots import plot_splits
@@ -31,6 +35,7 @@ from fedsim.study import baselines
 from fedsim.study import compare as study_module
 from fedsim.study.baselines import centralised
 from fedsim.study.compare import variants
+from fedsim.study.directory import ResultsDirectory
 from fedsim.study.result import Result
 from fedsim.study.study import Study, Variant
 from fedsim.updates.compression import TopK
@@ -84,6 +89,8 @@ def test_files(study: Study, tmp_path: Path) -> None:
     rounds = pd.read_csv(tmp_path / "new" / "folder" / "rounds.csv")
     assert list(rounds.columns[:4]) == ["split", "client", "seed", "round"]
     assert len(rounds) == 4 * 3 * 3
+    assert rounds["seed"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] * 4
+    assert study.rounds().index.tolist() == list(range(36))
     clients = pd.read_csv(tmp_path / "new" / "folder" / "clients.csv")
     assert len(clients) == 4 * 3 * 2 * 10
     assert len(pd.read_csv(tmp_path / "new" / "folder" / "summary.csv")) == 4
@@ -306,8 +313,10 @@ def test_statistics_of_known_histories() -> None:
 def test_a_file_is_on_the_disk_before_and_after_its_renaming(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The content is flushed before the name is, and then the folder's entry; each of what it says it is."""
     done: list[str] = []
+    handles: list[int] = []
 
     def fsync(handle: int) -> None:
+        handles.append(handle)
         status = os.fstat(handle)
         what = "folder" if os.path.samestat(status, tmp_path.stat()) else f"file of {status.st_size}"
         done.append(f"fsync {what}")
@@ -320,6 +329,9 @@ def test_a_file_is_on_the_disk_before_and_after_its_renaming(monkeypatch: pytest
     monkeypatch.setattr(os, "replace", rename)
     write_whole(tmp_path / "x.csv", lambda stream: stream.write(b"12345"))
     assert done == ["fsync file of 5", "rename to x.csv", "fsync folder"]
+    for handle in handles:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
     assert (tmp_path / "x.csv").read_bytes() == b"12345"
 
 
@@ -431,7 +443,7 @@ def test_the_band_is_the_confidence_interval(study: Study) -> None:
 def test_each_client_is_drawn_at_its_own_skew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
-    experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5)
+    experiment = replace(BASE, split=Dirichlet(10, alpha=0.1), fraction_evaluate=0.5, seed=3)
     study = compare(experiment)
     study.plot_score_by_skew(tmp_path / "a.png")
     last = study.clients().query("round == 2")
@@ -454,6 +466,209 @@ def test_a_study_of_datasets_with_different_labels_has_its_pictures(
     assert labels == ["digits, 1.0", "fcube, 1.0"]
 
 
+def test_the_pictures_of_a_study_show_all_its_runs(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    labels = [variant.label for variant in study.variants]
+    study.plot(tmp_path / "a.png", "local")
+    (axes,) = drawn.pop().axes
+    means = [np.mean([r.history["local_accuracy"] for r in v.results], axis=0)[-1] for v in study.variants]
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(means)
+    assert axes.get_ylabel() == "accuracy of what clients use, on their own examples"
+    assert "digits, 10 clients (mean of 3 seeds" in axes.get_title(loc="left")
+    study.plot_drift(tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == labels
+    assert "digits, 10 clients (mean of 3 seeds" in drawn.pop().get_suptitle()
+    study.plot_score_by_skew(tmp_path / "a.png")
+    (axes,) = drawn.pop().axes
+    assert [len(found.get_offsets()) for found in axes.collections] == [10 * 3] * 4
+    assert axes.get_title(loc="left").endswith(" on digits")
+    other = compare(
+        replace(BASE, rounds=1, fraction_evaluate=0.0, seed=3), split=[Shards(6, per_client=2), IID(5)], seeds=2
+    )
+    other.plot_splits(tmp_path / "a.png", "sizes")
+    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["examples of a client"] * 2
+    assert drawn.pop().get_suptitle().endswith(" digits")
+    with pytest.raises(ConfigError, match="set fraction_evaluate"):
+        other.plot_score_by_skew(tmp_path / "a.png")
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(split_plots, "plot_splits", lambda counts, *_: shown.update(counts))
+    other.plot_splits(tmp_path / "a.png")
+    assert list(shown) == [variant.label for variant in other.variants] == ["Shards(2)", "IID"]
+    held = Shards(6, per_client=2).federate(BASE.load_data(), 3)  # as the first seed divides it
+    assert np.array_equal(shown["Shards(2)"], held.label_counts())
+
+
+def test_split_pictures_name_labels_by_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    pets = Dataset("pets", x, y, x, y, 2, label_names=("cat", "dog"))
+    compare(Experiment(dataset=pets, split=IID(4), rounds=1)).plot_splits(tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cat", "dog"]
+    assert drawn[0].get_suptitle().endswith(" pets")
+
+
+def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In every name of its tables and pictures; a target may be below zero."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": [0.9, 0.5]})
+    frame = frame.assign(train_loss=7.0, bytes_up=3e6, bytes_down=1e6)
+    other = frame.assign(local_r2=[-3.0, 0.75], test_loss=[0.9, 0.75])
+    scores = pd.DataFrame({"round": [1, 1], "partition_id": [0, 1], "r2": [0.5, 0.0]})
+    results = tuple(Result(BASE, f, scores, {}, "numpy", "r2", pd.DataFrame()) for f in (frame, other))
+    made = Study((Variant({}, results),))
+    assert made.target == -2.1  # 5 % below -2
+    summary = made.summary(-3.0).iloc[0]
+    assert summary[["final_r2", "best_r2", "local_r2", "target", "rounds_to_target"]].tolist() == [-2, -2, 0.5, -3, 0.5]
+    assert summary["local_r2_ci95"] == pytest.approx(half_width([0.25, 0.75]))
+    assert summary["final_loss"] == 0.625
+    assert summary["megabytes_sent"] == 8.0
+    table = made.table()
+    assert list(table.columns) == ["final R2", "local R2", "best R2", "rounds to -2.10", "MB sent"]
+    assert table["local R2"].iloc[0].startswith("0.500 ± ")
+    made.plot(tmp_path / "a.png")
+    assert drawn[0].axes[0].get_ylabel() == "test R² of the global model"
+    made.plot_score_by_skew(tmp_path / "a.png")
+    (axes,) = drawn[1].axes
+    assert axes.get_ylabel().startswith("R² on")
+    points: Any = axes.collections[0].get_offsets()
+    assert points[:, 1].tolist() == [0.5, 0.0, 0.5, 0.0]
+    zero = Study((replace(made.variants[0], results=(replace(made.variants[0].results[0], history=frame * 0),)),))
+    assert math.copysign(1, zero.target) == 1
+
+
+def test_a_study_shows_how_far_it_is_and_hands_its_arguments_to_every_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bar over all rounds of all runs; each run has the engine, its workers, the callbacks and Flower's log."""
+    made: list[Any] = []
+
+    def engine(*arguments: Any, **options: Any) -> ThreadEngine:
+        made.append(options["workers"])
+        return ThreadEngine(*arguments, **options)
+
+    seen: list[float] = []
+    watch = OnRound(lambda row: seen.append(row["round"]))
+    base = replace(BASE, rounds=1, seed=7)
+    compare(base, seeds=2, rounds=[1, 2], progress=True, callbacks=[watch], workers=2, engine=engine)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in shown
+    assert "6/6" in shown
+    assert "2, seed 8" in shown
+    assert made == [2] * 4
+    assert seen == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_each_dataset_of_a_study_is_loaded_once_and_all_have_the_same_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    found = {"digits": Dataset("a", x, y, x, y, 2), "article": Dataset("b", x, y, x[:20], y[:20], 2)}
+    found["fcube"] = Dataset("c", x, x[:, 0], x, x[:, 0], 1, regression=True)
+    asked: list[str] = []
+
+    def load(name: str, _: Any) -> Dataset:
+        asked.append(name)
+        return found[name]
+
+    monkeypatch.setattr("fedsim.data.load", load)
+    base = Experiment(split=IID(2), rounds=1, loss="mse", hidden=(2,))
+    both = compare(base, dataset=["digits", "article"], seeds=2)
+    assert asked == ["digits", "article"]
+    alone = replace(base, dataset=found["article"]).run()
+    assert np.array_equal(both.variants[1].results[0].test_scores, alone.test_scores)
+    with pytest.raises(ConfigError, match="mixes labels and real-valued targets"):
+        compare(base, dataset=["digits", "fcube"])
+
+
+def test_earlier_tables_and_pictures_are_kept_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    tables = ["rounds.csv", "clients.csv", "summary.csv"]
+    pictures = ["accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png"]
+    for name in (*tables, *pictures, "mine.png", ".drift.png.abcdefgh"):
+        (out / name).touch()
+    compare(replace(BASE, rounds=1), seeds=2, directory=out)
+    assert {p.name for p in (tmp_path / "out.1").iterdir()} == {*tables, *pictures}
+    assert {p.name for p in out.iterdir()} == {*tables, "mine.png", ".lock"}
+    assert capsys.readouterr().err == f"fedsim: kept the earlier results in {tmp_path / 'out.1'}\n"
+
+
+def test_writing_the_tables_takes_a_tenth_of_a_studys_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run takes ten seconds here, and writing four: after the first run, the fourth, and the last."""
+    clock = SimpleNamespace(now=50.0)
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    written: list[int] = []
+
+    def to_csv(self: Study, directory: Any) -> None:
+        written.append(len(self.variants[0].results))
+        clock.now += 4.0
+
+    def on_round(row: Mapping[str, float]) -> None:
+        clock.now += 5.0
+
+    monkeypatch.setattr(Study, "to_csv", to_csv)
+    compare(replace(BASE, rounds=1), seeds=6, directory=tmp_path, callbacks=[OnRound(on_round)])
+    assert written == [1, 4, 6]
+
+
+@pytest.mark.parametrize("broken", [shutil.rmtree, None])
+def test_a_study_that_cannot_write_its_tables_ends_with_the_first_error(
+    broken: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its directory has been deleted, or its disk is full, when it is interrupted."""
+    monkeypatch.setattr(study_module, "WRITING_SHARE", -1.0)
+    out, begun = tmp_path / "out", 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "full")
+
+    def on_round(row: Mapping[str, float]) -> None:
+        nonlocal begun
+        begun += row["round"] == 0
+        if begun == 2 and last:
+            if broken:
+                broken(out)
+            raise KeyboardInterrupt
+
+    if not broken:
+        monkeypatch.setattr(Study, "to_csv", full)
+    for last in (True, False) if not broken else (True,):
+        begun = 0
+        with pytest.raises(KeyboardInterrupt if last else OSError):
+            compare(replace(BASE, rounds=1), seeds=2, directory=out, callbacks=[OnRound(on_round)])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_round(row: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(BASE, directory=tmp_path, callbacks=[OnRound(on_round)])
+    assert f"nothing was written to {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_verbose_run_shows_flowers_log_with_the_scores_of_each_round() -> None:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    try:
+        compare(BASE)
+        assert told == []
+        [result] = compare(BASE, verbose=True).variants[0].results
+    finally:
+        logger.removeHandler(handler)
+    for loss, accuracy in result.history[["test_loss", "test_accuracy"]].itertuples(index=False):
+        assert any(f"{{'test_loss': {loss}, 'test_accuracy': {accuracy}}}" in line for line in told)
+
+
 def test_labels_beside_lines_move_only_where_they_collide() -> None:
     assert plots._separate([0.9, 0.1], 0.05).tolist() == [0.9, 0.1]
     assert plots._separate([0.5, 0.5, 0.2], 0.05).tolist() == pytest.approx([0.5, 0.55, 0.2])
@@ -465,8 +680,91 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
     try:
         write_whole(tmp_path / "a.csv", lambda stream: stream.write(b"a"))
     finally:
-        os.umask(before)
+        after = os.umask(before)
+    assert after == 0o027
     assert (tmp_path / "a.csv").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_written_into_new_folders_and_can_be_read_meanwhile(tmp_path: Path) -> None:
+    read: list[bytes] = []
+
+    def write(stream: Any) -> None:
+        stream.write(b"abc")
+        stream.seek(1)
+        read.append(stream.read())
+        assert [p.parent for p in tmp_path.rglob(".x.csv.*")] == [tmp_path / "new/folder"]  # a rename needs one disk
+
+    write_whole(tmp_path / "new/folder/x.csv", write)
+    assert read == [b"bc"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "x.csv"]
+    assert (tmp_path / "new/folder/x.csv").stat().st_mode & 0o111 == 0
+
+
+def test_an_error_that_names_its_file_keeps_the_name(tmp_path: Path) -> None:
+    def write(stream: Any) -> None:
+        Path("/nowhere/at/all").read_bytes()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "x.csv", write)
+    assert caught.value.filename == "/nowhere/at/all"
+
+
+def test_what_a_killed_process_left_of_a_file_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.csv.ab_1x9yz", ".b.csv.00000000"]
+    stay = [".aXcsv.abcdefgh", ".a.csv.abcdefghi", ".a.csv.abcdefg", "x.a.csv.abcdefgh", ".a.csv.ABCDEFGH", "a.csv"]
+    for name in (*left, *stay):
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path, ["a.csv", "b.csv"])
+    assert {p.name for p in tmp_path.iterdir()} == set(stay)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_the_systems_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert writable_directory(tmp_path / "new/folder").is_dir()
+    for path in (str(tmp_path / "file"), str(tmp_path / "file/below"), "a\0b"):
+        with pytest.raises(ConfigError) as refused:
+            writable_directory(path)
+        assert str(refused.value).startswith(f"the results folder {path!r} cannot be written: ")
+        assert "Errno" not in str(refused.value)
+    with pytest.raises(ConfigError, match="the results folder is ''"):
+        writable_directory("")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened here")
+def test_a_folder_in_which_no_file_can_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the results folder '/proc/self' cannot be written: "):
+        writable_directory("/proc/self")
+
+
+@pytest.mark.parametrize("way", ["", ".", "..", "link"])
+def test_earlier_results_are_kept_beside_the_folder_itself_however_it_is_named(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "place" / "out"
+    (out / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out)
+    (out / "a.csv").write_text("earlier")
+    (out.parent / "out.1").mkdir()
+    monkeypatch.chdir(out / "inner" if way == ".." else out)
+    kept = keep_earlier(tmp_path / "link" if way == "link" else Path(way), ["a.csv"])
+    assert kept == out.parent / "out.2"
+    assert [p.name for p in kept.iterdir()] == ["a.csv"]
+
+
+def test_a_folder_is_free_again_after_its_run_however_that_ended(tmp_path: Path) -> None:
+    """While the object of the run still exists."""
+
+    class Broken(ResultsDirectory):
+        def begin(self) -> None:
+            raise KeyboardInterrupt
+
+    runs = [ResultsDirectory(tmp_path, []), Broken(tmp_path, []), ResultsDirectory(tmp_path, [])]
+    with runs[0], pytest.raises(ConfigError, match=re.escape(f"is writing into {str(tmp_path)!r}")), runs[2]:
+        pass
+    with pytest.raises(KeyboardInterrupt), runs[1]:
+        pass
+    with runs[2]:
+        pass
 
 
 def test_a_study_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
@@ -532,3 +830,8 @@ def test_pictures_name_the_data_and_as_many_clients_as_all_variants_have() -> No
 
     assert about(IID(10), Shards(10, per_client=2)) == "digits, 10 clients"
     assert about(IID(10), IID(20)) == "digits"
+    table = replace(BASE, dataset="table('some/where/pets.csv', label='y')")
+    assert (
+        Study((Variant({}, (Result(table, history(0.1), empty, {}, "numpy", "accuracy", empty),)),))._dataset
+        == "pets.csv"
+    )

@@ -101,7 +101,7 @@ def declared_type(option: inspect.Parameter) -> str:
     declared = option.annotation
     if declared is option.empty:
         return ""
-    return declared.__name__ if isinstance(declared, type) else str(declared)
+    return declared.__name__ if isinstance(declared, type) else str(declared).strip("'\"")
 
 
 def check_server(server: Any) -> Any:
