@@ -31,7 +31,7 @@ from fedsim.models import MLP
 from fedsim.modules import Modules
 from fedsim.objects import classes_of, to_text
 from fedsim.servers import FedAvg
-from fedsim.servers.options import check_options, options_of
+from fedsim.servers.options import check_options, declared_type, options_of
 from fedsim.splits import IID, Dirichlet, LogNormal, Natural, Pooled, Shards
 from fedsim.study import baselines, config
 from fedsim.study.plan import make_plan, table_plan
