@@ -29,6 +29,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_numpy_peer_trains_as_fedsim_does() -> None:
     dataset, partition = peers.shards(SMALL)
     start = SMALL.model.init(np.random.default_rng(2))
@@ -75,6 +76,7 @@ def test_flops_are_counted_from_the_networks_shape() -> None:
     assert replace(ARTICLE, epochs=2).flops == 2 * ARTICLE.flops
 
 
+@pytest.mark.slow
 def test_one_benchmark_as_json() -> None:
     done = benchmark("--only", "registered", "--samples", "1", "--json")
     assert done.returncode == 0, done.stderr

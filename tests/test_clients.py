@@ -229,7 +229,7 @@ def test_fedavg_with_local_steps_stops_short_of_the_optimum() -> None:
     [
         (clients.SCAFFOLD(lr=0.1, epochs=10, batch_size=None), 2000),
         pytest.param(clients.SCAFFOLD(lr=0.1, epochs=10, batch_size=None, option=1), 4000, marks=pytest.mark.slow),
-        (clients.FedDyn(lr=0.1, epochs=10, batch_size=None, alpha=0.5), 3000),
+        pytest.param(clients.FedDyn(lr=0.1, epochs=10, batch_size=None, alpha=0.5), 3000, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -85,7 +85,7 @@ pytestmark = pytest.mark.xdist_group("deployment")  # one process, one shared de
 @pytest.mark.parametrize(
     "experiment",
     [
-        replace(BASE, transforms=(TopK(0.2), Int8())),
+        pytest.param(replace(BASE, transforms=(TopK(0.2), Int8())), marks=slow),
         pytest.param(replace(BASE, client=clients.FedPer(), rounds=1), marks=slow),
         pytest.param(replace(BASE, client=clients.FedNova(momentum=0.5), rounds=1), marks=slow),
         pytest.param(replace(BASE, client=clients.Ditto(), rounds=1), marks=slow),

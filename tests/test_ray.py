@@ -51,10 +51,10 @@ def _cluster() -> Iterator[None]:
         replace(BASE, client=clients.SCAFFOLD()),
         pytest.param(replace(BASE, client=clients.FedPer()), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.MOON()), marks=pytest.mark.slow),
-        replace(BASE, client=clients.IFCA(), dtype="float64"),
-        replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)),
+        pytest.param(replace(BASE, client=clients.IFCA(), dtype="float64"), marks=pytest.mark.slow),
+        pytest.param(replace(BASE, server=servers.FedMedian, split=FeatureNoise(IID(12), 0.5)), marks=pytest.mark.slow),
         replace(BASE, client=clients.FineTune(), split=TimeOrdered(IID(12), 2, by="label")),  # a fit in evaluation too
-        replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())),
+        pytest.param(replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.FedLC()), marks=pytest.mark.slow),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",

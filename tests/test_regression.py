@@ -48,6 +48,7 @@ def test_r_squared_is_scikit_learns() -> None:
     assert "test_accuracy" not in result.history
 
 
+@pytest.mark.xdist_group("regression")  # a kernel is compiled once
 @pytest.mark.parametrize("client", [SGD(lr=0.05, momentum=0.5, epochs=2), SCAFFOLD(lr=0.05)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_both_kernels_agree(client: SGD, dtype: str) -> None:

@@ -148,7 +148,7 @@ def started(directory: Path, until: int) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_process_goes_on(how: signal.Signals, tmp_path: Path) -> None:
     process = started(tmp_path, 20)
     process.send_signal(how)
@@ -342,7 +342,7 @@ def test_a_directory_that_is_deleted_ends_the_run(at: int, replaced: bool, tmp_p
 @pytest.mark.parametrize("value", [[1], {"history": []}, {"experiment": 3, "history": []}])
 def test_a_checkpoint_of_something_else_is_not_of_a_run(value: Any, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "checkpoint.npz", value)
-    with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' is not of a run; "):
+    with pytest.raises(ConfigError, match=r"the checkpoint '.*checkpoint.npz' is not that of a run; "):
         BASE.run(directory=tmp_path)
 
 

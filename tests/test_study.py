@@ -476,7 +476,7 @@ def test_the_pictures_of_a_study_show_all_its_runs(
     (axes,) = drawn.pop().axes
     means = [np.mean([r.history["local_accuracy"] for r in v.results], axis=0)[-1] for v in study.variants]
     assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(means)
-    assert axes.get_ylabel() == "accuracy of what clients use, on their own examples"
+    assert axes.get_ylabel() == "accuracy of clients' models on their own examples"
     assert "digits, 10 clients (mean of 3 seeds" in axes.get_title(loc="left")
     study.plot_drift(tmp_path / "a.png")
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == labels
@@ -484,7 +484,7 @@ def test_the_pictures_of_a_study_show_all_its_runs(
     study.plot_score_by_skew(tmp_path / "a.png")
     (axes,) = drawn.pop().axes
     assert [len(found.get_offsets()) for found in axes.collections] == [10 * 3] * 4
-    assert axes.get_title(loc="left").endswith(" on digits")
+    assert axes.get_title(loc="left").endswith(": digits")
     other = compare(
         replace(BASE, rounds=1, fraction_evaluate=0.0, seed=3), split=[Shards(6, per_client=2), IID(5)], seeds=2
     )
@@ -755,7 +755,7 @@ def test_a_folder_is_free_again_after_its_run_however_that_ended(tmp_path: Path)
     """While the object of the run still exists."""
 
     class Broken(ResultsDirectory):
-        def begin(self) -> None:
+        def _prepare(self) -> None:
             raise KeyboardInterrupt
 
     runs = [ResultsDirectory(tmp_path, []), Broken(tmp_path, []), ResultsDirectory(tmp_path, [])]
