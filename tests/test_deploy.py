@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import ipaddress
@@ -163,24 +164,31 @@ def test_everything_temporary_is_in_one_private_folder(deployment: Deployment) -
         certificates.make_key(deployment.folder / "supernode-0")
 
 
-def test_only_this_machine_reaches_a_deployment_and_no_app_installs_packages(deployment: Deployment) -> None:
+def _listening() -> list[tuple[str, int]]:
+    """Return the addresses and ports on which processes below this one listen."""
     sockets = set()
     for pid in processes.descendants(os.getpid()):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            try:
+        with contextlib.suppress(OSError):  # a process or a descriptor that is gone meanwhile
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 sockets.add(os.readlink(descriptor))
-            except OSError:  # closed meanwhile
-                continue
     rows = [
         line.split()
         for table in ("tcp", "tcp6")
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
         if f"socket:[{line.split()[9]}]" in sockets
     ]
-    listening = [row[1].split(":") for row in rows if row[3] == "0A"]
-    assert {address for address, _ in listening} == {"0100007F"}
-    assert deployment.port in {int(port, 16) for _, port in listening}
+    found = (row[1].split(":") for row in rows if row[3] == "0A")
+    return [(address, int(port, 16)) for address, port in found]
+
+
+def test_only_this_machine_reaches_a_deployment_and_no_app_installs_packages(deployment: Deployment) -> None:
+    until = time.monotonic() + 60
+    while len(_listening()) < 3 and time.monotonic() < until:  # SuperNodes start in their own time
+        time.sleep(0.2)
+    listening = _listening()
     assert len(listening) >= 3
+    assert {address for address, _ in listening} == {"0100007F"}
+    assert deployment.port in {port for _, port in listening}
     superlink = deployment._processes[0]
     assert "--disable-runtime-dependency-installation" in superlink.args  # type: ignore[operator]
     assert os.getpgid(superlink.pid) == superlink.pid

@@ -489,7 +489,7 @@ def test_the_pictures_of_a_study_show_all_its_runs(
         replace(BASE, rounds=1, fraction_evaluate=0.0, seed=3), split=[Shards(6, per_client=2), IID(5)], seeds=2
     )
     other.plot_splits(tmp_path / "a.png", "sizes")
-    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["examples of a client"] * 2
+    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["examples per client"] * 2
     assert drawn.pop().get_suptitle().endswith(" digits")
     with pytest.raises(ConfigError, match="set fraction_evaluate"):
         other.plot_score_by_skew(tmp_path / "a.png")
