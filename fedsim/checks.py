@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -166,16 +167,25 @@ def check_fields(instance: Any) -> None:
     convert_fields(instance)
     classes = reversed(type(instance).__mro__)
     declared = [vars(cls).get("limits") for cls in classes]
-    limits = {name: interval for part in declared if isinstance(part, Mapping) for name, interval in part.items()}
+    limits = {name: limit for part in declared if isinstance(part, Mapping) for name, limit in part.items()}
+    cls, names = type(instance).__name__, [field.name for field in fields(instance)]
+    for name, limit in limits.items():
+        if name not in names:
+            raise ConfigError(f"{cls}'s limits has {name!r}, which is no hyperparameter{suggest(name, names)}")
+        if not isinstance(limit, Interval):
+            raise ConfigError(f"{cls}'s limits has {limit!r} for {name!r}; allowed: an Interval")
     for field in fields(instance):
-        name, kind, value = f"{type(instance).__name__}'s {field.name}", str(field.type), getattr(instance, field.name)
+        name, kind, value = f"{cls}'s {field.name}", str(field.type), getattr(instance, field.name)
         interval = limits.get(field.name)
         if field.type in (bool, "bool"):
             check_flag(name, value)
-        elif interval is None or (value is None and "None" in kind):
+        elif interval is None or (value is None and ("None" in kind or "Optional" in kind or field.default is None)):
             continue
-        elif "int" in kind:
-            check_integer(name, value, int(interval.low), int(min(interval.high, LARGEST)))
+        elif re.search(r"\bint\b", kind) and "float" not in kind:
+            low, high = max(interval.low, -LARGEST), min(interval.high, LARGEST)
+            low = math.floor(low) + 1 if interval.open_low or low % 1 else int(low)
+            high = math.ceil(high) - 1 if interval.open_high or high % 1 else int(high)
+            check_integer(name, value, int(low), int(high))
         else:
             check_real(name, value, interval.low, interval.high, open_low=interval[2], open_high=interval[3])
 

@@ -115,5 +115,5 @@ def load_class(field: str, path: str, base: type, modules: Modules) -> type:
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")
     cls: type = found
     if not issubclass(type(found), type) or not issubclass(cls, base) or inspect.isabstract(cls):
-        raise ConfigError(f"{field} names {path!r}; allowed: a concrete subclass of {base.__name__}")
+        raise ConfigError(f"{field} is {path!r}; allowed: a concrete subclass of {base.__name__}")
     return cls

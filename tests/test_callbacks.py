@@ -196,7 +196,7 @@ def test_configuration_files_and_the_command_line_set_early_stopping(tmp_path: P
     for text, sentence in [
         ("EarlyStoping(patience=1)", "allowed: EarlyStopping or module:Class; did you mean 'EarlyStopping'"),
         ("EarlyStopping()", "EarlyStopping has neither target nor patience"),
-        (f"{__name__}:Diary", "early_stopping names"),
+        (f"{__name__}:Diary", "early_stopping is"),
     ]:
         with pytest.raises(ConfigError, match=sentence):
             config.build("early_stopping", text)
@@ -459,7 +459,8 @@ def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytes
     first, last = capsys.readouterr().err.splitlines()
     assert first == (
         f"fedsim: round 1 of {name} had 2 updates, fewer than min_clients = 3: "
-        "the model is unchanged; failures.csv or Result.failures has the reasons"
+        "the model is unchanged; training diverged in round 1 at client 0 (weights or loss not finite) with "
+        f"{experiment.client}; a smaller lr usually helps; Result.failures has all reasons"
     )
     assert last == f"fedsim: 2 of 3 rounds of {name} had too few updates and changed nothing"
     replace(experiment, rounds=2).run()

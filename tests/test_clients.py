@@ -454,6 +454,18 @@ def test_layers_are_private_or_shared(strategy: SGD, kept: set[int], shared: set
     assert after.history["bytes_down"].iloc[-1] == 2 * after.history["bytes_up"].iloc[-1]  # to train, to evaluate
 
 
+@pytest.mark.parametrize(
+    ("base", "field"),
+    [(clients.FedPer, "personal_layers"), (clients.FedRep, "personal_layers"), (clients.LGFedAvg, "global_layers")],
+)
+def test_more_layers_than_there_are_is_an_error_of_the_users_own_class(base: Any, field: str) -> None:
+    class Own(base):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(ConfigError, match=f"^Own's {field} is 4; allowed"):
+        Experiment(hidden=(8, 8), client=Own(**{field: 4}), rounds=1).run()
+
+
 @pytest.mark.parametrize("strategy", [clients.FedPer(personal_layers=2), clients.LGFedAvg(global_layers=2)], ids=str)
 def test_some_layer_must_be_shared_and_some_kept(strategy: SGD) -> None:
     with pytest.raises(ConfigError, match="a whole number, 1 to 1"):

@@ -102,6 +102,16 @@ def test_mnist_is_the_published_one(mnist_dir: Path) -> None:
     assert hashlib.sha256(raw).hexdigest() == published
 
 
+def test_fashion_mnist_has_its_authors_checksums() -> None:
+    """As the table of its README gives them, file by file."""
+    assert idx.FASHION_MNIST.files == {
+        "train-images-idx3-ubyte": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "md5:25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "md5:bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "md5:bb300cfdad3c16e7a12a480ee83cd310",
+    }
+
+
 def test_mnist_by_environment_and_from_the_folder_above(mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIM_DATA", str(mnist_dir.parent))
     assert len(data.load("mnist").y_test) == 10_000
@@ -197,6 +207,8 @@ def test_damaged_files_say_so(tmp_path: Path, raw: bytes, sentence: str) -> None
 
 
 def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^dataset is 'digits\('; allowed: a call with plain values"):
+        data.load("digits(")
     with pytest.raises(ConfigError, match=r"dataset is 'digit'; allowed: digits, .*did you mean 'digits'"):
         data.load("digit")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import flwr.app
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.exception import AggregationError
-from helpers import same
+from helpers import OnRound, same
 from threadpoolctl import threadpool_info
 
 from fedsim import data, kernels
@@ -37,6 +39,7 @@ from fedsim.rounds.outcome import RoundOutcome
 from fedsim.servers import FedAvg
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition
 from fedsim.splits.sizes import LogNormal
+from fedsim.study import saving
 from fedsim.study.experiment import Experiment
 from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Mean
@@ -107,6 +110,33 @@ def test_stock_privacy_wrappers_run_around_ours_and_flowers(name: str) -> None:
         weights = records.to_flat(model, result.arrays)
         assert np.isfinite(weights).all()
         assert not np.array_equal(weights, records.to_flat(model, start))
+
+
+def test_flowers_server_side_noise_is_by_the_seed_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws from NumPy's global generator."""
+    wrapped = partial(
+        stock.DifferentialPrivacyServerSideFixedClipping,
+        strategy=FedAvg(),
+        noise_multiplier=0.1,
+        clipping_norm=1.0,
+        num_sampled_clients=5,
+    )
+    experiment = Experiment(split=IID(5, seed=0), rounds=4, server=wrapped)
+    whole = experiment.run()
+    assert same(whole, experiment.run())
+    assert not same(whole, dataclasses.replace(experiment, seed=1).run())
+    before = str(np.random.get_state(legacy=True))  # noqa: NPY002
+
+    def interrupt(row: Mapping[str, float]) -> None:
+        if row["round"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "CHECKPOINT_SHARE", 1e9)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(directory=tmp_path, callbacks=[OnRound(interrupt)])
+    assert same(whole, experiment.run(directory=tmp_path))
+    assert str(np.random.get_state(legacy=True)) == before  # noqa: NPY002
 
 
 def test_federated_xgboost_reaches_its_clients() -> None:

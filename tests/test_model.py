@@ -247,8 +247,8 @@ def test_the_compiled_kernel_refuses_other_models_and_auto_avoids_it() -> None:
     ("changes", "sentence"),
     [
         ({"model": 3}, "model is 3; allowed: a function of a Dataset that returns a Model"),
-        ({"hidden": (5,)}, "hidden configures the MLP, which model replaces"),
-        ({"dtype": "float64"}, "dtype configures the MLP, which model replaces"),
+        ({"hidden": (5,)}, "hidden and model are both given"),
+        ({"dtype": "float64"}, "dtype and model are both given"),
     ],
 )
 def test_bad_values_are_refused(changes: dict[str, Any], sentence: str) -> None:

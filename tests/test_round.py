@@ -31,10 +31,11 @@ from fedsim.models.mlp import MLP
 from fedsim.rounds.grid import RoundGrid, make_grid
 from fedsim.rounds.statistics import RoundStatistics, drift
 from fedsim.rounds.validity import ValidityChecks
-from fedsim.splits import IID, Dirichlet, FederatedDataset, Natural, Partition
+from fedsim.splits import IID, Dirichlet, FederatedDataset, LogNormal, Natural, Partition
 from fedsim.streams import Purpose
 from fedsim.study import runner
 from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.updates import UpdateTransform
 from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Mean
 
@@ -181,7 +182,7 @@ class Huge(clients.SGD):
 def test_an_update_too_large_to_measure_is_left_out(kernel: str, dtype: str, value: float) -> None:
     """Its length is no number of the model's dtype; it would take the mean with it."""
     experiment = replace(BASE, client=Huge(value=value), kernel=kernel, dtype=dtype, fraction_train=1.0)
-    with pytest.raises(DivergenceError, match=r"round 1 at client 2 \(its update is too large"):
+    with pytest.raises(DivergenceError, match=r"round 1 at client 2 \(norm of the update"):
         experiment.run()
     result = replace(experiment, on_failure="exclude").run()
     assert set(result.failures["partition_id"]) == {2}
@@ -538,7 +539,7 @@ def test_a_client_diverges_beyond_ten_times_the_untrained_loss(untrained: float,
     told = {client: reason.partition(" (")[2].partition(") with")[0] for client, reason in failed.items()}
     assert told == {
         4: f"training loss {most:.3g}", 6: f"training loss {-most:.3g}", 7: "weights or loss not finite",
-        9: "its update is too large: length 6.81e+38",
+        9: "norm of the update 6.81e+38",
     }  # fmt: skip
     assert failed[4].startswith("training diverged in round 4 at client 4 (")
     assert failed[4].endswith("with SGD; a smaller lr usually helps")
@@ -630,3 +631,78 @@ def test_what_travels_besides_the_model_is_counted() -> None:
     more = 6 * (128 + 4 * once.make_model(once.load_data()).num_parameters)
     assert both["bytes_down"] - plain["bytes_down"] == more
     assert both["bytes_up"] - plain["bytes_up"] == more
+
+
+# Mistakes in transforms, aggregators and server strategies of the user's own.
+
+
+class OneValue(UpdateTransform):
+    def on_client(self, values: Any, ctx: Any) -> Any:
+        return values
+
+
+class FewerRows(UpdateTransform):
+    def on_client(self, values: Any, ctx: Any) -> Any:
+        return values[:0], {}
+
+
+class LongSide(UpdateTransform):
+    def on_client(self, values: Any, ctx: Any) -> Any:
+        return values, {"scale": np.ones(len(values) + 1)}
+
+
+class Short(UpdateTransform):
+    def on_server(self, values: Any, side: Any, ctx: Any) -> Any:
+        return values[:, 1:]
+
+
+class AClass(servers.FedAvg):
+    def aggregator(self) -> Any:
+        return Mean
+
+
+class ShortStep(servers.FedAvg):
+    def step(self, server_round: int, weights: Any, combined: Any) -> Any:
+        return combined[1:]
+
+
+class NoStrategy:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"transforms": (OneValue(),)}, r"OneValue's on_client\(\) returned .*; allowed: a tuple of values"),
+        ({"transforms": (FewerRows(),)}, r"FewerRows's on_client\(\) returned values of shape \(0, "),
+        ({"transforms": (LongSide(),)}, r"LongSide's on_client\(\) returned scale of shape \(2,\)"),
+        ({"transforms": (Short(),)}, r"Short's on_server\(\) returned values of shape \(1, \d+\); allowed: \(1, "),
+        ({"server": AClass}, r"AClass's aggregator\(\) returned <class .*; allowed: an Aggregator object"),
+        ({"server": ShortStep}, r"ShortStep made new weights of shape \(\d+,\); allowed: \(\d+,\)"),
+        ({"server": NoStrategy}, "server is <class .*NoStrategy'>; allowed: a server strategy"),
+        ({"server": lambda: 3}, "server <lambda> returned 3; allowed: a Flower Strategy"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_mistake_outside_client_strategies_is_one_sentence_too(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Experiment(split=IID(4), rounds=1, on_failure="exclude", **changes).run()
+
+
+def test_statistics_are_of_the_mean_by_examples_whatever_the_aggregator() -> None:
+    """The clients' updates of the first round are the same, and so is their diversity."""
+    base = Experiment(split=Dirichlet(8, alpha=0.2, sizes=LogNormal(1.0)), rounds=1)
+    columns = ["client_drift", "gradient_diversity", "update_cosine"]
+    expected = base.run().history[columns].iloc[1]
+    for server in (servers.FedMedian, servers.FedExP, Uniform):
+        assert replace(base, server=server).run().history[columns].iloc[1].tolist() == pytest.approx(expected.tolist())
+
+
+class UniformMean(Mean):
+    def add(self, update: Any, weights: Any) -> None:
+        super().add(update, np.ones(len(weights)))
+
+
+class Uniform(servers.FedAvg):
+    def aggregator(self) -> Any:
+        return UniformMean()

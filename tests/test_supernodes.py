@@ -432,7 +432,7 @@ def lie(**changes: Any) -> Callable[[int, dict[str, Any]], Any]:
 
 
 HELLOS: dict[str, tuple[Callable[[int, dict[str, Any]], Any], str]] = {
-    "all partitions": (lie(partition_id=0, num_partitions=1), "it says num-partitions=1, and others say 4"),
+    "all partitions": (lie(partition_id=0, num_partitions=1), "its num-partitions is 1, and that of others is 4"),
     "a list": (lie(partition_id=[0, 1, 2, 3]), "it did not say which partition it is"),
     "NaN": (lie(partition_id=float("nan")), "it did not say which partition it is"),
     "true": (lie(partition_id=True), "it did not say which partition it is"),
@@ -1002,7 +1002,7 @@ def test_how_many_partitions_there_are_is_what_most_supernodes_say(claimed: list
     roster.wait()
     assert roster.num_partitions == of
     assert sorted(roster.hosts.values()) == [2 + k for k, number in enumerate(claimed) if number == of]
-    others = [f"SuperNode {2 + k} is refused: it says num-partitions={number}, and others say {of}"
+    others = [f"SuperNode {2 + k} is refused: its num-partitions is {number}, and that of others is {of}"
               for k, number in enumerate(claimed) if number != of]  # fmt: skip
     assert roster.missing(of) == "; ".join([f"no SuperNode is partition {of} of {of}", *others])
     assert grid.sent == [("query", sorted(grid.said), 0.0)]
@@ -1042,14 +1042,14 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     grid.there.remove(7)
     roster.update()
     assert roster.missing(5) == (
-        "no SuperNode is partition 5 of 3; SuperNode 9 is refused: it says num-partitions=6, and others say 3; "
+        "no SuperNode is partition 5 of 3; SuperNode 9 is refused: its num-partitions is 6, and that of others is 3; "
         "SuperNode 8 is a spare: SuperNode 3 is partition 1 too"
     )
     grid.there.append(7)
     grid.there.remove(4)
     roster.update()
     assert roster.hosts == {0: 2, 1: 3}
-    assert roster.missing(2) == "SuperNode 4 is gone"
+    assert roster.missing(2) == "SuperNode 4 has disconnected"
     grid.answers, grid.said[7] = {}, (2, 3)  # the file is there now
     grid.there.remove(9)
     roster.update()
@@ -1194,12 +1194,14 @@ def test_supernodes_are_looked_for_before_each_message() -> None:
     grid.there = [3]
     updates = list(engine.train(task, np.arange(6)))
     assert grid.asked("train") == [[3]]
-    assert reasons(updates) == dict.fromkeys((0, 2, 4), "SuperNode 2 is gone")
+    assert reasons(updates) == dict.fromkeys((0, 2, 4), "SuperNode 2 has disconnected")
     grid.there = []
-    assert reasons(engine.evaluate(task, np.arange(6))) == {k: f"SuperNode {2 + k % 2} is gone" for k in range(6)}
+    assert reasons(engine.evaluate(task, np.arange(6))) == {
+        k: f"SuperNode {2 + k % 2} has disconnected" for k in range(6)
+    }
     assert grid.asked("evaluate") == []
     grid.there, grid.said = [9], {9: (0, 2)}  # another machine with the same partition
-    assert reasons(engine.evaluate(task, np.arange(6))) == dict.fromkeys((1, 3, 5), "SuperNode 3 is gone")
+    assert reasons(engine.evaluate(task, np.arange(6))) == dict.fromkeys((1, 3, 5), "SuperNode 3 has disconnected")
     assert grid.asked("evaluate") == [[9]]
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
+from helpers import same
 
 from fedsim import Experiment, clients, compare, data, servers, splits, updates
 from fedsim.checks import Interval, check_integer, check_real, to_builtin
@@ -29,6 +30,8 @@ from fedsim.servers import FedAdam, FedAvg, MultiKrum
 from fedsim.splits import IID, Dirichlet, LabelDirichlet, LogNormal, Rotation, Split, TimeOrdered
 from fedsim.study import config
 from fedsim.study.build import make_strategy
+from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
+from fedsim.study.plan import make_plan
 from fedsim.updates.compression import TopK
 
 #: What a file, a command line or a program may put into any field.
@@ -485,3 +488,101 @@ def test_declared_limits_are_checked_by_the_type_of_the_field(cls: Any) -> None:
             cls(**settings)
         assert f"{cls.__name__}'s {name} is {value!r}; allowed" in str(refused.value)
         assert allowed in str(refused.value)
+
+
+def test_limits_that_cannot_hold_are_an_error_of_the_class() -> None:
+    class Misspelt(SGD):
+        nu: float = 0.1
+        limits: ClassVar[Any] = {"mu": Interval(0)}
+
+    class NoInterval(SGD):
+        mu: float = 0.1
+        limits: ClassVar[Any] = {"mu": (0, 1)}
+
+    with pytest.raises(ConfigError, match="Misspelt's limits has 'mu', which is no hyperparameter"):
+        Misspelt()
+    with pytest.raises(ConfigError, match=r"NoInterval's limits has \(0, 1\) for 'mu'; allowed: an Interval"):
+        NoInterval()
+
+
+def test_a_partial_without_options_is_its_class() -> None:
+    assert Experiment(server=partial(FedAdam)) == Experiment(server=FedAdam) == Experiment(server=FedAdam())
+    with pytest.raises(ConfigError, match="callbacks is 3; allowed: a list of callbacks"):
+        Experiment(dataset=SMALL, split=IID(4), rounds=1).run(callbacks=3)
+
+
+class Bounds(SGD):
+    limits: ClassVar[Any] = {
+        "above": Interval(0, open_low=True),
+        "below": Interval(0, 5, open_high=True),
+        "between": Interval(1.5, 5.5),
+        "most": Interval(high=5),
+        "either": Interval(0, 1),
+    }
+    above: int = 1
+    below: int = 4
+    between: int = 2
+    most: int = 0
+    either: Optional[float] = None  # noqa: UP045
+
+
+def test_limits_of_whole_numbers_have_open_ends_too() -> None:
+    Bounds(above=1, below=0, between=5, most=-(2**31) + 1, either=0.5)
+    for settings in ({"above": 0}, {"below": 5}, {"between": 1}, {"between": 6}, {"most": 6}, {"either": 1.5}):
+        with pytest.raises(ConfigError, match=f"Bounds's {next(iter(settings))} is "):
+            Bounds(**settings)
+
+
+class OwnServer(FedAvg):
+    def __init__(self, *, shift: int = 0, cap: float = math.inf, path: str = "", **options: Any) -> None:
+        super().__init__(**options)
+
+
+def test_options_of_a_users_own_server_have_types_but_no_bounds() -> None:
+    sound = {"shift": -5, "cap": -math.inf, "path": Path("x")}
+    made: Any = Experiment(server=partial(OwnServer, **sound)).server
+    assert made.keywords == sound
+    made = Experiment(server=OwnServer(shift=2**40)).server
+    assert made.keywords == {"shift": 2**40}
+    for wrong, said in (
+        ({"shift": 0.5}, "a whole number"),
+        ({"cap": "x"}, "a number"),
+        ({"fraction_train": 2}, "a finite"),
+    ):
+        with pytest.raises(ConfigError, match=f"OwnServer's {next(iter(wrong))} is .*; allowed: {said}"):
+            Experiment(server=partial(OwnServer, **wrong))
+
+    def make(**options: Any) -> FedAvg:
+        return FedAvg(**options)
+
+    found: Any = make_strategy(Experiment(server=partial(make, min_clients=2)))
+    assert found.min_clients == 2
+    with pytest.raises(ConfigError, match="FedAvg has the option server_hooks"):
+        Experiment(server=partial(FedAvg, server_hooks=None))
+    with pytest.raises(ConfigError, match="FedAvg has the option server_hooks"):
+        config.build("server", "FedAvg(server_hooks=None)")
+
+
+def test_a_study_file_varies_settings_of_experiments_only() -> None:
+    for axis in ("directory", "workers", "engine", "base", "seed", "progress"):
+        with pytest.raises(ConfigError, match=f"compare cannot vary {axis!r}; allowed: dataset"):
+            make_plan({"compare": {"split": ["IID(4)"], axis: "/tmp/x"}})
+
+
+def test_runs_that_share_an_early_stopping_do_not_share_what_it_has_seen() -> None:
+    """Two runs at once, here one inside a callback of the other."""
+    base = Experiment(dataset=SMALL, split=IID(4), rounds=6, early_stopping=EarlyStopping(patience=2))
+    alone = base.run()
+
+    class Nested(Callback):
+        def round_finished(self, finished: FinishedRound) -> None:
+            if finished.number == 1:
+                assert same(base.run(), alone)
+
+    assert same(base.run(callbacks=[Nested()]), alone)
+
+
+def test_nothing_is_transformed_where_nothing_is_sent() -> None:
+    base = Experiment(dataset=SMALL, split=IID(4), rounds=2, client=clients.LocalOnly(), fraction_evaluate=1.0)
+    for transform in (updates.RandomMask(0.5), TopK(0.5)):
+        assert replace(base, transforms=(transform,)).run().clients.equals(base.run().clients)

@@ -31,5 +31,5 @@ class LGFedAvg(SGD):
 
     def private_groups(self, model: Model) -> Sequence[Group]:
         """Return the first layers."""
-        shared = last_groups("LGFedAvg's global_layers", self.global_layers, model)
+        shared = last_groups(f"{type(self).__name__}'s global_layers", self.global_layers, model)
         return model.groups[: -len(shared)]

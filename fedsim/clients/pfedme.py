@@ -43,7 +43,9 @@ class PFedMe(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("PFedMe's personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
+        check_real(
+            f"{type(self).__name__}'s personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True
+        )
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Return the loss at w and the gradient of the envelope."""

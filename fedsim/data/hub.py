@@ -121,11 +121,16 @@ def _images(
 
 
 def _pixels(path: str, part: Any, image: str) -> NDArray[np.float32]:
-    """Return images as rows of pixels."""
-    rows = [np.asarray(p if p.mode in ("L", "RGB") else p.convert("RGB")) for p in part[image]]
-    shapes = list(dict.fromkeys(pixels.shape for pixels in rows))
-    if not shapes:
+    """Return images as rows of pixels; DataError at the first image of another size."""
+    shape: tuple[int, ...] = ()
+    rows = np.empty((0, 0), dtype=np.uint8)
+    for k, picture in enumerate(part[image]):
+        pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+        if k == 0:
+            shape, rows = pixels.shape, np.empty((len(part), pixels.size), dtype=np.uint8)
+        if pixels.shape != shape:
+            raise DataError(f"{path} has images of shape {shape} and {pixels.shape}; allowed: one size")
+        rows[k] = pixels.ravel()
+    if not len(rows):
         raise DataError(f"{path} has an empty split")
-    if len(shapes) > 1:
-        raise DataError(f"{path} has images of shape {shapes[0]} and {shapes[1]}; allowed: one size")
-    return np.stack(rows).reshape(len(rows), -1).astype(np.float32) / np.float32(255)
+    return rows.astype(np.float32) / np.float32(255)

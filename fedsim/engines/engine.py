@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -111,5 +112,7 @@ def make_engine(
     workers, block_size : int, optional
         As for the engine; by default those of a partial, or the engine's own.
     """
-    given = {"workers": workers, "block_size": block_size}
-    return engine_class(engine)(runtime, **{name: value for name, value in given.items() if value is not None})
+    make, options = engine_class(engine), {"workers": workers, "block_size": block_size}
+    if isinstance(make, partial):
+        options = {name: value for name, value in options.items() if value is not None or name not in make.keywords}
+    return make(runtime, **options)

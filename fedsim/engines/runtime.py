@@ -69,7 +69,7 @@ class ClientRuntime:
         self.variance = float(data.y_test.var()) if data.regression else None
         self.partition, self._window = federated.at(1), 1
         shared = ~private_mask(client, model)  # checks the strategy's private groups
-        self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms else None
+        self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms and shared.any() else None
         self._has_residual = self.pipeline is not None and self.pipeline.error_feedback
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ class ThreadEngine:
 def worker_count(runtime: ClientRuntime, workers: int | None) -> int:
     """Return the number of threads: `workers` if given, else one per core with the compiled kernel and one with NumPy.
 
-    The NumPy kernel makes many small calls, and threads would wait for one another's hold of Python's lock.
+    The NumPy kernel makes many small calls, and Python's lock would let only one thread run at a time.
     """
     if workers is None:
         return available_cores() if runtime.kernel_name == "compiled" else 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 
@@ -37,13 +38,26 @@ def freeze_gc() -> Iterator[None]:
 
 @contextmanager
 def seeded_sampling(seed: int) -> Iterator[None]:
-    """Seed the global `random`, from which Flower's own strategies sample, and restore its state afterwards."""
-    before = random.getstate()
+    """Seed Python's and NumPy's global generators, which Flower's strategies use, and restore them afterwards."""
+    before = sampling_state()
     random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     try:
         yield
     finally:
-        random.setstate(before)
+        load_sampling_state(before)
+
+
+def sampling_state() -> tuple[Any, Any]:
+    """Return the states of Python's and NumPy's global generators."""
+    return random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
+
+
+def load_sampling_state(state: tuple[Any, Any]) -> None:
+    """Set the states of Python's and NumPy's global generators."""
+    python, numpy = state
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
 
 
 class ResumedStrategy(Strategy):

@@ -6,7 +6,8 @@
     outcome.add   the aggregation of the server strategy sums the updates of the block, or keeps them
     commit        if there are enough updates: client state and statistics are stored, once
 
-A rejected round stores nothing. The server strategy then reads the outcome and makes its step.
+A rejected round changes no state; its bytes, failures and evaluations are recorded. The server strategy then reads the
+outcome and makes its step.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class ValidityChecks:
         elif norm <= self._max_norm:
             what = f"training loss {loss:.3g}"
         else:
-            what = f"its update is too large: length {norm:.3g}"
+            what = f"norm of the update {norm:.3g}"
         return DivergenceError(
             f"training diverged in round {task.round} at client {update.partition_ids[row]} ({what}) "
             f"with {task.strategy}; a smaller lr usually helps"

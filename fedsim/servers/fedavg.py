@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
+from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Update, mean_evaluation
 from fedsim.errors import ConfigError
@@ -187,7 +188,12 @@ class FedAvg(FlowerFedAvg):
 
     def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
         """Return an aggregation of these updates; more can be added."""
-        aggregation = Aggregation(self.aggregator(), self.server_hooks, self._add_weighted, self.check_groups)
+        aggregator = self.aggregator()
+        if isinstance(aggregator, type) or not hasattr(aggregator, "result"):
+            raise ConfigError(
+                f"{type(self).__name__}'s aggregator() returned {shorten(aggregator)}; allowed: an Aggregator object"
+            )
+        aggregation = Aggregation(aggregator, self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             aggregation.add(update)
         return aggregation
@@ -197,12 +203,20 @@ class FedAvg(FlowerFedAvg):
         if aggregation.clients < max(self.min_clients, 1):
             return None
         combined, hooks = aggregation.combined, aggregation.server_hooks
-        if hooks or type(self).step is not FedAvg.step:
-            old = self.global_weights
+        has_step = type(self).step is not FedAvg.step
+        if type(aggregation.aggregator) is Mean and not hooks and not has_step:
+            return combined
+        old = self.global_weights
+        if hooks or has_step:
             with np.errstate(all="ignore"):  # a diverging model is reported with the round and client
                 if hooks:
                     combined = hooks.step(server_round, old, aggregation.means(), aggregation.examples)
-                combined = self.step(server_round, old, combined).astype(old.dtype, copy=False)
+                combined = np.asarray(self.step(server_round, old, combined)).astype(old.dtype, copy=False)
+        if combined.shape != old.shape:
+            raise ConfigError(
+                f"{type(self).__name__} made new weights of shape {combined.shape}; allowed: {old.shape}, from its "
+                "aggregator or step()"
+            )
         return combined
 
     def _update(self, reply: Message) -> Update:

@@ -52,14 +52,14 @@ class FedOpt(FedAvg):
         m = self.beta_1 * self.state.get("m", zero) + (1 - self.beta_1) * delta
         v = self.second_moment(self.state.get("v", zero), delta * delta)
         self.state.update(m=m, v=v)
-        new: Array = weights + self.learning_rate(server_round) * m / (np.sqrt(v) + self.tau)
+        new: Array = weights + self.corrected_eta(server_round) * m / (np.sqrt(v) + self.tau)
         return new
 
     @abstractmethod
     def second_moment(self, v: Array, square: Array) -> Array:
         """Return the new v, given the old one and Delta squared."""
 
-    def learning_rate(self, server_round: int) -> float:
+    def corrected_eta(self, server_round: int) -> float:
         """Return the round's learning rate."""
         return self.eta
 
@@ -101,7 +101,7 @@ class FedAdam(FedOpt):
         """Return the moving average."""
         return self.beta_2 * v + (1 - self.beta_2) * square
 
-    def learning_rate(self, server_round: int) -> float:
+    def corrected_eta(self, server_round: int) -> float:
         """Return eta with the bias correction of Adam (Kingma and Ba, arXiv:1412.6980, section 2), as Flower does."""
         power = server_round + 1.0  # in Adam, server_round
         return float(self.eta * np.sqrt(1 - self.beta_2**power) / (1 - self.beta_1**power))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from fedsim.checks import check_flag, check_integer, check_real, check_seed, shorten, suggest, to_builtin
@@ -58,13 +59,40 @@ def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: st
     """
     name = name or getattr(server, "__name__", repr(server))
     known = options_of(server)
+    takes_all = not isinstance(server, type) and any(
+        p.kind is p.VAR_KEYWORD for p in signature(server).parameters.values()
+    )
+    library = _library_options(server)
     checked = {option: to_builtin(value) for option, value in given.items()}
     for option, value in checked.items():
-        if option not in known:
+        if option in known:
+            check = _check if option in library else _check_type
+            check(f"{name}'s {option}", known[option], value)
+        elif not takes_all:
             allowed = ", ".join(known) or "none"
             raise ConfigError(f"server {name} has no option {option!r}; allowed: {allowed}{suggest(option, known)}")
-        _check(f"{name}'s {option}", known[option], value)
     return checked
+
+
+def _library_options(server: Callable[..., Any]) -> set[str]:
+    """Return the names of the options that fedsim or Flower defines, whose values have bounds."""
+    classes = server.__mro__ if isinstance(server, type) else ()
+    library = next((cls for cls in classes if cls.__module__.partition(".")[0] in ("fedsim", "flwr")), None)
+    return set(options_of(library)) if library else set(COMMON)
+
+
+def _check_type(field: str, option: inspect.Parameter, value: Any) -> None:
+    """Check the type of an option of a user's own class or function."""
+    declared = declared_type(option)
+    kind = declared.removesuffix(" | None")
+    if value is None and (option.default is None or kind != declared):
+        return
+    if kind == "bool":
+        check_flag(field, value)
+    elif kind == "int" and type(value) is not int:
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a whole number")
+    elif kind == "float" and type(value) not in (int, float):
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: a number")
 
 
 def _check(field: str, option: inspect.Parameter, value: Any) -> None:
@@ -126,12 +154,16 @@ def check_server(server: Any) -> Any:
             )
         cls: Any = type(server)
         server = partial(cls, **options) if options else cls
-    if not callable(server):
+    is_other_class = isinstance(server, type) and not hasattr(server, "aggregate_train")
+    if not callable(server) or is_other_class:
         raise ConfigError(f"server is {shorten(server)}; allowed: a server strategy, or the class of one")
     if isinstance(server, partial):
         name = getattr(server.func, "__name__", repr(server.func))
         for option in set(RECORD_KEYS) & set(server.keywords):
             value = shorten(server.keywords[option])
             raise ConfigError(f"{name}'s {option} is {value}; allowed: the default, the name that clients use")
-        return partial(server.func, *server.args, **check_options(server.func, server.keywords))
+        if "server_hooks" in server.keywords:
+            raise ConfigError(f"{name} has the option server_hooks; allowed: none, the client strategy determines them")
+        server = partial(server.func, *server.args, **check_options(server.func, server.keywords))
+        return server if server.args or server.keywords else server.func
     return server

@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
@@ -76,6 +77,8 @@ def make_strategy(
         made: Strategy = make(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server {name} cannot be made: {error}") from None
+    if not isinstance(made, Strategy):
+        raise ConfigError(f"server {name} returned {shorten(made)}; allowed: a Flower Strategy")
     for option in MIN_NODES:
         least = getattr(made, option, 0)
         if num_clients is not None and least > num_clients:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -42,12 +42,10 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
     ConfigError
         An axis is not a setting of an experiment, has no values, or has a value that is not allowed.
     """
-    known = [f.name for f in fields(Experiment)]
+    check_axes(axes)
     axes = {axis: to_builtin_sequence(values) for axis, values in axes.items()}
     labels: dict[str, list[str]] = {}
     for axis, values in axes.items():
-        if axis not in known or axis == "seed":
-            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{suggest(axis, known)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(f"{axis} is {shorten(values)}; compare needs a list of at least one value")
         shown = [replace(base, server=v).server for v in values] if axis == "server" else values
@@ -58,6 +56,14 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
         (dict(zip(axes, names, strict=True)), replace(base, **dict(zip(axes, values, strict=True))))
         for names, values in combinations
     ]
+
+
+def check_axes(axes: Iterable[str]) -> None:
+    """Raise ConfigError if an axis is not a setting of an experiment, or is the seed."""
+    known = [f.name for f in fields(Experiment)]
+    for axis in axes:
+        if axis not in known or axis == "seed":
+            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{suggest(axis, known)}")
 
 
 def _short(value: Any) -> str:

@@ -237,7 +237,9 @@ class Experiment:
         for replaced in ("hidden", "activation", "loss", "dtype"):
             default = type(self).__dataclass_fields__[replaced].default
             if getattr(self, replaced) != default:
-                raise ConfigError(f"{replaced} configures the MLP, which model replaces; allowed: one of the two")
+                raise ConfigError(
+                    f"{replaced} and model are both given; allowed: one of them, because model replaces the MLP"
+                )
 
     def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
         """Return the kernel that trains; for ``"auto"``, it depends on the size of a round."""

@@ -11,6 +11,7 @@ from fedsim import data
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules
 from fedsim.study import config
+from fedsim.study.compare import check_axes
 from fedsim.study.experiment import Experiment
 
 
@@ -61,6 +62,7 @@ def make_plan(
         for axis, (raw, allowed) in texts.items()
     }
     seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
+    check_axes(axes)
     return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
+from fedsim.flower.strategies import load_sampling_state, sampling_state
 from fedsim.rounds.grid import RoundGrid
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import make_strategy
@@ -85,7 +85,7 @@ class RunState:
             "server_hooks": self.server_hooks.state,
             "centralised": self.centralised.weights if self.centralised else None,
             "server": strategy_state_dict(self.strategy),
-            "sampling": random.getstate(),
+            "sampling": sampling_state(),
         }
 
     def initial_arrays(self) -> dict[str, dict[str, Array]]:
@@ -135,7 +135,7 @@ class RunState:
             check_fits((central.shape, central.dtype) == (like.shape, like.dtype), "centralised")
             self.centralised.weights = central
         load_strategy_state(self.strategy, saved["server"])
-        random.setstate(saved["sampling"])
+        load_sampling_state(saved["sampling"])
         self._grid.checks.limit_loss(self.rows[0]["test_loss"])
 
     def _load_client_state(self, state: Any, initial: Mapping[str, Array]) -> None:

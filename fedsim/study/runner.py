@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +50,14 @@ def run(
     engine: str | Callable[..., Engine],
 ) -> Result:
     """Run an experiment; parameters as for `Experiment.run`."""
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks is {callbacks!r}; allowed: a list of callbacks")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks has {callback!r}; allowed: objects of classes that extend Callback")
     with ExitStack() as stack:
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
-        early = [experiment.early_stopping] if experiment.early_stopping else []
+        early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
         callbacks = [RejectedRounds(), *early, *callbacks]
         runtime = build_runtime(experiment)
         grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
@@ -220,9 +223,10 @@ class RejectedRounds(Callback):
         if finished.rejected is not None:
             updates, least = finished.rejected
             if not self._rejected:
+                reasons = [f"; {reason}" for _, reason in sorted(finished.failures.items())]
                 print_notice(
                     f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
-                    "the model is unchanged; failures.csv or Result.failures has the reasons"
+                    f"the model is unchanged{''.join(reasons[:1])}; Result.failures has all reasons"
                 )
             self._rejected += 1
 

@@ -49,7 +49,7 @@ class Aggregation:
         self.server_hooks = server_hooks if server_hooks and needs_server_hooks(server_hooks.strategy) else None
         own_weights = self.server_hooks is not None and overrides(self.server_hooks.strategy, "weigh")
         #: The mean weighted by examples, where the aggregator returns something else.
-        self._mean = None if isinstance(aggregator, Mean) and not own_weights else RunningMean(add_weighted)
+        self._mean = None if type(aggregator) is Mean and not own_weights else RunningMean(add_weighted)
         self._others: dict[str, RunningMean] = {}
         self.clients = self.examples = 0
         self._losses: list[NDArray[np.float64]] = []

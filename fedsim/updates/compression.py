@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.checks import check_flag, check_real
+from fedsim.checks import Interval
 from fedsim.updates.transform import Array, Indices, TransformContext, UpdateTransform
 
 
@@ -62,11 +62,7 @@ class TopK(UpdateTransform):
 
     fraction: float = 0.1
     error_feedback: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("TopK's fraction", self.fraction, 0, 1, open_low=True)
-        check_flag("TopK's error_feedback", self.error_feedback)
+    limits = {"fraction": Interval(0, 1, open_low=True)}
 
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
         """Return the largest values and their indices."""
@@ -95,10 +91,7 @@ class RandomMask(UpdateTransform):
     """
 
     fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_real("RandomMask's fraction", self.fraction, 0, 1, open_low=True)
+    limits = {"fraction": Interval(0, 1, open_low=True)}
 
     @property
     def is_contractive(self) -> bool:

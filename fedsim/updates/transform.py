@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import convert_fields
+from fedsim.checks import check_fields, shorten
 from fedsim.clients.task import Task, Update
 from fedsim.errors import ConfigError
 from fedsim.streams import Purpose, generator
@@ -64,7 +64,7 @@ class UpdateTransform:
     """
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
 
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
         """Return the arrays that are sent.
@@ -143,8 +143,9 @@ class Pipeline:
         self._lengths = [int(shared.sum())]
         for position, transform in enumerate(self._transforms):
             ctx = TransformContext(0, 0, np.zeros(1, np.intp), self._lengths[-1], position)
-            values, _ = transform.on_client(np.zeros((1, ctx.length)), ctx)
+            values, side = _on_client(transform, np.zeros((1, ctx.length)), ctx)
             self._lengths.append(values.shape[1])
+            _on_server(transform, values, side, ctx)
 
     def on_client(self, task: Task, update: Update) -> Update:
         """Return the updates with the encoded arrays that clients send, and with the weights that the server decodes.
@@ -168,7 +169,7 @@ class Pipeline:
         sent: dict[str, Array] = {}
         for position, transform in enumerate(self._transforms):
             ctx = TransformContext(seed, round_number, clients, self._lengths[position], position)
-            values, side = transform.on_client(values, ctx)
+            values, side = _on_client(transform, values, ctx)
             sent |= {f"{position}.{name}": rows for name, rows in side.items()}
         if values.dtype == np.float64:
             values = values.astype(self._dtype)
@@ -180,7 +181,39 @@ class Pipeline:
         for position, transform in reversed(list(enumerate(self._transforms))):
             side = {n.partition(".")[2]: rows for n, rows in sent.items() if n.startswith(f"{position}.")}
             ctx = TransformContext(seed, round_number, clients, self._lengths[position], position)
-            values = transform.on_server(values, side, ctx)
+            values = _on_server(transform, values, side, ctx)
         change = np.zeros((len(values), len(self._shared)), dtype=self._dtype)
         change[:, self._shared] = values
         return change
+
+
+def _on_client(transform: UpdateTransform, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
+    """Call a transform's `on_client`; ConfigError unless it returns values and a dict, with a row per client."""
+    result: Any = transform.on_client(values, ctx)
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        raise ConfigError(
+            f"{type(transform).__name__}'s on_client() returned {shorten(result)}; allowed: a tuple of "
+            f"values, shape ({len(ctx.clients)}, any length), and a dict of arrays"
+        )
+    for name, rows in ({"values": result[0]} | result[1]).items():
+        if (
+            not isinstance(rows, np.ndarray)
+            or rows.shape[:1] != (len(ctx.clients),)
+            or (name == "values") > (rows.ndim == 2)
+        ):
+            raise ConfigError(
+                f"{type(transform).__name__}'s on_client() returned {name} of shape {np.shape(rows)}; allowed: arrays "
+                f"with a row for each of the {len(ctx.clients)} clients"
+            )
+    return result
+
+
+def _on_server(transform: UpdateTransform, values: Array, side: Mapping[str, Array], ctx: TransformContext) -> Array:
+    """Call a transform's `on_server`; ConfigError unless it returns what `on_client` was given, by shape."""
+    result = transform.on_server(values, side, ctx)
+    if np.shape(result) != (len(ctx.clients), ctx.length):
+        raise ConfigError(
+            f"{type(transform).__name__}'s on_server() returned values of shape {np.shape(result)}; allowed: "
+            f"{(len(ctx.clients), ctx.length)}"
+        )
+    return result

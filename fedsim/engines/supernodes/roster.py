@@ -82,7 +82,7 @@ class Roster:
         self.hosts, self._spare = {}, {}
         for node, hello in list(self._hellos.items()):
             if hello.num_partitions != self.num_partitions:
-                reason = f"it says num-partitions={hello.num_partitions}, and others say {self.num_partitions}"
+                reason = f"its num-partitions is {hello.num_partitions}, and that of others is {self.num_partitions}"
                 self._refuse(node, reason)
             elif (first := self.hosts.setdefault(hello.partition, node)) != node:
                 self._spare[node] = f"SuperNode {first} is partition {hello.partition} too"
@@ -130,5 +130,5 @@ class Roster:
     def missing(self, partition: int) -> str:
         """Return why no SuperNode serves a partition."""
         if partition in self._served_by:
-            return f"SuperNode {self._served_by[partition]} is gone"
+            return f"SuperNode {self._served_by[partition]} has disconnected"
         return "; ".join([f"no SuperNode is partition {partition} of {self.num_partitions}", *self._refusals()])
