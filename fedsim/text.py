@@ -23,11 +23,16 @@ def one_line(error: BaseException) -> str:
         return ""
 
 
+def escape(text: object) -> str:
+    """Return a text with escapes in the place of control characters other than line feeds, for a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def print_notice(sentence: str) -> None:
     """Print a notice on standard error, above progress bars."""
     from tqdm import tqdm
 
-    tqdm.write(f"fedsim: {sentence}", file=sys.stderr)
+    tqdm.write(f"fedsim: {escape(sentence)}", file=sys.stderr)
 
 
 _PACKAGE = str(Path(__file__).parent) + os.sep

@@ -275,3 +275,8 @@ for thread in threads:
 assert not errors, errors
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    text.print_notice("column \x1b]0;mine\x07 has é\nand \u202e more")
+    assert capsys.readouterr().err == "fedsim: column \\x1b]0;mine\\x07 has é\nand \\u202e more\n"

@@ -31,7 +31,9 @@ def guard(main: Callable[[], None]) -> NoReturn:
     program = Path(sys.argv[0]).name
 
     def fail(message: object) -> NoReturn:
-        print(f"{program}: error: {message}", file=sys.stderr)
+        from fedsim.text import escape
+
+        print(f"{program}: error: {escape(message)}", file=sys.stderr)
         sys.exit(2)
 
     try:
