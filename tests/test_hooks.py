@@ -467,6 +467,7 @@ def test_every_fit_of_a_round_shuffles_anew() -> None:
 
 def test_fits_of_some_groups_name_groups() -> None:
     context = Context(Task(NET, SGD(), X, Y, HELD, START, 1, 0), IDS, {})
+    assert context.update_norm is None  # before the first fit
     for groups in ([], [("W3", "b3")], ["W1"]):
         with pytest.raises(ValueError, match=re.escape(f"groups is {groups!r}; allowed: some of {NET.groups}")):
             context.fit(groups=groups)  # type: ignore[arg-type]
