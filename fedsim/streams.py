@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     CLIENT_TEST = 9
     SPLIT_CHANGE = 10
     COMPRESS = 11
+    PRIVACY = 12
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

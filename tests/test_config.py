@@ -125,7 +125,11 @@ def test_a_study_file() -> None:
             "FedAvg's fraction_evaluate is -0.1; allowed: .*at least 0",
         ),
         ("server", "Krum(num_malicious_nodes=1.0)", "Krum's num_malicious_nodes is 1.0; allowed: a whole number"),
-        ("transforms", "Int9", "transforms is 'Int9'; allowed: Float16, Int8, RandomMask, TopK or module:Class"),
+        (
+            "transforms",
+            "Int9",
+            "transforms is 'Int9'; allowed: Float16, Int8, RandomMask, TopK, Clip, LocalDP or module:Class",
+        ),
         ("client", "fedsim.clients", "client is 'fedsim.clients'; allowed: APFL"),
         ("client", "fedsim.clients:1", "client names 'fedsim.clients:1'; allowed: module:Class"),
         ("client", "fedsim.clients:SGD.x", "client names 'fedsim.clients:SGD.x'; allowed: module:Class"),

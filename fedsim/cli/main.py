@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fedsim import __version__
-from fedsim.cli import compare, deploy, run, splits, tools
+from fedsim.cli import compare, deploy, privacy, run, splits, tools
 from fedsim.cli.guard import Parser, guard
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Options | None]]
     "splits": (splits.splits, splits.add_options),
     "deploy": (deploy.deploy, deploy.add_deploy_options),
     "export": (deploy.export, deploy.add_export_options),
+    "privacy": (privacy.privacy, privacy.add_options),
     "flower": (tools.flower, tools.add_flower_options),
     "strategies": (tools.strategies, None),
     "check": (tools.check, tools.add_check_options),

@@ -29,6 +29,7 @@ from fedsim.errors import ConfigError
 from fedsim.flower import records
 from fedsim.flower.messages import Instructions
 from fedsim.kernels.numpy import add_weighted
+from fedsim.privacy.central import CLIP, CentralMechanism, PrivateMean
 from fedsim.rounds.outcome import RoundOutcome
 from fedsim.servers.options import MIN_NODES, check_options
 from fedsim.streams import Purpose, generator
@@ -76,6 +77,8 @@ class FedAvg(FlowerFedAvg):
         self.state: dict[str, Array] = {}
         #: Whether the grid may add updates to a sum as they finish, without making replies; set by the caller.
         self.streams = False
+        #: Samples cohorts and combines updates with differential privacy; set by the caller.
+        self.privacy: CentralMechanism | None = None
         self._add_weighted = add_weighted
         self._sent: ArrayRecord | None = None
         self._sent_flat: Array | None = None
@@ -120,10 +123,14 @@ class FedAvg(FlowerFedAvg):
         nodes: Any = grid.get_node_ids()
         consecutive = isinstance(nodes, range)  # in process; a million of them must cost nothing
         nodes = nodes if consecutive else sorted(nodes)
-        size = _cohort_size(len(nodes), fraction, least)
-        if size == len(nodes):
-            return nodes
-        chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
+        chosen = None
+        if self.privacy and purpose is Purpose.SAMPLE_TRAIN:
+            chosen = self.privacy.sample(len(nodes), server_round)
+        if chosen is None:
+            size = _cohort_size(len(nodes), fraction, least)
+            if size == len(nodes):
+                return nodes
+            chosen = np.sort(generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False))
         return chosen + nodes[0] if consecutive else [nodes[k] for k in chosen]
 
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
@@ -153,8 +160,9 @@ class FedAvg(FlowerFedAvg):
         self._add_weighted = getattr(grid, "add_weighted", add_weighted)
         # A subclass that overrides aggregate_train may read replies.
         streams = self.streams and type(self).aggregate_train is FedAvg.aggregate_train
-        aggregation = self._aggregation() if streams else None
-        return Instructions(record, nodes, MessageType.TRAIN, aggregation, self.min_clients)
+        aggregation = self._aggregation(server_round) if streams else None
+        least = 0 if self.privacy else self.min_clients  # a cohort without clients still releases noise
+        return Instructions(record, nodes, MessageType.TRAIN, aggregation, least)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -172,27 +180,32 @@ class FedAvg(FlowerFedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the cohort's weights into the new global model."""
         if isinstance(replies, RoundOutcome):
-            aggregation = self._aggregation(replies.updates) if replies.keeps_rows else replies.aggregation
+            aggregation = replies.aggregation
+            if replies.keeps_rows:
+                aggregation = self._aggregation(server_round, replies.updates)
             flat = self._new_weights(server_round, aggregation)
             if flat is None:
                 return None, None
             return replies.to_record(flat), MetricRecord({"train_loss": aggregation.train_loss})
         ordered = sorted(replies, key=self._cohort_order)
         valid, _ = self._check_and_log_replies(ordered, is_train=True)
-        flat = self._new_weights(server_round, self._aggregation(map(self._update, valid)))
+        flat = self._new_weights(server_round, self._aggregation(server_round, map(self._update, valid)))
         if flat is None:
             return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         like, _ = records.split_reply(next(iter(valid[0].content.array_records.values())))
         return records.unflatten(like, flat), metrics
 
-    def _aggregation(self, updates: Iterable[Update] = ()) -> Aggregation:
+    def _aggregation(self, server_round: int, updates: Iterable[Update] = ()) -> Aggregation:
         """Return an aggregation of these updates; more can be added."""
         aggregator = self.aggregator()
         if isinstance(aggregator, type) or not hasattr(aggregator, "result"):
             raise ConfigError(
                 f"{type(self).__name__}'s aggregator() returned {shorten(aggregator)}; allowed: an Aggregator object"
             )
+        if self.privacy:
+            clip = float(self.state.get(CLIP, self.privacy.settings.clip))
+            aggregator = self.privacy.aggregator(server_round, self.global_weights, clip, self._add_weighted)
         aggregation = Aggregation(aggregator, self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             aggregation.add(update)
@@ -200,9 +213,11 @@ class FedAvg(FlowerFedAvg):
 
     def _new_weights(self, server_round: int, aggregation: Aggregation) -> Array | None:
         """Return the new flat weights, or None if the round is rejected."""
-        if aggregation.clients < max(self.min_clients, 1):
+        if aggregation.clients < max(self.min_clients, 1) and not self.privacy:
             return None
         combined, hooks = aggregation.combined, aggregation.server_hooks
+        if isinstance(aggregation.aggregator, PrivateMean):
+            self.state[CLIP] = np.array(aggregation.aggregator.next_clip())
         has_step = type(self).step is not FedAvg.step
         if type(aggregation.aggregator) is Mean and not hooks and not has_step:
             return combined

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import clients, splits, updates
+from fedsim import clients, privacy, splits, updates
 from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
@@ -32,9 +32,11 @@ from fedsim.objects import (
     read_call,
     to_text,
 )
+from fedsim.privacy import CentralDP
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
+from fedsim.updates import UpdateTransform
 
 
 def _base_class(field: str) -> type:
@@ -46,8 +48,9 @@ def _base_class(field: str) -> type:
     return {
         "split": splits.Split,
         "client": clients.ClientStrategy,
-        "transforms": updates.UpdateTransform,
+        "transforms": UpdateTransform,
         "early_stopping": EarlyStopping,
+        "privacy": CentralDP,
     }[field]
 
 
@@ -59,9 +62,11 @@ def _namespace(field: str) -> dict[str, Any]:
         from fedsim import servers
 
         return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
-    if field == "early_stopping":
-        return {"EarlyStopping": EarlyStopping}
-    return classes_of({"split": splits, "client": clients, "transforms": updates}[field], _base_class(field))
+    if field in ("early_stopping", "privacy"):
+        return {_base_class(field).__name__: _base_class(field)}
+    if field == "transforms":
+        return classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)
+    return classes_of({"split": splits, "client": clients}[field], _base_class(field))
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -69,7 +74,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server", "transforms", "early_stopping"}
+    field : {"split", "client", "server", "transforms", "early_stopping", "privacy"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules
@@ -98,7 +103,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return the Python argument for a TOML value."""
-    if field in ("split", "client", "server", "early_stopping") and isinstance(raw, str):
+    if field in ("split", "client", "server", "early_stopping", "privacy") and isinstance(raw, str):
         return build(field, raw, modules)
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
@@ -198,7 +203,7 @@ def to_toml(experiment: Experiment) -> str:
         if setting.name == "server":
             made = value if isinstance(value, partial) else partial(value)
             value = format_call(class_name(made.func, _namespace("server")), [], made.keywords)
-        elif setting.name in ("split", "client", "early_stopping"):
+        elif setting.name in ("split", "client", "early_stopping", "privacy"):
             value = to_text(value, _namespace(setting.name))
         elif setting.name == "transforms":
             value = [to_text(transform, _namespace("transforms")) for transform in value]

@@ -31,6 +31,7 @@ def history_columns(score: str) -> tuple[str, ...]:
         "gradient_diversity",
         "update_cosine",
         "weight_divergence",
+        "epsilon",
         "bytes_up",
         "bytes_down",
         "seconds",

@@ -21,6 +21,7 @@ from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
 from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
 from fedsim.study.experiment import Experiment
+from fedsim.study.privacy import privacy_loss
 from fedsim.study.result import history_columns
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
@@ -52,6 +53,7 @@ class RunState:
         The server strategy.
     server_hooks : ServerHooks
     centralised : CentralisedTraining, optional
+    privacy_loss : PrivacyLoss, optional
     """
 
     def __init__(self, experiment: Experiment, grid: RoundGrid) -> None:
@@ -66,8 +68,14 @@ class RunState:
         self.server_hooks = ServerHooks(
             experiment.client, self.model, lambda number: len(federated.at(number).indices), experiment.seed
         )
-        self.strategy: Strategy = make_strategy(experiment, self.server_hooks, len(grid.get_node_ids()))
+        clients = len(grid.get_node_ids())
+        self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
+        self.privacy_loss = privacy_loss(experiment, self.strategy, clients)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
+
+    def epsilon(self, rounds: int) -> float:
+        """Return the privacy loss of the run after some rounds; NaN for a run without differential privacy."""
+        return self.privacy_loss.epsilon(rounds) if self.privacy_loss else float("nan")
 
     def check_can_be_saved(self) -> None:
         """Raise ConfigError if a checkpoint cannot hold the state of the server strategy."""

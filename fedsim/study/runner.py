@@ -28,6 +28,7 @@ from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.checkpoint import checkpoint_error
 from fedsim.study.directory import RunDirectory
+from fedsim.study.privacy import PrivacyBudget
 from fedsim.study.result import Result, history_columns
 from fedsim.study.run_state import CLIENTS, FAILURES, RunState
 from fedsim.study.saving import Checkpoints
@@ -102,6 +103,9 @@ class _Run:
                 state.check_can_be_saved()
                 self._restore(self.folder)
                 self.callbacks = [*self.callbacks, stack.enter_context(Checkpoints(self.folder, state))]
+            budget = experiment.privacy.epsilon if experiment.privacy else None
+            if state.privacy_loss and budget is not None:
+                self.callbacks = [PrivacyBudget(state.privacy_loss, budget), *self.callbacks]
             for callback in self.callbacks:
                 callback.run_started(experiment, state.rows)
             self._round_started = time.perf_counter()
@@ -175,6 +179,7 @@ class _Run:
             len(statistics.failed),
             *statistics.drift(),
             divergence,
+            state.epsilon(server_round),
             statistics.bytes_up,
             statistics.bytes_down,
             now - self._round_started,

@@ -75,7 +75,9 @@ class Aggregation:
 
     @property
     def train_loss(self) -> float:
-        """The mean training loss, weighted by examples."""
+        """The mean training loss, weighted by examples; NaN without updates."""
+        if not self._losses:
+            return float("nan")
         return float(np.concatenate(self._losses).sum() / self.examples)
 
     @cached_property

@@ -1,0 +1,207 @@
+"""The privacy loss of a run after each round, computed by Google's dp-accounting.
+
+A round samples a cohort and adds Gaussian noise to the sum of its clipped updates. Its privacy loss depends on how the
+cohort is sampled, and on the definition of neighbouring datasets:
+
+- Poisson sampling (each client takes part with probability q, independently of the others): datasets that differ by one
+  client more or less. Mironov, Talwar and Zhang, "Renyi differential privacy of the sampled Gaussian mechanism", 2019
+  (arXiv:1908.10530).
+- A cohort of fixed size, sampled without replacement: datasets in which one client's data are replaced, so that the
+  sum changes by up to twice the clipping norm. Wang, Balle and Kasiviswanathan, "Subsampled Renyi differential privacy
+  and analytical moments accountant", AISTATS 2019 (arXiv:1808.00087), theorem 27.
+- No sampling (every client in every round, as in local DP): the Gaussian mechanism.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedsim.checks import check_choice, check_integer, check_real
+from fedsim.errors import ConfigError, missing_extra
+
+SAMPLING = ("poisson", "fixed")
+ACCOUNTANTS = ("rdp", "pld")
+#: Width of the grid on which the PLD accountant rounds privacy losses up.
+PLD_INTERVAL = 1e-3
+#: The largest noise multiplier that `noise_multiplier_for` looks for.
+MOST_NOISE = 1e6
+
+
+def default_delta(clients: int) -> float:
+    """Return ``clients ** -1.1``, less than one over the number of clients.
+
+    McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language models", ICLR 2018
+    (arXiv:1710.06963), section 3.
+    """
+    return float(max(clients, 2) ** -1.1)
+
+
+@dataclass(frozen=True)
+class PrivacyLoss:
+    """The privacy loss of rounds that each sample a cohort and add noise.
+
+    Parameters
+    ----------
+    noise_multiplier : float
+        Standard deviation of the noise on the sum, in clipping norms.
+    clients : int
+        Registered.
+    cohort : int
+        Clients of a round; for Poisson sampling their expected number, `clients` times the probability.
+    delta : float
+    sampling : {"poisson", "fixed"}
+        How the cohort is sampled. With as many clients as there are, both are no sampling.
+    accountant : {"rdp", "pld"}
+        Renyi DP, or privacy loss distributions, which give a tighter bound and take about a second a round; only for
+        Poisson sampling.
+
+    Raises
+    ------
+    ConfigError
+        A value outside these, or dp-accounting is not installed.
+    """
+
+    noise_multiplier: float
+    clients: int
+    cohort: float
+    delta: float
+    sampling: str = "poisson"
+    accountant: str = "rdp"
+
+    def __post_init__(self) -> None:
+        check_real("noise_multiplier", self.noise_multiplier, 0)
+        check_integer("clients", self.clients, 1)
+        check_real("cohort", self.cohort, 0, self.clients, open_low=True)
+        if self.sampling == "fixed":
+            check_integer("cohort", self.cohort, 1)
+        check_real("delta", self.delta, 0, 1, open_low=True, open_high=True)
+        check_choice("sampling", self.sampling, SAMPLING)
+        check_choice("accountant", self.accountant, ACCOUNTANTS)
+        if (self.sampling, self.accountant) == ("fixed", "pld"):
+            raise ConfigError("accountant is 'pld', which knows Poisson sampling only; allowed for fixed sampling: rdp")
+        _library()
+
+    def epsilon(self, rounds: int) -> float:
+        """Return epsilon after some rounds; infinite without noise."""
+        if rounds == 0:
+            return 0.0
+        if not self.noise_multiplier:
+            return float("inf")
+        if self.accountant == "pld":
+            return float(self._distribution.self_compose(rounds).get_epsilon_for_delta(self.delta))
+        rdp = _library().rdp
+        epsilon, _ = rdp.compute_epsilon(self._accountant.orders, rounds * self._accountant.rdp, self.delta)
+        return float(epsilon)
+
+    @cached_property
+    def _accountant(self) -> Any:
+        """One round's Renyi DP."""
+        dp = _library()
+        if self.sampling == "poisson":
+            event = dp.PoissonSampledDpEvent(self.cohort / self.clients, dp.GaussianDpEvent(self.noise_multiplier))
+            with _without_warnings():
+                return dp.rdp.RdpAccountant().compose(event)
+        # Replacing a client's data moves the sum by up to twice the clipping norm.
+        gaussian = dp.GaussianDpEvent(self.noise_multiplier / 2)
+        event = dp.SampledWithoutReplacementDpEvent(self.clients, int(self.cohort), gaussian)
+        if self.cohort == self.clients:
+            event = gaussian
+        return dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE).compose(event)
+
+    @cached_property
+    def _distribution(self) -> Any:
+        """One round's privacy loss distribution."""
+        from dp_accounting.pld import privacy_loss_distribution as pld
+
+        return pld.from_gaussian_mechanism(
+            self.noise_multiplier,
+            sampling_prob=self.cohort / self.clients,
+            value_discretization_interval=PLD_INTERVAL,
+            neighboring_relation=_library().NeighboringRelation.ADD_OR_REMOVE_ONE,
+        )
+
+    def rounds_within(self, epsilon: float, most: int) -> int:
+        """Return how many rounds, up to some number, cost at most an epsilon."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.epsilon(middle) <= epsilon else (low, middle - 1)
+        return low
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    rounds: int,
+    clients: int,
+    cohort: float,
+    delta: float,
+    sampling: str = "poisson",
+    accountant: str = "rdp",
+) -> float:
+    """Return the smallest noise multiplier, to four digits, with which some rounds cost at most an epsilon.
+
+    Parameters
+    ----------
+    epsilon : float
+        Greater than 0.
+    rounds : int
+    clients, cohort, delta, sampling, accountant
+        As for `PrivacyLoss`.
+
+    Raises
+    ------
+    ConfigError
+        No noise multiplier up to 1e6 is enough.
+    """
+    check_real("epsilon", epsilon, 0, open_low=True)
+    check_integer("rounds", rounds, 1)
+
+    from scipy.optimize import brentq
+
+    def excess(noise_multiplier: float) -> float:
+        made = PrivacyLoss(noise_multiplier, clients, cohort, delta, sampling, accountant)
+        return math.log(max(made.epsilon(rounds), 1e-300) / epsilon)  # 0 where delta alone covers the loss
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+        if high > MOST_NOISE:
+            raise ConfigError(
+                f"epsilon is {epsilon:g}, which {rounds} rounds with delta {delta:g} exceed with any noise; allowed: "
+                "more, or fewer rounds"
+            )
+    low = high / 2
+    while excess(low) <= 0:
+        low, high = low / 2, low
+    found = brentq(excess, low, high, rtol=1e-4)
+    while excess(found) > 0:  # the root is found from either side
+        found *= 1 + 1e-4
+    return float(found)
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ImportError:
+        raise missing_extra("privacy", "privacy") from None
+    return dp_accounting
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide warnings about orders that do not converge; the accountant drops them, and the bound holds without them."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,237 @@
+"""Central differential privacy of clients: clipped updates, equal weights, and noise on their sum, added by the server.
+
+McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language models", ICLR 2018
+(arXiv:1710.06963), algorithm 1 (DP-FedAvg) with flat clipping and a fixed denominator.
+
+Adaptive clipping: Andrew, Thakkar, McMahan and Ramaswamy, "Differentially private learning with adaptive clipping",
+NeurIPS 2021 (arXiv:1905.03871), algorithm 1 and theorem 1.
+
+The server is trusted: it sees each update, and what it releases, the global model of each round, is private. Losses,
+scores and drift in the history are computed without noise, for whoever runs the simulation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.checks import Interval, check_choice, check_fields
+from fedsim.clients.task import Update
+from fedsim.errors import ConfigError
+from fedsim.objects import short_repr
+from fedsim.privacy.accounting import ACCOUNTANTS, SAMPLING, PrivacyLoss, default_delta, noise_multiplier_for
+from fedsim.streams import Purpose, generator
+from fedsim.updates.aggregators import distances_to
+
+Array = NDArray[Any]
+#: Name of the server strategy's state that holds the clipping norm, where it adapts.
+CLIP = "clip"
+
+
+@dataclass(frozen=True)
+class CentralDP:
+    """Central differential privacy of clients.
+
+    Each update is clipped to a norm, the mean gives every client the same weight, and Gaussian noise is added to it.
+
+    Parameters
+    ----------
+    clip : float
+        Clipping norm of an update, greater than 0; with `target_quantile` that of the first round.
+    noise_multiplier : float, optional
+        Standard deviation of the noise on the sum of a round's updates, in clipping norms, at least 0. Default: what
+        makes all rounds of the experiment together cost `epsilon`.
+    epsilon : float, optional
+        Privacy budget, greater than 0: the run ends before the round that would exceed it.
+    delta : float, optional
+        Default ``clients ** -1.1``; see `fedsim.privacy.accounting.default_delta`.
+    sampling : {"poisson", "fixed"}
+        Each client takes part with probability ``fraction_train``, on its own; or cohorts have a fixed size, which the
+        accountant can amplify less.
+    accountant : {"rdp", "pld"}
+        See `fedsim.privacy.accounting.PrivacyLoss`.
+    target_quantile : float, optional
+        Adapt the clipping norm to this quantile of the updates' norms, between 0 and 1.
+    clip_lr : float
+        Learning rate of the adaptation, greater than 0.
+    system_noise : bool
+        Draw noise from the operating system's generator. By default it comes from the seeded streams, so that runs
+        repeat: for simulation only, for whoever knows the seed can remove it.
+
+    Raises
+    ------
+    ConfigError
+        A value outside these, or neither noise_multiplier nor epsilon.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    sampling: str = "poisson"
+    accountant: str = "rdp"
+    target_quantile: float | None = None
+    clip_lr: float = 0.2
+    system_noise: bool = False
+
+    limits = {
+        "clip": Interval(0, open_low=True),
+        "noise_multiplier": Interval(0),
+        "epsilon": Interval(0, open_low=True),
+        "delta": Interval(0, 1, open_low=True, open_high=True),
+        "target_quantile": Interval(0, 1),
+        "clip_lr": Interval(0, open_low=True),
+    }
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.noise_multiplier is None and self.epsilon is None:
+            raise ConfigError("CentralDP has neither noise_multiplier nor epsilon; allowed: one of them, or both")
+        check_choice("CentralDP's sampling", self.sampling, SAMPLING)
+        check_choice("CentralDP's accountant", self.accountant, ACCOUNTANTS)
+        if (self.sampling, self.accountant) == ("fixed", "pld"):
+            raise ConfigError("CentralDP's accountant is 'pld'; allowed with fixed sampling: rdp")
+
+    def __str__(self) -> str:
+        """Return a short label: the settings that differ from their defaults."""
+        return short_repr(self)
+
+    def mechanism(self, clients: int, fraction: float, rounds: int, seed: int) -> CentralMechanism:
+        """Return the mechanism of a run.
+
+        Parameters
+        ----------
+        clients : int
+            Registered.
+        fraction : float
+            Share of them, or probability of each, in a round.
+        rounds : int
+        seed : int
+
+        Raises
+        ------
+        ConfigError
+            dp-accounting is not installed, or no noise is enough for `epsilon`.
+        """
+        cohort = clients * fraction if self.sampling == "poisson" else max(1, int(clients * fraction))
+        delta = default_delta(clients) if self.delta is None else self.delta
+        accounted = clients, cohort, delta, self.sampling, self.accountant
+        noise = self.noise_multiplier
+        if noise is None:
+            assert self.epsilon is not None
+            noise = noise_multiplier_for(self.epsilon, rounds, *accounted)
+        return CentralMechanism(self, PrivacyLoss(noise, *accounted), seed)
+
+
+class CentralMechanism:
+    """Central DP in a run: what it samples, how it aggregates, and what it has cost.
+
+    Parameters
+    ----------
+    settings : CentralDP
+    loss : PrivacyLoss
+    seed : int
+    """
+
+    def __init__(self, settings: CentralDP, loss: PrivacyLoss, seed: int) -> None:
+        self.settings, self.loss, self._seed = settings, loss, seed
+        z = loss.noise_multiplier
+        #: Standard deviation of the noise on the number of updates within the clipping norm.
+        self.count_noise = loss.cohort / 20 if settings.target_quantile is not None else 0.0
+        #: Noise multiplier of the sum: with the noisy count it costs what `z` alone would.
+        self.sum_noise = z
+        if settings.target_quantile is not None and z:
+            if 2 * self.count_noise <= z:
+                raise ConfigError(
+                    f"CentralDP's noise_multiplier is {z:g}; allowed with target_quantile: less than a tenth of the "
+                    f"cohort of {loss.cohort:g}"
+                )
+            self.sum_noise = (z**-2 - (2 * self.count_noise) ** -2) ** -0.5
+
+    def sample(self, clients: int, server_round: int) -> NDArray[np.intp] | None:
+        """Return the partition ids of a Poisson sample; None where the server samples a cohort of fixed size."""
+        if self.settings.sampling == "fixed":
+            return None
+        draws = generator(self._seed, Purpose.SAMPLE_TRAIN, server_round).random(clients)
+        return np.flatnonzero(draws < self.loss.cohort / self.loss.clients)
+
+    def aggregator(
+        self, server_round: int, weights: Array, clip: float, add_weighted: Callable[..., None]
+    ) -> PrivateMean:
+        """Return what combines the updates of a round that started from some weights."""
+        rng = generator(self._seed, Purpose.PRIVACY, server_round)
+        normal = system_normal if self.settings.system_noise else rng.standard_normal
+        return PrivateMean(self, weights, clip, normal, add_weighted)
+
+
+class PrivateMean:
+    """The mean of clipped updates over the expected cohort, with Gaussian noise; every client has the same weight.
+
+    Parameters
+    ----------
+    mechanism : CentralMechanism
+    weights : ndarray, shape (parameters,)
+        The global weights that clients started from.
+    clip : float
+    normal : callable
+        Number -> so many standard normal numbers.
+    add_weighted : callable
+        How to add up weights; see `fedsim.kernels`.
+    """
+
+    needs: ClassVar[Literal["sums", "rows"]] = "sums"
+
+    def __init__(
+        self,
+        mechanism: CentralMechanism,
+        weights: Array,
+        clip: float,
+        normal: Callable[[int], NDArray[np.float64]],
+        add_weighted: Callable[..., None],
+    ) -> None:
+        self._mechanism, self._start, self.clip, self._normal = mechanism, weights, clip, normal
+        self._add_weighted = add_weighted
+        self._sum, self._factors = np.zeros(len(weights)), 0.0
+        self._clients = self._within = 0
+
+    def add(self, update: Update, weights: NDArray[np.float64]) -> None:
+        """Add a block of updates, clipped."""
+        norms = distances_to(self._start, update.weights)
+        factors = np.minimum(1.0, self.clip / np.maximum(norms, 1e-300))
+        self._add_weighted(self._sum, update.weights, factors)
+        self._factors = float(np.add.accumulate(np.append(self._factors, factors))[-1])  # one after another
+        self._clients += len(norms)
+        self._within += int((norms <= self.clip).sum())
+
+    def result(self) -> Array:
+        """Return the new weights."""
+        cohort = self._mechanism.loss.cohort
+        start = self._start.astype(np.float64)
+        noise = self._mechanism.sum_noise * self.clip * self._normal(len(start))
+        new: Array = start + (self._sum - self._factors * start + noise) / cohort
+        return new.astype(self._start.dtype)
+
+    def next_clip(self) -> float:
+        """Return the next round's clipping norm; called after `result`."""
+        quantile = self._mechanism.settings.target_quantile
+        if quantile is None:
+            return self.clip
+        # Counted as 1/2 and -1/2, so that a client changes the sum by at most 1/2.
+        count = self._within - self._clients / 2 + self._mechanism.count_noise * float(self._normal(1)[0])
+        share = count / self._mechanism.loss.cohort + 0.5
+        return self.clip * math.exp(-self._mechanism.settings.clip_lr * (share - quantile))
+
+
+def system_normal(number: int) -> NDArray[np.float64]:
+    """Return standard normal numbers from the operating system's generator of random bytes."""
+    from scipy.special import ndtri
+
+    bits = np.frombuffer(os.urandom(8 * number), np.uint64) >> np.uint64(11)
+    normal: NDArray[np.float64] = ndtri((bits + 0.5) * 2.0**-53)
+    return normal

@@ -1,0 +1,73 @@
+"""Local differential privacy of updates: each client clips its update and adds noise before it sends it.
+
+Kasiviswanathan, Lee, Nissim, Raskhodnikova and Smith, "What can we learn privately?", SIAM Journal on Computing 2011
+(arXiv:0803.0924), with the Gaussian mechanism. The server is not trusted; the noise of a mean over n clients is that of
+one client divided by the square root of n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.checks import Interval, check_fields
+from fedsim.privacy.accounting import PrivacyLoss
+from fedsim.updates.transform import TransformContext, UpdateTransform
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Clip(UpdateTransform):
+    """Shorten updates that are longer than a norm to that norm.
+
+    Parameters
+    ----------
+    norm : float
+        Euclidean, greater than 0.
+    """
+
+    norm: float = 1.0
+    limits = {"norm": Interval(0, open_low=True)}
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
+        """Clip."""
+        lengths = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
+        return values * np.minimum(1.0, self.norm / np.maximum(lengths, 1e-300)), {}
+
+
+@dataclass(frozen=True)
+class LocalDP(Clip):
+    """Clip updates, and add Gaussian noise to each coordinate.
+
+    Parameters
+    ----------
+    norm : float
+        Clipping norm, greater than 0.
+    noise_multiplier : float
+        Standard deviation of the noise, in clipping norms, at least 0.
+    """
+
+    noise_multiplier: float = 1.0
+    limits = {"noise_multiplier": Interval(0)}
+
+    def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
+        """Clip and add noise."""
+        clipped, _ = super().on_client(values, ctx)
+        noise = np.stack([rng.standard_normal(ctx.length) for rng in ctx.rngs()])
+        return clipped + self.noise_multiplier * self.norm * noise, {}
+
+    @property
+    def is_contractive(self) -> bool:
+        """False: noise does not depend on the values."""
+        return False
+
+    def loss(self, delta: float) -> PrivacyLoss:
+        """Return the privacy loss of a client that takes part in every round so far: two updates differ by 2 norms."""
+        return PrivacyLoss(self.noise_multiplier, 1, 1, delta, "fixed")
