@@ -29,6 +29,11 @@ def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> Non
             f"privacy needs a mean of clipped updates, and the server {server} combines updates in another way; "
             "allowed: FedAvg, FedAvgM, FedAdam, FedAdagrad, FedYogi"
         )
+    if type(strategy).aggregate_train is not FedAvg.aggregate_train:
+        raise ConfigError(
+            f"privacy needs updates that nothing else reads, and the server {server} overrides aggregate_train(); allowed: "
+            "a server that overrides step() only"
+        )
     if needs_server_hooks(experiment.client):
         raise ConfigError(
             f"privacy protects the mean of the weights, and the client {client} has weights in the mean, or arrays "
