@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import replace
 from typing import Any
 
+import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 from helpers import same
@@ -212,6 +213,11 @@ PRIVACY = CentralDP(clip=0.5, noise_multiplier=1.0)
 BASE = Experiment(split=Dirichlet(40, alpha=0.3), rounds=4, fraction_train=0.3, privacy=PRIVACY)
 
 
+class Reader(servers.FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, list(replies))
+
+
 def test_an_experiment_with_privacy_is_written_and_read_as_text() -> None:
     experiment = replace(BASE, privacy=CentralDP(clip=0.25, epsilon=3.0, sampling="fixed"), transforms=(LocalDP(0.5),))
     assert config.experiment(tomllib.loads(config.to_toml(experiment))) == experiment
@@ -272,6 +278,9 @@ def test_a_cohort_without_a_client_releases_noise() -> None:
     [
         ({"server": servers.Krum}, "mean of clipped updates.*Krum"),
         ({"server": servers.QFedAvg}, "mean of clipped updates.*QFedAvg"),
+        ({"server": servers.FedExP}, "mean of clipped updates.*FedExP"),
+        ({"server": stock.FedAvg}, "mean of clipped updates.*FedAvg"),
+        ({"server": Reader}, "Reader overrides aggregate_train"),
         ({"client": clients.SCAFFOLD()}, "SCAFFOLD.*besides"),
         ({"client": clients.FedNova()}, "FedNova"),
         ({"client": clients.IFCA()}, "IFCA"),
@@ -281,6 +290,12 @@ def test_a_cohort_without_a_client_releases_noise() -> None:
 def test_what_makes_no_sense_is_refused_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         replace(BASE, **changes).run()
+
+
+def test_other_servers_step_from_the_private_mean() -> None:
+    for server in (servers.FedAvgM, servers.FedAdam):
+        history = replace(BASE, server=server).run().history
+        assert history["epsilon"].iloc[-1] > 0
 
 
 # Local.

@@ -31,8 +31,8 @@ def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> Non
         )
     if type(strategy).aggregate_train is not FedAvg.aggregate_train:
         raise ConfigError(
-            f"privacy needs updates that nothing else reads, and the server {server} overrides aggregate_train(); allowed: "
-            "a server that overrides step() only"
+            f"privacy needs updates that nothing else reads, and the server {server} overrides aggregate_train(); "
+            "allowed: a server that overrides step() only"
         )
     if needs_server_hooks(experiment.client):
         raise ConfigError(
