@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import flwr.serverapp.strategy as stock
@@ -26,7 +27,8 @@ from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multipli
 from fedsim.privacy.central import CentralMechanism, system_normal
 from fedsim.splits import IID, Dirichlet
 from fedsim.study import config
-from fedsim.updates import TopK
+from fedsim.study.callbacks import EarlyStopping
+from fedsim.updates import Int8, TopK
 
 # What it costs.
 
@@ -182,14 +184,18 @@ def test_noise_of_the_operating_system_is_normal_and_does_not_repeat() -> None:
 def test_poisson_cohorts_are_drawn_client_by_client() -> None:
     mechanism = made(1.0, 400, 0.1)
     samples = [mechanism.sample(400, number) for number in range(200)]
-    sizes = np.array([len(sample) for sample in samples if sample is not None])
-    assert len(sizes) == 200
+    sizes = np.array([len(sample) for sample in samples])
     assert sizes.mean() == pytest.approx(40, abs=1.5)
     assert sizes.var() == pytest.approx(36, rel=0.35)
-    times = np.bincount(np.concatenate(samples), minlength=400)  # type: ignore[arg-type]
+    times = np.bincount(np.concatenate(samples), minlength=400)
     assert times.mean() == pytest.approx(20, abs=1)
     assert times.max() < 45
-    assert made(1.0, 400, 0.1, sampling="fixed").sample(400, 1) is None
+    fixed = made(1.0, 400, 0.1, sampling="fixed")
+    assert {len(fixed.sample(400, number)) for number in range(20)} == {40}
+    drawn = np.bincount(np.concatenate([fixed.sample(400, number) for number in range(200)]), minlength=400)
+    assert drawn.max() < 45
+    secret = made(1.0, 400, 0.1, system_noise=True)
+    assert not np.array_equal(secret.sample(400, 1), secret.sample(400, 1))
 
 
 def test_adaptive_clipping_finds_the_quantile_at_the_price_of_one_noise() -> None:
@@ -279,12 +285,17 @@ def test_a_cohort_without_a_client_releases_noise() -> None:
         ({"server": servers.Krum}, "mean of clipped updates.*Krum"),
         ({"server": servers.QFedAvg}, "mean of clipped updates.*QFedAvg"),
         ({"server": servers.FedExP}, "mean of clipped updates.*FedExP"),
-        ({"server": stock.FedAvg}, "mean of clipped updates.*FedAvg"),
-        ({"server": Reader}, "Reader overrides aggregate_train"),
+        ({"server": stock.FedAvg}, "Flower's FedAvg"),
+        ({"server": Reader}, "Reader has its own aggregate_train"),
         ({"client": clients.SCAFFOLD()}, "SCAFFOLD.*besides"),
         ({"client": clients.FedNova()}, "FedNova"),
         ({"client": clients.IFCA()}, "IFCA"),
-        ({"min_clients": 2}, "min_clients"),
+        ({"min_clients": 2}, "min_clients is 2"),
+        ({"server": partial(servers.FedAvg, min_train_nodes=40)}, "min_train_nodes is 40"),
+        ({"server": partial(servers.FedAvg, fraction_train=0.0)}, "fraction_train is 0"),
+        ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
+        ({"privacy": None, "transforms": (LocalDP(),), "client": clients.SCAFFOLD()}, "SCAFFOLD.*besides"),
+        ({"privacy": None, "transforms": (Int8(), LocalDP())}, r"Int8\(\) before LocalDP"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
@@ -298,7 +309,42 @@ def test_other_servers_step_from_the_private_mean() -> None:
         assert history["epsilon"].iloc[-1] > 0
 
 
+def test_layers_that_no_client_sends_get_no_noise() -> None:
+    """The global model's copy of them, from which new clients start, does not move."""
+    start, rounds = (replace(BASE, client=clients.FedPer(), rounds=n, hidden=(8,)).run().weights for n in (1, 4))
+    assert np.array_equal(start["b2"], rounds["b2"])
+    assert not np.array_equal(start["b1"], rounds["b1"])
+
+
+def test_sampling_never_costs_more_than_none() -> None:
+    for noise, clients_, cohort in ((20.0, 10, 9), (0.5, 100, 50)):
+        sampled = PrivacyLoss(noise, clients_, cohort, 1e-2, "fixed").epsilon(5)
+        assert sampled <= PrivacyLoss(noise, clients_, clients_, 1e-2, "fixed").epsilon(5)
+
+
+def test_noise_that_no_accountant_can_handle_is_refused() -> None:
+    for noise in (1e-200, 1e300, math.nan, -1.0):
+        with pytest.raises(ConfigError, match="noise_multiplier is"):
+            PrivacyLoss(noise, 100, 10, 1e-3)
+    with pytest.raises(ConfigError, match=r"noise_multiplier is 0\.02; allowed: 0, or at least 0\.1"):
+        PrivacyLoss(0.02, 1000, 50, 1e-3, accountant="pld")
+    assert noise_multiplier_for(1.0, 1, 1000, 1, 0.01, accountant="pld") == 0.1
+    assert noise_multiplier_for(1e300, 200, 1000, 50, 1e-3) == 1e-3
+
+
 # Local.
+
+
+def test_arrays_besides_the_weights_are_not_sent_beside_local_noise() -> None:
+    class Tells(clients.SGD):
+        def train(self, ctx: clients.Context) -> Any:
+            weights = ctx.fit()
+            ctx.up["secret"] = weights.copy()
+            return weights
+
+    experiment = replace(BASE, privacy=None, client=Tells(), transforms=(LocalDP(0.5),))
+    with pytest.raises(ConfigError, match="Tells sends secret besides the weights, which LocalDP does not protect"):
+        experiment.run()
 
 
 def test_local_noise_is_each_clients_own_and_averages_out() -> None:

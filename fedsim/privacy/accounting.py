@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.errors import ConfigError, missing_extra
 
@@ -29,8 +32,9 @@ SAMPLING = ("poisson", "fixed")
 ACCOUNTANTS = ("rdp", "pld")
 #: Width of the grid on which the PLD accountant rounds privacy losses up.
 PLD_INTERVAL = 1e-3
-#: The largest noise multiplier that `noise_multiplier_for` looks for.
+#: The noise multipliers that the accountants can handle.
 MOST_NOISE = 1e6
+LEAST_NOISE = {"rdp": 1e-3, "pld": 0.1}
 
 
 def default_delta(clients: int) -> float:
@@ -58,8 +62,8 @@ class PrivacyLoss:
     sampling : {"poisson", "fixed"}
         How the cohort is sampled. With as many clients as there are, both are no sampling.
     accountant : {"rdp", "pld"}
-        Renyi DP, or privacy loss distributions, which give a tighter bound and take about a second a round; only for
-        Poisson sampling.
+        Renyi DP, or privacy loss distributions, which usually give a tighter bound and take longer; only for Poisson
+        sampling.
 
     Raises
     ------
@@ -75,7 +79,10 @@ class PrivacyLoss:
     accountant: str = "rdp"
 
     def __post_init__(self) -> None:
-        check_real("noise_multiplier", self.noise_multiplier, 0)
+        check_real("noise_multiplier", self.noise_multiplier, 0, MOST_NOISE)
+        least = LEAST_NOISE[self.accountant if self.accountant in ACCOUNTANTS else "rdp"]
+        if 0 < self.noise_multiplier < least:
+            raise ConfigError(f"noise_multiplier is {self.noise_multiplier:g}; allowed: 0, or at least {least:g}")
         check_integer("clients", self.clients, 1)
         check_real("cohort", self.cohort, 0, self.clients, open_low=True)
         if self.sampling == "fixed":
@@ -94,25 +101,38 @@ class PrivacyLoss:
         if not self.noise_multiplier:
             return float("inf")
         if self.accountant == "pld":
-            return float(self._distribution.self_compose(rounds).get_epsilon_for_delta(self.delta))
-        rdp = _library().rdp
-        epsilon, _ = rdp.compute_epsilon(self._accountant.orders, rounds * self._accountant.rdp, self.delta)
+            epsilon = float(self._distribution.self_compose(rounds).get_epsilon_for_delta(self.delta))
+            return min(epsilon, self._renyi_epsilon(rounds))  # both are bounds; the grid of the first is coarse
+        return self._renyi_epsilon(rounds)
+
+    def _renyi_epsilon(self, rounds: int) -> float:
+        epsilon, _ = _library().rdp.compute_epsilon(self._orders, rounds * self._rdp, self.delta)
         return float(epsilon)
 
     @cached_property
-    def _accountant(self) -> Any:
-        """One round's Renyi DP."""
+    def _orders(self) -> NDArray[np.float64]:
+        """The orders of the Renyi divergences."""
+        orders: NDArray[np.float64] = _library().rdp.RdpAccountant().orders
+        return orders
+
+    @cached_property
+    def _rdp(self) -> NDArray[np.float64]:
+        """One round's Renyi divergence, by order."""
         dp = _library()
-        if self.sampling == "poisson":
-            event = dp.PoissonSampledDpEvent(self.cohort / self.clients, dp.GaussianDpEvent(self.noise_multiplier))
-            with _without_warnings():
-                return dp.rdp.RdpAccountant().compose(event)
-        # Replacing a client's data moves the sum by up to twice the clipping norm.
-        gaussian = dp.GaussianDpEvent(self.noise_multiplier / 2)
-        event = dp.SampledWithoutReplacementDpEvent(self.clients, int(self.cohort), gaussian)
-        if self.cohort == self.clients:
-            event = gaussian
-        return dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE).compose(event)
+        with _without_warnings():
+            if self.sampling == "poisson":
+                event = dp.PoissonSampledDpEvent(self.cohort / self.clients, dp.GaussianDpEvent(self.noise_multiplier))
+                divergence: NDArray[np.float64] = dp.rdp.RdpAccountant().compose(event).rdp
+                return divergence
+            # Replacing a client's data moves the sum by up to twice the clipping norm.
+            gaussian = dp.GaussianDpEvent(self.noise_multiplier / 2)
+            event = dp.SampledWithoutReplacementDpEvent(self.clients, int(self.cohort), gaussian)
+            relation = dp.NeighboringRelation.REPLACE_ONE
+            whole, sampled = (
+                dp.rdp.RdpAccountant(neighboring_relation=relation).compose(e).rdp for e in (gaussian, event)
+            )
+        least: NDArray[np.float64] = np.minimum(whole, sampled)
+        return least  # sampling does not increase the divergence, which the theorem's bound may
 
     @cached_property
     def _distribution(self) -> Any:
@@ -176,9 +196,11 @@ def noise_multiplier_for(
                 f"epsilon is {epsilon:g}, which {rounds} rounds with delta {delta:g} exceed with any noise; allowed: "
                 "more, or fewer rounds"
             )
-    low = high / 2
+    low = max(high / 2, LEAST_NOISE[accountant])
     while excess(low) <= 0:
-        low, high = low / 2, low
+        if low == LEAST_NOISE[accountant]:
+            return low
+        low, high = max(low / 2, LEAST_NOISE[accountant]), low
     found = brentq(excess, low, high, rtol=1e-4)
     while excess(found) > 0:  # the root is found from either side
         found *= 1 + 1e-4

@@ -31,7 +31,7 @@ from fedsim.updates.aggregators import distances_to
 
 Array = NDArray[Any]
 #: Name of the server strategy's state that holds the clipping norm, where it adapts.
-CLIP = "clip"
+CLIP = "privacy clip"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class CentralDP:
     clip_lr : float
         Learning rate of the adaptation, greater than 0.
     system_noise : bool
-        Draw noise from the operating system's generator. By default it comes from the seeded streams, so that runs
-        repeat: for simulation only, for whoever knows the seed can remove it.
+        Draw cohorts and noise from the operating system's generator, so that a run does not repeat, also after an
+        interruption. By default they come from the seeded streams: for simulation only, because whoever knows the seed
+        can remove them.
 
     Raises
     ------
@@ -81,12 +82,12 @@ class CentralDP:
     system_noise: bool = False
 
     limits = {
-        "clip": Interval(0, open_low=True),
-        "noise_multiplier": Interval(0),
+        "clip": Interval(0, 1e6, open_low=True),
+        "noise_multiplier": Interval(0, 1e6),
         "epsilon": Interval(0, open_low=True),
         "delta": Interval(0, 1, open_low=True, open_high=True),
         "target_quantile": Interval(0, 1),
-        "clip_lr": Interval(0, open_low=True),
+        "clip_lr": Interval(0, 10, open_low=True),
     }
 
     def __post_init__(self) -> None:
@@ -141,6 +142,8 @@ class CentralMechanism:
 
     def __init__(self, settings: CentralDP, loss: PrivacyLoss, seed: int) -> None:
         self.settings, self.loss, self._seed = settings, loss, seed
+        #: Mask of the parameters that clients send; the others get no noise. Default all.
+        self.shared: NDArray[np.bool_] | None = None
         z = loss.noise_multiplier
         #: Standard deviation of the noise on the number of updates within the clipping norm.
         self.count_noise = loss.cohort / 20 if settings.target_quantile is not None else 0.0
@@ -154,12 +157,14 @@ class CentralMechanism:
                 )
             self.sum_noise = (z**-2 - (2 * self.count_noise) ** -2) ** -0.5
 
-    def sample(self, clients: int, server_round: int) -> NDArray[np.intp] | None:
-        """Return the partition ids of a Poisson sample; None where the server samples a cohort of fixed size."""
-        if self.settings.sampling == "fixed":
-            return None
+    def sample(self, clients: int, server_round: int) -> NDArray[np.intp]:
+        """Return the partition ids of a round's cohort, in rising order."""
         draws = generator(self._seed, Purpose.SAMPLE_TRAIN, server_round).random(clients)
-        return np.flatnonzero(draws < self.loss.cohort / self.loss.clients)
+        if self.settings.system_noise:
+            draws = system_uniform(clients)
+        if self.settings.sampling == "poisson":
+            return np.flatnonzero(draws < self.loss.cohort / self.loss.clients)
+        return np.sort(np.argsort(draws, kind="stable")[: int(self.loss.cohort)])
 
     def aggregator(
         self, server_round: int, weights: Array, clip: float, add_weighted: Callable[..., None]
@@ -200,6 +205,11 @@ class PrivateMean:
         self._sum, self._factors = np.zeros(len(weights)), 0.0
         self._clients = self._within = 0
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the clipping norm changes from round to round."""
+        return self._mechanism.settings.target_quantile is not None
+
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         """Add a block of updates, clipped."""
         norms = distances_to(self._start, update.weights)
@@ -214,6 +224,8 @@ class PrivateMean:
         cohort = self._mechanism.loss.cohort
         start = self._start.astype(np.float64)
         noise = self._mechanism.sum_noise * self.clip * self._normal(len(start))
+        if self._mechanism.shared is not None:
+            noise[~self._mechanism.shared] = 0.0
         new: Array = start + (self._sum - self._factors * start + noise) / cohort
         return new.astype(self._start.dtype)
 
@@ -228,10 +240,16 @@ class PrivateMean:
         return self.clip * math.exp(-self._mechanism.settings.clip_lr * (share - quantile))
 
 
+def system_uniform(number: int) -> NDArray[np.float64]:
+    """Return numbers between 0 and 1, both excluded, from the operating system's generator of random bytes."""
+    bits = np.frombuffer(os.urandom(8 * number), np.uint64) >> np.uint64(11)
+    uniform: NDArray[np.float64] = np.multiply(bits + 0.5, 2.0**-53, dtype=np.float64)
+    return uniform
+
+
 def system_normal(number: int) -> NDArray[np.float64]:
     """Return standard normal numbers from the operating system's generator of random bytes."""
     from scipy.special import ndtri
 
-    bits = np.frombuffer(os.urandom(8 * number), np.uint64) >> np.uint64(11)
-    normal: NDArray[np.float64] = ndtri((bits + 0.5) * 2.0**-53)
+    normal: NDArray[np.float64] = ndtri(system_uniform(number))
     return normal

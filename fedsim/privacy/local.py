@@ -41,6 +41,11 @@ class Clip(UpdateTransform):
         lengths = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
         return values * np.minimum(1.0, self.norm / np.maximum(lengths, 1e-300)), {}
 
+    @property
+    def is_contractive(self) -> bool:
+        """False: a long update loses most of its norm."""
+        return False
+
 
 @dataclass(frozen=True)
 class LocalDP(Clip):
@@ -64,9 +69,9 @@ class LocalDP(Clip):
         return clipped + self.noise_multiplier * self.norm * noise, {}
 
     @property
-    def is_contractive(self) -> bool:
-        """False: noise does not depend on the values."""
-        return False
+    def is_private(self) -> bool:
+        """True."""
+        return True
 
     def loss(self, delta: float) -> PrivacyLoss:
         """Return the privacy loss of a client that takes part in every round so far: two updates differ by 2 norms."""

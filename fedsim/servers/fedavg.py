@@ -123,10 +123,9 @@ class FedAvg(FlowerFedAvg):
         nodes: Any = grid.get_node_ids()
         consecutive = isinstance(nodes, range)  # in process; a million of them must cost nothing
         nodes = nodes if consecutive else sorted(nodes)
-        chosen = None
         if self.privacy and purpose is Purpose.SAMPLE_TRAIN:
             chosen = self.privacy.sample(len(nodes), server_round)
-        if chosen is None:
+        else:
             size = _cohort_size(len(nodes), fraction, least)
             if size == len(nodes):
                 return nodes
@@ -216,7 +215,7 @@ class FedAvg(FlowerFedAvg):
         if aggregation.clients < max(self.min_clients, 1) and not self.privacy:
             return None
         combined, hooks = aggregation.combined, aggregation.server_hooks
-        if isinstance(aggregation.aggregator, PrivateMean):
+        if isinstance(aggregation.aggregator, PrivateMean) and aggregation.aggregator.adapts:
             self.state[CLIP] = np.array(aggregation.aggregator.next_clip())
         has_step = type(self).step is not FedAvg.step
         if type(aggregation.aggregator) is Mean and not hooks and not has_step:

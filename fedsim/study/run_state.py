@@ -10,12 +10,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fedsim.clients.private import private_mask
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.flower.strategies import load_sampling_state, sampling_state
 from fedsim.rounds.grid import RoundGrid
+from fedsim.servers import FedAvg
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
@@ -70,6 +72,8 @@ class RunState:
         )
         clients = len(grid.get_node_ids())
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
+        if isinstance(self.strategy, FedAvg) and self.strategy.privacy:
+            self.strategy.privacy.shared = ~private_mask(experiment.client, self.model)
         self.privacy_loss = privacy_loss(experiment, self.strategy, clients)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 

@@ -100,6 +100,11 @@ class UpdateTransform:
         return False
 
     @property
+    def is_private(self) -> bool:
+        """Whether it promises that what a client sends is private; other arrays than the weights are then refused."""
+        return False
+
+    @property
     def is_contractive(self) -> bool:
         """Whether the norm of the error is smaller than that of the values, which error feedback requires."""
         return True
@@ -152,6 +157,12 @@ class Pipeline:
 
         Error feedback needs the decoded weights on the client too.
         """
+        private = next((t for t in self._transforms if t.is_private), None)
+        if private and update.up:
+            raise ConfigError(
+                f"client {type(task.strategy).__name__} sends {', '.join(update.up)} besides the weights, which "
+                f"{type(private).__name__} does not protect"
+            )
         change = update.weights - task.global_weights
         state = update.state
         if self.error_feedback:
