@@ -23,7 +23,7 @@ from helpers import OnRound, same
 
 from fedsim import Experiment, clients, data, servers
 from fedsim.engines.threads import ThreadEngine
-from fedsim.errors import FedsimError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower.strategies import load_sampling_state, sampling_state
 from fedsim.rounds.grid import RoundGrid
 from fedsim.splits import Dirichlet
@@ -219,6 +219,16 @@ def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_pat
     entries["tree"]["value"]["dict"]["centralised"] = None
     (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
     with pytest.raises(FedsimError, match="does not fit this experiment: its centralised has other types or shapes"):
+        made.run(directory=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["stop_reason", "sampling", "failures", "server"])
+def test_a_checkpoint_without_a_part_is_refused(part: str, tmp_path: Path) -> None:
+    made = experiment()
+    entries = entries_of(checkpoint_of(made, tmp_path))
+    del entries["tree"]["value"]["dict"][part]
+    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    with pytest.raises(ConfigError, match=f"does not fit this experiment: '{part}'"):
         made.run(directory=tmp_path)
 
 

@@ -122,11 +122,11 @@ class _Run:
         initial = self.state.initial_arrays()
         try:
             self.state.load_state_dict(saved, initial)
+            self.stop_reason = str(saved["stop_reason"])
         except ConfigError as error:
             raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from None
         except STATE_ERRORS as error:
             raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from error
-        self.stop_reason = str(saved["stop_reason"])
         print_notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")
 
     def _run_rounds(self, done: int) -> None:
