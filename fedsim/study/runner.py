@@ -26,7 +26,7 @@ from fedsim.servers import FedAvg
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
-from fedsim.study.checkpoint import checkpoint_error
+from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
 from fedsim.study.privacy import PrivacyBudget
 from fedsim.study.result import Result, history_columns
@@ -122,7 +122,8 @@ class _Run:
         initial = self.state.initial_arrays()
         try:
             self.state.load_state_dict(saved, initial)
-            self.stop_reason = str(saved["stop_reason"])
+            check_fits(isinstance(saved["stop_reason"], str), "stop_reason")
+            self.stop_reason = saved["stop_reason"]
         except ConfigError as error:
             raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from None
         except STATE_ERRORS as error:
