@@ -183,9 +183,9 @@ def check_fields(instance: Any) -> None:
             continue
         elif re.search(r"\bint\b", kind) and "float" not in kind:
             low, high = max(interval.low, -LARGEST), min(interval.high, LARGEST)
-            low = math.floor(low) + 1 if interval.open_low or low % 1 else int(low)
-            high = math.ceil(high) - 1 if interval.open_high or high % 1 else int(high)
-            check_integer(name, value, int(low), int(high))
+            low = math.floor(low) + 1 if interval.open_low else math.ceil(low)
+            high = math.ceil(high) - 1 if interval.open_high else math.floor(high)
+            check_integer(name, value, low, high)
         else:
             check_real(name, value, interval.low, interval.high, open_low=interval[2], open_high=interval[3])
 

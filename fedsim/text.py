@@ -11,8 +11,7 @@ from pathlib import Path
 
 def printable(text: str) -> str:
     """Return a text on one line, with escapes for characters that are not printable."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return escape(" ".join(text.split()))
 
 
 def one_line(error: BaseException) -> str:

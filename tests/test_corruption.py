@@ -213,11 +213,16 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
             made.run(directory=tmp_path)
 
 
+def change_checkpoint(made: Experiment, folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Interrupt a run, and change parts of its checkpoint under a right checksum."""
+    entries = entries_of(checkpoint_of(made, folder))
+    change(entries["tree"]["value"]["dict"])
+    (folder / rundir.CHECKPOINT).write_bytes(written(entries))
+
+
 def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_path: Path) -> None:
     made = experiment()
-    entries = entries_of(checkpoint_of(made, tmp_path))
-    entries["tree"]["value"]["dict"]["centralised"] = None
-    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    change_checkpoint(made, tmp_path, lambda parts: parts.update(centralised=None))
     with pytest.raises(FedsimError, match="does not fit this experiment: its centralised has other types or shapes"):
         made.run(directory=tmp_path)
 
@@ -225,18 +230,14 @@ def test_a_checkpoint_without_the_weights_of_central_training_is_refused(tmp_pat
 @pytest.mark.parametrize("part", ["stop_reason", "sampling", "failures", "server"])
 def test_a_checkpoint_without_a_part_is_refused(part: str, tmp_path: Path) -> None:
     made = experiment()
-    entries = entries_of(checkpoint_of(made, tmp_path))
-    del entries["tree"]["value"]["dict"][part]
-    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    change_checkpoint(made, tmp_path, lambda parts: parts.pop(part))
     with pytest.raises(ConfigError, match=f"does not fit this experiment: '{part}'"):
         made.run(directory=tmp_path)
 
 
 def test_a_run_whose_client_state_was_elsewhere_is_not_blamed_on_its_checkpoint(tmp_path: Path) -> None:
     made = experiment()
-    entries = entries_of(checkpoint_of(made, tmp_path))
-    entries["tree"]["value"]["dict"]["client_state"] = None
-    (tmp_path / rundir.CHECKPOINT).write_bytes(written(entries))
+    change_checkpoint(made, tmp_path, lambda parts: parts.update(client_state=None))
     with pytest.raises(FedsimError, match="client state was kept on SuperNodes") as caught:
         made.run(directory=tmp_path)
     assert "checkpoint" not in str(caught.value)

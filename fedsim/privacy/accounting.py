@@ -33,8 +33,18 @@ ACCOUNTANTS = ("rdp", "pld")
 #: Width of the grid on which the PLD accountant rounds privacy losses up.
 PLD_INTERVAL = 1e-3
 #: The noise multipliers that the accountants can handle.
-MOST_NOISE = 1e6
-LEAST_NOISE = {"rdp": 1e-3, "pld": 0.1}
+MAX_NOISE = 1e6
+MIN_NOISE = {"rdp": 1e-3, "pld": 0.1}
+
+
+def check_accounting(owner: str, sampling: str, accountant: str) -> None:
+    """Raise ConfigError unless the accountant exists and knows the sampling; `owner` begins the error."""
+    check_choice(f"{owner}sampling", sampling, SAMPLING)
+    check_choice(f"{owner}accountant", accountant, ACCOUNTANTS)
+    if (sampling, accountant) == ("fixed", "pld"):
+        raise ConfigError(
+            f"{owner}accountant is 'pld', which knows Poisson sampling only; allowed for fixed sampling: rdp"
+        )
 
 
 def default_delta(clients: int) -> float:
@@ -79,8 +89,9 @@ class PrivacyLoss:
     accountant: str = "rdp"
 
     def __post_init__(self) -> None:
-        check_real("noise_multiplier", self.noise_multiplier, 0, MOST_NOISE)
-        least = LEAST_NOISE[self.accountant if self.accountant in ACCOUNTANTS else "rdp"]
+        check_accounting("", self.sampling, self.accountant)
+        check_real("noise_multiplier", self.noise_multiplier, 0, MAX_NOISE)
+        least = MIN_NOISE[self.accountant]
         if 0 < self.noise_multiplier < least:
             raise ConfigError(f"noise_multiplier is {self.noise_multiplier:g}; allowed: 0, or at least {least:g}")
         check_integer("clients", self.clients, 1)
@@ -88,10 +99,6 @@ class PrivacyLoss:
         if self.sampling == "fixed":
             check_integer("cohort", self.cohort, 1)
         check_real("delta", self.delta, 0, 1, open_low=True, open_high=True)
-        check_choice("sampling", self.sampling, SAMPLING)
-        check_choice("accountant", self.accountant, ACCOUNTANTS)
-        if (self.sampling, self.accountant) == ("fixed", "pld"):
-            raise ConfigError("accountant is 'pld', which knows Poisson sampling only; allowed for fixed sampling: rdp")
         _library()
 
     def epsilon(self, rounds: int) -> float:
@@ -191,16 +198,16 @@ def noise_multiplier_for(
     high = 1.0
     while excess(high) > 0:
         high *= 2
-        if high > MOST_NOISE:
+        if high > MAX_NOISE:
             raise ConfigError(
                 f"epsilon is {epsilon:g}, which {rounds} rounds with delta {delta:g} exceed with any noise; allowed: "
                 "more, or fewer rounds"
             )
-    low = max(high / 2, LEAST_NOISE[accountant])
+    low = max(high / 2, MIN_NOISE[accountant])
     while excess(low) <= 0:
-        if low == LEAST_NOISE[accountant]:
+        if low == MIN_NOISE[accountant]:
             return low
-        low, high = max(low / 2, LEAST_NOISE[accountant]), low
+        low, high = max(low / 2, MIN_NOISE[accountant]), low
     found = brentq(excess, low, high, rtol=1e-4)
     while excess(found) > 0:  # the root is found from either side
         found *= 1 + 1e-4

@@ -16,20 +16,19 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, check_choice, check_fields
+from fedsim.checks import Interval, check_fields
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
 from fedsim.objects import short_repr
-from fedsim.privacy.accounting import ACCOUNTANTS, SAMPLING, PrivacyLoss, default_delta, noise_multiplier_for
+from fedsim.privacy.accounting import PrivacyLoss, check_accounting, default_delta, noise_multiplier_for
 from fedsim.streams import Purpose, generator
-from fedsim.updates.aggregators import distances_to
+from fedsim.updates.aggregators import Array, distances_to
 
-Array = NDArray[Any]
 #: Name of the server strategy's state that holds the clipping norm, where it adapts.
 CLIP = "privacy clip"
 
@@ -94,16 +93,15 @@ class CentralDP:
         check_fields(self)
         if self.noise_multiplier is None and self.epsilon is None:
             raise ConfigError("CentralDP has neither noise_multiplier nor epsilon; allowed: one of them, or both")
-        check_choice("CentralDP's sampling", self.sampling, SAMPLING)
-        check_choice("CentralDP's accountant", self.accountant, ACCOUNTANTS)
-        if (self.sampling, self.accountant) == ("fixed", "pld"):
-            raise ConfigError("CentralDP's accountant is 'pld'; allowed with fixed sampling: rdp")
+        check_accounting("CentralDP's ", self.sampling, self.accountant)
 
     def __str__(self) -> str:
         """Return a short label: the settings that differ from their defaults."""
         return short_repr(self)
 
-    def mechanism(self, clients: int, fraction: float, rounds: int, seed: int) -> CentralMechanism:
+    def mechanism(
+        self, clients: int, fraction: float, rounds: int, seed: int, shared: NDArray[np.bool_] | None = None
+    ) -> CentralMechanism:
         """Return the mechanism of a run.
 
         Parameters
@@ -114,6 +112,8 @@ class CentralDP:
             Share of them, or probability of each, in a round.
         rounds : int
         seed : int
+        shared : ndarray of bool, shape (parameters,), optional
+            Mask of the parameters that clients send; the others get no noise. Default all.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class CentralDP:
         if noise is None:
             assert self.epsilon is not None
             noise = noise_multiplier_for(self.epsilon, rounds, *accounted)
-        return CentralMechanism(self, PrivacyLoss(noise, *accounted), seed)
+        return CentralMechanism(self, PrivacyLoss(noise, *accounted), seed, shared)
 
 
 class CentralMechanism:
@@ -138,12 +138,12 @@ class CentralMechanism:
     settings : CentralDP
     loss : PrivacyLoss
     seed : int
+    shared : ndarray of bool, optional
+        As for `CentralDP.mechanism`.
     """
 
-    def __init__(self, settings: CentralDP, loss: PrivacyLoss, seed: int) -> None:
-        self.settings, self.loss, self._seed = settings, loss, seed
-        #: Mask of the parameters that clients send; the others get no noise. Default all.
-        self.shared: NDArray[np.bool_] | None = None
+    def __init__(self, settings: CentralDP, loss: PrivacyLoss, seed: int, shared: NDArray[np.bool_] | None) -> None:
+        self.settings, self.loss, self.shared, self._seed = settings, loss, shared, seed
         z = loss.noise_multiplier
         #: Standard deviation of the noise on the number of updates within the clipping norm.
         self.count_noise = loss.cohort / 20 if settings.target_quantile is not None else 0.0
@@ -230,10 +230,9 @@ class PrivateMean:
         return new.astype(self._start.dtype)
 
     def next_clip(self) -> float:
-        """Return the next round's clipping norm; called after `result`."""
+        """Return the next round's clipping norm, where it adapts; called after `result`."""
         quantile = self._mechanism.settings.target_quantile
-        if quantile is None:
-            return self.clip
+        assert quantile is not None
         # Counted as 1/2 and -1/2, so that a client changes the sum by at most 1/2.
         count = self._within - self._clients / 2 + self._mechanism.count_noise * float(self._normal(1)[0])
         share = count / self._mechanism.loss.cohort + 0.5

@@ -197,14 +197,16 @@ class FedAvg(FlowerFedAvg):
 
     def _aggregation(self, server_round: int, updates: Iterable[Update] = ()) -> Aggregation:
         """Return an aggregation of these updates; more can be added."""
-        aggregator = self.aggregator()
+        aggregator: Aggregator
+        if self.privacy:
+            clip = float(self.state.get(CLIP, self.privacy.settings.clip))
+            aggregator = self.privacy.aggregator(server_round, self.global_weights, clip, self._add_weighted)
+        else:
+            aggregator = self.aggregator()
         if isinstance(aggregator, type) or not hasattr(aggregator, "result"):
             raise ConfigError(
                 f"{type(self).__name__}'s aggregator() returned {shorten(aggregator)}; allowed: an Aggregator object"
             )
-        if self.privacy:
-            clip = float(self.state.get(CLIP, self.privacy.settings.clip))
-            aggregator = self.privacy.aggregator(server_round, self.global_weights, clip, self._add_weighted)
         aggregation = Aggregation(aggregator, self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             aggregation.add(update)

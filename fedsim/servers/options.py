@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from typing import Any
 
 from fedsim.checks import check_flag, check_integer, check_real, check_seed, shorten, suggest, to_builtin
@@ -18,6 +17,14 @@ MIN_NODES = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 COMMON = ("fraction_train", "fraction_evaluate", "seed", *MIN_NODES)
 #: Options for names in clients' replies; the clients of an experiment use Flower's default names.
 RECORD_KEYS = ("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
+
+#: Checks of the options that have bounds of their own.
+BOUNDS: dict[str, Callable[[str, Any], object]] = {
+    **dict.fromkeys(("fraction_train", "fraction_evaluate"), lambda field, value: check_real(field, value, 0, 1)),
+    **dict.fromkeys(MIN_NODES, check_integer),
+    "seed": check_seed,
+    "min_clients": lambda field, value: check_integer(field, value, 1),
+}
 
 
 def options_of(server: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -60,14 +67,13 @@ def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: st
     name = name or getattr(server, "__name__", repr(server))
     known = options_of(server)
     takes_all = not isinstance(server, type) and any(
-        p.kind is p.VAR_KEYWORD for p in signature(server).parameters.values()
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(server).parameters.values()
     )
     library = _library_options(server)
     checked = {option: to_builtin(value) for option, value in given.items()}
     for option, value in checked.items():
         if option in known:
-            check = _check if option in library else _check_type
-            check(f"{name}'s {option}", known[option], value)
+            _check(f"{name}'s {option}", known[option], value, option in library)
         elif not takes_all:
             allowed = ", ".join(known) or "none"
             raise ConfigError(f"server {name} has no option {option!r}; allowed: {allowed}{suggest(option, known)}")
@@ -81,38 +87,28 @@ def _library_options(server: Callable[..., Any]) -> set[str]:
     return set(options_of(library)) if library else set(COMMON)
 
 
-def _check_type(field: str, option: inspect.Parameter, value: Any) -> None:
-    """Check the type of an option of a user's own class or function."""
+def _check(field: str, option: inspect.Parameter, value: Any, bounded: bool) -> None:
+    """Check the value of an option; only its type, and no bounds, if a user's own class or function defines it."""
     declared = declared_type(option)
     kind = declared.removesuffix(" | None")
-    if value is None and (option.default is None or kind != declared):
+    if bounded and option.name in BOUNDS:
+        BOUNDS[option.name](field, value)
+    elif value is None and (option.default is None or kind != declared):
         return
-    if kind == "bool":
+    elif kind == "bool":
         check_flag(field, value)
+    elif bounded:
+        _check_library_type(field, option.name, kind, value)
     elif kind == "int" and type(value) is not int:
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a whole number")
     elif kind == "float" and type(value) not in (int, float):
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a number")
 
 
-def _check(field: str, option: inspect.Parameter, value: Any) -> None:
-    declared = declared_type(option)
-    kind = declared.removesuffix(" | None")
-    if option.name in ("fraction_train", "fraction_evaluate"):
-        check_real(field, value, 0, 1)
-    elif option.name in MIN_NODES:
-        check_integer(field, value)
-    elif option.name == "seed":
-        check_seed(field, value)
-    elif option.name == "min_clients":
-        check_integer(field, value, 1)
-    elif value is None and (option.default is None or kind != declared):
-        return
-    elif option.name == "server_hooks" and not isinstance(value, ServerHooks):
+def _check_library_type(field: str, name: str, kind: str, value: Any) -> None:
+    if name == "server_hooks" and not isinstance(value, ServerHooks):
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a ServerHooks")
-    elif kind == "bool":
-        check_flag(field, value)
-    elif kind == "int":
+    if kind == "int":
         check_integer(field, value)
     elif kind == "float":
         check_real(field, value)

@@ -14,7 +14,6 @@ from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MIN_NODES, options_of
 from fedsim.study.experiment import Experiment
-from fedsim.study.privacy import add_privacy
 
 
 def build_runtime(experiment: Experiment) -> ClientRuntime:
@@ -84,6 +83,4 @@ def make_strategy(
         least = getattr(made, option, 0)
         if num_clients is not None and least > num_clients:
             raise ConfigError(f"{name}'s {option} is {least}; allowed: at most {num_clients}, the number of clients")
-    if num_clients is not None:
-        add_privacy(experiment, made, num_clients)
     return made

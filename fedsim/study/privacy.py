@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.clients.private import private_mask
 from fedsim.clients.server_hooks import needs_server_hooks
 from fedsim.errors import ConfigError
+from fedsim.models import Model
 from fedsim.privacy import Clip, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
 from fedsim.servers import FedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 
-#: Methods of a server strategy that determine who is sampled and what is done with the updates.
-PRIVATE_STEPS = ("aggregator", "aggregate_train", "configure_train", "_sample", "_aggregation", "_new_weights")
+#: Methods of a server strategy that sample the cohort and combine its updates, as the accountant assumes.
+ACCOUNTED_METHODS = ("aggregator", "aggregate_train", "configure_train", "_sample", "_aggregation", "_new_weights")
 
 
-def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> None:
+def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, clients: int) -> PrivacyLoss | None:
     """Give a server strategy the mechanism of an experiment with central differential privacy.
+
+    Returns
+    -------
+    PrivacyLoss or None
+        Of the run under central DP, or of a client under local DP; None without either.
 
     Raises
     ------
@@ -25,8 +34,9 @@ def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> Non
         The server samples or combines updates in its own way, the client strategy sends arrays that get no noise, or
         the number of rounds or of updates would depend on the clients in ways that are not accounted for.
     """
-    if experiment.privacy is None and not any(isinstance(t, LocalDP) for t in experiment.transforms):
-        return
+    local = next((transform for transform in experiment.transforms if isinstance(transform, LocalDP)), None)
+    if experiment.privacy is None and local is None:
+        return None
     client = type(experiment.client).__name__
     if needs_server_hooks(experiment.client):
         raise ConfigError(
@@ -41,11 +51,12 @@ def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> Non
             "with privacy: a metric of the test set"
         )
     if experiment.privacy is None:
-        return
+        assert local is not None
+        return local.loss(default_delta(clients))
     server = type(strategy).__name__
     if not isinstance(strategy, FedAvg):
         raise ConfigError(f"privacy needs a server of fedsim.servers, and the server is Flower's {server}")
-    changed = [name for name in PRIVATE_STEPS if getattr(type(strategy), name) is not getattr(FedAvg, name)]
+    changed = [name for name in ACCOUNTED_METHODS if getattr(type(strategy), name) is not getattr(FedAvg, name)]
     if changed:
         raise ConfigError(
             f"privacy needs a mean of clipped updates, and the server {server} has its own {changed[0]}(); allowed: "
@@ -56,29 +67,23 @@ def add_privacy(experiment: Experiment, strategy: Strategy, clients: int) -> Non
             raise ConfigError(f"{option} is {value}; allowed with privacy: 1, because the cohort is accounted for")
     if not strategy.fraction_train:
         raise ConfigError("fraction_train is 0; allowed with privacy: more than 0")
+    shared = ~private_mask(experiment.client, model)
     strategy.privacy = experiment.privacy.mechanism(
-        clients, strategy.fraction_train, experiment.rounds, experiment.seed
+        clients, strategy.fraction_train, experiment.rounds, experiment.seed, shared
     )
+    return strategy.privacy.loss
 
 
 def _check_transforms(experiment: Experiment) -> None:
     """Raise ConfigError if a transform before LocalDP would send values without noise."""
     transforms = list(experiment.transforms)
-    local = [k for k, transform in enumerate(transforms) if isinstance(transform, LocalDP)]
+    local = [k for k, transform in enumerate(transforms) if transform.is_private]
     for transform in transforms[: local[-1]] if local else ():
         if not isinstance(transform, Clip):
             raise ConfigError(
-                f"transforms has {transform} before LocalDP, which sends what it knows of the values without noise; "
+                f"transforms has {transform} before LocalDP, which sends values without noise; "
                 f"allowed: {type(transform).__name__} after LocalDP"
             )
-
-
-def privacy_loss(experiment: Experiment, strategy: Strategy, clients: int) -> PrivacyLoss | None:
-    """Return the privacy loss of a run: of central DP, or of a client under local DP; None without either."""
-    if isinstance(strategy, FedAvg) and strategy.privacy:
-        return strategy.privacy.loss
-    local = next((t for t in experiment.transforms if isinstance(t, LocalDP)), None)
-    return local.loss(default_delta(clients)) if local else None
 
 
 class PrivacyBudget(Callback):
@@ -94,7 +99,11 @@ class PrivacyBudget(Callback):
     def __init__(self, loss: PrivacyLoss, epsilon: float) -> None:
         self._loss, self._epsilon = loss, epsilon
 
+    def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
+        """Compute how many rounds the budget allows."""
+        self._rounds = self._loss.rounds_within(self._epsilon, experiment.rounds + 1)
+
     def round_finished(self, finished: FinishedRound) -> None:
-        """Stop if another round costs too much."""
-        if self._loss.epsilon(finished.number + 1) > self._epsilon:
+        """Stop if the budget allows no other round."""
+        if finished.number >= self._rounds:
             finished.stop(f"another round would exceed the privacy budget, epsilon {self._epsilon:g}")

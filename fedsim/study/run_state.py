@@ -10,20 +10,18 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim.clients.private import private_mask
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.flower.strategies import load_sampling_state, sampling_state
 from fedsim.rounds.grid import RoundGrid
-from fedsim.servers import FedAvg
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
 from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
 from fedsim.study.experiment import Experiment
-from fedsim.study.privacy import privacy_loss
+from fedsim.study.privacy import add_privacy
 from fedsim.study.result import history_columns
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
@@ -72,9 +70,7 @@ class RunState:
         )
         clients = len(grid.get_node_ids())
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
-        if isinstance(self.strategy, FedAvg) and self.strategy.privacy:
-            self.strategy.privacy.shared = ~private_mask(experiment.client, self.model)
-        self.privacy_loss = privacy_loss(experiment, self.strategy, clients)
+        self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 
     def epsilon(self, rounds: int) -> float:

@@ -101,7 +101,7 @@ class UpdateTransform:
 
     @property
     def is_private(self) -> bool:
-        """Whether it promises that what a client sends is private; other arrays than the weights are then refused."""
+        """Whether the client's update is private, so that no other arrays may be sent beside it."""
         return False
 
     @property
@@ -144,6 +144,7 @@ class Pipeline:
     def __init__(self, transforms: Sequence[UpdateTransform], shared: NDArray[np.bool_], dtype: str) -> None:
         check_transforms(transforms)
         self._transforms, self._shared, self._dtype = tuple(transforms), shared, dtype
+        self._private = next((transform for transform in transforms if transform.is_private), None)
         self.error_feedback = any(transform.error_feedback for transform in transforms)
         self._lengths = [int(shared.sum())]
         for position, transform in enumerate(self._transforms):
@@ -157,11 +158,10 @@ class Pipeline:
 
         Error feedback needs the decoded weights on the client too.
         """
-        private = next((t for t in self._transforms if t.is_private), None)
-        if private and update.up:
+        if self._private and update.up:
             raise ConfigError(
                 f"client {type(task.strategy).__name__} sends {', '.join(update.up)} besides the weights, which "
-                f"{type(private).__name__} does not protect"
+                f"{type(self._private).__name__} does not protect"
             )
         change = update.weights - task.global_weights
         state = update.state
