@@ -19,8 +19,12 @@ import dp_accounting as dp
 from dp_accounting import pld, rdp
 
 from fedsim import Experiment, clients, servers
+from fedsim.apps import app
+from fedsim.apps.in_process import AppGrid
 from fedsim.clients.task import Update
+from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.errors import ConfigError
+from fedsim.flower import strategies
 from fedsim.kernels.numpy import add_weighted
 from fedsim.privacy import CentralDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
@@ -268,6 +272,19 @@ def test_the_same_bits_for_any_workers_and_blocks_and_after_an_interruption(
     whole = experiment.run()
     assert same(whole, experiment.run(workers=3, block_size=2))
     assert same(whole, experiment.run(directory=tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"privacy": None, "transforms": (LocalDP(0.5, noise_multiplier=0.2), Int8())}, {"client": clients.FedPer()}],
+    ids=["central", "local", "private layers"],
+)
+def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
+    experiment = replace(BASE, rounds=2, **changes)
+    settings = {"experiment": config.to_toml(experiment)}
+    with strategies.quiet(), AppGrid(app.client_app, 3, run_config=settings, workers=2) as grid:
+        found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=3))
+    assert same(experiment.run(), found)
 
 
 def test_a_cohort_without_a_client_releases_noise() -> None:
