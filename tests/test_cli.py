@@ -610,6 +610,17 @@ def test_ctrl_c_waits_for_no_thread_and_loses_no_output(daemon: bool, tmp_path: 
     assert done.stdout == ("said\nthe end\n" if daemon else "said\n")
 
 
+def test_a_second_ctrl_c_while_the_process_exits_keeps_the_exit_code(tmp_path: Path) -> None:
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "import atexit, os, signal\nfrom fedsim.cli import guard as guards\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n\n\n"
+        "def main():\n    raise KeyboardInterrupt\n\n\nguards.guard(main)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (130, "tool.py: interrupted\n")
+
+
 @pytest.mark.parametrize("command", ["data", "strategies"])
 def test_a_reader_that_has_left_is_no_error_of_many_lines(command: str) -> None:
     """As head and less leave, whether the output is long or short."""

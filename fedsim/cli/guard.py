@@ -50,6 +50,7 @@ def guard(main: Callable[[], None]) -> NoReturn:
     except MemoryError as error:
         fail(f"not enough memory: {error}")
     except KeyboardInterrupt:
+        _ignore_interrupts()
         print(f"{program}: interrupted", file=sys.stderr)
         _exit_without_threads(130)
     except SystemExit as error:
@@ -63,6 +64,15 @@ def guard(main: Callable[[], None]) -> NoReturn:
             raise
         fail(describe(error))
     sys.exit(0)
+
+
+def _ignore_interrupts() -> None:
+    """Ignore another Ctrl-C while the process exits, which would change its exit code."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _exit_without_threads(code: int) -> NoReturn:
