@@ -37,6 +37,9 @@ class Purpose(IntEnum):
     SPLIT_CHANGE = 10
     COMPRESS = 11
     PRIVACY = 12
+    QUANTISE = 14
+    DROPOUT = 15
+    NEIGHBOURS = 16
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

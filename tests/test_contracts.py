@@ -31,6 +31,9 @@ from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import FedsimError
 from fedsim.flower import strategies
 from fedsim.objects import classes_of, from_text, to_text
+from fedsim.secure import SecureAggregation
+from fedsim.secure.clients import CHANGE
+from fedsim.secure.server import SecureSum
 from fedsim.splits import Dirichlet, LogNormal
 from fedsim.study import config
 from fedsim.study.build import build_runtime
@@ -131,6 +134,30 @@ def test_client_state_is_saved_and_loaded_or_the_loss_is_reported(engine: Any) -
         made.client_state.load_state_dict(saved)
         found = list(made.train(task_of(made, 2), COHORT))
         assert np.array_equal(joined(found, "weights"), joined(expected, "weights"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_protects_updates_and_exchanges_keys_in_order(engine: Any) -> None:
+    """The sum of what it yields, once the masks are removed, is the mean of the plain updates."""
+    settings = SecureAggregation()
+    plain = ThreadEngine(build_runtime(BASE), workers=1)
+    with opened(engine, replace(BASE, secure_aggregation=settings)) as made, plain:
+        task = task_of(made, 1)
+        sizes = task.partition.sizes[COHORT]
+        total = SecureSum(settings, partial(made.exchange, task), task.seed, task.round)
+        total.share_keys(COHORT, sizes / sizes.max())
+        assert np.array_equal(total.clients, COHORT)
+        blocks = list(made.train(task, COHORT))
+        assert np.array_equal(joined(blocks, "partition_ids"), COHORT)
+        assert joined(blocks, "weights").size == 0
+        assert not any(block.up for block in blocks)
+        for block in blocks:
+            total.add(block)
+        found = total.mean()
+        assert found
+        expected = np.concatenate([block.weights for block in plain.train(task, COHORT)])
+        mean = np.average(expected, axis=0, weights=sizes)
+        np.testing.assert_allclose(task.global_weights + found[0][CHANGE], mean, atol=1e-6)
 
 
 def test_no_engine_extends_another() -> None:

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from fedsim.checks import check_integer, check_real
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.engine import SuperNodeEngine
-from fedsim.engines.supernodes.node import answer, hello
+from fedsim.engines.supernodes.node import answer, exchange, hello
 from fedsim.modules import Modules
 from fedsim.study import config
 from fedsim.study.build import build_runtime
@@ -54,6 +54,7 @@ def make_apps(file: str | os.PathLike[str] | None = None) -> tuple[ServerApp, Cl
     server, client = ServerApp(), ClientApp()
     server.main()(partial(main, folder=folder))
     client.query()(lambda message, context: hello(message, context, _client_runtime(context, folder)))
+    client.query("secure")(lambda message, context: exchange(message, context, _client_runtime(context, folder)))
     client.train()(lambda message, context: answer(message, context, _client_runtime(context, folder), "train"))
     client.evaluate()(lambda message, context: answer(message, context, _client_runtime(context, folder), "evaluate"))
     return server, client

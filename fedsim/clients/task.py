@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -41,6 +41,8 @@ class Task:
         Purpose of the shuffles' random numbers, which differ between training and evaluation.
     run_on_all_workers : callable
         Calls a function on all threads that may share a block of clients.
+    protect : callable, optional
+        ``protect(task, update)`` returns updates as the server sees them under secure aggregation.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Task:
     kernel: str = "numpy"
     purpose: Purpose = Purpose.SHUFFLE
     run_on_all_workers: RunWork = run_inline
+    protect: Callable[[Task, Update], Update] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Update:
         The new client state.
     encoded : dict of str to ndarray, shape (clients, ...)
         The arrays that are sent instead of the weights if transforms encode them; `weights` are then decoded from them.
+        Under secure aggregation all that is sent, masked; the other arrays are then empty, or 0.
     update_norm : ndarray of float64, shape (clients,), optional
         Euclidean distance of the weights from the global ones; None if it has not been computed.
     failed : dict of int to FedsimError

@@ -13,7 +13,7 @@ from fedsim.checks import check_choice
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.workers import Workers
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 
 Indices = NDArray[np.intp]
 
@@ -68,6 +68,30 @@ class Engine(Protocol):
         task : Task
         clients : ndarray of int, shape (clients,)
             Partition ids in cohort order; every client has examples.
+        """
+
+    def exchange(
+        self, task: Task, step: str, clients: Indices, sent: Mapping[str, NDArray[Any]]
+    ) -> tuple[Indices, dict[str, NDArray[Any]], Mapping[int, FedsimError]]:
+        """Send arrays to clients in a step of secure aggregation, and return their answers.
+
+        `train` protects the updates of clients that have exchanged keys in this round.
+
+        Parameters
+        ----------
+        task : Task
+        step : {"keys", "shares", "unmask"}
+            See `fedsim.secure.clients`.
+        clients : ndarray of int, shape (clients,)
+        sent : mapping of str to ndarray, shape (clients, ...)
+
+        Returns
+        -------
+        clients : ndarray of int
+            Those that have answered, in order.
+        answers : dict of str to ndarray, shape (clients that have answered, ...)
+        failed : dict of int to FedsimError
+            Partition id -> error of a client that has not answered.
         """
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:

@@ -90,6 +90,7 @@ class RayEngine:
         self._actors: list[Any] = []
         self._shared: list[Any] = []  # a reference to the runtime, in a list so that Ray does not resolve it
         self._started = False
+        self.exchange = runtime.exchange
 
     def __enter__(self) -> Self:
         ray = _ray()
@@ -139,7 +140,15 @@ class RayEngine:
 
     def _map(self, method: str, task: Task, blocks: list[Indices], has_state: bool, max_pending: int) -> Iterator[Any]:
         """Call a method of the actors' runtimes for every block; yield the results in the order of the blocks."""
-        request = (self._shared, task.global_weights, task.round, task.strategy, dict(task.down), task.purpose)
+        request = (
+            self._shared,
+            task.global_weights,
+            task.round,
+            task.strategy,
+            dict(task.down),
+            task.purpose,
+            self.runtime.secure,
+        )
         reference = _ray().put(request)
         actors = itertools.cycle(self._actors)  # in turn: blocks cost about the same
 

@@ -17,7 +17,10 @@ from fedsim.clients.private import private_groups, private_mask
 from fedsim.clients.sgd import numpy_hooks, overrides
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
+from fedsim.errors import FedsimError
 from fedsim.models import Model
+from fedsim.secure import SecureAggregation
+from fedsim.secure.clients import SecureClients
 from fedsim.splits import FederatedDataset, Partition
 from fedsim.streams import Purpose
 from fedsim.updates.transform import RESIDUAL, Pipeline, UpdateTransform
@@ -48,6 +51,14 @@ class ClientRuntime:
     kernel : {"numpy", "compiled"}
     transforms : sequence of UpdateTransform
         Applied to the updates that clients send.
+    secure : SecureAggregation, optional
+    clip : float, optional
+        Clipping norm of updates under secure aggregation; see `SecureClients`.
+
+    Attributes
+    ----------
+    secure : SecureClients or None
+        The clients' side of secure aggregation.
     """
 
     def __init__(
@@ -58,8 +69,10 @@ class ClientRuntime:
         seed: int,
         kernel: str,
         transforms: Sequence[UpdateTransform] = (),
+        secure: SecureAggregation | None = None,
+        clip: float | None = None,
     ) -> None:
-        self._arguments = model, federated, client, seed, kernel, tuple(transforms)
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms), secure, clip
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
         data = federated.dataset
@@ -70,6 +83,7 @@ class ClientRuntime:
         self.partition, self._window = federated.at(1), 1
         shared = ~private_mask(client, model)  # checks the strategy's private groups
         self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms and shared.any() else None
+        self.secure = SecureClients(secure, shared, clip) if secure else None
         self._has_residual = self.pipeline is not None and self.pipeline.error_feedback
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,15 +108,27 @@ class ClientRuntime:
         client: ClientStrategy | None = None,
         down: Mapping[str, Array] | None = None,
         purpose: Purpose = Purpose.SHUFFLE,
+        secure: SecureClients | None = None,
     ) -> Task:
-        """Return the task of a round's clients, given the global weights of shape (parameters,)."""
+        """Return the task of a round's clients, given the global weights of shape (parameters,).
+
+        `secure` holds the clients' keys, if they are to protect their updates.
+        """
         window = self.federated.window(round_number)
         if window != self._window:
             self.partition, self._window = self.federated.at(round_number), window
         return Task(
             self.model, client or self.client, self.x, self.y, self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
+            protect=secure.protect if secure else None,
         )  # fmt: skip
+
+    def exchange(
+        self, task: Task, step: str, clients: Indices, sent: Mapping[str, Array]
+    ) -> tuple[Indices, dict[str, Array], dict[int, FedsimError]]:
+        """Return the answers of clients of this process in a step of secure aggregation; see `Engine.exchange`."""
+        assert self.secure
+        return clients, self.secure.answer(step, task.round, clients, sent), {}
 
     def load_state(self, task: Task, state: State, clients: Indices) -> dict[str, Array]:
         """Return a copy of clients' state; new clients get initial state."""
@@ -124,7 +150,7 @@ class ClientRuntime:
     def only_fits(self, strategy: ClientStrategy) -> bool:
         """Whether a round is a single fit of the compiled kernel, so that threads can share a block of clients."""
         plain = not overrides(strategy, "train") and not numpy_hooks(strategy)
-        return plain and self.kernel_name == "compiled" and self.pipeline is None
+        return plain and self.kernel_name == "compiled" and self.pipeline is None and not self.secure
 
     def train(self, task: Task, clients: Indices, load_state: LoadState) -> Update:
         """Train a block of clients; those that raise an error are in `Update.failed`.
@@ -153,7 +179,8 @@ class ClientRuntime:
         updates, failed = isolate_failures(train_some, clients, task.round)
         if not updates:
             return Update.without_rows(self.model, failed)
-        return replace(concatenate(updates), failed=failed)
+        update = replace(concatenate(updates), failed=failed)
+        return task.protect(task, update) if task.protect else update
 
     def with_norms(self, task: Task, update: Update) -> Update:
         """Return the update with its `update_norm`."""

@@ -37,6 +37,7 @@ class ThreadEngine:
         self.runtime, self.workers = runtime, Workers(count)
         self.blocks = Blocks(runtime, count, block_size)
         self.client_state = ClientState(len(runtime.partition))
+        self.exchange = runtime.exchange
 
     def __enter__(self) -> Self:
         self.runtime.prepare()
@@ -48,6 +49,8 @@ class ThreadEngine:
 
     def train(self, task: Task, clients: Indices) -> Iterator[Update]:
         """Train clients; see `Engine`."""
+        if self.runtime.secure:
+            task = replace(task, protect=self.runtime.secure.protect)
         load_state = partial(self.runtime.load_state, task, self.client_state)
         if self.runtime.only_fits(task.strategy):
             task = replace(task, run_on_all_workers=self.workers.run_on_all)

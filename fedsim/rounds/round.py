@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 from flwr.app import MessageType
 
-from fedsim.clients.task import Update
 from fedsim.engines.engine import Engine
 from fedsim.flower.records import array_bytes
 from fedsim.rounds.outcome import Cohort, RoundOutcome
+from fedsim.rounds.secure import train_securely
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.rounds.validity import ValidityChecks
 
@@ -68,17 +68,14 @@ def train(
     statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
     if empty.all():
         return
+    if engine.runtime.secure:
+        train_securely(engine, task, cohort.clients[~empty], outcome, checks, statistics)
+        return
     for block in engine.train(task, cohort.clients[~empty]):
         update = checks.keep_valid(task, block, statistics.failed)
         if len(update.partition_ids):
-            statistics.bytes_up += len(update.partition_ids) * sent_bytes(update, model_bytes)
+            statistics.add_bytes_up(update, model_bytes)
             outcome.add(update)
-
-
-def sent_bytes(update: Update, model_bytes: int) -> int:
-    """Return the bytes that each client of a block sends."""
-    encoded = sum(array_bytes(rows[0]) for rows in update.encoded.values())
-    return (encoded or model_bytes) + sum(array_bytes(rows[0]) for rows in update.up.values())
 
 
 def evaluate(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.task import Evaluation, Update
+from fedsim.flower.records import array_bytes
 
 Indices = NDArray[np.intp]
 
@@ -68,6 +69,8 @@ class RoundStatistics:
         Partition id -> reason, for excluded clients.
     bytes_down, bytes_up : int
         Serialised arrays sent to and received from clients.
+    secure_bytes, secure_seconds : float
+        Bytes of keys and shares, and time of their exchange and of removing the masks; NaN without secure aggregation.
     mean_update_norm : float
         Length of the mean update, weighted by examples; NaN if no mean was computed.
     rejected : tuple of two int, optional
@@ -79,8 +82,16 @@ class RoundStatistics:
     failed: dict[int, str] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    secure_bytes: float = float("nan")
+    secure_seconds: float = float("nan")
     mean_update_norm: float = float("nan")
     rejected: tuple[int, int] | None = None
+
+    def add_bytes_up(self, update: Update, model_bytes: int) -> None:
+        """Count the bytes that the clients of a block send; `model_bytes` for the weights, if they are not encoded."""
+        encoded = sum(array_bytes(rows[0]) for rows in update.encoded.values())
+        others = sum(array_bytes(rows[0]) for rows in update.up.values())
+        self.bytes_up += len(update.partition_ids) * ((encoded or model_bytes) + others)
 
     def _column(self, name: str) -> NDArray[Any]:
         return np.concatenate([np.zeros(0), *(getattr(update, name) for update in self.updates)])

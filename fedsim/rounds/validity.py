@@ -39,6 +39,11 @@ class ValidityChecks:
             raise error
         failed[client] = error.reason
 
+    def record_failures(self, update: Update, failed: dict[int, str]) -> None:
+        """Record the clients that have failed to train, or raise the error of the first."""
+        for client, error in update.failed.items():
+            self.fail(client, error, failed)
+
     def keep_valid(self, task: Task, update: Update, failed: dict[int, str]) -> Update:
         """Return the valid updates.
 
@@ -49,8 +54,7 @@ class ValidityChecks:
         failed : dict of int to str
             Partition id -> reason; excluded clients are added.
         """
-        for client, error in update.failed.items():
-            self.fail(client, error, failed)
+        self.record_failures(update, failed)
         assert update.update_norm is not None
         valid = np.abs(update.train_loss) <= self._max_loss  # False for NaN
         valid &= update.update_norm <= self._max_norm

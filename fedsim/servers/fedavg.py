@@ -109,7 +109,11 @@ class FedAvg(FlowerFedAvg):
 
     def check_clients(self, num_clients: int) -> None:
         """Raise ConfigError if no round of a run with so many registered clients could be accepted."""
-        self.check_cohort(_cohort_size(num_clients, self.fraction_train, self.min_train_nodes))
+        self.check_cohort(self.cohort_size(num_clients))
+
+    def cohort_size(self, num_clients: int) -> int:
+        """Return how many of so many registered clients train in a round; with Poisson sampling, about how many."""
+        return _cohort_size(num_clients, self.fraction_train, self.min_train_nodes)
 
     def check_cohort(self, clients: int) -> None:
         """Raise ConfigError if no round with so many clients could be accepted."""

@@ -28,7 +28,16 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
     federated = experiment.federate(dataset)
     model = experiment.make_model(dataset)
     kernel = experiment.kernel_for(model, federated)
-    return ClientRuntime(model, federated, experiment.client, experiment.seed, kernel, experiment.transforms)
+    return ClientRuntime(
+        model,
+        federated,
+        experiment.client,
+        experiment.seed,
+        kernel,
+        experiment.transforms,
+        experiment.secure_aggregation,
+        experiment.privacy.clip if experiment.privacy else None,
+    )
 
 
 def make_strategy(

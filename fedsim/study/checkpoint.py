@@ -20,7 +20,7 @@ from fedsim.errors import ConfigError
 from fedsim.files import write_whole
 
 #: Version of the format; increased when older files can no longer be read.
-VERSION = 5
+VERSION = 6
 #: Bytes of the checksum at the end of the file, in hexadecimal digits, which no record of an archive resembles.
 CHECKSUM = 64
 #: Kinds of array that a checkpoint holds: booleans and numbers.

@@ -33,10 +33,14 @@ from fedsim.objects import (
     to_text,
 )
 from fedsim.privacy import CentralDP
+from fedsim.secure import SecureAggregation
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
 from fedsim.updates import UpdateTransform
+
+#: Fields whose value is an object that a text describes.
+OBJECTS = ("split", "client", "early_stopping", "privacy", "secure_aggregation")
 
 
 def _base_class(field: str) -> type:
@@ -51,6 +55,7 @@ def _base_class(field: str) -> type:
         "transforms": UpdateTransform,
         "early_stopping": EarlyStopping,
         "privacy": CentralDP,
+        "secure_aggregation": SecureAggregation,
     }[field]
 
 
@@ -62,7 +67,7 @@ def _namespace(field: str) -> dict[str, Any]:
         from fedsim import servers
 
         return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
-    if field in ("early_stopping", "privacy"):
+    if field in ("early_stopping", "privacy", "secure_aggregation"):
         return {_base_class(field).__name__: _base_class(field)}
     if field == "transforms":
         return classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)
@@ -74,7 +79,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server", "transforms", "early_stopping", "privacy"}
+    field : {"split", "client", "server", "transforms", "early_stopping", "privacy", "secure_aggregation"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules
@@ -103,7 +108,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return the Python argument for a TOML value."""
-    if field in ("split", "client", "server", "early_stopping", "privacy") and isinstance(raw, str):
+    if field in (*OBJECTS, "server") and isinstance(raw, str):
         return build(field, raw, modules)
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
@@ -203,7 +208,7 @@ def to_toml(experiment: Experiment) -> str:
         if setting.name == "server":
             made = value if isinstance(value, partial) else partial(value)
             value = format_call(class_name(made.func, _namespace("server")), [], made.keywords)
-        elif setting.name in ("split", "client", "early_stopping", "privacy"):
+        elif setting.name in OBJECTS:
             value = to_text(value, _namespace(setting.name))
         elif setting.name == "transforms":
             value = [to_text(transform, _namespace("transforms")) for transform in value]

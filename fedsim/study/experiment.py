@@ -29,6 +29,7 @@ from fedsim.errors import ConfigError
 from fedsim.models import MLP, Model
 from fedsim.objects import short_repr
 from fedsim.privacy import CentralDP
+from fedsim.secure import SecureAggregation
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.study.callbacks import Callback, EarlyStopping
 from fedsim.updates.transform import UpdateTransform, check_transforms
@@ -98,6 +99,8 @@ class Experiment:
         Ends the run before its last round; see `fedsim.study.callbacks`.
     privacy : CentralDP, optional
         Differential privacy of clients; see `fedsim.privacy`. It needs the extra ``privacy``.
+    secure_aggregation : SecureAggregation, optional
+        The server learns the sum of a round's updates only; see `fedsim.secure`.
 
     Raises
     ------
@@ -127,6 +130,7 @@ class Experiment:
     transforms: tuple[UpdateTransform, ...] = ()
     early_stopping: EarlyStopping | None = None
     privacy: CentralDP | None = None
+    secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -167,6 +171,8 @@ class Experiment:
         check_flag("weight_divergence", self.weight_divergence)
         check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
         check_instance("privacy", self.privacy, CentralDP | None, "a CentralDP object")
+        secure = self.secure_aggregation
+        check_instance("secure_aggregation", secure, SecureAggregation | None, "a SecureAggregation object")
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""

@@ -16,8 +16,8 @@ from fedsim.servers import FedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 
-#: Methods of a server strategy that sample the cohort and combine its updates, as the accountant assumes.
-ACCOUNTED_METHODS = ("aggregator", "aggregate_train", "configure_train", "_sample", "_aggregation", "_new_weights")
+#: Methods of a server strategy that sample the cohort and combine its updates.
+MEAN_METHODS = ("aggregator", "aggregate_train", "configure_train", "_sample", "_aggregation", "_new_weights")
 
 
 def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, clients: int) -> PrivacyLoss | None:
@@ -53,15 +53,8 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     if experiment.privacy is None:
         assert local is not None
         return local.loss(default_delta(clients))
-    server = type(strategy).__name__
-    if not isinstance(strategy, FedAvg):
-        raise ConfigError(f"privacy needs a server of fedsim.servers, and the server is Flower's {server}")
-    changed = [name for name in ACCOUNTED_METHODS if getattr(type(strategy), name) is not getattr(FedAvg, name)]
-    if changed:
-        raise ConfigError(
-            f"privacy needs a mean of clipped updates, and the server {server} has its own {changed[0]}(); allowed: "
-            "FedAvg, FedAvgM, FedAdam, FedAdagrad, FedYogi, or a server that overrides step() only"
-        )
+    check_takes_mean("privacy", strategy)
+    assert isinstance(strategy, FedAvg)
     for option in ("min_clients", "min_train_nodes"):
         if (value := getattr(strategy, option)) > 1:
             raise ConfigError(f"{option} is {value}; allowed with privacy: 1, because the cohort is accounted for")
@@ -72,6 +65,19 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
         clients, strategy.fraction_train, experiment.rounds, experiment.seed, shared
     )
     return strategy.privacy.loss
+
+
+def check_takes_mean(field: str, strategy: Strategy) -> None:
+    """Raise ConfigError unless a server strategy samples clients, and combines their updates, as FedAvg does."""
+    server = type(strategy).__name__
+    if not isinstance(strategy, FedAvg):
+        raise ConfigError(f"{field} needs a server of fedsim.servers, and the server is Flower's {server}")
+    changed = [name for name in MEAN_METHODS if getattr(type(strategy), name) is not getattr(FedAvg, name)]
+    if changed:
+        raise ConfigError(
+            f"{field} needs a mean of updates, and the server {server} has its own {changed[0]}(); allowed: FedAvg, "
+            "FedAvgM, FedAdam, FedAdagrad, FedYogi, or a server that overrides step() only"
+        )
 
 
 def _check_transforms(experiment: Experiment) -> None:

@@ -32,6 +32,8 @@ def history_columns(score: str) -> tuple[str, ...]:
         "update_cosine",
         "weight_divergence",
         "epsilon",
+        "secure_bytes",
+        "secure_seconds",
         "bytes_up",
         "bytes_down",
         "seconds",
@@ -54,6 +56,9 @@ class Result:
         - ``clients, failures``: numbers of aggregated and of excluded clients.
         - ``client_drift, gradient_diversity, update_cosine``: see `fedsim.rounds.statistics.Drift`.
         - ``weight_divergence``: from centralised training; NaN unless `Experiment.weight_divergence` is set.
+        - ``epsilon``: privacy loss so far; NaN without differential privacy.
+        - ``secure_bytes, secure_seconds``: of the exchange of keys and shares and of removing masks; NaN without secure
+          aggregation. The bytes are part of those below.
         - ``bytes_up, bytes_down``: size of the serialised arrays of all clients.
         - ``seconds``: wall-clock time of the round.
 

@@ -23,6 +23,7 @@ from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
 from fedsim.study.experiment import Experiment
 from fedsim.study.privacy import add_privacy
 from fedsim.study.result import history_columns
+from fedsim.study.secure import check_secure_aggregation
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
 Array = NDArray[Any]
@@ -70,6 +71,7 @@ class RunState:
         )
         clients = len(grid.get_node_ids())
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
+        check_secure_aggregation(experiment, self.strategy, clients)
         self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 

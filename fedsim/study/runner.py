@@ -181,6 +181,8 @@ class _Run:
             *statistics.drift(),
             divergence,
             state.epsilon(server_round),
+            statistics.secure_bytes,
+            statistics.secure_seconds,
             statistics.bytes_up,
             statistics.bytes_down,
             now - self._round_started,
@@ -252,7 +254,7 @@ def _raised_by_flower(error: BaseException) -> bool:
 
 def _describe_largest(statistics: RoundStatistics) -> str:
     """Describe the largest update of a round."""
-    if not statistics.clients:
+    if not statistics.clients or np.isnan(statistics.largest_update[1]):
         return ""
     client, length = statistics.largest_update
     return f"; the largest update was client {client}'s, of length {length:.3g}"

@@ -28,10 +28,14 @@ from fedsim.engines.supernodes.replies import (
     ENCODED,
     EVALUATION,
     ORDER,
+    SECURE,
+    SECURE_QUERY,
     UP,
     WEIGHTS,
+    Layout,
     ReplyError,
     first_line,
+    read_columns,
     read_reply,
     training_layout,
 )
@@ -41,6 +45,7 @@ from fedsim.engines.workers import Workers
 from fedsim.errors import ClientError
 from fedsim.flower import records
 from fedsim.objects import classes_of, to_text
+from fedsim.secure.clients import answer_layout
 
 Array = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -145,10 +150,40 @@ class SuperNodeEngine:
             columns = {name: np.array([row[name] for row in found]) for name in found[0]}
             up = {name.removeprefix(UP): values for name, values in columns.items() if name.startswith(UP)}
             encoded = {name: values for name, values in columns.items() if name.startswith(ENCODED)}
-            sizes, weights, loss = task.partition.sizes[known], columns["weights"], columns["train_loss"]
-            update = Update(known, sizes, weights, loss, up, encoded=encoded, failed=lost)
+            sizes, loss = task.partition.sizes[known], columns["train_loss"]
+            if self.runtime.secure:
+                encoded = {name.removeprefix(ENCODED): values for name, values in encoded.items()}
+                weights, unknown = np.empty((len(known), 0), self.runtime.model.dtype), np.full(len(known), np.nan)
+                yield Update(known, sizes, weights, loss, encoded=encoded, update_norm=unknown, failed=lost)
+                continue
+            update = Update(known, sizes, columns["weights"], loss, up, encoded=encoded, failed=lost)
             with np.errstate(all="ignore"):
                 yield self.runtime.with_norms(task, update)
+
+    def exchange(
+        self, task: Task, step: str, clients: Indices, sent: Mapping[str, Array]
+    ) -> tuple[Indices, dict[str, Array], dict[int, ClientError]]:
+        """Exchange arrays with clients in a step of secure aggregation; see `Engine`."""
+        name, row, dtype = answer_layout(step, sent["public" if step == "shares" else "shares"].shape[1] if sent else 0)
+        layout: Layout = {"partition_ids": ((), np.dtype(np.int64)), name: (row, dtype)}
+        failed: dict[int, str] = {}
+        answers: dict[int, Array] = {}
+        messages, asked = [], self._by_node(clients, failed)
+        for node, own in asked.items():
+            order = ConfigRecord({"round": task.round, "step": step, "clients": [int(c) for c in own]})
+            rows = {name: values[np.isin(clients, own)] for name, values in sent.items()}
+            content = RecordDict({ORDER: order, SECURE: records.record(rows)})
+            messages.append(Message(content, node, SECURE_QUERY, group_id=str(task.round)))
+        for node, reply in self._replies(messages, asked, failed):
+            try:
+                columns = read_columns(reply.content, layout, asked[node])
+            except ReplyError as error:
+                failed |= dict.fromkeys(map(int, asked[node]), str(error))
+                continue
+            answers |= dict(zip(columns["partition_ids"].tolist(), columns[name], strict=True))
+        kept = np.array([c for c in clients.tolist() if c in answers], dtype=np.intp)
+        stacked = np.array([answers[c] for c in kept.tolist()], dtype).reshape(len(kept), *row)
+        return kept, {name: stacked}, {c: ClientError(c, task.round, reason) for c, reason in failed.items()}
 
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
@@ -190,15 +225,8 @@ class SuperNodeEngine:
         self, kind: str, task: Task, clients: Indices, content: Mapping[str, ArrayRecord], failed: dict[int, str]
     ) -> tuple[list[Message], dict[int, Indices]]:
         """Return a message to each SuperNode, and by node id the clients that it is asked for."""
-        messages, sent = [], {}
-        partitions = clients % self.roster.num_partitions
-        for partition in np.unique(partitions):
-            own = clients[partitions == partition]
-            node = self.roster.hosts.get(int(partition))
-            if node is None:
-                failed |= dict.fromkeys(map(int, own), self.roster.missing(int(partition)))
-                continue
-            sent[node] = own
+        messages, sent = [], self._by_node(clients, failed)
+        for node, own in sent.items():
             order = ConfigRecord(
                 {
                     "round": task.round,
@@ -210,6 +238,19 @@ class SuperNodeEngine:
             )
             messages.append(Message(RecordDict({**content, ORDER: order}), node, kind, group_id=str(task.round)))
         return messages, sent
+
+    def _by_node(self, clients: Indices, failed: dict[int, str]) -> dict[int, Indices]:
+        """Return the clients that each SuperNode serves, by node id; record why the others are not served."""
+        served = {}
+        partitions = clients % self.roster.num_partitions
+        for partition in np.unique(partitions):
+            own = clients[partitions == partition]
+            node = self.roster.hosts.get(int(partition))
+            if node is None:
+                failed |= dict.fromkeys(map(int, own), self.roster.missing(int(partition)))
+            else:
+                served[node] = own
+        return served
 
     def _replies(
         self, messages: Sequence[Message], sent: Mapping[int, Indices], failed: dict[int, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from fedsim import clients as client_strategies
 from fedsim.clients import ClientStrategy
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import fingerprint
-from fedsim.engines.supernodes.replies import EVALUATION, FAILED, ORDER, RESULT, WEIGHTS, columns_of
+from fedsim.engines.supernodes.replies import EVALUATION, FAILED, ORDER, RESULT, SECURE, WEIGHTS, columns_of
 from fedsim.engines.supernodes.state import NodeState
 from fedsim.errors import FedsimError
 from fedsim.flower import records
 from fedsim.objects import class_name, classes_of, from_text
+from fedsim.secure.clients import SecureClients
 from fedsim.streams import Purpose
 
 #: Name of the record in Flower's context with the client state.
@@ -47,6 +49,24 @@ def hello(message: Message, context: Context, runtime: ClientRuntime) -> Message
     return Message(RecordDict({RESULT: record}), reply_to=message)
 
 
+def exchange(message: Message, context: Context, runtime: ClientRuntime) -> Message:
+    """Answer for the clients that a message names in a step of secure aggregation; see `fedsim.secure.clients`."""
+    order = message.content.config_records[ORDER]
+    sent = {name: array.numpy() for name, array in message.content.array_records[SECURE].items()}
+    ids, secure = np.array(order["clients"], dtype=np.intp), _secure_clients(context, runtime)
+    answers = secure.answer(str(order["step"]), int(order["round"]), ids, sent)  # type: ignore[arg-type]
+    context.state[SECURE] = records.record(secure.state)
+    return Message(RecordDict({RESULT: records.record({"partition_ids": ids, **answers})}), reply_to=message)
+
+
+def _secure_clients(context: Context, runtime: ClientRuntime) -> SecureClients:
+    """Return this SuperNode's clients with their secrets, which are in Flower's context."""
+    if runtime.secure is None:
+        raise FedsimError("the experiment has no secure aggregation")
+    record: Mapping[str, Any] = context.state.array_records.get(SECURE, ArrayRecord())
+    return runtime.secure.with_state({name: array.numpy() for name, array in record.items()})
+
+
 def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str) -> Message:
     """Train or evaluate the clients that a message names, and reply with the results."""
     content = message.content
@@ -56,6 +76,8 @@ def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str
     client = received_client(str(order["client"]), type(runtime.client))
     clients = np.array(order["clients"], dtype=np.intp)
     task = runtime.task(weights, int(order["round"]), client, down, Purpose(order["purpose"]))  # type: ignore[arg-type]
+    if runtime.secure:
+        task = replace(task, protect=_secure_clients(context, runtime).protect)
     state = None
     if runtime.keeps_state(client):
         record: Mapping[str, Any] = context.state.array_records.get(STATE, ArrayRecord())

@@ -34,6 +34,8 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 #: Names of the records of a message to a SuperNode.
 WEIGHTS, ORDER = "fedsim.weights", "fedsim.order"
+#: Record of the arrays of a step of secure aggregation, and the type of its messages.
+SECURE, SECURE_QUERY = "fedsim.secure", "query.secure"
 #: Names of a reply's records: arrays with a row per client; the reasons for clients without rows.
 RESULT, FAILED = "fedsim.result", "fedsim.failed"
 #: Prefixes of the arrays that a reply has besides the weights.
@@ -130,6 +132,8 @@ def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp
         sizes = np.zeros(len(task.partition), dtype=np.intp)
         sizes[client] = len(few)
         trial, one = replace(task, partition=Partition.from_sizes(few, sizes)), np.array([client])
+        if runtime.secure:
+            trial = replace(trial, protect=runtime.secure.without_neighbours(int(client), task.round).protect)
         try:
             update = runtime.train(trial, one, partial(runtime.load_state, trial, ClientState(len(sizes))))
         except FedsimError as error:
@@ -259,7 +263,7 @@ def read_reply(
     clients = np.array([c for c in clients if int(c) not in failed], dtype=np.intp)
     try:
         columns = read_columns(content, layout, clients)
-        if kind == "train" and runtime.pipeline:
+        if kind == "train" and runtime.pipeline and not runtime.secure:
             columns["weights"] = _decoded(runtime.pipeline, task, columns)
     except ReplyError as reason:
         return {}, failed | dict.fromkeys(map(int, clients), str(reason))

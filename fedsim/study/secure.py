@@ -1,0 +1,53 @@
+"""What secure aggregation cannot be combined with, refused before the run."""
+
+from __future__ import annotations
+
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.clients.sgd import overrides
+from fedsim.errors import ConfigError
+from fedsim.secure.settings import MIN_CLIENTS
+from fedsim.servers import FedAvg
+from fedsim.study.experiment import Experiment
+from fedsim.study.privacy import check_takes_mean
+from fedsim.updates.transform import UpdateTransform
+
+
+def check_secure_aggregation(experiment: Experiment, strategy: Strategy, clients: int) -> None:
+    """Raise ConfigError if the server would need more than the sum of a round's updates.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    strategy : Strategy
+        The server strategy.
+    clients : int
+        Registered.
+    """
+    if experiment.secure_aggregation is None:
+        return
+    check_takes_mean("secure_aggregation", strategy)
+    assert isinstance(strategy, FedAvg)
+    client = experiment.client
+    if client.grouped or overrides(client, "weigh"):
+        raise ConfigError(
+            f"secure_aggregation weighs updates by examples, and the client {type(client).__name__} has its own "
+            "weigh(); allowed: a client strategy without weigh()"
+        )
+    for transform in experiment.transforms:
+        if type(transform).on_server is not UpdateTransform.on_server:
+            raise ConfigError(
+                f"transforms has {transform}, which the server decodes one by one, and secure_aggregation shows it a "
+                "sum; allowed: transforms that change values on the client only, such as Clip and LocalDP"
+            )
+    if experiment.privacy and experiment.privacy.target_quantile is not None:
+        raise ConfigError(
+            "privacy has target_quantile, for which the server counts updates by their norms; allowed with "
+            "secure_aggregation: a fixed clip"
+        )
+    cohort = strategy.cohort_size(clients)
+    if cohort < MIN_CLIENTS:
+        raise ConfigError(
+            f"secure_aggregation needs {MIN_CLIENTS} clients in a round, and {cohort} of {clients} are sampled; "
+            "allowed: a larger fraction_train, or more clients"
+        )

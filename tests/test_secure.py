@@ -1,0 +1,441 @@
+"""Secure aggregation: exact sums, what the server sees, recovery from dropouts, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.serverapp import strategy as stock
+from helpers import same
+from numpy.typing import NDArray
+from scipy import stats
+
+from fedsim import Experiment, clients, servers
+from fedsim.apps import app
+from fedsim.apps.in_process import AppGrid
+from fedsim.clients.task import Task, Update
+from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.engines.threads import ThreadEngine
+from fedsim.errors import ClientError, ConfigError, FedsimError
+from fedsim.flower import strategies
+from fedsim.privacy import CentralDP, Clip, LocalDP
+from fedsim.secure import SecureAggregation, crypto, shamir
+from fedsim.secure.clients import CHANGE, SecureClients, mask_key
+from fedsim.secure.quantise import LOSS, dequantise, quantise, scale_of
+from fedsim.secure.server import SecureSum
+from fedsim.splits import Dirichlet
+from fedsim.streams import Purpose, generator
+from fedsim.study import config
+from fedsim.study.build import build_runtime
+from fedsim.toml import read_toml
+from fedsim.updates import TopK
+
+Array = NDArray[Any]
+SECURE = SecureAggregation()
+BASE = Experiment(split=Dirichlet(10, alpha=0.5), hidden=(8,), rounds=2, kernel="numpy")
+
+
+def secured(settings: SecureAggregation = SECURE, **changes: Any) -> Experiment:
+    return replace(BASE, secure_aggregation=settings, **changes)
+
+
+def largest_difference(one: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+# Secret sharing.
+
+
+@pytest.mark.parametrize(("shares", "threshold"), [(1, 1), (5, 3), (9, 9), (40, 21)])
+def test_any_shares_above_the_threshold_recover_the_secret(shares: int, threshold: int) -> None:
+    rng = np.random.default_rng(shares)
+    for secret in (rng.bytes(32), bytes(32), b"\xff" * 32):
+        points = rng.choice(2**31 - 3, shares, replace=False) + 1
+        made = shamir.share(secret, points, threshold)
+        assert int(made.max()) < 2**31 - 1
+        chosen = rng.choice(shares, threshold, replace=False)
+        assert shamir.recover(made[chosen], points[chosen]) == secret
+        assert shamir.recover(made, points) == secret
+        if threshold > 1:
+            assert shamir.recover(made[chosen[1:]], points[chosen[1:]]) != secret
+
+
+def test_fewer_shares_are_uniform_whatever_the_secret() -> None:
+    """Of all shares but one of the threshold, each is a uniform number modulo the prime."""
+    points = np.arange(1, 4)
+    for secret in (bytes(32), b"\xff" * 32):
+        values = np.concatenate([shamir.share(secret, points, 3)[:2].ravel() for _ in range(400)])
+        assert stats.kstest(values / int(shamir.PRIME), "uniform").pvalue > 1e-4
+
+
+# Fixed-point numbers.
+
+
+def test_sums_of_quantised_numbers_are_exact_and_right_on_average() -> None:
+    rng = np.random.default_rng(0)
+    count = 7
+    scale = scale_of(2.0, count)
+    values = rng.uniform(-2, 2, (count, 1000))
+    values[:, 0], values[:, 1] = 2.0, -2.0  # the sum of the largest does not overflow
+    rows = [quantise({"x": row}, 1.5, scale, count, rng) for row in values]
+    total = {name: sum((row[name] for row in rows[1:]), rows[0][name]) for name in rows[0]}
+    found, loss = dequantise(total, scale)
+    assert np.abs(found["x"] - values.sum(axis=0)).max() <= count / scale
+    assert loss == 1.5 * count
+    half = np.full(100_000, 0.5 / scale)
+    assert abs(quantise({"x": half}, 0.0, scale, count, rng)["x"].mean() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 2.1, -2.1])
+def test_numbers_that_do_not_fit_are_refused(bad: float) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="its x has a coordinate of"):
+        quantise({"x": np.array([0.0, bad])}, 0.0, scale_of(2.0, 3), 3, rng)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf, 2.0**38])
+def test_losses_that_do_not_fit_are_refused(loss: float) -> None:
+    with pytest.raises(ValueError, match="its training loss is"):
+        quantise({}, loss, scale_of(2.0, 3), 3, np.random.default_rng(0))
+
+
+# The protocol by itself, on updates that are given.
+
+
+class Protocol:
+    """A round of ten clients whose updates are given; it stores all that the server receives."""
+
+    ids = np.array([3, 0, 8, 5, 12, 7, 1, 20, 9, 4])
+    weights = np.linspace(0.2, 1, 10)
+
+    def __init__(self, updates: Array, settings: SecureAggregation = SECURE) -> None:
+        self.updates, self.settings = updates, settings
+        self.clients = SecureClients(settings, np.ones(updates.shape[1], np.bool_))
+        self.total = SecureSum(settings, self.exchange, 0, 1)
+        self.seen: dict[str, Array] = {}
+        self.silent: dict[str, list[int]] = {}
+
+    def exchange(self, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+        some = clients
+        answers = self.clients.answer(step, 1, some, sent)
+        heard = ~np.isin(some, self.silent.pop(step, []))
+        self.seen |= {name: rows[heard] for name, rows in answers.items()}
+        lost = {int(client): ClientError(int(client), 1, "silent") for client in some[~heard]}
+        return some[heard], {name: rows[heard] for name, rows in answers.items()}, lost
+
+    def run(self, dropouts: tuple[int, ...] = ()) -> tuple[dict[str, Array], float] | None:
+        self.total.share_keys(self.ids, self.weights)
+        sending = np.flatnonzero(np.isin(self.ids, self.total.clients) & ~np.isin(self.ids, dropouts))
+        task: Any = SimpleNamespace(round=1, seed=0, global_weights=np.zeros(self.updates.shape[1]))
+        for rows in (sending[:2], sending[2:]):  # in two blocks
+            ones = np.ones(len(rows))
+            update = Update(self.ids[rows], ones.astype(int), self.updates[rows], ones, update_norm=ones)
+            masked = self.clients.protect(task, update)
+            self.seen |= {str(self.ids[k]): row for k, row in zip(rows, masked.encoded[CHANGE], strict=True)}
+            self.total.add(masked)
+        return self.total.mean()
+
+    def quantised(self, position: int) -> dict[str, Array]:
+        """A client's integers, without masks."""
+        weight, clients = self.weights[position], len(self.total.clients)
+        rng = generator(0, Purpose.QUANTISE, 1, int(self.ids[position]))
+        scale = scale_of(self.settings.max_abs, clients)
+        return quantise({CHANGE: weight * self.updates[position]}, weight, scale, clients, rng)
+
+    def plain(self, dropouts: tuple[int, ...] = ()) -> tuple[Array, float]:
+        """The mean of the quantised updates, without masks."""
+        used = [k for k, client in enumerate(self.ids) if client in self.total.clients and client not in dropouts]
+        rows, total = [self.quantised(k) for k in used], self.weights[used].sum()
+        change = sum(row[CHANGE].astype(np.int32).astype(np.int64) for row in rows)
+        loss = sum(int(row[LOSS].astype(np.int64)[0]) for row in rows)
+        scale = scale_of(self.settings.max_abs, len(self.total.clients))
+        return change / scale / total, loss / 2**24 / total
+
+
+UPDATES = np.random.default_rng(1).normal(size=(10, 500))
+
+
+@pytest.mark.parametrize("settings", [SECURE, SecureAggregation(neighbours=4, threshold=0.0)])
+@pytest.mark.parametrize("dropouts", [(), (8, 20, 0)])
+def test_the_sum_is_the_quantised_plain_sum_bit_for_bit(settings: SecureAggregation, dropouts: tuple[int, ...]) -> None:
+    protocol = Protocol(UPDATES, settings)
+    found, expected = protocol.run(dropouts), protocol.plain(dropouts)
+    assert found
+    assert np.array_equal(found[0][CHANGE], expected[0])
+    assert found[1] == expected[1]
+    assert np.abs(expected[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("step", ["keys", "shares", "unmask"])
+def test_clients_that_fall_silent_in_any_step(step: str) -> None:
+    protocol = Protocol(UPDATES)
+    protocol.silent = {step: [12, 4]}
+    found, expected = protocol.run(), protocol.plain()
+    assert found
+    assert np.array_equal(found[0][CHANGE], expected[0])
+    assert len(protocol.total.clients) == (10 if step == "unmask" else 8)
+    assert set(protocol.total.failed) == (set() if step == "unmask" else {12, 4})
+
+
+@pytest.mark.parametrize(("lost", "recovered"), [(4, True), (5, False)])
+def test_the_sum_needs_more_than_half_of_the_neighbours(lost: int, recovered: bool) -> None:
+    protocol = Protocol(UPDATES)
+    protocol.silent = {"unmask": [int(client) for client in protocol.ids[:lost]]}
+    assert (protocol.run() is not None) == recovered
+
+
+def test_masked_updates_are_uniform() -> None:
+    """All clients send zeros or large numbers; the bytes of each are uniform, and those of two are independent."""
+    updates = np.zeros((10, 20_000))
+    updates[::2] = 7.9
+    protocol = Protocol(updates)
+    protocol.run()
+    rows = [protocol.seen[str(client)] for client in protocol.ids]
+    rows += [a - b for a, b in itertools.pairwise(rows)]
+    for row in rows:
+        counts = np.bincount(row.view(np.uint8), minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-5
+        assert stats.kstest(row / 2**32, "uniform").pvalue > 1e-5
+    encrypted = protocol.seen["shares"].ravel()
+    assert stats.chisquare(np.bincount(encrypted, minlength=256)).pvalue > 1e-5
+
+
+def unmasked(protocol: Protocol, k: int) -> Array:
+    """The best that the server can do for a single client: remove the masks whose keys it has recovered."""
+    total, own = protocol.total, int(protocol.ids[k])
+    has_sent = np.isin(total.clients, total._sent)
+    total._exchange = lambda step, some, sent: (some, {"revealed": protocol.seen["revealed"]})  # type: ignore[method-assign,assignment]
+    left = {CHANGE: protocol.seen[str(own)].copy(), LOSS: np.zeros(1, np.uint64)}
+    for v, secret in (total._reveal(has_sent) or {}).items():
+        other = int(protocol.ids[v])
+        if has_sent[v] and v != k:
+            continue
+        key, add = secret, False
+        if v != k:
+            key, add = mask_key(crypto.private_key(secret), total._public[k].tobytes(), 1, other, own), own > other
+        for name, mask in crypto.masks(key, left):
+            left[name] += mask if add else -mask
+    return left[CHANGE]
+
+
+def test_the_server_cannot_unmask_a_client_or_tell_two_apart() -> None:
+    """With all that it receives: which of two updates, both known to the server, did a client send?"""
+    updates = np.zeros((10, 2_000))
+    updates[::2] = 1.0
+    right = 0
+    for _ in range(20):
+        protocol = Protocol(updates)
+        assert protocol.run(dropouts=(8, 20, 0))
+        guesses = [protocol.quantised(k)[CHANGE] for k in (4, 3)]
+        for k in (0, 3, 4, 5):
+            left = unmasked(protocol, k)
+            assert stats.kstest(left / 2**32, "uniform").pvalue > 1e-6
+            distances = [np.abs((left - guess).view(np.int32).astype(float)).sum() for guess in guesses]
+            right += int(np.argmin(distances)) == k % 2
+    assert stats.binomtest(right, 80).pvalue > 1e-4
+
+
+def test_a_client_reveals_one_share_of_each_neighbour_only() -> None:
+    protocol = Protocol(UPDATES)
+    protocol.run()
+    with pytest.raises(ClientError, match="no keys"):
+        protocol.clients.answer(
+            "unmask", 1, protocol.ids, {"shares": protocol.seen["shares"], "has_sent": np.zeros((10, 9), bool)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda sent: {**sent, "shares": sent["shares"] ^ 1}, "a share of client .* was changed"),
+        (lambda sent: {**sent, "shares": sent["shares"][::-1]}, "a share of client .* was changed"),
+        (lambda sent: {**sent, "has_sent": sent["has_sent"] & False}, "fewer than 5 of its neighbours"),
+    ],
+)
+def test_a_request_that_is_not_honest_is_refused(change: Any, reason: str) -> None:
+    protocol = Protocol(UPDATES)
+    honest = protocol.clients.answer
+    protocol.clients.answer = lambda step, number, some, sent: honest(  # type: ignore[method-assign,assignment]
+        step, number, some, change(sent) if step == "unmask" else sent
+    )
+    with pytest.raises(ClientError, match=reason):
+        protocol.run()
+
+
+def test_shares_that_recover_another_secret_are_found() -> None:
+    protocol = Protocol(UPDATES)
+    honest = protocol.clients.answer
+
+    def wrong(step: str, number: int, some: Array, sent: Mapping[str, Array]) -> Any:
+        answers = honest(step, number, some, sent)
+        if step == "unmask":
+            answers["revealed"][2, 3] += 1
+        return answers
+
+    protocol.clients.answer = wrong  # type: ignore[method-assign,assignment]
+    with pytest.raises(FedsimError, match="do not recover its secret"):
+        protocol.run()
+
+
+@pytest.mark.parametrize(("clients", "neighbours"), [(3, None), (10, None), (10, 4), (31, 8), (5, 4), (5, 100)])
+def test_the_graph_is_symmetric_and_regular(clients: int, neighbours: int | None) -> None:
+    graph = SecureAggregation(neighbours=neighbours).graph(clients, 0, 1)
+    edges = {(i, int(j)) for i in range(clients) for j in graph[i]}
+    assert edges == {(j, i) for i, j in edges}
+    assert len(edges) == clients * min(neighbours or clients, clients - 1)
+    assert all(i != j for i, j in edges)
+    assert (np.diff(graph, axis=1) > 0).all()
+
+
+# In an experiment.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kernel": "compiled"},
+        {"client": clients.SCAFFOLD()},
+        {"client": clients.FedPer()},
+        {"server": servers.FedAdam},
+        {"transforms": (Clip(0.1),)},
+        {"fraction_train": 0.5, "split": Dirichlet(20, alpha=0.5)},
+        {"dtype": "float64"},
+    ],
+)
+def test_the_result_is_that_of_the_plain_mean_to_quantisation(changes: dict[str, Any]) -> None:
+    plain, found = replace(BASE, **changes).run(), secured(**changes).run()
+    assert largest_difference(plain.weights, found.weights) < 1e-5
+    assert np.allclose(plain.history["train_loss"], found.history["train_loss"], atol=1e-5, equal_nan=True)
+    assert (plain.history["clients"] == found.history["clients"]).all()
+    assert found.history[["client_drift", "gradient_diversity", "update_cosine"]].isna().all(axis=None)
+    overhead = found.history.iloc[1:]
+    assert (overhead["secure_bytes"] > 0).all()
+    assert (overhead["secure_seconds"] > 0).all()
+    assert plain.history["secure_bytes"].isna().all()
+
+
+def test_no_code_of_the_server_sees_a_plain_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that leave the engine hold masked arrays, the same loss for all, and no weights."""
+    seen = []
+    train = ThreadEngine.train
+
+    def recorded(self: ThreadEngine, task: Task, some: Any) -> Any:
+        for block in train(self, task, some):
+            seen.append(block)
+            yield block
+
+    monkeypatch.setattr(ThreadEngine, "train", recorded)
+    secured().run()
+    assert seen
+    for block in seen:
+        assert block.weights.size == 0
+        assert not block.up
+        assert (block.train_loss == 0).all()
+        assert block.update_norm is not None
+        assert np.isnan(block.update_norm).all()
+        assert {rows.dtype for rows in block.encoded.values()} == {np.dtype(np.uint32), np.dtype(np.uint64)}
+
+
+def test_dropouts_are_recovered_and_recorded() -> None:
+    experiment = secured(SecureAggregation(dropout=0.3), split=Dirichlet(20, alpha=0.5), rounds=3)
+    result = experiment.run()
+    lost = result.failures
+    assert 5 < len(lost) < 30
+    assert set(lost["reason"]) == {"it dropped out (dropout = 0.3)"}
+    assert (result.history["clients"].iloc[1:] + result.history["failures"].iloc[1:] == 20).all()
+    assert np.isfinite(result.history["train_loss"].iloc[1:]).all()
+    assert result.history["test_loss"].is_monotonic_decreasing
+
+
+def test_a_round_with_too_many_dropouts_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    result = secured(SecureAggregation(dropout=0.9)).run()
+    assert (result.history["clients"].iloc[1:] == 0).all()
+    assert result.history["test_loss"].nunique() == 1
+    assert "the model is unchanged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+def test_same_bits_with_any_workers_and_blocks(kernel: str) -> None:
+    experiment = secured(SecureAggregation(dropout=0.2), kernel=kernel)
+    assert same(experiment.run(workers=1, block_size=1), experiment.run(workers=2, block_size=3))
+
+
+@pytest.mark.parametrize("changes", [{}, {"client": clients.SCAFFOLD()}, {"client": clients.FedPer()}])
+def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
+    experiment = secured(SecureAggregation(dropout=0.2), **changes)
+    settings = {"experiment": config.to_toml(experiment)}
+    with strategies.quiet(), AppGrid(app.client_app, 4, run_config=settings, workers=2) as grid:
+        found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
+    assert same(experiment.run(), found)
+
+
+def test_a_client_whose_update_is_too_large_fails() -> None:
+    small = secured(SecureAggregation(max_abs=1e-4))
+    with pytest.raises(ClientError, match=r"its change has a coordinate of .*; allowed by secure aggregation"):
+        small.run()
+    result = replace(small, on_failure="exclude").run()
+    assert (result.history["clients"].iloc[1:] == 0).all()
+    diverged = secured(client=clients.SGD(lr=1e20), on_failure="exclude").run()
+    assert diverged.failures["reason"].str.contains("its training loss is nan").all()
+
+
+def test_central_dp_clips_on_the_client_and_gives_the_same_noise() -> None:
+    pytest.importorskip("dp_accounting")
+    private = CentralDP(clip=0.3, noise_multiplier=0.5, sampling="fixed")
+    plain, found = replace(BASE, privacy=private).run(), secured(privacy=private).run()
+    assert largest_difference(plain.weights, found.weights) < 1e-5
+    assert plain.history["epsilon"].equals(found.history["epsilon"])
+    without = replace(private, noise_multiplier=0.0)
+    runtime: ClientRuntime = build_runtime(secured(privacy=without))
+    assert runtime.secure
+    assert runtime.secure.clip == 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"server": servers.Krum}, "mean of updates.*Krum has its own aggregator"),
+        ({"server": servers.FedMedian}, "mean of updates.*FedMedian"),
+        ({"server": servers.QFedAvg}, "QFedAvg has its own aggregator"),
+        ({"server": servers.FedExP}, "FedExP has its own aggregator"),
+        ({"server": stock.FedAvg}, "Flower's FedAvg"),
+        ({"client": clients.IFCA()}, "IFCA has its own weigh"),
+        ({"transforms": (TopK(0.1),)}, "TopK.*decodes one by one"),
+        ({"fraction_train": 0.2}, "needs 3 clients in a round, and 2 of 10"),
+        ({"privacy": CentralDP(noise_multiplier=1.0, target_quantile=0.5)}, "target_quantile"),
+    ],
+)
+def test_combinations_that_need_more_than_a_sum_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        secured(**changes).run()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_abs": 0.0}, "max_abs is 0"),
+        ({"threshold": 1.0}, "threshold is 1"),
+        ({"neighbours": 3}, "neighbours is 3; allowed: an even number"),
+        ({"neighbours": 0}, "neighbours is 0"),
+        ({"dropout": 1.0}, "dropout is 1"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        SecureAggregation(**settings)
+
+
+def test_the_text_form() -> None:
+    experiment = secured(SecureAggregation(neighbours=4, dropout=0.25), transforms=(LocalDP(0.5),))
+    assert config.experiment(read_toml("it", config.to_toml(experiment))) == experiment
+    with pytest.raises(ConfigError, match="secure_aggregation is True; allowed: a SecureAggregation object"):
+        Experiment(secure_aggregation=True)  # type: ignore[arg-type]
