@@ -40,7 +40,7 @@ def returning(hook: str, values: Any, also: type[SGD] = SGD) -> SGD:
         return values(*args) if callable(values) else values
 
     made = type("Mistaken", (also,), {hook: method})
-    return made()  # type: ignore[no-any-return]
+    return made()
 
 
 class Kept(SGD):

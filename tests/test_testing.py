@@ -229,7 +229,7 @@ def test_objects_are_checked_with_their_own_hyperparameters() -> None:
 
 def made(also: type[SGD] = SGD, **attributes: Any) -> SGD:
     """A strategy with methods and attributes of its own."""
-    return type("Mistaken", (also,), attributes)()  # type: ignore[no-any-return]
+    return type("Mistaken", (also,), attributes)()
 
 
 def train(change: Callable[[SGD, Any], Any]) -> Callable[[SGD, Any], Any]:

@@ -175,8 +175,7 @@ def column_names(field: str, value: str | Sequence[str]) -> list[str]:
 
 def _group(column: pd.Series) -> NDArray[Any]:
     """Return a client column as integers or text, which can be sorted."""
-    group: NDArray[Any] = column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
-    return group
+    return column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
 
 
 def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:

@@ -55,8 +55,7 @@ class ClientState:
 
     def known(self, clients: Indices) -> NDArray[np.bool_]:
         """Return which clients have rows, shape (clients,)."""
-        known: NDArray[np.bool_] = np.zeros(len(clients), bool) if self._slots is None else self._slots[clients] >= 0
-        return known
+        return np.zeros(len(clients), bool) if self._slots is None else self._slots[clients] >= 0
 
     def rows(self, clients: Indices) -> dict[str, Array]:
         """Return a copy of the rows of clients that have rows; empty if no client has any."""

@@ -68,8 +68,7 @@ def plot_splits(
 def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:
     """Return an even sample of at most so many clients, sorted by their most frequent label."""
     shown = table[np.linspace(0, len(table) - 1, min(len(table), most)).astype(int)]
-    ordered: NDArray[Any] = shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
-    return ordered
+    return shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
 
 
 def _clients_axis(panel: Axes, shown: int, clients: int) -> None:

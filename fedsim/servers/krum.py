@@ -39,8 +39,7 @@ def squared_distances(rows: Array) -> NDArray[np.float64]:
     width = max(1, COLUMN_BYTES // (8 * len(rows)))
     for first in range(0, rows.shape[1], width):
         pairs += pdist(rows[:, first : first + width].astype(np.float64), "sqeuclidean")
-    distances: NDArray[np.float64] = squareform(pairs)
-    return distances
+    return squareform(pairs)
 
 
 def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[np.float64]:
@@ -58,8 +57,7 @@ def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[n
     """
     nearest = min(max(1, len(distances) - num_malicious - 2), len(distances) - 1)
     # The nearest + 1 smallest distances include the client's distance of 0 to itself.
-    scores: NDArray[np.float64] = np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
-    return scores
+    return np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
 
 
 class _KrumBased(GatheringFedAvg):

@@ -70,5 +70,4 @@ class _FairMean:
 
     def result(self) -> Array:
         delta = self._lipschitz * self._mean.totals[0] * (self._old - self._mean.value())
-        new: Array = self._old - delta / self._h
-        return new
+        return self._old - delta / self._h

@@ -135,5 +135,4 @@ def _rotate(images: NDArray[Any], degrees: float) -> NDArray[Any]:
         return np.rot90(images, int(quarters) % 4, axes=(1, 2))
     from scipy.ndimage import rotate
 
-    turned: NDArray[Any] = rotate(images, degrees, axes=(2, 1), reshape=False, order=1)
-    return turned
+    return rotate(images, degrees, axes=(2, 1), reshape=False, order=1)

@@ -39,8 +39,7 @@ class SplitWrapper(Split):
     @property
     def num_clients(self) -> int | None:
         """The number of clients of the wrapped split; None if it depends on the data."""
-        clients: int | None = getattr(self.split, "num_clients", None)
-        return clients
+        return getattr(self.split, "num_clients", None)
 
     def federate_wrapped(self, dataset: Any, seed: int) -> FederatedDataset:
         """Return the dataset divided by the wrapped split."""
