@@ -165,7 +165,7 @@ class Unmade(SGD):
         ),
         (NoArray, "trains", "ctx.up['norms'] is a list; it must be an array of shape (clients, ...)"),
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
-        (Undeclared, "trains", "return it from client_state()"),
+        (Undeclared, "trains", "the names that client_state() returns"),
         (Unsent, "trains", "broadcast names control, which server_state() does not return"),
         (ShortCorrection, "trains", "affine's correction has shape (8, 1); allowed: (53,), or with a row per client"),
         (Unannotated, "hyperparameters are annotated", "write mu: float = ..."),
