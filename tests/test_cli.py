@@ -364,7 +364,7 @@ def test_how_noniid_hurts(tmp_path: Path) -> None:
     assert len(points) == 22
     assert points.groupby("iid_share")["emd"].mean().is_monotonic_decreasing
     assert (tmp_path / "results" / "how_noniid_hurts" / "accuracy_by_distance.png").stat().st_size > 10_000
-    refused(call(script, "--clients", "2000", cwd=tmp_path), "IID's num_clients is 2000")
+    refused(call(script, "--clients", "2000", cwd=tmp_path), "IID's num_clients for 1442 training examples is 2000")
 
 
 def test_data_says_where_mnist_is(mnist_dir: Path, tmp_path: Path) -> None:
@@ -395,7 +395,10 @@ def test_a_strategy_of_the_users_own(experiment: str, tmp_path: Path) -> None:
             ["--set", "split=Dirichlet(10, alpha=-1)"],
             "Dirichlet's alpha is -1; allowed: a finite number greater than 0",
         ),
-        (["--set", "split=Shards(1000, per_client=2)"], "2000 shards; allowed: at most 1442"),
+        (
+            ["--set", "split=Shards(1000, per_client=2)"],
+            "per_client for 1000 clients and 1442 training examples is 2; allowed",
+        ),
         (["--set", "split=Nope(3)"], "split is 'Nope(3)'; allowed: IID"),
         (["--set", "client.lr=100"], "training diverged in round 1 at client"),
         (["--set", "dataset=mnist", "--data-dir", "/nowhere"], "data_dir is '/nowhere' but contains neither"),
@@ -440,7 +443,7 @@ def test_the_showpiece(tmp_path: Path) -> None:
     [
         (["--dataset", "mnits"], "dataset is 'mnits'; allowed: digits"),
         (["--alpha", "-1"], "Dirichlet's alpha is -1.0"),
-        (["--clients", "1000"], "2000 shards"),
+        (["--clients", "1000"], "per_client for 1000 clients"),
         (["--lr", "1e9"], "training diverged in round 1 at client"),
         (["--out", "/proc/none"], "cannot be written"),
     ],

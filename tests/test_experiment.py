@@ -254,7 +254,7 @@ def test_bad_client_strategies_are_refused(change: dict[str, Any], sentence: str
 
 
 def test_more_clients_than_examples() -> None:
-    with pytest.raises(ConfigError, match="num_clients is 5000; allowed: at most 1442"):
+    with pytest.raises(ConfigError, match="num_clients for 1442 training examples is 5000"):
         Experiment(split=IID(5000)).run()
 
 

@@ -40,7 +40,7 @@ def returning(hook: str, values: Any, also: type[SGD] = SGD) -> SGD:
         return values(*args) if callable(values) else values
 
     made = type("Mistaken", (also,), {hook: method})
-    return made()  # type: ignore[no-any-return]
+    return made()
 
 
 class Kept(SGD):
@@ -135,12 +135,22 @@ MISTAKES: list[tuple[str, Any, type[SGD], str]] = [
         "train",
         in_train(other=np.zeros(4)),
         Kept,
-        "ctx.state['other'] is new in train(): return it from client_state(); allowed names: 'rounds'",
+        "ctx.state has the names ['rounds', 'other'] after train(); allowed: ['rounds'], the names that",
     ),
-    ("train", in_train(other=np.zeros(4)), SGD, "allowed names: none"),
+    ("train", in_train(other=np.zeros(4)), SGD, "ctx.state has the names ['other'] after train(); allowed: []"),
     ("train", in_train(rounds=np.zeros((4, 2), complex)), Kept, "ctx.state['rounds'] is an array of complex128"),
-    ("train", lambda c: (c.state.clear(), c.fit())[1], Kept, "ctx.state['rounds'] is missing after train()"),
-    ("direction", lambda g, w, c: (c.state.update(x=g), g)[1], Kept, "ctx.state['x'] is new in direction()"),
+    (
+        "train",
+        lambda c: (c.state.clear(), c.fit())[1],
+        Kept,
+        "ctx.state has the names [] after train(); allowed: ['rounds']",
+    ),
+    (
+        "direction",
+        lambda g, w, c: (c.state.update(x=g), g)[1],
+        Kept,
+        "ctx.state has the names ['rounds', 'x'] after direction()",
+    ),
     ("personalise", None, SGD, "personalise() returned a NoneType; it must be an array"),
     (
         "personalise",

@@ -298,7 +298,7 @@ def test_splits_that_change_features_take_any_shape(split: Any) -> None:
 
 
 def test_rotation_takes_flat_images_only() -> None:
-    with pytest.raises(ConfigError, match=r"Rotation takes flat features; images has examples of shape \(4, 3\)"):
+    with pytest.raises(ConfigError, match=r"Rotation needs flat square images; images has examples of shape \(4, 3\)"):
         Rotation(IID(5)).federate(IMAGES)
 
 

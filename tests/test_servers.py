@@ -559,7 +559,7 @@ class Untrained(clients.SGD):
             "MultiKrum",
             {"num_malicious_nodes": 2, "num_nodes_to_select": 11},
             12,
-            "MultiKrum's num_nodes_to_select is 11; allowed: 1 to 10",
+            "MultiKrum's num_nodes_to_select with 12 clients and 2 malicious is 11; .*, 1 to 10",
         ),
     ],
 )

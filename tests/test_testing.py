@@ -165,7 +165,7 @@ class Unmade(SGD):
         ),
         (NoArray, "trains", "ctx.up['norms'] is a list; it must be an array of shape (clients, ...)"),
         (WrongRows, "trains", "ctx.up['extra'] is of shape (3,); it must be (clients, ...), here (8, ...)"),
-        (Undeclared, "trains", "return it from client_state()"),
+        (Undeclared, "trains", "the names that client_state() returns"),
         (Unsent, "trains", "broadcast names control, which server_state() does not return"),
         (ShortCorrection, "trains", "affine's correction has shape (8, 1); allowed: (53,), or with a row per client"),
         (Unannotated, "hyperparameters are annotated", "write mu: float = ..."),
@@ -229,7 +229,7 @@ def test_objects_are_checked_with_their_own_hyperparameters() -> None:
 
 def made(also: type[SGD] = SGD, **attributes: Any) -> SGD:
     """A strategy with methods and attributes of its own."""
-    return type("Mistaken", (also,), attributes)()  # type: ignore[no-any-return]
+    return type("Mistaken", (also,), attributes)()
 
 
 def train(change: Callable[[SGD, Any], Any]) -> Callable[[SGD, Any], Any]:

@@ -59,5 +59,4 @@ class APFL(SGD):
     def personalise(self, ctx: Context) -> Array:
         """Return the mixture of both models."""
         alpha = ctx.state["alpha"]
-        mixture: Array = alpha * ctx.state["local"] + (1 - alpha) * ctx.global_weights
-        return mixture
+        return alpha * ctx.state["local"] + (1 - alpha) * ctx.global_weights

@@ -71,23 +71,20 @@ def check_array(
     names : tuple of str
         Names of the dimensions.
     """
-    named = _tuple("..." if n is ... else name for n, name in zip(shape, names, strict=False))
+    named = _tuple_text(... if n is ... else name for n, name in zip(shape, names, strict=False))
     if not isinstance(values, np.ndarray):
         raise refusal(strategy, hook, f"{what} a {type(values).__name__}; it must be an array of shape {named}")
     if values.dtype.kind not in "biuf":
         raise refusal(strategy, hook, f"{what} an array of {values.dtype}; it must contain numbers")
     lead = shape[:-1] if shape[-1] is ... else shape
     if values.shape[: len(lead)] != lead or (shape[-1] is not ... and values.ndim != len(shape)):
-        lengths = _tuple("..." if n is ... else str(n) for n in shape)
-        given = "an array " if what.endswith("returned") else ""
-        raise refusal(strategy, hook, f"{what} {given}of shape {values.shape}; it must be {named}, here {lengths}")
+        found = f"{'an array ' if what.endswith('returned') else ''}of shape {values.shape}"
+        raise refusal(strategy, hook, f"{what} {found}; it must be {named}, here {_tuple_text(shape)}")
     return values
 
 
-def _tuple(parts: Iterable[str]) -> str:
-    """Write a tuple as Python does."""
-    text = ", ".join(parts)
-    return f"({text})" if ", " in text else f"({text},)"
+def _tuple_text(parts: Iterable[Any]) -> str:
+    return str(tuple(parts)).replace("'", "").replace("Ellipsis", "...")
 
 
 def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: int, *, integers: bool) -> Array:
@@ -111,10 +108,8 @@ def check_per_client(strategy: ClientStrategy, hook: str, values: Any, clients: 
             return np.broadcast_to(given.astype(np.intp if integers else np.float64), (clients,)).copy()
     except (TypeError, ValueError):
         pass
-    raise refusal(
-        strategy, hook, f"{hook}() returned {_short(values)}; allowed: {allowed}, or an array with one for each "
-        f"client, shape ({clients},)",
-    )  # fmt: skip
+    allowed += f", or an array with one for each client, shape ({clients},)"
+    raise refusal(strategy, hook, f"{hook}() returned {_short(values)}; allowed: {allowed}")
 
 
 def check_client_state(strategy: ClientStrategy, state: Any, clients: int) -> dict[str, Array]:
@@ -136,21 +131,16 @@ def check_state_update(strategy: ClientStrategy, hook: str, state: Any, declared
     when the other clients of its block first took part.
     """
     if not isinstance(state, dict):
-        raise refusal(
-            strategy, hook, f"ctx.state is a {type(state).__name__} after {hook}(); it must be a dict of arrays"
-        )
-    for name in state.keys() ^ declared.keys():
-        change = (
-            f"is missing after {hook}()" if name in declared else f"is new in {hook}(): return it from client_state()"
-        )
-        names = ", ".join(map(repr, declared)) or "none"
-        raise refusal(strategy, hook, f"ctx.state[{name!r}] {change}; allowed names: {names}")
+        kind = type(state).__name__
+        raise refusal(strategy, hook, f"ctx.state is a {kind} after {hook}(); it must be a dict of arrays")
+    if state.keys() != declared.keys():
+        names = f"{list(state)} after {hook}(); allowed: {list(declared)}, the names that client_state() returns"
+        raise refusal(strategy, hook, f"ctx.state has the names {names}")
     for name, old in declared.items():
         new = check_array(strategy, hook, f"ctx.state[{name!r}] is", state[name], old.shape, ("clients", *["..."] * 9))
         if not np.can_cast(new.dtype, old.dtype, "same_kind"):
-            raise refusal(
-                strategy, hook, f"ctx.state[{name!r}] is of {new.dtype} after {hook}(); it must be {old.dtype}"
-            )
+            types = f"is of {new.dtype} after {hook}(); it must be {old.dtype}"
+            raise refusal(strategy, hook, f"ctx.state[{name!r}] {types}")
         state[name] = new.astype(old.dtype, copy=False)
 
 
@@ -159,9 +149,10 @@ def check_server_state(strategy: ClientStrategy, hook: str, state: Any) -> dict[
     if not isinstance(state, Mapping):
         raise refusal(strategy, hook, f"state is a {type(state).__name__} after {hook}(); it must be a dict of arrays")
     arrays = {name: np.asarray(values) for name, values in state.items()}
-    for name in (name for name, values in arrays.items() if values.dtype.kind not in "biuf"):
-        kind = type(state[name]).__name__
-        raise refusal(strategy, hook, f"state[{name!r}] is a {kind} after {hook}(); it must be an array of numbers")
+    for name, values in arrays.items():
+        if values.dtype.kind not in "biuf":
+            kind = type(state[name]).__name__
+            raise refusal(strategy, hook, f"state[{name!r}] is a {kind} after {hook}(); it must be an array of numbers")
     return arrays
 
 
@@ -189,10 +180,8 @@ def check_weights(strategy: ClientStrategy, values: Any, clients: int) -> Array:
 def check_groups(strategy: ClientStrategy, groups: Any, allowed: Sequence[Group]) -> Sequence[Group]:
     """Return the result of `private_groups` if it is a list of some of the model's groups of parameters."""
     if not isinstance(groups, list | tuple) or not all(group in allowed for group in groups):
-        raise refusal(
-            strategy, "private_groups", f"private_groups() returned {_short(groups)}; allowed: some of the model's "
-            f"groups, {_short(allowed)}",
-        )  # fmt: skip
+        returned = f"private_groups() returned {_short(groups)}; allowed: some of the model's groups, {_short(allowed)}"
+        raise refusal(strategy, "private_groups", returned)
     return groups
 
 

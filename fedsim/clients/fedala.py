@@ -23,8 +23,7 @@ class _Mixing(SGD):
 
     def local_steps(self, ctx: Context) -> Array:
         epochs = np.where(ctx.state["rounds"][:, 0] == 1, self.first_epochs, 1)
-        steps: Array = epochs * self.steps_per_epoch(ctx)
-        return steps
+        return epochs * self.steps_per_epoch(ctx)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         change = ctx.global_weights - ctx.state["last"]
@@ -33,8 +32,7 @@ class _Mixing(SGD):
 
     def direction(self, grad: Array, weights: Array, ctx: Context) -> Array:
         stepped = np.clip(weights - self.lr * grad, 0, 1)
-        direction: Array = (weights - stepped) / self.lr
-        return direction
+        return (weights - stepped) / self.lr
 
 
 class FedALA(SGD):

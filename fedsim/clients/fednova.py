@@ -24,10 +24,8 @@ class FedNova(SGD):
         """Send the mean step in place of the sum of all steps."""
         ctx.up["steps"] = self.effective_steps(ctx)
         step = (ctx.fit() - ctx.global_weights) / ctx.up["steps"][:, None].astype(ctx.model.dtype)
-        sent: Array = ctx.global_weights + step
-        return sent
+        return ctx.global_weights + step
 
     def server_step(self, ctx: ServerContext) -> Array:
         """Multiply the mean step by the cohort's mean number of steps."""
-        weights: Array = ctx.global_weights + ctx.mean["steps"] * (ctx.mean["weights"] - ctx.global_weights)
-        return weights
+        return ctx.global_weights + ctx.mean["steps"] * (ctx.mean["weights"] - ctx.global_weights)

@@ -60,8 +60,7 @@ class IFCA(SGD):
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
         """Weight each client in the mean of its cluster only."""
-        weights: Array = num_examples[:, None] * up["cluster"]
-        return weights
+        return num_examples[:, None] * up["cluster"]
 
     def server_step(self, ctx: ServerContext) -> Array:
         """Update each model that was trained."""
@@ -69,5 +68,4 @@ class IFCA(SGD):
         mean = ctx.mean["weights"]
         new = np.where(np.isnan(mean), old, mean)
         ctx.state["others"] = new[1:].astype(old.dtype)
-        first: Array = new[0]
-        return first
+        return new[0]

@@ -168,8 +168,7 @@ class SGD(ClientStrategy):
         """Return the number of examples in the epochs or steps of a round; see `ClientStrategy`."""
         if self.steps is None:
             return self.epochs * num_examples
-        examples: Array = self.steps * np.minimum(num_examples, self.batch_size or np.inf)
-        return examples
+        return self.steps * np.minimum(num_examples, self.batch_size or np.inf)
 
     def learning_rate(self, ctx: Context) -> float | Array:
         """Return the learning rate of this round, or each client's own, shape (clients,)."""
@@ -183,8 +182,7 @@ class SGD(ClientStrategy):
 
     def steps_per_epoch(self, ctx: Context) -> Array:
         """Return the number of batches in each client's shard, shape (clients,)."""
-        batches: Array = -(-ctx.num_examples // (self.batch_size or ctx.num_examples))
-        return batches
+        return -(-ctx.num_examples // (self.batch_size or ctx.num_examples))
 
     def effective_steps(self, ctx: Context) -> Array:
         """Return the sum of the weights of a round's gradients in its update, shape (clients,).
@@ -194,8 +192,7 @@ class SGD(ClientStrategy):
         mean of the gradients.
         """
         rho, steps = self.momentum, ctx.steps
-        effective: Array = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
-        return effective
+        return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
 
 def overrides(strategy: ClientStrategy, *hooks: str) -> bool:

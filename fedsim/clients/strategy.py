@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
 from fedsim.models import Array, Group, Model
+from fedsim.objects import short_repr
 
 if TYPE_CHECKING:
     from fedsim.clients.context import Context
@@ -43,12 +44,7 @@ class ClientStrategy(ABC):
 
     def __str__(self) -> str:
         """Return a short label: the class and the hyperparameters that differ from their defaults."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in fields(self)
-            if f.default is MISSING or getattr(self, f.name) != f.default
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
+        return short_repr(self).removesuffix("()")
 
     # A client's round.
 

@@ -91,8 +91,7 @@ def _load(text: str, data_dir: str) -> Dataset:
     name, args, keywords = check(text)
     if "data_dir" in inspect.signature(DATASETS[name]).parameters:
         keywords.setdefault("data_dir", data_dir or None)
-    dataset: Dataset = make("dataset", DATASETS[name], name, args, keywords)
-    return dataset
+    return make("dataset", DATASETS[name], name, args, keywords)
 
 
 @lru_cache(maxsize=1)

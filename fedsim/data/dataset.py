@@ -68,10 +68,7 @@ class Dataset:
             object.__setattr__(self, f"y_{part}", _read_only(y))
         train, test = self.x_train.shape[1:], self.x_test.shape[1:]
         if train != test:
-            what = f"{train[0]} features but x_test has {test[0]}"
-            if max(len(train), len(test)) > 1:
-                what = f"examples of shape {train} but x_test of shape {test}"
-            raise DataError(f"dataset {self.name!r}: x_train has {what}")
+            raise DataError(f"dataset {self.name!r}: x_train has examples of shape {train} but x_test of shape {test}")
         self._set_classes()
         object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
 

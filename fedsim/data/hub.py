@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_path, check_real, shorten, suggest
+from fedsim.checks import check_instance, check_real, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.data.table import check_columns, column_names, encode, table
 from fedsim.data.table_reader import locate
@@ -60,11 +60,8 @@ def hub(
     DataError
         The dataset cannot be found, loaded or downloaded, or its images differ in size.
     """
-    check_path("hub's path", path)
-    if data_dir is not None:
-        check_path("hub's data_dir", data_dir)
-    if config is not None and not isinstance(config, str):
-        raise ConfigError(f"hub's config is {shorten(config)}; allowed: the name of a configuration")
+    folder = locate(path, data_dir, "hub")
+    check_instance("hub's config", config, str | None, "the name of a configuration")
     test_fraction = check_real("hub's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     known = [p.name for p in inspect.signature(table).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
@@ -73,9 +70,9 @@ def hub(
     names = column_names("hub's client_column", client_column)
     try:
         import datasets
+        import pandas as pd
     except ImportError:
         raise missing_extra(f"the dataset {path!r} of the hub", "hub") from None
-    folder = locate(path, data_dir)
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(path, config)
@@ -85,23 +82,15 @@ def hub(
     train, test = parts.get("train", next(iter(parts.values()))), parts.get("test")
     check_columns(train.column_names, path, label=[label], client_column=names)
     images = [c for c, kind in train.features.items() if isinstance(kind, datasets.Image)]
-    if not images:
-        return _tabular(path, train, test, label, names, test_fraction, options)
-    if options:
+    if images and options:
         raise ConfigError(f"{path} contains images, to which {', '.join(options)} does not apply")
-    return _images(path, train, test, label, images[0], names, test_fraction)
-
-
-def _tabular(
-    path: str, train: Any, test: Any, label: str, clients: list[str], test_fraction: float, options: dict[str, Any]
-) -> Dataset:
-    import pandas as pd
-
-    frame = train.to_pandas()
-    if test is None:
-        return encode(frame, path, label, clients, test_fraction=test_fraction, **options)
-    whole = pd.concat([frame, test.to_pandas()], ignore_index=True)
-    return encode(whole, path, label, clients, test=np.arange(len(whole)) >= len(frame), **options)
+    if images:
+        return _images(path, train, test, label, images[0], names, test_fraction)
+    frame, in_test = train.to_pandas(), None
+    if test is not None:
+        frame = pd.concat([frame, test.to_pandas()], ignore_index=True)
+        in_test = np.arange(len(frame)) >= len(train)
+    return encode(frame, path, label, names, test_fraction=test_fraction, test=in_test, **options)
 
 
 def _images(
@@ -122,15 +111,12 @@ def _images(
 
 def _pixels(path: str, part: Any, image: str) -> NDArray[np.float32]:
     """Return images as rows of pixels; DataError at the first image of another size."""
-    shape: tuple[int, ...] = ()
-    rows = np.empty((0, 0), dtype=np.uint8)
-    for k, picture in enumerate(part[image]):
-        pixels = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-        if k == 0:
-            shape, rows = pixels.shape, np.empty((len(part), pixels.size), dtype=np.uint8)
-        if pixels.shape != shape:
-            raise DataError(f"{path} has images of shape {shape} and {pixels.shape}; allowed: one size")
-        rows[k] = pixels.ravel()
-    if not len(rows):
+    images: list[NDArray[np.uint8]] = []
+    for picture in part[image]:
+        images.append(np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")))
+        if images[-1].shape != images[0].shape:
+            shapes = f"{images[0].shape} and {images[-1].shape}"
+            raise DataError(f"{path} has images of shape {shapes}; allowed: one size")
+    if not images:
         raise DataError(f"{path} has an empty split")
-    return rows.astype(np.float32) / np.float32(255)
+    return np.stack(images, dtype=np.float32).reshape(len(images), -1) / np.float32(255)

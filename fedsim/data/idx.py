@@ -74,26 +74,23 @@ class Source:
         folder = data_dir or os.environ.get("FEDSIM_DATA")
         if not folder:
             return None
-        candidates = [Path(folder) / sub / (name + end) for sub in self.folders for end in (".gz", "")]
-        for file in candidates:
-            if file.is_file():
-                return file
+        if file := self._file_in(folder, name):
+            return file
         source = "$FEDSIM_DATA" if str(folder) == os.environ.get("FEDSIM_DATA") else "data_dir"
         raise DataError(
             f"{source} is {str(folder)!r} but contains neither {name}.gz nor {name}, {self._subfolders}; "
             f"put the {self.title} files there, or leave {source} unset to download them"
         )
 
+    def _file_in(self, folder: str | os.PathLike[str], name: str) -> Path | None:
+        files = (Path(folder) / sub / (name + end) for sub in self.folders for end in (".gz", ""))
+        return next((file for file in files if file.is_file()), None)
+
     def describe_location(self, data_dir: str | os.PathLike[str] | None = None) -> str:
         """Return in words where the files are, or from where they would be downloaded."""
         folder = data_dir or os.environ.get("FEDSIM_DATA")
         if folder:
-            missing = []
-            for name in self.files:
-                try:
-                    self.find(name, folder)
-                except DataError:
-                    missing.append(name)
+            missing = [name for name in self.files if not self._file_in(folder, name)]
             return f"NOT in {folder}: {', '.join(missing)} missing" if missing else f"in {folder}"
         cached = cache_dir() / self.name
         if all((cached / f"{name}.gz").is_file() for name in self.files):
@@ -108,22 +105,15 @@ class Source:
         import pooch
 
         pooch.get_logger().setLevel("ERROR")
-        failures = []
+        downloader = pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30)
+        file, checksum, folder, failures = f"{name}.gz", self.files[name], cache_dir() / self.name, []
         for mirror in self.mirrors:
             try:
-                return Path(
-                    pooch.retrieve(
-                        mirror + name + ".gz",
-                        known_hash=self.files[name],
-                        fname=name + ".gz",
-                        path=cache_dir() / self.name,
-                        downloader=pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30),
-                    )
-                )
+                return Path(pooch.retrieve(mirror + file, checksum, file, folder, downloader=downloader))
             except (OSError, ValueError) as error:
                 failures.append(f"{mirror}: {type(error).__name__}")
         raise DataError(
-            f"{self.title}'s {name}.gz could not be downloaded ({'; '.join(failures)}); connect to the internet, or "
+            f"{self.title}'s {file} could not be downloaded ({'; '.join(failures)}); connect to the internet, or "
             f"give the folder of the four idx files ({self._subfolders}) with --data-dir DIR or FEDSIM_DATA=DIR"
         )
 
@@ -189,11 +179,11 @@ def read_idx(file: Path) -> NDArray[Any]:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or raw[3] == 0:
         raise DataError(f"{file} is not an idx file of unsigned bytes")
     dimensions = raw[3]
-    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, 4)) if len(raw) >= 4 + 4 * dimensions else ()
-    body = np.frombuffer(raw, np.uint8, offset=min(len(raw), 4 + 4 * dimensions))
-    if not shape or body.size != np.prod(shape):
-        raise DataError(f"{file} is damaged: its header gives the shape {shape}, but it contains {body.size} bytes")
-    return body.reshape(shape)
+    try:
+        shape = np.frombuffer(raw, ">u4", dimensions, 4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{file} is damaged: {error}") from None

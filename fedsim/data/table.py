@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_flag, check_integer, check_path, check_real, shorten, suggest
+from fedsim.checks import check_flag, check_integer, check_real, shorten, suggest
 from fedsim.data.dataset import Dataset
 from fedsim.data.table_features import check_range, encode_features
 from fedsim.data.table_reader import check_names, locate, read_table
@@ -76,9 +76,6 @@ def table(
     DataError
         The file cannot be read, or contains no usable rows or columns.
     """
-    check_path("table's path", path)
-    if data_dir is not None:
-        check_path("table's data_dir", data_dir)
     check_real("table's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     file = locate(path, data_dir)
     return encode(
@@ -175,8 +172,7 @@ def column_names(field: str, value: str | Sequence[str]) -> list[str]:
 
 def _group(column: pd.Series) -> NDArray[Any]:
     """Return a client column as integers or text, which can be sorted."""
-    group: NDArray[Any] = column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
-    return group
+    return column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
 
 
 def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.checks import check_path
 from fedsim.errors import ConfigError, DataError, missing_extra
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.
 _UNREADABLE = (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
-def locate(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None) -> Path:
+def locate(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None, dataset: str = "table") -> Path:
     """Return a path, inside `data_dir` if it does not exist in the working directory."""
+    check_path(f"{dataset}'s path", path)
+    if data_dir is not None:
+        check_path(f"{dataset}'s data_dir", data_dir)
     return Path(path) if not data_dir or Path(path).exists() else Path(data_dir) / path
 
 
@@ -78,8 +82,9 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    _check_text(raw)
-    lines = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline="")
+    if b"\0" in raw:
+        raise DataError(f"it has a NUL byte at position {raw.index(0):,}; allowed: text in UTF-8")
+    lines = io.StringIO(raw.decode("utf-8-sig"), newline="")
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows = _rows(reader)
     header, skipped = _read_header(rows, separator)
@@ -101,16 +106,6 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
         if all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in frame[column].dropna()):
             frame[column] = frame[column].astype(object).map(_number, na_action="ignore")
     return frame.iloc[:, : len(header)].set_axis(header, axis=1)
-
-
-def _check_text(raw: bytes) -> None:
-    if b"\0" in raw:
-        raise DataError(f"it has a NUL byte at position {raw.index(0):,}; allowed: text in UTF-8")
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"the byte {raw[error.start]:#04x} at position {error.start:,}"
-        raise DataError(f"{found} is not UTF-8; allowed: text in UTF-8") from None
 
 
 def _read_header(rows: Iterator[list[str]], separator: str) -> tuple[list[str], int]:

@@ -27,8 +27,8 @@ class ClientState:
     """
 
     def __init__(self, num_clients: int) -> None:
-        self._num_clients = num_clients
-        self._slots: Indices | None = None  # a million clients without state cost nothing
+        #: The row of each client in the arrays, from 1, or 0 if it has none. Unread zeros take no memory.
+        self._rows: Indices = np.zeros(num_clients, np.intp)
         self._used = 0
         self._arrays: dict[str, Array] = {}
 
@@ -55,29 +55,26 @@ class ClientState:
 
     def known(self, clients: Indices) -> NDArray[np.bool_]:
         """Return which clients have rows, shape (clients,)."""
-        known: NDArray[np.bool_] = np.zeros(len(clients), bool) if self._slots is None else self._slots[clients] >= 0
-        return known
+        return self._rows[clients] > 0
 
     def rows(self, clients: Indices) -> dict[str, Array]:
         """Return a copy of the rows of clients that have rows; empty if no client has any."""
-        return {} if self._slots is None else {name: rows[self._slots[clients]] for name, rows in self._arrays.items()}
+        return {name: rows[self._rows[clients] - 1] for name, rows in self._arrays.items()}
 
     def store(self, clients: Indices, state: Mapping[str, Array]) -> None:
         """Store clients' rows."""
         if not state or not len(clients):
             return
-        if self._slots is None:
-            self._slots = np.full(self._num_clients, -1)
-        new = clients[self._slots[clients] < 0]
-        self._slots[new] = np.arange(self._used, self._used + len(new))
+        new = clients[~self.known(clients)]
+        self._rows[new] = self._used + np.arange(1, len(new) + 1)
         self._used += len(new)
         for name, rows in state.items():
             stored = self._arrays.get(name, rows[:0])
             if len(stored) < self._used:
-                capacity = min(self._num_clients, max(self._used, 2 * len(stored)))
+                capacity = min(len(self._rows), max(self._used, 2 * len(stored)))
                 self._arrays[name] = np.empty((capacity, *rows.shape[1:]), rows.dtype)
                 self._arrays[name][: len(stored)] = stored
-            self._arrays[name][self._slots[clients]] = rows
+            self._arrays[name][self._rows[clients] - 1] = rows
 
     def commit(self, round_number: int, updates: Sequence[Update]) -> None:
         """Store the state of the clients whose updates an accepted round has aggregated."""
@@ -86,10 +83,8 @@ class ClientState:
 
     def state_dict(self) -> dict[str, Array]:
         """Return the state as arrays, for a checkpoint: ``clients``, and by name an array with a row for each."""
-        if self._slots is None:
-            return {"clients": np.empty(0, np.intp)}
-        clients = np.flatnonzero(self._slots >= 0)
-        return {"clients": clients} | {f"state {k}": v[self._slots[clients]] for k, v in self._arrays.items()}
+        clients = np.flatnonzero(self._rows)
+        return {"clients": clients} | {f"state {name}": rows for name, rows in self.rows(clients).items()}
 
     def load_state_dict(self, state: Mapping[str, Array] | None) -> None:
         """Restore the state that `state_dict` returned.
@@ -100,10 +95,8 @@ class ClientState:
             `state` is None: the state was on SuperNodes of a run that has ended.
         """
         if state is None:
-            raise FedsimError(
-                "client state was kept on SuperNodes and ended with the interrupted run; start the run anew in another "
-                "directory"
-            )
-        self._slots, self._used, self._arrays = None, 0, {}
+            ended = "client state was kept on SuperNodes and ended with the interrupted run"
+            raise FedsimError(f"{ended}; start the run anew in another directory")
+        self._rows, self._used, self._arrays = np.zeros_like(self._rows), 0, {}
         rows = {name.removeprefix("state "): values for name, values in state.items() if name.startswith("state ")}
         self.store(state["clients"], rows)

@@ -72,5 +72,4 @@ def concatenate(parts: Sequence[T]) -> T:
         return None if values[0] is None else np.concatenate(values)
 
     names = [f.name for f in fields(first) if f.name != "failed"]
-    made: T = type(first)(**{name: joined([getattr(part, name) for part in parts]) for name in names})
-    return made
+    return type(first)(**{name: joined([getattr(part, name) for part in parts]) for name in names})

@@ -59,7 +59,7 @@ def reply_metadata(node_id: int, message_id: str, message_type: str, group_id: s
 
 def make_message(metadata: Metadata, content: RecordDict | None = None, error: flwr.app.Error | None = None) -> Message:
     """Return a message with the given metadata, which Flower's public constructor does not accept."""
-    return Message(metadata=metadata, content=content, error=error)  # type: ignore[call-overload, no-any-return]
+    return Message(metadata=metadata, content=content, error=error)  # type: ignore[call-overload]
 
 
 class Array(flwr.app.Array):

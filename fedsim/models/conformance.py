@@ -53,18 +53,18 @@ def check_model(model: Model, x: Array, y: Array) -> list[str]:
     case = _Checks(model, rows, x.astype(model.dtype), y)
     for values in (case.w, case.x):
         values.flags.writeable = False
-    checks = {name: check for name, check in inspect.getmembers(case, inspect.ismethod) if not name.startswith("_")}
+    checks = [name for name, _ in inspect.getmembers(case, inspect.ismethod) if not name.startswith("_")]
     failures = []
-    for name, check in checks.items():
+    for name in checks:
         try:
-            check()
+            getattr(case, name)()
         except Exception as error:
             kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
             failures.append(f"{name.replace('_', ' ')}: {kind}{error}")
     if failures:
         title = f"{type(model).__name__} fails {len(failures)} of {len(checks)} checks"
         raise ModelError("\n  ".join([title, *failures]))
-    return list(checks)
+    return checks
 
 
 def _need(fact: Any, sentence: str) -> None:
@@ -175,14 +175,10 @@ class _Checks:
             loss, correct = self.model.evaluate(w, self.x, self.y)
             mean, _ = self.model.loss_and_gradient(np.repeat(w, CLIENTS // len(w), axis=0), self.x, self.y)
             _need(loss.dtype == np.float64, f"evaluate() sums the loss in {loss.dtype}; it must be float64")
-            _need(
-                np.allclose(loss, self.y.shape[1] * mean, rtol=1e-4),
-                "evaluate() and loss_and_gradient() return different losses",
-            )
-            expected = is_correct(self.model.scores(w, self.x), self.y).sum(axis=1)
-            _need(
-                np.array_equal(correct, expected), "evaluate() counts other examples as correct than the largest scores"
-            )
+            same = np.allclose(loss, self.y.shape[1] * mean, rtol=1e-4)
+            _need(same, "evaluate() and loss_and_gradient() return different losses")
+            same = np.array_equal(correct, is_correct(self.model.scores(w, self.x), self.y).sum(axis=1))
+            _need(same, "evaluate() counts other examples as correct than the largest scores")
 
     def can_be_pickled(self) -> None:
         copy = pickle.loads(pickle.dumps(self.model))

@@ -21,7 +21,7 @@ def _targets(y: Array, scores: Array) -> Array:
     """Return labels or values in the shape of the scores; labels are one-hot if there are several outputs."""
     outputs = scores.shape[-1]
     one_hot = outputs > 1 and y.ndim < scores.ndim
-    values: Array = y[..., None] == np.arange(outputs) if one_hot else y.reshape(scores.shape)
+    values = y[..., None] == np.arange(outputs) if one_hot else y.reshape(scores.shape)
     return values.astype(scores.dtype, copy=False)
 
 
@@ -60,5 +60,4 @@ LOSSES: dict[str, Loss] = {"mse": mse, "binary_cross_entropy": binary_cross_entr
 def is_correct(scores: Array, y: Array) -> NDArray[np.bool_]:
     """Return whether each example is classified correctly, by the largest score or, for one output, by p > 1/2."""
     one_output = scores.shape[-1] == 1
-    correct: NDArray[np.bool_] = (scores[..., 0] > 0) == (y > 0.5) if one_output else scores.argmax(axis=-1) == y
-    return correct
+    return (scores[..., 0] > 0) == (y > 0.5) if one_output else scores.argmax(axis=-1) == y

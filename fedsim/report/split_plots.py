@@ -68,8 +68,7 @@ def plot_splits(
 def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:
     """Return an even sample of at most so many clients, sorted by their most frequent label."""
     shown = table[np.linspace(0, len(table) - 1, min(len(table), most)).astype(int)]
-    ordered: NDArray[Any] = shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
-    return ordered
+    return shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
 
 
 def _clients_axis(panel: Axes, shown: int, clients: int) -> None:
@@ -114,22 +113,18 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
 
     sizes = table.sum(axis=1)
     low, high = int(sizes.min()), int(sizes.max())
-    logarithmic = 0 < 20 * low < high
-    bins: NDArray[Any]
-    if logarithmic:
-        bins = np.unique(np.geomspace(low, high + 1, 25))
+    step = max(1, (high - low) // 25)
+    bins = np.arange(low, high + step + 1, step) - 0.5
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+    if 0 < 20 * low < high:
+        bins = np.geomspace(low, high + 1, 25)
         panel.set_xscale("log")
         ticks = [float(f"{size:.1g}") for size in np.geomspace(low, high, 5)]
         panel.set_xticks(ticks, [f"{size:,.0f}" for size in ticks])
         panel.minorticks_off()
-    elif high - low < 30:
-        bins = np.arange(low, high + 2) - 0.5
-    else:
-        bins = np.linspace(low, high, 25)
     panel.hist(sizes, bins=list(bins), color=COLOURS[0])
     panel.margins(y=0.18)  # space for the annotation
-    for axis in (panel.yaxis, *([] if logarithmic else [panel.xaxis])):
-        axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     median = float(np.median(sizes))
     panel.axvline(median, color=COLOURS[3], lw=1.2)
     text, coordinates = f"median {median:,.0f}", ("data", "axes fraction")

@@ -40,5 +40,4 @@ class FedAvgM(FedAvg):
         if "momentum" in self.state:
             momentum = self.server_momentum * self.state["momentum"] + momentum
         self.state["momentum"] = momentum
-        new: Array = weights - self.server_learning_rate * momentum
-        return new
+        return weights - self.server_learning_rate * momentum

@@ -49,8 +49,7 @@ class FedExP(FedAvg):
         update = combined - weights
         scale = float(np.dot(update, update)) + self.epsilon
         eta = max(1.0, self._mean.squared_norm() / (2 * scale)) if scale else 1.0
-        new: Array = weights + eta * update
-        return new
+        return weights + eta * update
 
 
 class _MeanAndNorms(Mean):

@@ -52,8 +52,7 @@ class FedOpt(FedAvg):
         m = self.beta_1 * self.state.get("m", zero) + (1 - self.beta_1) * delta
         v = self.second_moment(self.state.get("v", zero), delta * delta)
         self.state.update(m=m, v=v)
-        new: Array = weights + self.corrected_eta(server_round) * m / (np.sqrt(v) + self.tau)
-        return new
+        return weights + self.corrected_eta(server_round) * m / (np.sqrt(v) + self.tau)
 
     @abstractmethod
     def second_moment(self, v: Array, square: Array) -> Array:
@@ -125,5 +124,4 @@ class FedYogi(FedOpt):
 
     def second_moment(self, v: Array, square: Array) -> Array:
         """Return v changed towards Delta squared by ``(1 - beta_2) Delta^2``."""
-        new: Array = v - (1 - self.beta_2) * square * np.sign(v - square)
-        return new
+        return v - (1 - self.beta_2) * square * np.sign(v - square)

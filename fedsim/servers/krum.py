@@ -39,8 +39,7 @@ def squared_distances(rows: Array) -> NDArray[np.float64]:
     width = max(1, COLUMN_BYTES // (8 * len(rows)))
     for first in range(0, rows.shape[1], width):
         pairs += pdist(rows[:, first : first + width].astype(np.float64), "sqeuclidean")
-    distances: NDArray[np.float64] = squareform(pairs)
-    return distances
+    return squareform(pairs)
 
 
 def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[np.float64]:
@@ -58,8 +57,7 @@ def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[n
     """
     nearest = min(max(1, len(distances) - num_malicious - 2), len(distances) - 1)
     # The nearest + 1 smallest distances include the client's distance of 0 to itself.
-    scores: NDArray[np.float64] = np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
-    return scores
+    return np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
 
 
 class _KrumBased(GatheringFedAvg):
@@ -78,10 +76,8 @@ class _KrumBased(GatheringFedAvg):
     def check_cohort(self, clients: int) -> None:
         """Raise ConfigError if the cohort is too small for `num_malicious_nodes`."""
         if clients < self._min_cohort:
-            raise ConfigError(
-                f"{type(self).__name__}'s num_malicious_nodes is {self.num_malicious_nodes}, for which a round needs "
-                f"{self._min_cohort} clients; it has {clients}"
-            )
+            field = f"{type(self).__name__}'s num_malicious_nodes is {self.num_malicious_nodes}"
+            raise ConfigError(f"{field}, for which a round needs {self._min_cohort} clients; it has {clients}")
         super().check_cohort(clients)
 
 
@@ -111,12 +107,9 @@ class MultiKrum(_KrumBased):
     def check_cohort(self, clients: int) -> None:
         """Raise ConfigError if the cohort is too small, or if malicious updates would have to be selected."""
         super().check_cohort(clients)
-        most = clients - self.num_malicious_nodes
-        if self.num_nodes_to_select > most:
-            raise ConfigError(
-                f"{type(self).__name__}'s num_nodes_to_select is {self.num_nodes_to_select}; allowed: 1 to {most}, the "
-                f"{clients} clients of a round without the {self.num_malicious_nodes} that may be malicious"
-            )
+        cohort = f"{clients} clients and {self.num_malicious_nodes} malicious"
+        field = f"{type(self).__name__}'s num_nodes_to_select with {cohort}"
+        check_integer(field, self.num_nodes_to_select, 1, clients - self.num_malicious_nodes)
 
     def combine(self, rows: Array, weights: NDArray[np.float64]) -> Array:
         """Select updates and average them."""

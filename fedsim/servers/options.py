@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from fedsim.checks import check_flag, check_integer, check_real, check_seed, shorten, suggest, to_builtin
+from fedsim.checks import (
+    check_flag,
+    check_instance,
+    check_integer,
+    check_real,
+    check_seed,
+    shorten,
+    suggest,
+    to_builtin,
+)
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.errors import ConfigError
 
@@ -106,14 +115,14 @@ def _check(field: str, option: inspect.Parameter, value: Any, bounded: bool) -> 
 
 
 def _check_library_type(field: str, name: str, kind: str, value: Any) -> None:
-    if name == "server_hooks" and not isinstance(value, ServerHooks):
-        raise ConfigError(f"{field} is {shorten(value)}; allowed: a ServerHooks")
-    if kind == "int":
+    if name == "server_hooks":
+        check_instance(field, value, ServerHooks, "a ServerHooks")
+    elif kind == "int":
         check_integer(field, value)
     elif kind == "float":
         check_real(field, value)
-    elif kind == "str" and not isinstance(value, str):
-        raise ConfigError(f"{field} is {shorten(value)}; allowed: text")
+    elif kind == "str":
+        check_instance(field, value, str, "text")
     elif "Callable[" in kind and not callable(value):
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a function")
     elif kind == "Strategy" and not hasattr(value, "aggregate_train"):
@@ -149,7 +158,7 @@ def check_server(server: Any) -> Any:
                 "functools.partial of it"
             )
         cls: Any = type(server)
-        server = partial(cls, **options) if options else cls
+        server = partial(cls, **options)
     is_other_class = isinstance(server, type) and not hasattr(server, "aggregate_train")
     if not callable(server) or is_other_class:
         raise ConfigError(f"server is {shorten(server)}; allowed: a server strategy, or the class of one")

@@ -6,7 +6,7 @@ algorithm 2.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from fedsim.checks import check_real
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
-from fedsim.kernels.mean import RunningMean
 from fedsim.servers.fedavg import FedAvg
-from fedsim.updates.aggregators import Aggregator, Array
+from fedsim.updates.aggregators import Aggregator, Array, Mean
 
 
 class QFedAvg(FedAvg):
@@ -51,18 +50,16 @@ class QFedAvg(FedAvg):
         return _FairMean(self.global_weights, self.q, 1 / self.client_learning_rate, self._add_weighted)
 
 
-class _FairMean:
+class _FairMean(Mean):
     """Accumulates ``sum Delta_k`` and ``sum h_k`` of the paper's eq. 7 and 8."""
 
-    needs: ClassVar[Literal["sums", "rows"]] = "sums"
-
     def __init__(self, old: Array, q: float, lipschitz: float, add_weighted: Any) -> None:
-        self._old, self._q, self._lipschitz = old, q, lipschitz
-        self._mean, self._h = RunningMean(add_weighted), 0.0
+        super().__init__(add_weighted)
+        self._old, self._q, self._lipschitz, self._h = old, q, lipschitz, 0.0
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         losses = update.train_loss + 1e-10  # as in Flower, for a loss of 0
-        self._mean.add(update.weights, losses**self._q)
+        super().add(update, losses**self._q)
         for row, loss in zip(update.weights, losses, strict=True):
             gradient = self._lipschitz * (self._old - row).astype(np.float64)
             square = float(gradient @ gradient)
@@ -70,5 +67,4 @@ class _FairMean:
 
     def result(self) -> Array:
         delta = self._lipschitz * self._mean.totals[0] * (self._old - self._mean.value())
-        new: Array = self._old - delta / self._h
-        return new
+        return self._old - delta / self._h

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, check_fields, check_seed
+from fedsim.checks import Interval, check_fields, check_integer, check_seed
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Groups, Indices, Partition
 from fedsim.streams import Purpose, generator
@@ -107,11 +106,8 @@ class CountedSplit(Split):
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says; ConfigError if there are more clients than examples."""
         labels = np.asarray(labels)
-        if self.num_clients > len(labels):
-            raise ConfigError(
-                f"{type(self).__name__}'s num_clients is {self.num_clients}; "
-                f"allowed: at most {len(labels)}, one training example each"
-            )
+        field = f"{type(self).__name__}'s num_clients for {len(labels)} training examples"
+        check_integer(field, self.num_clients, 1, len(labels))
         return self.assign(labels, self.rng(seed))
 
     @abstractmethod

@@ -10,13 +10,14 @@ from fedsim.checks import Interval
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import GradedWrapper, SplitWrapper
-from fedsim.streams import Purpose
+from fedsim.splits.wrapped import ChangingWrapper, GradedWrapper
 
 
-def _check_has_labels(dataset: Dataset, split: str) -> None:
+def _check_has_labels(dataset: Dataset, split: str) -> int:
+    """Return the number of classes; ConfigError if the targets are real numbers."""
     if dataset.regression:
         raise ConfigError(f"{split} changes labels; {dataset.name} has real-valued targets")
+    return dataset.num_classes
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,17 @@ class LabelNoise(GradedWrapper):
     high: float = 0.4
     limits = {"high": Interval(0, 1), "low": Interval(0, 1)}
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and add the label noise."""
-        _check_has_labels(dataset, "LabelNoise")
-        federated = self.federate_wrapped(dataset, seed)
-        rng = self.rng(seed, Purpose.SPLIT_CHANGE)
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Add the label noise."""
+        classes = _check_has_labels(federated.dataset, "LabelNoise")
         y = federated.dataset.y_train[federated.partition.indices]
         noisy = rng.random(len(y)) < self.strengths(federated.partition)
-        shift = rng.integers(1, dataset.num_classes, len(y))
-        return federated.replace_examples(y=np.where(noisy, (y + shift) % dataset.num_classes, y))
+        shift = rng.integers(1, classes, len(y))
+        return federated.replace_examples(y=np.where(noisy, (y + shift) % classes, y))
 
 
 @dataclass(frozen=True)
-class LabelPermutation(SplitWrapper):
+class LabelPermutation(ChangingWrapper):
     """Permute the labels of each cluster of clients at random; the first cluster keeps its labels.
 
     Sattler, Müller and Samek, "Clustered federated learning", IEEE TNNLS 2020 (arXiv:1910.01991), section V: clusters
@@ -65,12 +64,10 @@ class LabelPermutation(SplitWrapper):
     clusters: int = 4
     limits = {"clusters": Interval(1)}
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and permute the labels."""
-        _check_has_labels(dataset, "LabelPermutation")
-        federated = self.federate_wrapped(dataset, seed)
-        rng = self.rng(seed, Purpose.SPLIT_CHANGE)
-        permuted = np.tile(np.arange(dataset.num_classes), (self.clusters, 1))
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Permute the labels."""
+        classes = _check_has_labels(federated.dataset, "LabelPermutation")
+        permuted = np.tile(np.arange(classes), (self.clusters, 1))
         permuted[1:] = rng.permuted(permuted[1:], axis=1)
         cluster = np.repeat(np.arange(len(federated.partition)) % self.clusters, federated.partition.sizes)
         return federated.replace_examples(y=permuted[cluster, federated.dataset.y_train[federated.partition.indices]])

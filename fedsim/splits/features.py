@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import Interval, check_real, shorten, to_builtin_sequence
-from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import GradedWrapper, SplitWrapper
-from fedsim.streams import Purpose
+from fedsim.splits.wrapped import ChangingWrapper, GradedWrapper
 
 #: Number of examples that are changed at once, so that temporary arrays are small.
 ROWS = 65_536
@@ -40,10 +38,9 @@ class FeatureNoise(GradedWrapper):
     high: float = 0.1
     limits = {"high": Interval(0, 1e6), "low": Interval(0, 1e6)}
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and add the noise."""
-        federated = self.federate_wrapped(dataset, seed)
-        rng, level = self.rng(seed, Purpose.SPLIT_CHANGE), self.strengths(federated.partition)
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Add the noise."""
+        level = self.strengths(federated.partition)
         x = federated.dataset.x_train[federated.partition.indices]
         for start in range(0, len(x), ROWS):
             part = x.reshape(len(x), -1)[start : start + ROWS]
@@ -70,16 +67,15 @@ class FeatureScale(GradedWrapper):
     low: float = 0.5
     limits = {"high": Interval(-1e6, 1e6), "low": Interval(-1e6, 1e6)}
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and scale the features."""
-        federated = self.federate_wrapped(dataset, seed)
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Scale the features."""
         x = federated.dataset.x_train[federated.partition.indices]
         x.reshape(len(x), -1)[:] *= self.strengths(federated.partition)[:, None].astype(x.dtype)
         return federated.replace_examples(x=x)
 
 
 @dataclass(frozen=True)
-class Rotation(SplitWrapper):
+class Rotation(ChangingWrapper):
     """Rotate the images of client k counter-clockwise by ``degrees[k % len(degrees)]``.
 
     The rotated data of Ghosh et al., "An efficient framework for clustered federated learning", NeurIPS 2020
@@ -104,23 +100,18 @@ class Rotation(SplitWrapper):
         for angle in self.degrees:
             check_real("Rotation's degrees", angle)
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and rotate the images.
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Rotate the images.
 
         Raises
         ------
         ConfigError
             The features are not a square image with one channel.
         """
-        federated = self.federate_wrapped(dataset, seed)
-        x = federated.dataset.x_train[federated.partition.indices]
-        if x.ndim > 2:
-            raise ConfigError(f"Rotation takes flat features; {dataset.name} has examples of shape {x.shape[1:]}")
+        x, name = federated.dataset.x_train[federated.partition.indices], federated.dataset.name
         side = math.isqrt(x.shape[1])
-        if side * side != x.shape[1]:
-            raise ConfigError(
-                f"Rotation needs square images; {dataset.name} has {x.shape[1]} features, which is not a square number"
-            )
+        if x.shape[1:] != (side * side,):
+            raise ConfigError(f"Rotation needs flat square images; {name} has examples of shape {x.shape[1:]}")
         angles = np.repeat(np.arange(len(federated.partition)) % len(self.degrees), federated.partition.sizes)
         for number, angle in enumerate(self.degrees):
             chosen = angles == number
@@ -135,5 +126,4 @@ def _rotate(images: NDArray[Any], degrees: float) -> NDArray[Any]:
         return np.rot90(images, int(quarters) % 4, axes=(1, 2))
     from scipy.ndimage import rotate
 
-    turned: NDArray[Any] = rotate(images, degrees, axes=(2, 1), reshape=False, order=1)
-    return turned
+    return rotate(images, degrees, axes=(2, 1), reshape=False, order=1)

@@ -56,8 +56,7 @@ class FederatedDataset:
 
     def pooled(self) -> FederatedDataset:
         """Return a copy with one client that has the training examples of all clients, and no client test set."""
-        indices = self.partition.indices
-        return FederatedDataset(self.dataset, Partition(indices, np.array([0, len(indices)])))
+        return FederatedDataset(self.dataset, self.partition.pooled())
 
     def replace_examples(self, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None) -> FederatedDataset:
         """Return a copy with changed training examples, stored client after client.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import shorten, suggest
+from fedsim.checks import check_choice, check_instance
 from fedsim.errors import ConfigError, missing_extra
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Groups, Partition
@@ -43,12 +43,8 @@ class FlowerDatasets(Split):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.partitioner, str):
-            raise ConfigError(f"FlowerDatasets's partitioner is {shorten(self.partitioner)}; allowed: a class's name")
-        if not isinstance(self.options, Mapping):
-            raise ConfigError(
-                f"FlowerDatasets's options is {shorten(self.options)}; allowed: a dict of the class's arguments"
-            )
+        check_instance("FlowerDatasets's partitioner", self.partitioner, str, "a class's name")
+        check_instance("FlowerDatasets's options", self.options, Mapping, "a dict of the class's arguments")
 
     def __str__(self) -> str:
         return self.partitioner
@@ -61,11 +57,7 @@ class FlowerDatasets(Split):
         except ImportError:
             raise missing_extra("the split FlowerDatasets", "hub") from None
         names = [name for name in partitioners.__all__ if name.endswith("Partitioner")]
-        if self.partitioner not in names:
-            raise ConfigError(
-                f"FlowerDatasets's partitioner is {self.partitioner!r}; allowed: {', '.join(names)}"
-                f"{suggest(self.partitioner, names)}"
-            )
+        check_choice("FlowerDatasets's partitioner", self.partitioner, names)
         disable_progress_bars()
         cls = getattr(partitioners, self.partitioner)
         options = dict(self.options)

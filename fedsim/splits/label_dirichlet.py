@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval
-from fedsim.errors import ConfigError
+from fedsim.checks import Interval, check_integer
 from fedsim.splits.base import CountedSplit, distribute
 from fedsim.splits.partition import Indices, Partition
 
@@ -46,11 +45,8 @@ class LabelDirichlet(CountedSplit):
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Draw the shares and divide the examples."""
-        if self.min_size * self.num_clients > len(labels):
-            raise ConfigError(
-                f"LabelDirichlet's min_size is {self.min_size} for {self.num_clients} clients; "
-                f"allowed: at most {len(labels) // self.num_clients} with {len(labels)} training examples"
-            )
+        field = f"LabelDirichlet's min_size for {self.num_clients} clients and {len(labels)} training examples"
+        check_integer(field, self.min_size, 1, len(labels) // self.num_clients)
         _, totals = np.unique(labels, return_counts=True)
         for _ in range(MAX_DRAWS):
             counts = self._draw(totals, rng)

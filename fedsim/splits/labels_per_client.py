@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval
-from fedsim.errors import ConfigError
+from fedsim.checks import Interval, check_integer
 from fedsim.splits.base import CountedSplit, shuffle_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -59,9 +58,8 @@ class LabelsPerClient(CountedSplit):
     def _choose(self, labels: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Return which labels each client has, shape (clients, labels)."""
         clients = self.num_clients
-        if self.k > labels or clients * self.k < labels:
-            need = f"at least {-(-labels // clients)}, so that every label has a client, and at most {labels}"
-            raise ConfigError(f"LabelsPerClient's k is {self.k} for {clients} clients; allowed: {need}")
+        least = -(-labels // clients)  # so that every label has a client
+        check_integer(f"LabelsPerClient's k for {clients} clients and {labels} labels", self.k, least, labels)
         order = rng.random((clients, labels))
         client, label = np.ogrid[:clients, :labels]
         order[client % labels == label if clients >= labels else label % clients == client] = -1

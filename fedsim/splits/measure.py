@@ -12,7 +12,7 @@ from fedsim.splits.federated import FederatedDataset
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Number of features that are copied at once, so that temporary arrays are small.
+#: Number of values that are copied at once, so that temporary arrays are small.
 MAX_COPIED = 8_000_000
 
 
@@ -56,39 +56,27 @@ def skew(federated: FederatedDataset) -> pd.DataFrame:
             "emd": distance,
             "jensen_shannon": (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=1) / (2 * np.log(2)),
             "effective_labels": np.exp(-entropy),
-            "feature_distance": _feature_distance(federated)[clients],
+            "feature_distance": _feature_distance(federated),
         }
     )
 
 
 def _feature_distance(federated: FederatedDataset) -> NDArray[np.float64]:
-    """Return the feature distance of each client, shape (clients,); constant features are ignored."""
+    """Return the feature distance of each client that has examples; constant features are ignored."""
     x, part = federated.dataset.x_train.reshape(len(federated.dataset.x_train), -1), federated.partition
-    rows = max(1, MAX_COPIED // x.shape[1])
-    total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for start in range(0, len(part.indices), rows):
-        chunk = x[part.indices[start : start + rows]].astype(np.float64)
-        total += chunk.sum(axis=0)
-        squares += (chunk * chunk).sum(axis=0)
-    mean = total / len(part.indices)
-    variance = squares / len(part.indices) - mean * mean
-    varies = variance > 1e-12 * (1 + mean * mean)
-    distance = np.zeros(len(part))
-    if not varies.any():
-        return distance
-    mean, deviation = mean[varies], np.sqrt(variance[varies])
-    client = 0
-    while client < len(part):  # in blocks of complete clients, at least one each
-        end = int(np.searchsorted(part.offsets, part.offsets[client] + rows, side="right")) - 1
-        end = min(max(end, client + 1), len(part))
-        own = np.flatnonzero(part.sizes[client:end]) + client
-        if len(own):
-            chunk = x[part.indices[part.offsets[client] : part.offsets[end]]][:, varies].astype(np.float64)
-            sums = np.add.reduceat(chunk, part.offsets[own] - part.offsets[client], axis=0)
-            difference = (sums / part.sizes[own, None] - mean) / deviation
-            distance[own] = np.sqrt((difference * difference).mean(axis=1))
-        client = end
-    return distance
+    clients, varying = np.flatnonzero(part.sizes), 0
+    squares = np.zeros(len(clients))
+    width = max(1, MAX_COPIED // len(part.indices))
+    for first in range(0, x.shape[1], width):
+        values = x[part.indices, first : first + width].astype(np.float64)
+        mean = values.mean(axis=0)
+        variance = (values * values).mean(axis=0) - mean * mean
+        varies = variance > 1e-12 * (1 + mean * mean)
+        means = np.add.reduceat(values, part.offsets[clients], axis=0) / part.sizes[clients, None]
+        difference = (means - mean)[:, varies] / np.sqrt(variance[varies])
+        squares += (difference * difference).sum(axis=1)
+        varying += int(varies.sum())
+    return np.sqrt(squares / max(varying, 1))
 
 
 def gini(sizes: NDArray[Any]) -> float:

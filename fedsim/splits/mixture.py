@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, shorten
-from fedsim.data.dataset import Dataset
+from fedsim.checks import Interval, check_instance
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Groups, Indices, Partition
-from fedsim.splits.wrapped import SplitWrapper
+from fedsim.splits.wrapped import ChangingWrapper, SplitWrapper
 from fedsim.streams import Purpose
 
 
@@ -40,8 +39,7 @@ class Mixture(SplitWrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.other, Split):
-            raise ConfigError(f"Mixture's other is {shorten(self.other)}; allowed: a split, such as IID(50)")
+        check_instance("Mixture's other", self.other, Split, "a split, such as IID(50)")
 
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says; ConfigError if the splits make different numbers of clients."""
@@ -54,9 +52,7 @@ class Mixture(SplitWrapper):
             for split, chosen in ((self.split, order[:cut]), (self.other, order[cut:]))
         )
         if len(first) != len(second):
-            raise ConfigError(
-                f"Mixture has splits into {len(first)} and {len(second)} clients; allowed: the same number"
-            )
+            raise ConfigError(f"Mixture's splits make {len(first)} and {len(second)} clients; allowed: the same number")
         return _merge(first, second)
 
 
@@ -90,7 +86,7 @@ class Shared(SplitWrapper):
 
 
 @dataclass(frozen=True)
-class Pooled(SplitWrapper):
+class Pooled(ChangingWrapper):
     """Give the examples of all clients of another split to one client, for centralised training on the same data.
 
     Parameters
@@ -105,14 +101,13 @@ class Pooled(SplitWrapper):
         """The number of clients, 1."""
         return 1
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and merge the shards."""
-        return self.federate_wrapped(dataset, seed).pooled()
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Merge the shards."""
+        return federated.pooled()
 
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Give all examples to one client, as `Split.partition` says."""
-        indices = super().partition(labels, seed, groups).indices
-        return Partition(indices, np.array([0, len(indices)]))
+        return super().partition(labels, seed, groups).pooled()
 
 
 def _divide(split: Split, examples: Indices, labels: NDArray[Any], seed: int, groups: Groups | None) -> Partition:
@@ -123,5 +118,5 @@ def _divide(split: Split, examples: Indices, labels: NDArray[Any], seed: int, gr
 
 def _merge(one: Partition, other: Partition) -> Partition:
     """Return a partition that gives each client its examples of both partitions."""
-    owners: Indices = np.concatenate([one.owners, other.owners])
+    owners = np.concatenate([one.owners, other.owners])
     return Partition.from_owners(owners, len(one), np.concatenate([one.indices, other.indices]))

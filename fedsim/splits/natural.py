@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, shorten, suggest
+from fedsim.checks import Interval, check_instance, check_integer, suggest
 from fedsim.errors import ConfigError
 from fedsim.splits.base import Split
 from fedsim.splits.partition import Groups, Partition
@@ -34,8 +34,7 @@ class Natural(Split):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.column is not None and not isinstance(self.column, str):
-            raise ConfigError(f"Natural's column is {shorten(self.column)}; allowed: the name of a column")
+        check_instance("Natural's column", self.column, str | None, "the name of a column")
 
     def __str__(self) -> str:
         return f"Natural({self.column})" if self.column else "Natural"
@@ -54,11 +53,7 @@ class Natural(Split):
             raise ConfigError(f"Natural's column is {self.column!r}; {allowed}{suggest(self.column, names)}")
         values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
         clients = self.num_clients or len(values)
-        if clients > len(values):
-            raise ConfigError(
-                f"Natural's num_clients is {clients}; allowed: at most {len(values)}, one group of "
-                f"{self.column or names[0]!r} each"
-            )
+        check_integer(f"Natural's num_clients for {len(values)} groups", clients, 1, len(values))
         if self.num_clients:
             client_of = np.repeat(np.arange(clients), even_sizes(len(values), clients))
             owners = client_of[self.rng(seed).permutation(len(values))][owners]

@@ -83,6 +83,10 @@ class Partition(Sequence[Indices]):
         """The position of each entry of `indices` within its client's, from 0, shape (entries,)."""
         return np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], self.sizes)
 
+    def pooled(self) -> Partition:
+        """Return a partition in which one client has the examples of all clients."""
+        return Partition(self.indices, np.array([0, len(self.indices)]))
+
     def select(self, keep: NDArray[np.bool_]) -> Partition:
         """Return a partition with the entries of `indices` selected by a mask, shape (entries,)."""
         return Partition(self.indices[keep], np.concatenate([[0], np.cumsum(keep)])[self.offsets])

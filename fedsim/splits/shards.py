@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval
-from fedsim.errors import ConfigError
+from fedsim.checks import Interval, check_integer
 from fedsim.splits.base import CountedSplit, shuffle_by_label
 from fedsim.splits.partition import Partition
 from fedsim.splits.sizes import even_sizes
@@ -35,12 +34,9 @@ class Shards(CountedSplit):
 
     def assign(self, labels: NDArray[Any], rng: np.random.Generator) -> Partition:
         """Sort, cut and distribute."""
+        field = f"Shards's per_client for {self.num_clients} clients and {len(labels)} training examples"
+        check_integer(field, self.per_client, 1, len(labels) // self.num_clients)
         shards = self.num_clients * self.per_client
-        if shards > len(labels):
-            raise ConfigError(
-                f"Shards needs {self.num_clients} clients x {self.per_client} per_client = {shards} shards; "
-                f"allowed: at most {len(labels)}, one training example each"
-            )
         by_label, _ = shuffle_by_label(labels, rng)
         shard_owner = np.repeat(np.arange(self.num_clients), self.per_client)[rng.permutation(shards)]
         owners = np.repeat(shard_owner, even_sizes(len(labels), shards))

@@ -113,8 +113,8 @@ def check_sizes(field: str, sizes: Any, num_clients: int) -> Any:
         return sizes
     sizes = to_builtin_sequence(sizes)
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) != num_clients:
-        names = ", ".join(law.__name__ for law in (LogNormal, PowerLaw, DirichletSizes))
-        raise ConfigError(f"{field} is {shorten(sizes)}; allowed: {names}, or {num_clients} numbers of examples")
+        laws = "LogNormal, PowerLaw, DirichletSizes"
+        raise ConfigError(f"{field} is {shorten(sizes)}; allowed: {laws}, or {num_clients} numbers of examples")
     for size in sizes:
         check_integer(field, size, 1)
     return sizes
@@ -133,10 +133,8 @@ def client_sizes(
     if sizes is None:
         return even_sizes(total, num_clients)
     if isinstance(sizes, Sizes):
-        if sizes.least * num_clients > total:
-            raise ConfigError(
-                f"{sizes!r} needs at least {sizes.least} examples for each of {num_clients} clients; there are {total}"
-            )
+        field = f"{type(sizes).__name__}'s least for {num_clients} clients and {total} training examples"
+        check_integer(field, sizes.least, 1, total // num_clients)
         return apportion(sizes.shares(num_clients, rng), total, sizes.least)
     given = np.asarray(sizes, dtype=np.intp)
     if given.sum() > total:
@@ -172,7 +170,7 @@ def apportion(shares: NDArray[np.float64], total: int, least: int = 0) -> Indice
             break
         raised |= below
     quota[raised] = least
-    sizes: Indices = np.floor(quota).astype(np.intp)
+    sizes = np.floor(quota).astype(np.intp)
     rest = total - int(sizes.sum())
     sizes[np.argsort(sizes - quota, kind="stable")[:rest]] += 1  # the largest remainders
     return sizes

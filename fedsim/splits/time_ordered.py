@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fedsim.checks import Interval, shorten, suggest
-from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError
+import numpy as np
+
+from fedsim.checks import Interval, check_choice, check_instance
 from fedsim.splits.federated import FederatedDataset
-from fedsim.splits.wrapped import SplitWrapper
+from fedsim.splits.wrapped import ChangingWrapper
 
 
 @dataclass(frozen=True)
-class TimeOrdered(SplitWrapper):
+class TimeOrdered(ChangingWrapper):
     """Cut each client's examples into consecutive parts, and train on one part after another.
 
     In rounds 1 to `rounds_per_window` clients train on the first part of their shards, then on the second, and so on;
@@ -39,26 +39,21 @@ class TimeOrdered(SplitWrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.by is not None and not isinstance(self.by, str):
-            raise ConfigError(f"TimeOrdered's by is {shorten(self.by)}; allowed: the name of a column, or 'label'")
+        check_instance("TimeOrdered's by", self.by, str | None, "the name of a column, or 'label'")
 
-    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
-        """Divide the dataset and sort each client's examples.
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Sort each client's examples.
 
         Raises
         ------
         ConfigError
             The dataset has no such column.
         """
-        federated = self.federate_wrapped(dataset, seed)
         data, indices = federated.dataset, federated.partition.indices
         keys = {**data.groups, "label": data.y_train}
-        if self.by is not None and self.by not in keys:
-            raise ConfigError(f"TimeOrdered's by is {self.by!r}; allowed: {', '.join(keys)}{suggest(self.by, keys)}")
+        if self.by is not None:
+            check_choice("TimeOrdered's by", self.by, keys)
         key = indices if self.by is None else keys[self.by][indices]
-        return replace(
-            federated,
-            partition=federated.partition.sort(key),
-            windows=self.windows,
-            rounds_per_window=self.rounds_per_window,
+        return FederatedDataset(
+            data, federated.partition.sort(key), windows=self.windows, rounds_per_window=self.rounds_per_window
         )

@@ -1,23 +1,25 @@
-"""Base classes of splits that change the shards of another split."""
+"""Base classes of splits that change the shards or the examples of another split."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import shorten
-from fedsim.errors import ConfigError
+from fedsim.checks import check_instance
+from fedsim.data.dataset import Dataset
 from fedsim.splits.base import Split
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.partition import Groups, Partition
+from fedsim.streams import Purpose
 
 
 @dataclass(frozen=True)
 class SplitWrapper(Split):
-    """A split that changes the shards of another split.
+    """A split that is made from another split.
 
     Parameters
     ----------
@@ -31,20 +33,12 @@ class SplitWrapper(Split):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.split, Split):
-            raise ConfigError(
-                f"{type(self).__name__}'s split is {shorten(self.split)}; allowed: a split, such as IID(50)"
-            )
+        check_instance(f"{type(self).__name__}'s split", self.split, Split, "a split, such as IID(50)")
 
     @property
     def num_clients(self) -> int | None:
         """The number of clients of the wrapped split; None if it depends on the data."""
-        clients: int | None = getattr(self.split, "num_clients", None)
-        return clients
-
-    def federate_wrapped(self, dataset: Any, seed: int) -> FederatedDataset:
-        """Return the dataset divided by the wrapped split."""
-        return self.split.federate(dataset, seed if self.seed is None else self.seed)
+        return getattr(self.split, "num_clients", None)
 
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples with the wrapped split."""
@@ -52,7 +46,27 @@ class SplitWrapper(Split):
 
 
 @dataclass(frozen=True)
-class GradedWrapper(SplitWrapper):
+class ChangingWrapper(SplitWrapper):
+    """A split that changes what another split has divided; subclasses implement `change`.
+
+    Parameters
+    ----------
+    split : Split
+    seed : int, optional, keyword
+    """
+
+    def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+        """Divide the dataset with the wrapped split, and change the result."""
+        federated = self.split.federate(dataset, seed if self.seed is None else self.seed)
+        return self.change(federated, self.rng(seed, Purpose.SPLIT_CHANGE))
+
+    @abstractmethod
+    def change(self, federated: FederatedDataset, rng: np.random.Generator) -> FederatedDataset:
+        """Return the divided dataset with the change."""
+
+
+@dataclass(frozen=True)
+class GradedWrapper(ChangingWrapper):
     """A change whose strength increases linearly over the clients, from `low` at the first to `high` at the last.
 
     Parameters

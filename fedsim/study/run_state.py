@@ -171,4 +171,4 @@ def _rows(value: Any, columns: Sequence[str], kind: type | tuple[type, ...]) -> 
     for row in value:
         check_fits(tuple(row) == tuple(columns), "rows")
         check_fits(all(isinstance(v, kind) and not isinstance(v, bool) for v in row.values()), "rows")
-    return value  # type: ignore[no-any-return]
+    return value
