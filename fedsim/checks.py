@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from math import inf
 from types import UnionType
 from typing import Any, NamedTuple
 
@@ -108,27 +109,17 @@ def check_integer(field: str, value: Any, least: int = 0, most: int = LARGEST) -
 
 
 def check_real(
-    field: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
+    field: str, value: Any, low: float = -inf, high: float = inf, open_low: bool = False, open_high: bool = False
 ) -> float:
     """Return `value`; raise ConfigError unless it is a finite number from `low` to `high`, without an open end."""
     value = to_builtin(value)
-    try:
-        is_real = type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        is_real = False
-    below = is_real and (value < low or (open_low and value == low))
-    above = is_real and (value > high or (open_high and value == high))
-    if not is_real or below or above:
+    is_finite = type(value) in (int, float) and abs(value) <= LARGEST_FLOAT
+    excluded = (low if open_low else None, high if open_high else None)
+    if not is_finite or not low <= value <= high or value in excluded:
         bounds = []
-        if low > -math.inf:
+        if low > -inf:
             bounds.append(f"{'greater than' if open_low else 'at least'} {low:g}")
-        if high < math.inf:
+        if high < inf:
             bounds.append(f"{'less than' if open_high else 'at most'} {high:g}")
         raise ConfigError(f"{field} is {shorten(value)}; allowed: a finite number {' and '.join(bounds)}".rstrip())
     number: float = value
@@ -146,8 +137,8 @@ def check_flag(field: str, value: Any) -> bool:
 class Interval(NamedTuple):
     """The allowed values of a field, from `low` to `high`, an open end excluded; see `check_fields`."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -inf
+    high: float = inf
     open_low: bool = False
     open_high: bool = False
 
@@ -187,7 +178,7 @@ def check_fields(instance: Any) -> None:
             high = math.ceil(high) - 1 if interval.open_high else math.floor(high)
             check_integer(name, value, low, high)
         else:
-            check_real(name, value, interval.low, interval.high, open_low=interval[2], open_high=interval[3])
+            check_real(name, value, *interval)
 
 
 def check_seed(field: str, value: Any) -> int:

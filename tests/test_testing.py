@@ -190,7 +190,7 @@ def test_a_mistake_is_found_and_explained(strategy: type[SGD], check: str, advic
 def test_the_first_thing_to_fix_stands_alone() -> None:
     """A strategy that does not train at all would fail everything else too."""
     said = failures(FlatWeights)
-    assert said.startswith("FlatWeights fails 1 of 4 checks (the others run once this one passes)")
+    assert said.startswith("FlatWeights fails 1 of 4 checks (the others run once these pass)")
     assert len(said.splitlines()) == 2
 
     class Both(FlatWeights, Unchecked):
@@ -210,12 +210,8 @@ def test_what_fails_is_listed_line_by_line() -> None:
 
 
 def test_what_is_no_strategy_is_said_to_be_none() -> None:
-    assert failures(int) == "int is not a client strategy: let it extend fedsim.clients.SGD or ClientStrategy"
-    for thing in (3, "SGD", None):
-        assert (
-            failures(thing)
-            == f"{thing!r} is not a client strategy: let its class extend fedsim.clients.SGD or ClientStrategy"
-        )
+    for thing in (int, 3, "SGD", None):
+        assert failures(thing) == f"{thing!r} is not a client strategy: extend fedsim.clients.SGD or ClientStrategy"
     assert re.match(r"Unmade cannot be made without arguments \(.*'needed'\): give every", failures(Unmade))
 
 
@@ -345,7 +341,7 @@ class Halved(SGD):
 LOG: list[tuple[int, int]] = []
 NUMBERS = count(1)
 FOUND: list[tuple[str, SGD, str]] = [
-    ("can be written as text", Unwritable(), "hyperparameter how is not a number or text, so no configuration file"),
+    ("can be written as text", Unwritable(), "how is not a number or text, so no configuration file"),
     (
         "hyperparameters are annotated",
         Ignored(),

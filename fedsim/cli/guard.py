@@ -7,12 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from fedsim.errors import FedsimError
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +23,8 @@ class Parser(argparse.ArgumentParser):
 def guard(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit: with 0 if it returns, 2 and a one-line message after a user's error, 130 after Ctrl-C.
 
-    Exceptions raised in a user's class are user's errors, and so are calls of ``sys.exit()`` there.
+    Exceptions raised in a user's class are user's errors, and so are calls of ``sys.exit()`` there. A script's own call
+    of ``sys.exit()`` ends the script.
     """
     program = Path(sys.argv[0]).name
 
@@ -50,14 +48,8 @@ def guard(main: Callable[[], None]) -> NoReturn:
     except MemoryError as error:
         fail(f"not enough memory: {error}")
     except KeyboardInterrupt:
-        _ignore_interrupts()
-        print(f"{program}: interrupted", file=sys.stderr)
-        _exit_without_threads(130)
-    except SystemExit as error:
-        if (place := _place_of_exit(error)) is None:
-            raise
-        fail(f"{place} raised {error!r}; allowed: to return, or to raise an error")
-    except Exception as error:
+        _exit_after_interrupt(program)
+    except (Exception, SystemExit) as error:
         from fedsim.text import describe, raised_by_user_class
 
         if not raised_by_user_class(error):
@@ -66,40 +58,15 @@ def guard(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _ignore_interrupts() -> None:
-    """Ignore another Ctrl-C while the process exits, which would change its exit code."""
+def _exit_after_interrupt(program: str) -> NoReturn:
+    """Exit with code 130 without waiting for threads, which may train for a long time."""
     import signal
     import threading
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _exit_without_threads(code: int) -> NoReturn:
-    """Exit without waiting for threads, which may train for a long time."""
-    import threading
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would change the exit code
+    print(f"{program}: interrupted", file=sys.stderr)
     if any(t is not threading.current_thread() and not t.daemon for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def _place_of_exit(error: SystemExit) -> str | None:
-    """Return where SystemExit was raised, such as ``Mine's train in mine.py, line 5,``; None if by argparse."""
-    import traceback
-
-    frames = list(traceback.walk_tb(error.__traceback__))
-    if frames[-1][0].f_globals.get("__name__") == "argparse":
-        return None
-    excluded = ("", "fedsim", "flwr", "concurrent", "_frozen_importlib", "_frozen_importlib_external")
-    own = [f for f in frames if _module_of_self(f[0]).partition(".")[0] not in excluded]
-    frame, line = (own or frames)[-1]
-    name = f"{type(frame.f_locals['self']).__name__}'s {frame.f_code.co_name}" if own else frame.f_code.co_name
-    return f"{name} in {frame.f_code.co_filename}, line {line},"
-
-
-def _module_of_self(frame: FrameType) -> str:
-    """Return the module of the class whose method a frame runs, or ""."""
-    return type(frame.f_locals["self"]).__module__ if "self" in frame.f_locals else ""
+        os._exit(130)
+    sys.exit(130)

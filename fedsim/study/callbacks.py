@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
-from fedsim.checks import check_choice, check_integer, check_real, convert_fields
+from fedsim.checks import Interval, check_choice, check_fields
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,20 +95,17 @@ class EarlyStopping(Callback):
         Neither target nor patience is given, or a value is not allowed.
     """
 
+    limits: ClassVar[Mapping[str, Interval]] = {"target": Interval(), "patience": Interval(1)}
     metric: str = "test_accuracy"
     target: float | None = None
     patience: int | None = None
     _best: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        check_fields(self)
         check_choice("EarlyStopping's metric", self.metric, METRICS)
         if self.target is None and self.patience is None:
             raise ConfigError("EarlyStopping has neither target nor patience; allowed: one of them, or both")
-        if self.target is not None:
-            check_real("EarlyStopping's target", self.target)
-        if self.patience is not None:
-            check_integer("EarlyStopping's patience", self.patience, 1)
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Start with the rounds that have been finished."""

@@ -41,43 +41,37 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
     StrategyError
         Names every check that failed and what to fix.
     """
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    if not issubclass(cls, ClientStrategy):
+        raise StrategyError(f"{strategy!r} is not a client strategy: extend fedsim.clients.SGD or ClientStrategy")
     if isinstance(strategy, type):
-        if not issubclass(strategy, ClientStrategy):
-            raise StrategyError(
-                f"{strategy.__name__} is not a client strategy: let it extend fedsim.clients.SGD or ClientStrategy"
-            )
-        cls = strategy
         try:
-            strategy = cls()
+            strategy = strategy()
         except TypeError as error:
             raise StrategyError(
-                f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default, "
-                "or pass an object in place of the class"
+                f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default"
             ) from error
-    if not isinstance(strategy, ClientStrategy):
-        raise StrategyError(
-            f"{strategy!r} is not a client strategy: let its class extend fedsim.clients.SGD or ClientStrategy"
-        )
     check_signatures(strategy)
     checks = StrategyChecks(strategy)
-    titles = [name.replace("_", " ") for name in CHECKS]
-    failures, tried, skipped = [], 0, ""
-    for name, title in zip(CHECKS, titles, strict=True):
-        tried += 1
+    passed, failures, skipped = [], [], ""
+    for name in CHECKS:
+        title = name.replace("_", " ")
         try:
             with np.errstate(all="ignore"):
                 getattr(checks, name)()
+            passed.append(title)
         except StrategyError as error:
             failures.append(f"{title}: {error}")
         except Exception as error:
             failures.append(f"{title}: {describe(error)}{_hint(error)}")
         if failures and name == "trains":
-            skipped = f" (the others run once {'this one passes' if len(failures) == 1 else 'these pass'})"
+            skipped = " (the others run once these pass)"
             break
     if failures:
-        summary = f"{type(strategy).__name__} fails {len(failures)} of {tried} checks{skipped}"
+        tried = len(passed) + len(failures)
+        summary = f"{cls.__name__} fails {len(failures)} of {tried} checks{skipped}"
         raise StrategyError("\n  ".join([summary, *failures]))
-    return titles
+    return passed
 
 
 def _hint(error: Exception) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from inspect import get_annotations
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,10 +157,7 @@ class StrategyChecks:
         """Check that a configuration file can hold the hyperparameters."""
         plain = (bool, int, float, str, type(None), tuple, list)
         names = [f.name for f in fields(self.strategy) if not isinstance(getattr(self.strategy, f.name), plain)]
-        require(
-            not names,
-            f"hyperparameter {', '.join(names)} is not a number or text, so no configuration file can hold it",
-        )
+        require(not names, f"{', '.join(names)} is not a number or text, so no configuration file can hold it")
 
     def keeps_the_checks_of_its_base(self) -> None:
         """Check that a negative learning rate is refused, as by SGD."""
@@ -182,9 +180,8 @@ class StrategyChecks:
         """Check that the training loss falls."""
         history = replace(self._experiment, rounds=15, fraction_train=1.0).run().history
         loss = history["train_loss"].to_numpy()[1:]
-        require(
-            loss[-3:].min() < loss[0], f"the training loss does not fall in 15 rounds ({loss[0]:.3g}, {loss[-1]:.3g})"
-        )
+        falls = loss[-3:].min() < loss[0]
+        require(falls, f"the training loss does not fall in 15 rounds ({loss[0]:.3g}, {loss[-1]:.3g})")
 
     def works_with_one_batch_per_shard(self) -> None:
         """Check full batches."""
@@ -207,11 +204,8 @@ class StrategyChecks:
         """Check that a client's bits do not depend on the other clients of its block."""
         for rows in (slice(0, 1), slice(2, 5), slice(7, 8)):
             differs = _difference(self._update, rows, _train(_task(self.strategy), CLIENTS[rows]))
-            require(
-                not differs,
-                f"{differs} of a client depends on which clients share its block: work row by row "
-                "(axis=1, keepdims=True) and never combine rows",
-            )
+            advice = "work row by row (axis=1, keepdims=True) and never combine rows"
+            require(not differs, f"{differs} of a client depends on which clients share its block: {advice}")
 
     def gives_the_same_bits_with_any_workers(self) -> None:
         """Check that neither threads nor the size of blocks change a result."""
@@ -221,34 +215,26 @@ class StrategyChecks:
 
     def gives_the_same_bits_again(self) -> None:
         """Check that randomness comes from the seed only, and that runs do not share state."""
+        same = _same(self._result, self._experiment.run())
         require(
-            _same(self._result, self._experiment.run()),
-            "two runs with one seed differ: keep nothing on self, and draw random numbers from fedsim.streams",
+            same, "two runs with one seed differ: keep nothing on self, and draw random numbers from fedsim.streams"
         )
 
     def depends_on_the_seed(self) -> None:
         """Check that another seed gives another result."""
-        require(
-            not _same(self._result, replace(self._experiment, seed=1).run()), "runs with different seeds are the same"
-        )
+        other = replace(self._experiment, seed=1).run()
+        require(not _same(self._result, other), "runs with different seeds are the same")
 
     def state_survives_resume(self) -> None:
         """Check that an interrupted and resumed run has the bits of an uninterrupted one."""
-        before = saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE
-        saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE = 0.0, 1e9  # a checkpoint after every round
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                with contextlib.suppress(_KilledError):
-                    self._experiment.run(directory=folder, callbacks=[_KillInRound3()])
-                with contextlib.redirect_stderr(io.StringIO()):  # a resumed run prints a notice
-                    resumed = self._experiment.run(directory=folder)
-        finally:
-            saving.CHECKPOINT_SECONDS, saving.CHECKPOINT_SHARE = before
-        require(
-            _same(self._result, resumed),
-            "a resumed run differs from an uninterrupted one: keep what lasts in ctx.state (clients) or ctx.state of "
-            "server_step (server), not on self or in globals",
-        )
+        every_round = mock.patch.multiple(saving, CHECKPOINT_SECONDS=0.0, CHECKPOINT_SHARE=1e9)
+        with every_round, tempfile.TemporaryDirectory() as folder:
+            with contextlib.suppress(_KilledError):
+                self._experiment.run(directory=folder, callbacks=[_KillInRound3()])
+            with contextlib.redirect_stderr(io.StringIO()):  # a resumed run prints a notice
+                resumed = self._experiment.run(directory=folder)
+        advice = "keep what lasts in ctx.state (clients, or server_step on the server), not on self or in globals"
+        require(_same(self._result, resumed), f"a resumed run differs from an uninterrupted one: {advice}")
 
     def leaves_shared_arrays_alone(self) -> None:
         """Check that shared arrays are not changed in place, not even if they are made writeable."""
@@ -262,10 +248,9 @@ class StrategyChecks:
     def keeps_the_models_dtype(self) -> None:
         """Check that client state of a float32 model is not in float64, which takes twice the memory and time."""
         for name, values in _train(_task(self.strategy, "float32")).state.items():
+            what = f"ctx.state[{name!r}] of a float32 model is float64"
             doubled = values.dtype == np.float64 and values.size >= len(SIZES) * MODEL.num_parameters
-            require(
-                not doubled, f"ctx.state[{name!r}] of a float32 model is float64: make it with dtype=ctx.model.dtype"
-            )
+            require(not doubled, f"{what}: make it with dtype=ctx.model.dtype")
 
     def personalise_has_weights_for_every_client(self) -> None:
         """Check that clients can evaluate before and after training, without a change of their state."""
@@ -309,9 +294,9 @@ class StrategyChecks:
         task = _task(self.strategy, kernel="compiled")
         expected = self._update.weights
         largest = np.abs(expected - task.global_weights).max() + 1e-9
+        agree = np.abs(expected - _train(task).weights).max() <= 1e-8 * largest
         require(
-            np.abs(expected - _train(task).weights).max() <= 1e-8 * largest,
-            "the compiled kernel gives another result: affine() must not depend on anything that changes during a fit",
+            agree, "the compiled kernel gives another result: affine() must not depend on what changes during a fit"
         )
 
     def neutral_hyperparameters_give_sgd(self) -> None:
