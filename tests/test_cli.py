@@ -367,6 +367,17 @@ def test_how_noniid_hurts(tmp_path: Path) -> None:
     refused(call(script, "--clients", "2000", cwd=tmp_path), "IID's num_clients for 1442 training examples is 2000")
 
 
+def test_secure_aggregation_with_dropouts(tmp_path: Path) -> None:
+    script = str(ROOT / "experiments" / "trust" / "secure_aggregation.py")
+    done = call(script, "--clients", "10", "--rounds", "2", "--neighbours", "8", "--out", "results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "results" / "secure_aggregation.csv")
+    assert table["aggregation"].tolist() == ["plain", *["secure"] * 5]
+    assert table["accuracy"][0] == table["accuracy"][1]
+    assert table["difference of weights"][1] < 1e-6 < table["difference of weights"][4]
+    assert (tmp_path / "results" / "secure_aggregation.png").stat().st_size > 10_000
+
+
 def test_data_says_where_mnist_is(mnist_dir: Path, tmp_path: Path) -> None:
     assert f"in {mnist_dir}" in fedsim("data", "--data-dir", str(mnist_dir)).stdout
     assert f"NOT in {tmp_path}" in fedsim("data", "--data-dir", str(tmp_path)).stdout
