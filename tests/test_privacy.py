@@ -274,6 +274,52 @@ def test_the_same_bits_for_any_workers_and_blocks_and_after_an_interruption(
     assert same(whole, experiment.run(directory=tmp_path / "whole"))
 
 
+# Noise that is correlated between rounds.
+
+EPOCHS = CentralDP(clip=0.5, noise_multiplier=2.0, sampling="epochs")
+
+
+def test_epsilon_of_epochs_is_that_of_the_tree_with_restarts() -> None:
+    """Of 64 rounds in an epoch, each client is in 7 nodes: Kairouz et al., theorem 4.1, alpha * 7 / (2 z^2)."""
+    loss = PrivacyLoss(2.0, 640, 10, 1e-5, "epochs")
+    orders = np.array(rdp.RdpAccountant().orders)
+    for rounds, nodes in ((64, 7), (128, 14), (3, 2), (64 + 4, 10), (1, 1)):
+        expected, _ = rdp.compute_epsilon(orders, orders * nodes / (2 * 2.0**2), 1e-5)
+        assert loss.epsilon(rounds) == pytest.approx(expected)
+
+
+def test_each_client_takes_part_once_in_an_epoch() -> None:
+    mechanism = EPOCHS.mechanism(clients=23, fraction=0.2, rounds=12, seed=3)
+    cohorts = [mechanism.sample(23, number) for number in range(1, 11)]
+    for epoch in (cohorts[:5], cohorts[5:]):
+        together = np.concatenate(epoch)
+        assert len(set(together.tolist())) == len(together) == 20
+    assert [cohort.tolist() for cohort in cohorts[:5]] != [cohort.tolist() for cohort in cohorts[5:]]
+
+
+def test_the_noise_of_a_sum_grows_with_its_nodes_and_restarts() -> None:
+    """The sum up to round t of an epoch has the noise of as many nodes as t has ones in base 2."""
+    mechanism = EPOCHS.mechanism(clients=160, fraction=0.1, rounds=20, seed=0)
+    rounds = np.array([mechanism._tree_noise(number, 20_000) for number in range(1, 21)])
+    for epoch in (rounds[:10], rounds[10:]):
+        for number, total in enumerate(np.cumsum(epoch, axis=0), start=1):
+            assert total.var() == pytest.approx(number.bit_count(), rel=0.05)
+    assert abs(np.corrcoef(rounds[0], rounds[10])[0, 1]) < 0.03  # each epoch has a tree of its own
+    assert np.corrcoef(rounds[0], rounds[1])[0, 1] < -0.3  # round 2 takes back the noise of round 1
+
+
+def test_epochs_give_the_same_bits_with_any_workers() -> None:
+    experiment = replace(BASE, privacy=EPOCHS, split=IID(20), fraction_train=0.25, rounds=6)
+    result = experiment.run()
+    assert (result.history["clients"].iloc[1:] == 5).all()
+    assert result.history["epsilon"].is_monotonic_increasing
+    assert same(result, experiment.run(workers=2, block_size=1))
+    assert not same(result, replace(experiment, privacy=replace(EPOCHS, sampling="fixed")).run())
+    for changes, sentence in (({"system_noise": True}, "system_noise"), ({"target_quantile": 0.5}, "target_quantile")):
+        with pytest.raises(ConfigError, match=f"CentralDP has {sentence} and sampling='epochs'"):
+            replace(EPOCHS, **changes)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"privacy": None, "transforms": (LocalDP(0.5, noise_multiplier=0.2), Int8())}, {"client": clients.FedPer()}],

@@ -108,7 +108,7 @@ def observe(experiment: Experiment) -> tuple[list[Array], list[Array], Array, li
             total.add(block)
         mean = total.mean()
     assert mean
-    labels = [int(runtime.y[runtime.partition[client]][0]) for client in clients]
+    labels = [int(runtime.y[runtime.partition[client]][0]) for client in clients.tolist()]
     shown = [labels.index(label) for label in sorted(set(labels))[:SHOWN]]
     received = np.concatenate(masked)
     return [updates[k] for k in shown], [received[k] for k in shown], mean[0][CHANGE], [labels[k] for k in shown]

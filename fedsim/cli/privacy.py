@@ -14,7 +14,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     asked.add_argument("--noise", metavar="Z", type=float, help="noise multiplier; prints epsilon")
     asked.add_argument("--epsilon", metavar="E", type=float, help="privacy budget; prints the noise multiplier")
     sub.add_argument("--delta", metavar="D", type=float, help="default: clients ** -1.1")
-    sub.add_argument("--sampling", metavar="HOW", default="poisson", help="poisson (default) or fixed")
+    sub.add_argument("--sampling", metavar="HOW", default="poisson", help="poisson (default), fixed or epochs")
     sub.add_argument("--accountant", metavar="NAME", default="rdp", help="rdp (default) or pld, which is tighter")
 
 
@@ -41,4 +41,5 @@ def privacy(args: argparse.Namespace) -> None:
         print("neighbouring datasets differ by the presence of one client")
     else:
         print(f"each round has a cohort of {args.cohort:g} of {args.clients:,} clients")
-        print("neighbouring datasets differ by the data of one client")
+        kind = "data" if args.sampling == "fixed" else "removal"
+        print(f"neighbouring datasets differ by the {kind} of one client")

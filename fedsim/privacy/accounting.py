@@ -9,6 +9,9 @@ cohort is sampled, and on the definition of neighbouring datasets:
 - A cohort of fixed size, sampled without replacement: datasets in which one client's data are replaced, so that the
   sum changes by up to twice the clipping norm. Wang, Balle and Kasiviswanathan, "Subsampled Renyi differential privacy
   and analytical moments accountant", AISTATS 2019 (arXiv:1808.00087), theorem 27.
+- Epochs in which each client takes part once, in random order, with noise that is correlated between the rounds of an
+  epoch: datasets in which one client's updates are removed. Kairouz, McMahan, Song, Thakkar, Thakurta and Xu, "Practical
+  and private (deep) learning without sampling or shuffling", ICML 2021 (arXiv:2103.00039), theorem 4.1 and appendix D.
 - No sampling (every client in every round, as in local DP): the Gaussian mechanism.
 """
 
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.errors import ConfigError, missing_extra
 
-SAMPLING = ("poisson", "fixed")
+SAMPLING = ("poisson", "fixed", "epochs")
 ACCOUNTANTS = ("rdp", "pld")
 #: Width of the grid on which the PLD accountant rounds privacy losses up.
 PLD_INTERVAL = 1e-3
@@ -41,9 +44,9 @@ def check_accounting(owner: str, sampling: str, accountant: str) -> None:
     """Raise ConfigError unless the accountant exists and knows the sampling; `owner` begins the error."""
     check_choice(f"{owner}sampling", sampling, SAMPLING)
     check_choice(f"{owner}accountant", accountant, ACCOUNTANTS)
-    if (sampling, accountant) == ("fixed", "pld"):
+    if sampling != "poisson" and accountant == "pld":
         raise ConfigError(
-            f"{owner}accountant is 'pld', which knows Poisson sampling only; allowed for fixed sampling: rdp"
+            f"{owner}accountant is 'pld', which knows Poisson sampling only; allowed for {sampling} sampling: rdp"
         )
 
 
@@ -63,14 +66,14 @@ class PrivacyLoss:
     Parameters
     ----------
     noise_multiplier : float
-        Standard deviation of the noise on the sum, in clipping norms.
+        Standard deviation of the noise on the sum, in clipping norms; for epochs that of a node of the tree.
     clients : int
         Registered.
     cohort : int
         Clients of a round; for Poisson sampling their expected number, `clients` times the probability.
     delta : float
-    sampling : {"poisson", "fixed"}
-        How the cohort is sampled. With as many clients as there are, both are no sampling.
+    sampling : {"poisson", "fixed", "epochs"}
+        How the cohort is sampled. With as many clients as there are, the first two are no sampling.
     accountant : {"rdp", "pld"}
         Renyi DP, or privacy loss distributions, which usually give a tighter bound and take longer; only for Poisson
         sampling.
@@ -96,7 +99,7 @@ class PrivacyLoss:
             raise ConfigError(f"noise_multiplier is {self.noise_multiplier:g}; allowed: 0, or at least {least:g}")
         check_integer("clients", self.clients, 1)
         check_real("cohort", self.cohort, 0, self.clients, open_low=True)
-        if self.sampling == "fixed":
+        if self.sampling != "poisson":
             check_integer("cohort", self.cohort, 1)
         check_real("delta", self.delta, 0, 1, open_low=True, open_high=True)
         _library()
@@ -112,9 +115,27 @@ class PrivacyLoss:
             return min(epsilon, self._renyi_epsilon(rounds))  # both are bounds; the grid of the first is coarse
         return self._renyi_epsilon(rounds)
 
+    @property
+    def rounds_per_epoch(self) -> int:
+        """Number of cohorts without a common client, for sampling in epochs."""
+        return self.clients // int(self.cohort)
+
     def _renyi_epsilon(self, rounds: int) -> float:
-        epsilon, _ = _library().rdp.compute_epsilon(self._orders, rounds * self._rdp, self.delta)
+        if self.sampling == "epochs":
+            epochs, rest = divmod(rounds, self.rounds_per_epoch)
+            divergence = epochs * self._tree_rdp(self.rounds_per_epoch) + (self._tree_rdp(rest) if rest else 0.0)
+        else:
+            divergence = rounds * self._rdp
+        epsilon, _ = _library().rdp.compute_epsilon(self._orders, divergence, self.delta)
         return float(epsilon)
+
+    def _tree_rdp(self, rounds: int) -> NDArray[np.float64]:
+        """The Renyi divergence of the first rounds of an epoch, by order."""
+        dp = _library()
+        event = dp.SingleEpochTreeAggregationDpEvent(self.noise_multiplier, rounds)
+        accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+        divergence: NDArray[np.float64] = accountant.compose(event).rdp
+        return divergence
 
     @cached_property
     def _orders(self) -> NDArray[np.float64]:

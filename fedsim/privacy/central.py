@@ -6,6 +6,10 @@ McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent la
 Adaptive clipping: Andrew, Thakkar, McMahan and Ramaswamy, "Differentially private learning with adaptive clipping",
 NeurIPS 2021 (arXiv:1905.03871), algorithm 1 and theorem 1.
 
+Noise that is correlated between rounds, by a binary tree: Kairouz, McMahan, Song, Thakkar, Thakurta and Xu, "Practical
+and private (deep) learning without sampling or shuffling", ICML 2021 (arXiv:2103.00039), algorithm 1 (DP-FTRL), with a
+new tree in each epoch.
+
 The server is trusted: it sees each update, and what it releases, the global model of each round, is private. Losses,
 scores and drift in the history are computed without noise, for whoever runs the simulation.
 """
@@ -16,6 +20,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -50,9 +55,10 @@ class CentralDP:
         Privacy budget, greater than 0: the run ends before the round that would exceed it.
     delta : float, optional
         Default ``clients ** -1.1``; see `fedsim.privacy.accounting.default_delta`.
-    sampling : {"poisson", "fixed"}
+    sampling : {"poisson", "fixed", "epochs"}
         Each client takes part with probability ``fraction_train``, on its own; or cohorts have a fixed size, which the
-        accountant can amplify less.
+        accountant can amplify less; or they have a fixed size and each client takes part once in an epoch, in random
+        order, and the noise is that of DP-FTRL, which needs no amplification.
     accountant : {"rdp", "pld"}
         See `fedsim.privacy.accounting.PrivacyLoss`.
     target_quantile : float, optional
@@ -94,6 +100,9 @@ class CentralDP:
         if self.noise_multiplier is None and self.epsilon is None:
             raise ConfigError("CentralDP has neither noise_multiplier nor epsilon; allowed: one of them, or both")
         check_accounting("CentralDP's ", self.sampling, self.accountant)
+        for name, given in (("system_noise", self.system_noise), ("target_quantile", self.target_quantile is not None)):
+            if given and self.sampling == "epochs":
+                raise ConfigError(f"CentralDP has {name} and sampling='epochs'; allowed: one of them")
 
     def __str__(self) -> str:
         """Return a short label: the settings that differ from their defaults."""
@@ -159,6 +168,10 @@ class CentralMechanism:
 
     def sample(self, clients: int, server_round: int) -> NDArray[np.intp]:
         """Return the partition ids of a round's cohort, in rising order."""
+        if self.settings.sampling == "epochs":
+            epoch, number = divmod(server_round - 1, self.loss.rounds_per_epoch)
+            order, size = generator(self._seed, Purpose.SAMPLE_TRAIN, epoch).permutation(clients), int(self.loss.cohort)
+            return np.sort(order[number * size : (number + 1) * size])
         draws = generator(self._seed, Purpose.SAMPLE_TRAIN, server_round).random(clients)
         if self.settings.system_noise:
             draws = system_uniform(clients)
@@ -170,9 +183,29 @@ class CentralMechanism:
         self, server_round: int, weights: Array, clip: float, add_weighted: Callable[..., None]
     ) -> PrivateMean:
         """Return what combines the updates of a round that started from some weights."""
-        rng = generator(self._seed, Purpose.PRIVACY, server_round)
-        normal = system_normal if self.settings.system_noise else rng.standard_normal
+        normal: Callable[[int], NDArray[np.float64]]
+        if self.settings.system_noise:
+            normal = system_normal
+        elif self.settings.sampling == "epochs":
+            normal = partial(self._tree_noise, server_round)
+        else:
+            normal = generator(self._seed, Purpose.PRIVACY, server_round).standard_normal
         return PrivateMean(self, weights, clip, normal, add_weighted)
+
+    def _tree_noise(self, server_round: int, length: int) -> NDArray[np.float64]:
+        """Return a round's noise: the noise of the epoch's sum up to this round, less that of the sum before it."""
+        epoch, number = divmod(server_round - 1, self.loss.rounds_per_epoch)
+        before, after = _nodes(number), _nodes(number + 1)
+        noise = np.zeros(length)
+        for nodes, sign in ((after - before, 1), (before - after, -1)):
+            for level, index in sorted(nodes):
+                noise += sign * generator(self._seed, Purpose.PRIVACY, epoch, level, index).standard_normal(length)
+        return noise
+
+
+def _nodes(rounds: int) -> set[tuple[int, int]]:
+    """Return the nodes of a binary tree, as level and index, whose leaves are the first `rounds` leaves."""
+    return {(level, (rounds >> level) - 1) for level in range(rounds.bit_length()) if rounds >> level & 1}
 
 
 class PrivateMean:
