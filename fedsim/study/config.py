@@ -76,7 +76,6 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
         The text does not have that form, or it has an unknown name, a class of another kind, a module that it may not
         import, or arguments that the class does not take.
     """
-
     base, classes = known_classes(field)
     load = partial(load_class, field, base=base, modules=modules)
     if field != "server":
