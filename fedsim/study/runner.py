@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
+from fedsim.signals import handle_signals
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
@@ -100,7 +102,9 @@ class _Run:
             if self.folder:
                 state.check_can_be_saved()
                 self._restore(self.folder)
-                self.callbacks = [*self.callbacks, stack.enter_context(Checkpoints(self.folder, state))]
+                checkpoints = Checkpoints(self.folder, state)
+                stack.enter_context(handle_signals([signal.SIGINT], checkpoints.interrupt))
+                self.callbacks = [*self.callbacks, checkpoints]
             budget = experiment.privacy.epsilon if experiment.privacy else None
             if state.privacy_loss and budget is not None:
                 self.callbacks = [PrivacyBudget(state.privacy_loss, budget), *self.callbacks]
