@@ -34,7 +34,7 @@ def shorten(value: Any) -> str:
 
 def suggest(word: Any, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string."""
-    close = difflib.get_close_matches(word, list(allowed), n=1) if isinstance(word, str) else []
+    close = difflib.get_close_matches(word[:100], list(allowed), n=1) if isinstance(word, str) else []
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -66,7 +66,7 @@ def read_call(
         target = load_class(head)
     else:
         own = " or module:Class" if load_class is not None else ""
-        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{suggest(head[:100], names)}")
+        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{suggest(head, names)}")
     _, args, keywords = parse_call(field, text, nested)
     return target, head, args, keywords
 

@@ -439,9 +439,11 @@ def test_an_error_of_a_callback_ends_the_run_as_it_is(error: Exception, tmp_path
 
 
 def test_what_is_no_callback_is_refused_before_the_run() -> None:
-    with pytest.raises(ConfigError, match=r"callbacks has <function .*; allowed: objects of classes that extend Callb"):
+    with pytest.raises(
+        ConfigError, match=r"an item of callbacks is <function .*; allowed: an object of a class that extends Callb"
+    ):
         BASE.run(callbacks=[lambda row: None])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match=r"callbacks has <class .*Diary'>"):
+    with pytest.raises(ConfigError, match=r"an item of callbacks is <class .*Diary'>"):
         BASE.run(callbacks=[Diary(), Diary])  # type: ignore[list-item]
 
 

@@ -113,7 +113,7 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
     )
     assert done.returncode == 2, done.stderr
     told, error = done.stderr.strip().splitlines()
-    assert told.endswith(f"rounds.csv, clients.csv, summary.csv in {tmp_path / 'out'} have the results of 1 of 2 runs")
+    assert told.endswith(f"the study ended early; 1 of 2 runs were written to {tmp_path / 'out'}")
     assert "training diverged in round 1" in error
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 
@@ -238,7 +238,7 @@ def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(tm
     (tmp_path / "study.toml").write_text('rounds = 1\nclient = "SGD(lr=1e9)"\n\n[compare]\nseeds = 1\n')
     done = fedsim("compare", "study.toml", "--out", "results", cwd=tmp_path)
     assert done.returncode == 2
-    assert "the study ended before its first run had finished; nothing was written to results" in done.stderr
+    assert "the study ended early; 0 of 1 runs were written to results" in done.stderr
     assert not list((tmp_path / "results").glob("*.csv"))
 
 

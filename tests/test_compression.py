@@ -266,7 +266,7 @@ def test_it_is_written_and_read_as_text() -> None:
             r"round; allowed: TopK with error_feedback=False, or no RandomMask$",
         ),
         (lambda: replace(BASE, transforms=ANY), "transforms is 3; allowed: a list"),
-        (lambda: replace(BASE, transforms=(ANY,)), "transforms has 3; allowed: transforms"),
+        (lambda: replace(BASE, transforms=(ANY,)), "an item of transforms is 3; allowed: a transform"),
         (
             lambda: config.apply(BASE, ['transforms=["Int9()"]']),
             r"transforms is 'Int9\(\)'; allowed: Float16, Int8.*Int8",

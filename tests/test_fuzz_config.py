@@ -92,7 +92,7 @@ def some(names: Iterable[str]) -> st.SearchStrategy[list[str]]:
 @st.composite
 def calls(draw: st.DrawFn, field: str, depth: int = 0) -> Call:
     """A call of one of a field's classes, most arguments sound."""
-    names = config._namespace(field)
+    names = config.known_classes(field)[1]
     if field == "split":
         weights = [n for n in names if n not in ("FlowerDatasets", "Natural")]
         name = draw(st.sampled_from(["IID", "Dirichlet", *weights]))

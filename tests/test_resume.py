@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
 from fedsim.rounds.validity import ValidityChecks
+from fedsim.signals import handle_signals
 from fedsim.splits import IID, Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
 from fedsim.study import directory as rundir
@@ -557,10 +558,10 @@ def test_a_checkpoint_is_written_every_five_seconds_in_a_tenth_of_the_time(
     monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     folder: Any = Folder(seconds, clock)
     state: Any = SimpleNamespace(state_dict=lambda: {"at": clock.now})
-    with run.Checkpoints(folder, state) as checkpoints:
-        for number in range(1, 16):
-            clock.now = 100.0 + 2.0 * number
-            checkpoints.round_finished(FinishedRound(number, {}, {}, None, dict))
+    checkpoints = run.Checkpoints(folder, state)
+    for number in range(1, 16):
+        clock.now = 100.0 + 2.0 * number
+        checkpoints.round_finished(FinishedRound(number, {}, {}, None, dict))
     assert [saved["at"] for saved in folder.saved] == [100.0 + 2 * number for number in rounds]
     assert all(saved["stop_reason"] == "" for saved in folder.saved)
     assert folder.checked == 15  # a deleted directory is noticed in each round
@@ -575,18 +576,15 @@ def test_the_first_ctrl_c_ends_a_run_after_the_round_and_the_second_at_once(
     state: Any = SimpleNamespace(state_dict=dict)
     finished = FinishedRound(3, {}, {}, None, dict)
     finished.stop("enough")
-    with run.Checkpoints(folder, state) as checkpoints:
-        assert signal.getsignal(signal.SIGINT) != before
+    checkpoints = run.Checkpoints(folder, state)
+    with handle_signals([signal.SIGINT], checkpoints.interrupt):
         signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) == before
         assert "Ctrl-C again" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             checkpoints.round_finished(finished)
         assert folder.saved == [{"stop_reason": "enough"}]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with run.Checkpoints(folder, state):
-        pass
     assert signal.getsignal(signal.SIGINT) == before
 
 

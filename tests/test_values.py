@@ -565,7 +565,7 @@ def test_options_of_a_users_own_server_have_types_but_no_bounds() -> None:
 
 def test_a_study_file_varies_settings_of_experiments_only() -> None:
     for axis in ("directory", "workers", "engine", "base", "seed", "progress"):
-        with pytest.raises(ConfigError, match=f"compare cannot vary {axis!r}; allowed: dataset"):
+        with pytest.raises(ConfigError, match=f"an axis of compare is {axis!r}; allowed: dataset"):
             make_plan({"compare": {"split": ["IID(4)"], axis: "/tmp/x"}})
 
 

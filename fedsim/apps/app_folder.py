@@ -49,7 +49,7 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
         flwr = settings["tool"]["flwr"]
         components = flwr["app"]["components"]
-        paths = components["serverapp"], components["clientapp"]
+        server, client = components["serverapp"], components["clientapp"]
     except OSError as error:
         raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -59,10 +59,8 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
     place = Path(folder).resolve()
     if str(place) not in sys.path[:1]:
         sys.path.insert(0, str(place))
-    _unload_other_apps(place, {str(path).partition(":")[0].partition(".")[0] for path in paths})
-    server_app, client_app = (
-        _load_component(path, kind) for path, kind in zip(paths, (ServerApp, ClientApp), strict=True)
-    )
+    _unload_other_apps(place, {str(path).partition(":")[0].partition(".")[0] for path in (server, client)})
+    server_app, client_app = _load_component(server, ServerApp), _load_component(client, ClientApp)
     federations = flwr.get("federations", {})
     default = federations.get(federations.get("default", ""), {})
     nodes = default.get("options", {}).get("num-supernodes") if isinstance(default, dict) else None
@@ -123,13 +121,7 @@ def run_app(
 ) -> float:
     """Run the Flower app in a folder; return the seconds it took. See `load_app` and `run_flower`."""
     server_app, client_app, config, nodes = load_app(folder)
+    settings, number = override_run_config(config, assignments), num_supernodes or nodes or 10  # Flower's default
     started = time.perf_counter()
-    run_flower(
-        server_app,
-        client_app,
-        num_supernodes or nodes or 10,  # ten is Flower's own default
-        run_config=override_run_config(config, assignments),
-        workers=workers,
-        verbose=verbose,
-    )
+    run_flower(server_app, client_app, number, run_config=settings, workers=workers, verbose=verbose)
     return time.perf_counter() - started

@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tomli_w
+
 from fedsim.apps.certificates import make_certificates, make_key, write_private
 from fedsim.apps.export import export
 from fedsim.apps.private_folder import private_folder
@@ -60,16 +62,14 @@ class Deployment:
         check_integer("nodes", nodes, 1)
         self.nodes, self.insecure = nodes, insecure
         self._data_dir = os.path.abspath(data_dir) if data_dir else None
-        self.folder = Path()
-        self.port = 0
+        self.folder, self.port = Path(), 0
         self.supernodes: list[subprocess.Popen[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Deployment:
         try:
-            self.folder = self._stack.enter_context(private_folder())
-            self._start()
+            self._start(self._stack.enter_context(private_folder()))
         except BaseException:
             self.close()
             raise
@@ -120,24 +120,27 @@ class Deployment:
             "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
 
-    def _start(self) -> None:
-        self.port = _free_port()
-        address = f"{LOOPBACK}:{self.port}"
-        trust = "insecure = true" if self.insecure else f'root-certificates = "{self.folder / "ca.crt"}"'
-        home = self.folder / "home"
-        for folder in (home, self.folder / "tmp"):
-            folder.mkdir()
+    def _start(self, folder: Path) -> None:
+        self.folder, self.port = folder, _free_port()
+        address, authority = f"{LOOPBACK}:{self.port}", str(folder / "ca.crt")
+        #: Arguments that make a command trust the SuperLink.
+        self._server_trust = ["--insecure"] if self.insecure else [f"--root-certificates={authority}"]
+        self._secret = f"--superexec-auth-secret-file={folder / 'secret'}"
+        #: Arguments that make a SuperLink or SuperNode leave its tasks to an executor that has the secret.
+        self._isolation = ["--isolation=process", self._secret]
+        for name in ("home", "tmp"):
+            (folder / name).mkdir()
         for name in ("token", "secret"):
-            write_private(self.folder / name, secrets.token_hex(32).encode())
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
-        )
-        write_credentials(home, address, (self.folder / "token").read_text())
+            write_private(folder / name, secrets.token_hex(32).encode())
+        trust = {"insecure": True} if self.insecure else {"root-certificates": authority}
+        connections = {"default": CONNECTION, CONNECTION: {"address": address, **trust}}
+        (folder / "home" / "config.toml").write_text(tomli_w.dumps({"superlink": connections}))
+        write_credentials(folder / "home", address, (folder / "token").read_text())
         if not self.insecure:
-            make_certificates(self.folder)
+            make_certificates(folder)
         self._start_superlink()
         for partition in range(self.nodes):
-            key = self.folder / f"supernode-{partition}"
+            key = folder / f"supernode-{partition}"
             if not self.insecure:
                 make_key(key)
                 self.flwr("supernode", "register", str(key.with_suffix(".pub")), CONNECTION)
@@ -172,20 +175,6 @@ class Deployment:
         process = self._launch(name, command)
         self._start_executor(name, process, port, ["--insecure"])
         return process
-
-    @property
-    def _server_trust(self) -> list[str]:
-        """Arguments that make a command trust the SuperLink."""
-        return ["--insecure"] if self.insecure else [f"--root-certificates={self.folder / 'ca.crt'}"]
-
-    @property
-    def _isolation(self) -> list[str]:
-        """Arguments that make a SuperLink or SuperNode leave its tasks to an executor that has the secret."""
-        return ["--isolation=process", self._secret]
-
-    @property
-    def _secret(self) -> str:
-        return f"--superexec-auth-secret-file={self.folder / 'secret'}"
 
     def _start_executor(self, name: str, process: subprocess.Popen[bytes], port: int, trust: Sequence[str]) -> None:
         """Start the executor of the tasks of a SuperLink or SuperNode; it ends with that process."""

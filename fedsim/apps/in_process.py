@@ -55,24 +55,17 @@ class AppGrid(messages.LocalGrid):
         super().__init__()
         self._app = client_app
         self._contexts = [
-            _context(
-                FIRST_NODE_ID + k,
-                {"partition-id": k, "num-partitions": num_supernodes, **(node_configs[k] if node_configs else {})},
-                run_config,
-            )
-            for k in range(num_supernodes)
+            _context(FIRST_NODE_ID + k, {"partition-id": k, "num-partitions": num_supernodes, **config}, run_config)
+            for k, config in enumerate(node_configs or [{}] * num_supernodes)
         ]
         self._locks = [threading.Lock() for _ in range(num_supernodes)]
-        self._workers = workers or available_cores()
         self._replies: dict[str, Future[Message]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(workers or available_cores(), "supernode")
 
     def __enter__(self) -> AppGrid:
-        self._pool = ThreadPoolExecutor(self._workers, "supernode")
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._pool
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get_node_ids(self) -> Sequence[int]:
@@ -81,7 +74,7 @@ class AppGrid(messages.LocalGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to their SuperNodes, which start to handle them."""
-        assert self._pool, "use the grid as a context manager"
+
         ids = []
         for message in messages:
             node = message.metadata.dst_node_id - FIRST_NODE_ID

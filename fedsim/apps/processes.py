@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsim.signals import handle_signals
+
 #: Signals that end a deployment.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds after SIGTERM in which a process may end before it gets SIGKILL.
@@ -70,21 +72,6 @@ def descendants(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _signal_handler(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle `STOP_SIGNALS` in the main thread, except those that are ignored, as SIGHUP is under nohup."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = [(number, signal.signal(number, handler)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, earlier in previous:
-            signal.signal(number, earlier)
-
-
-@contextlib.contextmanager
 def interrupt_on_signal() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first of `STOP_SIGNALS`, and ignore later ones."""
     stopping = threading.Event()
@@ -94,7 +81,7 @@ def interrupt_on_signal() -> Iterator[None]:
             stopping.set()
             raise KeyboardInterrupt
 
-    with _signal_handler(stop):
+    with handle_signals(STOP_SIGNALS, stop):
         yield
 
 
@@ -102,7 +89,7 @@ def interrupt_on_signal() -> Iterator[None]:
 def defer_signals() -> Iterator[None]:
     """Defer `STOP_SIGNALS` to the end of the block, and raise KeyboardInterrupt there."""
     received = threading.Event()
-    with _signal_handler(lambda number, frame: received.set()):
+    with handle_signals(STOP_SIGNALS, lambda number, frame: received.set()):
         yield
     if received.is_set():
         raise KeyboardInterrupt

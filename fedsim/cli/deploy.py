@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 
 def add_deploy_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim deploy``."""
-    sub.add_argument(
-        "superlink",
-        metavar="SUPERLINK",
-        help="local: start a SuperLink on this machine, with TLS and authentication, and stop it at the end; "
-        "otherwise the name of a connection in your Flower configuration",
-    )
+    superlink = "local, to start one on this machine, or the name of a connection in your Flower configuration"
+    sub.add_argument("superlink", metavar="SUPERLINK", help=superlink)
     _add_common_options(sub)
     out = "write results to this directory (if the SuperLink is not local: on its machine)"
     sub.add_argument("--out", metavar="DIR", type=options.nonempty_path, help=out)

@@ -17,27 +17,15 @@ REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 #: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "--set": {"metavar": "KEY=VALUE", "help": "change a setting; repeatable", **REPEATABLE},
-    "--module": {
-        "metavar": "MODULE",
-        "help": "allow the configuration file to name classes of this module (those of modules in the current folder "
-        "are always allowed); repeatable",
-        **REPEATABLE,
-    },
+    "--module": {"help": "allow the configuration file to name classes of this module; repeatable", **REPEATABLE},
     "--data-dir": {"metavar": "DIR", "help": "folder with data files (default: $FEDSIM_DATA)"},
     "--verbose": {"action": "store_true", "help": "show Flower's log"},
-    "--engine": {
-        "metavar": "NAME",
-        "default": "in-process",
-        "help": "in-process, ray or, for fedsim run, deployment (default: in-process)",
-    },
-    "--address": {
-        "metavar": "ADDRESS",
-        "help": "address of a running Ray cluster, or a SuperLink connection (default: start one)",
-    },
+    "--engine": {"default": "in-process", "help": "in-process, ray or deployment (default: in-process)"},
+    "--address": {"help": "address of a Ray cluster, or a SuperLink connection (default: start one)"},
     "--workers": {
         "metavar": "N",
         "type": int,
-        "help": "number of threads (default: one per core for large jobs), actors or SuperNodes",
+        "help": "threads, actors or SuperNodes (default: by the size of the job)",
     },
     "--label": {"metavar": "COLUMN", "help": "column to predict"},
     "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},

@@ -130,7 +130,7 @@ class PrivacyLoss:
         return float(epsilon)
 
     def _tree_rdp(self, rounds: int) -> NDArray[np.float64]:
-        """The Renyi divergence of the first rounds of an epoch, by order."""
+        """Return the Renyi divergence of the first rounds of an epoch, by order."""
         dp = _library()
         event = dp.SingleEpochTreeAggregationDpEvent(self.noise_multiplier, rounds)
         accountant = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -118,10 +119,7 @@ def save(path: Path, value: Any) -> None:
     def write(stream: IO[bytes]) -> None:
         np.savez(stream, tree=text, **arrays)  # type: ignore[arg-type]
         stream.seek(0)
-        digest = hashlib.sha256()
-        while part := stream.read(1 << 20):
-            digest.update(part)
-        stream.write(digest.hexdigest().encode())
+        stream.write(hashlib.file_digest(stream, "sha256").hexdigest().encode())  # type: ignore[arg-type]
 
     write_whole(path, write)
 
@@ -145,16 +143,9 @@ def load(path: Path) -> Any:
 
 
 def _is_intact(file: IO[bytes]) -> bool:
-    """Return whether a file ends in the checksum of what precedes it, and seek its start."""
-    digest, left = hashlib.sha256(), file.seek(0, 2) - CHECKSUM
-    file.seek(0)
-    while left > 0:
-        part = file.read(min(left, 1 << 20))
-        digest.update(part)
-        left -= len(part)
-    expected = file.read()
-    file.seek(0)
-    return expected == digest.hexdigest().encode()
+    """Return whether a file ends in the checksum of what precedes it."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content[-CHECKSUM:] == hashlib.sha256(memoryview(content)[:-CHECKSUM]).hexdigest().encode()
 
 
 def _read(file: IO[bytes]) -> Any:

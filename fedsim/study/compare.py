@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data, objects
-from fedsim.checks import check_choice, check_integer, check_seed, shorten, suggest, to_builtin_sequence
+from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
 from fedsim.study.directory import ResultsDirectory
@@ -60,10 +60,9 @@ def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, st
 
 def check_axes(axes: Iterable[str]) -> None:
     """Raise ConfigError if an axis is not a setting of an experiment, or is the seed."""
-    known = [f.name for f in fields(Experiment)]
+    known = [f.name for f in fields(Experiment) if f.name != "seed"]
     for axis in axes:
-        if axis not in known or axis == "seed":
-            raise ConfigError(f"compare cannot vary {axis!r}; allowed: {', '.join(known)}{suggest(axis, known)}")
+        check_choice("an axis of compare", axis, known)
 
 
 def _short(value: Any) -> str:
@@ -138,8 +137,7 @@ def compare(
     ['IID', 'Shards(2)']
     """
     seeds = _seeds(seeds, base.seed)
-    if isinstance(baselines, str) or not isinstance(baselines, Sequence):
-        raise ConfigError(f"baselines is {shorten(baselines)}; allowed: a list of {', '.join(BASELINES)}")
+    check_instance("baselines", baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
     for name in baselines:
         check_choice("baselines", name, BASELINES)
     chosen = variants(base, **axes)
@@ -187,13 +185,13 @@ class _StudyDirectory(ResultsDirectory):
     def __init__(self, path: str | os.PathLike[str], total: int) -> None:
         super().__init__(path, (*TABLES, *PICTURES))
         self._total, self._finished, self._written = total, 0, 0
-        self._variants: tuple[Variant, ...] = ()
+        self._study = Study(())
         self._started, self._writing = time.perf_counter(), 0.0
 
     def add(self, variants: Sequence[Variant]) -> None:
         """Add a finished run; write the tables, unless writing has taken too large a share of the time."""
         self._finished += 1
-        self._variants = tuple(v for v in variants if v.results)
+        self._study = Study(tuple(v for v in variants if v.results))
         self.check()
         if self._writing <= WRITING_SHARE * (time.perf_counter() - self._started):
             self._write()
@@ -203,28 +201,20 @@ class _StudyDirectory(ResultsDirectory):
         self.check()
         if not self._written:
             self.keep_earlier()
-        Study(self._variants).to_csv(self.path)
+        self._study.to_csv(self.path)
         self._written = self._finished
         self._writing += time.perf_counter() - begun
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self._finish(failed=error[0] is not None)
-        finally:
-            super().__exit__()
-
-    def _finish(self, failed: bool) -> None:
         """Write the runs that are not in the tables yet; print a notice if the study has failed."""
+        failed = error[0] is not None
         try:
             if self._written < self._finished:
                 self._write()
         except (ConfigError, OSError):
             if not failed:
                 raise
-        if failed and self._written:
-            print_notice(
-                f"the study ended early; {', '.join(TABLES)} in {self.path} have the results of "
-                f"{self._written} of {self._total} runs"
-            )
-        elif failed and not self._finished:
-            print_notice(f"the study ended before its first run had finished; nothing was written to {self.path}")
+        finally:
+            super().__exit__()
+        if failed:
+            print_notice(f"the study ended early; {self._written} of {self._total} runs were written to {self.path}")

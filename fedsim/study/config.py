@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import clients, privacy, splits, updates
-from fedsim.checks import shorten, suggest
+from fedsim.checks import check_choice, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.objects import (
@@ -39,39 +39,26 @@ from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
 from fedsim.updates import UpdateTransform
 
-#: Fields whose value is an object that a text describes.
-OBJECTS = ("split", "client", "early_stopping", "privacy", "secure_aggregation")
+#: Setting -> the class that its objects extend, and the classes that its text may name without a module.
+OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
+    "split": (splits.Split, classes_of(splits, splits.Split)),
+    "client": (clients.ClientStrategy, classes_of(clients, clients.ClientStrategy)),
+    "transforms": (UpdateTransform, classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)),
+    "early_stopping": (EarlyStopping, {"EarlyStopping": EarlyStopping}),
+    "privacy": (CentralDP, {"CentralDP": CentralDP}),
+    "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
+}
 
 
-def _base_class(field: str) -> type:
-    """Return the class that the classes of a field must extend."""
-    if field == "server":
-        from flwr.serverapp.strategy import Strategy
+def known_classes(field: str) -> tuple[type, dict[str, Any]]:
+    """Return the entry of a setting in `OBJECTS`, or of ``"server"``, whose classes import Flower."""
+    if field != "server":
+        return OBJECTS[field]
+    from flwr.serverapp import strategy as stock
 
-        return Strategy
-    return {
-        "split": splits.Split,
-        "client": clients.ClientStrategy,
-        "transforms": UpdateTransform,
-        "early_stopping": EarlyStopping,
-        "privacy": CentralDP,
-        "secure_aggregation": SecureAggregation,
-    }[field]
+    from fedsim import servers
 
-
-def _namespace(field: str) -> dict[str, Any]:
-    """Return the classes that the text of a field may name without a module."""
-    if field == "server":
-        from flwr.serverapp import strategy as stock
-
-        from fedsim import servers
-
-        return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
-    if field in ("early_stopping", "privacy", "secure_aggregation"):
-        return {_base_class(field).__name__: _base_class(field)}
-    if field == "transforms":
-        return classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)
-    return classes_of({"split": splits, "client": clients}[field], _base_class(field))
+    return stock.Strategy, classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -91,14 +78,12 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
         The text does not have that form, or it has an unknown name, a class of another kind, a module that it may not
         import, or arguments that the class does not take.
     """
-
-    def load(head: str) -> type:
-        return load_class(field, head, _base_class(field), modules)
-
+    base, classes = known_classes(field)
+    load = partial(load_class, field, base=base, modules=modules)
     if field != "server":
         nested = classes_of(splits, splits.Split, splits.Sizes) if field == "split" else {}
-        return from_text(field, text, _namespace(field), nested, load)
-    target, _, args, keywords = read_call(field, text, _namespace(field), {}, load)
+        return from_text(field, text, classes, nested, load)
+    target, _, args, keywords = read_call(field, text, classes, {}, load)
     if args:
         raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
     from fedsim.servers.options import check_server
@@ -108,10 +93,10 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
 def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return the Python argument for a TOML value."""
-    if field in (*OBJECTS, "server") and isinstance(raw, str):
-        return build(field, raw, modules)
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
+    if field in (*OBJECTS, "server") and isinstance(raw, str):
+        return build(field, raw, modules)
     if field == "hidden" and isinstance(raw, list):
         return tuple(raw)
     return raw
@@ -136,10 +121,7 @@ def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> E
     if "compare" in settings:
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
-        if name not in known:
-            raise ConfigError(
-                f"unknown setting {shorten(name)}; allowed: {', '.join(known)}{suggest(name[:100], known)}"
-            )
+        check_choice("setting", name, known)
     return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
@@ -179,7 +161,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner[:100], names)}")
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner, names)}")
         with constructor_errors("--set", shorten(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})
@@ -207,11 +189,10 @@ def to_toml(experiment: Experiment) -> str:
             continue
         if setting.name == "server":
             made = value if isinstance(value, partial) else partial(value)
-            value = format_call(class_name(made.func, _namespace("server")), [], made.keywords)
+            value = format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
         elif setting.name in OBJECTS:
-            value = to_text(value, _namespace(setting.name))
-        elif setting.name == "transforms":
-            value = [to_text(transform, _namespace("transforms")) for transform in value]
+            names = known_classes(setting.name)[1]
+            value = [to_text(part, names) for part in value] if isinstance(value, tuple) else to_text(value, names)
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
         settings[setting.name] = value

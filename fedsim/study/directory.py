@@ -169,9 +169,8 @@ class RunDirectory(ResultsDirectory):
     def finish(self, result: Result) -> None:
         """Write the results, then delete the checkpoint, which marks the run as complete."""
         self.check()
-        write_csv(self.path / "history.csv", result.history)
-        write_csv(self.path / "clients.csv", result.clients)
-        write_csv(self.path / "failures.csv", result.failures)
+        for name in ("history", "clients", "failures"):
+            write_csv(self.path / f"{name}.csv", getattr(result, name))
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
         self.checkpoint.unlink()
         sync_directory(self.path)

@@ -165,8 +165,7 @@ class Experiment:
         check_instance("transforms", self.transforms, tuple | list, "a list of transforms, such as [TopK(0.1)]")
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
-            if not isinstance(transform, UpdateTransform):
-                raise ConfigError(f"transforms has {shorten(transform)}; allowed: transforms, such as TopK(0.1)")
+            check_instance("an item of transforms", transform, UpdateTransform, "a transform, such as TopK(0.1)")
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
         check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
@@ -246,11 +245,8 @@ class Experiment:
         if not callable(self.model):
             raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
         for replaced in ("hidden", "activation", "loss", "dtype"):
-            default = type(self).__dataclass_fields__[replaced].default
-            if getattr(self, replaced) != default:
-                raise ConfigError(
-                    f"{replaced} and model are both given; allowed: one of them, because model replaces the MLP"
-                )
+            if getattr(self, replaced) != type(self).__dataclass_fields__[replaced].default:
+                raise ConfigError(f"{replaced} and model are both given; allowed: one, because model replaces the MLP")
 
     def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
         """Return the kernel that trains; for ``"auto"``, it depends on the size of a round."""
@@ -275,13 +271,13 @@ class Experiment:
 
     def _mlp(self, dataset: data.Dataset) -> MLP:
         """Return the MLP for a dataset, with one output for regression and for binary cross-entropy on two classes."""
-        if dataset.x_train.ndim > 2:
+        shape = dataset.x_train.shape[1:]
+        if len(shape) > 1:
             raise ConfigError(
-                f"{dataset.name} has examples of shape {dataset.x_train.shape[1:]}, and the MLP takes features in one "
-                "dimension; allowed: a model of your own, or reshaped examples"
+                f"{dataset.name} has examples of shape {shape}, and the MLP takes features in one dimension"
             )
         if dataset.regression and self.loss != "mse":
             raise ConfigError(f"loss is {self.loss!r}, and {dataset.name} has real-valued targets; allowed: mse")
         single = self.loss == "binary_cross_entropy" and dataset.num_classes == 2
         outputs = 1 if single else dataset.num_classes
-        return MLP((dataset.x_train.shape[1], *self.hidden, outputs), self.activation, self.loss, self.dtype)
+        return MLP((*shape, *self.hidden, outputs), self.activation, self.loss, self.dtype)

@@ -18,26 +18,10 @@ if TYPE_CHECKING:
 
 def history_columns(score: str) -> tuple[str, ...]:
     """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"``."""
-    return (
-        "round",
-        "test_loss",
-        f"test_{score}",
-        "train_loss",
-        "local_loss",
-        f"local_{score}",
-        "clients",
-        "failures",
-        "client_drift",
-        "gradient_diversity",
-        "update_cosine",
-        "weight_divergence",
-        "epsilon",
-        "secure_bytes",
-        "secure_seconds",
-        "bytes_up",
-        "bytes_down",
-        "seconds",
-    )
+    evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}"
+    drift = "client_drift", "gradient_diversity", "update_cosine", "weight_divergence"
+    cost = "epsilon", "secure_bytes", "secure_seconds", "bytes_up", "bytes_down", "seconds"
+    return ("round", *evaluation, "clients", "failures", *drift, *cost)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

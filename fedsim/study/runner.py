@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +15,16 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsim.checks import to_builtin
+from fedsim.checks import check_instance, to_builtin
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, make_engine
-from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.errors import DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
+from fedsim.signals import handle_signals
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
@@ -51,11 +53,9 @@ def run(
     engine: str | Callable[..., Engine],
 ) -> Result:
     """Run an experiment; parameters as for `Experiment.run`."""
-    if not isinstance(callbacks, Sequence):
-        raise ConfigError(f"callbacks is {callbacks!r}; allowed: a list of callbacks")
+    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigError(f"callbacks has {callback!r}; allowed: objects of classes that extend Callback")
+        check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
     with ExitStack() as stack:
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
         early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
@@ -102,7 +102,9 @@ class _Run:
             if self.folder:
                 state.check_can_be_saved()
                 self._restore(self.folder)
-                self.callbacks = [*self.callbacks, stack.enter_context(Checkpoints(self.folder, state))]
+                checkpoints = Checkpoints(self.folder, state)
+                stack.enter_context(handle_signals([signal.SIGINT], checkpoints.interrupt))
+                self.callbacks = [*self.callbacks, checkpoints]
             budget = experiment.privacy.epsilon if experiment.privacy else None
             if state.privacy_loss and budget is not None:
                 self.callbacks = [PrivacyBudget(state.privacy_loss, budget), *self.callbacks]
@@ -124,8 +126,6 @@ class _Run:
             self.state.load_state_dict(saved, initial)
             check_fits(isinstance(saved["stop_reason"], str), "stop_reason")
             self.stop_reason = saved["stop_reason"]
-        except ConfigError as error:
-            raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from None
         except STATE_ERRORS as error:
             raise checkpoint_error(folder.checkpoint, f"does not fit this experiment: {error}") from error
         print_notice(f"resuming after round {len(self.state.rows) - 1} from {folder.checkpoint}")

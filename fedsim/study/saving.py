@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.directory import RunDirectory
@@ -20,7 +18,7 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 5.0, 0.1
 
 
 class Checkpoints(Callback):
-    """Writes a run's state every few seconds; within its context, the first Ctrl-C ends the run after the round.
+    """Writes a run's state every few seconds, and ends the run after the round that was interrupted.
 
     Parameters
     ----------
@@ -30,23 +28,14 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: RunDirectory, state: RunState) -> None:
         self._folder, self._state = folder, state
-        self._interrupted = threading.Event()
+        self._interrupted = False
         self._saved, self._saving = time.perf_counter(), 0.0
-        self._before: Any = None
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
-            signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
-        self._interrupted.set()
+    def interrupt(self, number: int, frame: Any) -> None:
+        """End the run after this round, as the handler of Ctrl-C; the second time, at once."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
         print_notice("stopping after this round; Ctrl-C again stops at once")
 
     def round_finished(self, finished: FinishedRound) -> None:
@@ -54,9 +43,9 @@ class Checkpoints(Callback):
         self._folder.check()
         now = time.perf_counter()
         due = max(CHECKPOINT_SECONDS, self._saving / CHECKPOINT_SHARE)
-        if self._interrupted.is_set() or now - self._saved >= due:
+        if self._interrupted or now - self._saved >= due:
             self._folder.save({**self._state.state_dict(), "stop_reason": finished.stop_reason})
             self._saved = time.perf_counter()
             self._saving = self._saved - now
-        if self._interrupted.is_set():
+        if self._interrupted:
             raise KeyboardInterrupt
