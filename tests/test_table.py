@@ -316,8 +316,8 @@ def test_tables_of_the_hub_take_the_options_of_table(frame: pd.DataFrame, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"foo": 1}, "hub has no option 'foo'; allowed: those of table"),
-        ({"categorial": ["a"]}, "hub has no option 'categorial'; .*did you mean 'categorical'"),
+        ({"foo": 1}, "hub's option is 'foo'; allowed: .*drop"),
+        ({"categorial": ["a"]}, "hub's option is 'categorial'; .*did you mean 'categorical'"),
         ({"label": 3}, "label is 3; allowed: a, y"),
         ({"client_column": 0}, "hub's client_column is 0; allowed: a column's name, or a list"),
         ({"test_fraction": 2}, "hub's test_fraction is 2; allowed: a finite number greater than 0 and less than 1"),

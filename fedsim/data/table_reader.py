@@ -87,7 +87,11 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     lines = io.StringIO(raw.decode("utf-8-sig"), newline="")
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows = _rows(reader)
-    header, skipped = _read_header(rows, separator)
+    first, skipped = next(((row, number) for number, row in enumerate(rows, 1) if not _is_blank(row)), ([], 0))
+    header = [name.strip() for name in first]
+    if not any(header):
+        raise DataError("it has no header; allowed: a first line with the columns' names")
+    check_names(header, separator)
     count, widest = _check_widths(rows, reader, header)
     frame = pd.read_csv(
         io.BytesIO(raw),
@@ -108,18 +112,6 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     return frame.iloc[:, : len(header)].set_axis(header, axis=1)
 
 
-def _read_header(rows: Iterator[list[str]], separator: str) -> tuple[list[str], int]:
-    """Return the column names in the first row that is not empty, and the number of rows read."""
-    for skipped, row in enumerate(rows, 1):
-        if any(name.strip() for name in row):
-            header = [name.strip() for name in row]
-            check_names(header, separator)
-            return header, skipped
-        if not _is_blank(row):
-            break
-    raise DataError("it has no header; allowed: a first line with the columns' names")
-
-
 def _check_widths(rows: Iterator[list[str]], reader: Any, header: list[str]) -> tuple[int, int]:
     """Check the number of fields of each row; return the number of rows and the largest number of fields."""
     count, widest = 0, len(header)
@@ -127,10 +119,7 @@ def _check_widths(rows: Iterator[list[str]], reader: Any, header: list[str]) -> 
         if _is_blank(row):
             continue
         if len(row) != len(header) and (any(row[len(header) :]) or any(header[len(row) :])):
-            raise DataError(
-                f"line {reader.line_num:,} has {len(row)} fields, but the header has {len(header)}; allowed: the same "
-                "number in all rows"
-            )
+            raise DataError(f"line {reader.line_num:,} has {len(row)} fields; allowed: {len(header)}, as in the header")
         count, widest = count + 1, max(widest, len(row))
     return count, widest
 
