@@ -94,15 +94,7 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     check_names(header, separator)
     count, widest = _check_widths(rows, reader, header)
     frame = pd.read_csv(
-        io.BytesIO(raw),
-        sep=separator,
-        header=None,
-        names=range(widest),
-        skiprows=skipped,
-        index_col=False,
-        skipinitialspace=True,
-        low_memory=False,
-        encoding="utf-8",
+        io.BytesIO(raw), sep=separator, names=range(widest), skiprows=skipped, skipinitialspace=True, low_memory=False
     )
     if len(frame) != count:
         raise DataError(f"its quotation marks are ambiguous: it has {count} or {len(frame)} rows")

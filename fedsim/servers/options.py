@@ -153,10 +153,8 @@ def check_server(server: Any) -> Any:
     if hasattr(type(server), "aggregate_train"):
         options = getattr(server, "_given_options", None)
         if options is None:
-            raise ConfigError(
-                f"server is a {type(server).__name__} object, whose options are unknown; allowed: the class, or "
-                "functools.partial of it"
-            )
+            made = f"a {type(server).__name__} object, whose options are unknown"
+            raise ConfigError(f"server is {made}; allowed: the class, or functools.partial of it")
         cls: Any = type(server)
         server = partial(cls, **options)
     is_other_class = isinstance(server, type) and not hasattr(server, "aggregate_train")
