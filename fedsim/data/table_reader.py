@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Suffixes of table files; CSV files may be compressed.
 SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zip")
 #: Exceptions that the readers of CSV, Parquet and compressed files raise for a damaged file.
-_UNREADABLE = (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
 def locate(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None, dataset: str = "table") -> Path:
@@ -63,14 +63,11 @@ def _decompress(file: Path) -> bytes:
         return expand(raw)
     if file.suffix.lower() != ".zip":
         return raw
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) != 1:
-                raise DataError(f"it contains {len(members)} files; allowed: one")
-            return archive.read(members[0])
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by an unknown method
-        raise DataError(str(error)) from None
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise DataError(f"it contains {len(members)} files; allowed: one")
+        return archive.read(members[0])  # RuntimeError if encrypted, or compressed by an unknown method
 
 
 def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
