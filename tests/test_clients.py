@@ -335,7 +335,7 @@ def test_fedrs_is_the_gradient_of_its_restricted_loss(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("strategy", [clients.FedLC(), clients.FedRS()], ids=str)
 def test_softmax_strategies_refuse_other_losses(strategy: SGD) -> None:
-    with pytest.raises(ConfigError, match="changes the softmax, and loss is 'mse'"):
+    with pytest.raises(ConfigError, match="which changes the softmax, is 'mse'"):
         replace(FULL, loss="mse", client=strategy).run()
 
 

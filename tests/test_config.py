@@ -452,7 +452,7 @@ def test_the_options_of_a_function_that_makes_a_server_are_its_own_and_what_ever
 
 @pytest.mark.parametrize("option", ["weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key"])
 def test_what_replies_consist_of_has_one_name(option: str) -> None:
-    with pytest.raises(ConfigError, match=f"{option} is 'x'; allowed: the default"):
+    with pytest.raises(ConfigError, match=f"{option} is 'x'; allowed: no value"):
         Experiment(server=partial(partial(stock.FedAvg), **{option: "x"}))
 
 

@@ -287,7 +287,7 @@ def test_a_round_is_run_once_and_read_often() -> None:
 
 def test_a_server_proximal_term_is_never_ignored() -> None:
     server = partial(stock.FedProx, proximal_mu=0.5)
-    with pytest.raises(ConfigError, match=r"proximal-mu = 0.5 but the client strategy SGD"):
+    with pytest.raises(ConfigError, match=r"proximal-mu = 0.5, which SGD lacks"):
         changed(SMALL, server=server).run()
     sent = changed(SMALL, server=server, client=FedProx(proximal_mu=0.0)).run()
     own = changed(SMALL, server=stock.FedAvg, client=FedProx(proximal_mu=0.5)).run()

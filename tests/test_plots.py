@@ -236,5 +236,5 @@ def test_a_picture_is_written_in_the_format_of_its_name_at_150_dots_an_inch(tmp_
     style.save(Figure(figsize=(2, 1)), tmp_path / "a.PNG")
     header = (tmp_path / "a.PNG").read_bytes()[:24]
     assert [int.from_bytes(header[k : k + 4], "big") for k in (16, 20)] == [300, 150]
-    with pytest.raises(ConfigError, match=r"^the picture 'nowhere/a' ends in ''; allowed: .*pdf, .*png"):
+    with pytest.raises(ConfigError, match=r"^the suffix of the picture 'nowhere/a' is ''; allowed: .*pdf, .*png"):
         style.save(Figure(), "nowhere/a")

@@ -97,7 +97,7 @@ def test_labels_cannot_be_asked_for() -> None:
             replace(BASE, loss="cross_entropy"),
             "loss is 'cross_entropy', and curves has real-valued targets; allowed: mse",
         ),
-        (replace(BASE, client=FedLC()), "FedLC changes the softmax, and loss is 'mse'"),
+        (replace(BASE, client=FedLC()), "loss with FedLC, which changes the softmax, is 'mse'"),
         (replace(BASE, client=Counting()), "Counting counts labels; the targets here are real numbers"),
         (replace(BASE, split=LabelNoise(IID(5))), "LabelNoise changes labels; curves has real-valued targets"),
         (replace(BASE, split=LabelPermutation(IID(5))), "LabelPermutation changes labels"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.checks import check_choice
 from fedsim.clients.sgd import SGD
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
@@ -187,10 +188,7 @@ def check_groups(strategy: ClientStrategy, groups: Any, allowed: Sequence[Group]
 
 def check_softmax(strategy: ClientStrategy, model: Model) -> None:
     """Raise unless the model's loss is the softmax cross-entropy."""
-    if model.loss != "cross_entropy":
-        raise ConfigError(
-            f"{type(strategy).__name__} changes the softmax, and loss is {model.loss!r}; allowed: cross_entropy"
-        )
+    check_choice(f"loss with {type(strategy).__name__}, which changes the softmax,", model.loss, ["cross_entropy"])
 
 
 def _short(value: Any) -> str:

@@ -43,19 +43,17 @@ class PFedMe(SGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real(
-            f"{type(self).__name__}'s personal_lr", self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True
-        )
+        field = f"{type(self).__name__}'s personal_lr"
+        check_real(field, self.personal_lr, 0, 2 / self.lam, open_low=True, open_high=True)
 
     def gradient(self, weights: Array, x: Array, y: Array, ctx: Context) -> tuple[Array, Array]:
         """Return the loss at w and the gradient of the envelope."""
-        theta, first_loss = weights, None
+        theta, losses = weights, []
         for _ in range(self.inner_steps):
             loss, grad = ctx.model.loss_and_gradient(theta, x, y)
-            first_loss = loss if first_loss is None else first_loss
+            losses.append(loss)
             theta = theta - self.personal_lr * (grad + self.lam * (theta - weights))
-        assert first_loss is not None
-        return first_loss, self.lam * (weights - theta)
+        return losses[0], self.lam * (weights - theta)
 
     def personalise(self, ctx: Context) -> Array:
         """Return the client's theta for the newest global model."""

@@ -61,9 +61,8 @@ class ServerHooks:
         """Return the arrays that are sent to clients besides the weights."""
         state, strategy = self._current_state(weights), self.strategy
         for name in (name for name in strategy.broadcast if name not in state):
-            raise ConfigError(
-                f"{type(strategy).__name__}'s broadcast names {name}, which server_state() does not return"
-            )
+            cls = type(strategy).__name__
+            raise ConfigError(f"{cls}'s broadcast names {name}, which server_state() does not return")
         return {name: state[name] for name in strategy.broadcast}
 
     def _current_state(self, weights: Array) -> dict[str, Array]:

@@ -8,7 +8,6 @@ each batch ``w <- w - lr * grad(w; batch)``.
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -197,12 +196,8 @@ class SGD(ClientStrategy):
 
 def overrides(strategy: ClientStrategy, *hooks: str) -> bool:
     """Return whether a strategy overrides any of these hooks of `SGD` and `ClientStrategy`."""
-    return _overrides(type(strategy), hooks)
-
-
-@cache
-def _overrides(cls: type, hooks: tuple[str, ...]) -> bool:
-    return any(getattr(cls, h, None) not in (getattr(ClientStrategy, h, None), getattr(SGD, h, None)) for h in hooks)
+    own, bases = type(strategy), (ClientStrategy, SGD)
+    return any(getattr(own, hook, None) not in [getattr(base, hook, None) for base in bases] for hook in hooks)
 
 
 def numpy_hooks(strategy: ClientStrategy) -> str:

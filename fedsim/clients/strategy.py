@@ -113,9 +113,7 @@ class ClientStrategy(ABC):
         known = {f.name for f in fields(self)}
         sent = {key.replace("-", "_"): value for key, value in config.items()}
         if sent.get("proximal_mu") and "proximal_mu" not in known:
-            raise ConfigError(
-                f"the server sends proximal-mu = {sent['proximal_mu']} but the client strategy "
-                f"{type(self).__name__} has no proximal_mu; use clients.FedProx"
-            )
+            value, name = sent["proximal_mu"], type(self).__name__
+            raise ConfigError(f"the server sends proximal-mu = {value}, which {name} lacks; use clients.FedProx")
         changes = {key: value for key, value in sent.items() if key in known}
         return replace(self, **changes) if changes else self

@@ -63,12 +63,12 @@ class Dataset:
         for part in ("train", "test"):
             x, y = self._features(f"x_{part}"), self._targets(f"y_{part}")
             if len(x) != len(y):
-                raise DataError(f"dataset {self.name!r}: x_{part} has {len(x)} rows but y_{part} has {len(y)} labels")
+                raise self._error(f"x_{part} has {len(x)} rows but y_{part} has {len(y)} labels")
             object.__setattr__(self, f"x_{part}", _read_only(x))
             object.__setattr__(self, f"y_{part}", _read_only(y))
         train, test = self.x_train.shape[1:], self.x_test.shape[1:]
         if train != test:
-            raise DataError(f"dataset {self.name!r}: x_train has examples of shape {train} but x_test of shape {test}")
+            raise self._error(f"x_train has examples of shape {train} but x_test of shape {test}")
         self._set_classes()
         object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
 
@@ -76,14 +76,12 @@ class Dataset:
         """Check `num_classes`, and fill in the defaults of `num_classes` and `label_names`."""
         classes = 1 if self.regression else 1 + int(max(self.y_train.max(), self.y_test.max()))
         if max(classes, self.num_classes) > MAX_CLASSES:
-            raise DataError(
-                f"dataset {self.name!r}: labels go up to {classes - 1} and num_classes is {self.num_classes}; allowed: "
-                f"at most {MAX_CLASSES:,} classes, numbered from 0"
-            )
+            most = max(classes, self.num_classes)
+            raise self._error(f"it has {most:,} classes; allowed: at most {MAX_CLASSES:,}, numbered from 0")
         if self.regression or self.num_classes == 0:
             object.__setattr__(self, "num_classes", classes if self.regression else max(classes, 2))
         elif self.num_classes < classes:
-            raise DataError(f"dataset {self.name!r}: num_classes is {self.num_classes} but a label is {classes - 1}")
+            raise self._error(f"num_classes is {self.num_classes} but a label is {classes - 1}")
         if not self.label_names:
             object.__setattr__(self, "label_names", tuple(map(str, range(self.num_strata))))
 
@@ -92,9 +90,7 @@ class Dataset:
         if group.dtype.kind == "O":
             group = group.astype(str)
         if group.shape != self.y_train.shape:
-            raise DataError(
-                f"dataset {self.name!r}: group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}"
-            )
+            raise self._error(f"group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}")
         return _read_only(group)
 
     @cached_property
@@ -110,26 +106,25 @@ class Dataset:
         """The number of classes in `strata`."""
         return DECILES if self.regression else self.num_classes
 
+    def _error(self, sentence: str) -> DataError:
+        return DataError(f"dataset {self.name!r}: {sentence}")
+
     def _features(self, name: str) -> NDArray[Any]:
         try:
             x = np.asarray(getattr(self, name))
             if x.dtype.kind in "bui":
                 x = x.astype(np.float32)
         except (TypeError, ValueError) as error:
-            raise DataError(f"dataset {self.name!r}: {name} is not an array of numbers ({error})") from None
+            raise self._error(f"{name} is not an array of numbers ({error})") from None
         if x.ndim < 2 or x.dtype.kind != "f" or 0 in x.shape:
-            raise DataError(
-                f"dataset {self.name!r}: {name} has shape {x.shape} and dtype {x.dtype}; "
-                "allowed: (examples, features) of numbers, at least one of each"
-            )
+            allowed = "(examples, features) of numbers, at least one of each"
+            raise self._error(f"{name} has shape {x.shape} and dtype {x.dtype}; allowed: {allowed}")
         finite = np.isfinite(x)
         if not finite.all():
             row, *index = np.argwhere(~finite)[0].tolist()
             column = f"column {index[0]}" if len(index) == 1 else f"position {tuple(index)}"
-            raise DataError(
-                f"dataset {self.name!r}: {name} has {int((~finite).sum())} values that are NaN or infinite, "
-                f"the first at row {row}, {column}"
-            )
+            count = np.count_nonzero(~finite)
+            raise self._error(f"{name} has {count} values that are NaN or infinite, the first at row {row}, {column}")
         return x
 
     def _targets(self, name: str) -> NDArray[Any]:
@@ -137,7 +132,7 @@ class Dataset:
         finite = y.ndim == 1 and y.dtype.kind in "biuf" and y.size > 0 and bool(np.isfinite(y).all())
         if not finite or not (self.regression or (y.min() >= 0 and (y == np.floor(y)).all())):
             allowed = "finite numbers" if self.regression else "whole-number labels from 0"
-            raise DataError(f"dataset {self.name!r}: {name} must be {allowed}, shape (examples,)")
+            raise self._error(f"{name} must be {allowed}, shape (examples,)")
         return y.astype(np.float64) if self.regression else y.astype(np.int64, copy=False)
 
 

@@ -6,7 +6,6 @@ Pixels 0..16 are divided by 16. Every fifth example of each class is the test se
 
 from __future__ import annotations
 
-import gzip
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,9 +31,7 @@ def _read() -> NDArray[np.float64]:
     spec = find_spec("sklearn")
     file = Path(spec.origin or "" if spec else "").parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
-        with gzip.open(file, "rb") as stream:
-            return np.fromstring(stream.read().replace(b"\n", b",").decode(), sep=",").reshape(-1, 65)
+        return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    return np.column_stack([bunch.data, bunch.target])
+    return np.column_stack(load_digits(return_X_y=True))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_instance, check_real, suggest
+from fedsim.checks import check_choice, check_instance, check_real
 from fedsim.data.dataset import Dataset
 from fedsim.data.table import check_columns, column_names, encode, table
 from fedsim.data.table_reader import locate
@@ -65,8 +65,7 @@ def hub(
     test_fraction = check_real("hub's test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     known = [p.name for p in inspect.signature(table).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
-        if option not in known:
-            raise ConfigError(f"hub has no option {option!r}; allowed: those of table{suggest(option, known)}")
+        check_choice("hub's option", option, known)
     names = column_names("hub's client_column", client_column)
     try:
         import datasets

@@ -76,10 +76,9 @@ def open_shared(folder: str | Path) -> SharedDataset:
     try:
         settings = json.loads((path / _DESCRIPTION).read_text())
         names = settings.pop("groups")
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-        groups = {
-            name: np.load(path / f"group{k}.npy", mmap_mode="r", allow_pickle=False) for k, name in enumerate(names)
-        }
+        load = partial(np.load, mmap_mode="r", allow_pickle=False)
+        arrays = {name: load(path / f"{name}.npy") for name in _ARRAYS}
+        groups = {name: load(path / f"group{k}.npy") for k, name in enumerate(names)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(path)!r} contains no shared dataset that can be read: {error}") from None
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}

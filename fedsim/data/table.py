@@ -148,9 +148,8 @@ def check_columns(columns: Sequence[str], name: str, **chosen: Sequence[str]) ->
         for column in names:
             if not isinstance(column, str) or column not in columns:
                 allowed = " ".join(", ".join(columns[:30]).split())  # a name may contain a line break
-                raise ConfigError(
-                    f"{name}'s {option} is {shorten(column)}; allowed: {allowed}{suggest(column, columns)}"
-                )
+                allowed += suggest(column, columns)
+                raise ConfigError(f"{name}'s {option} is {shorten(column)}; allowed: {allowed}")
 
 
 def _drop_unnamed(frame: pd.DataFrame, used: Sequence[str], notes: list[str]) -> pd.DataFrame:

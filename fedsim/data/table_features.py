@@ -74,10 +74,8 @@ def _numbers(column: pd.Series, train: NDArray[np.bool_], name: str, notes: list
     check_range(f"{name}'s column {column.name!r}", values)
     missing = int(np.isnan(values).sum())
     if missing:
-        notes.append(
-            f"{column.name}: {missing} of {len(values)} values missing; replaced by the median, "
-            f"{np.nanmedian(values[train]):.6g}, and marked in an additional column"
-        )
+        replaced = f"replaced by the median, {np.nanmedian(values[train]):.6g}, and marked in an additional column"
+        notes.append(f"{column.name}: {missing} of {len(values)} values missing; {replaced}")
     return values
 
 
@@ -93,16 +91,12 @@ def _categories(
     if missing:
         notes.append(f"{column.name}: {missing} of {len(column)} values missing, treated as a category")
     if distinct > max_categories:
-        notes.append(
-            f"{column.name}: {distinct} categories; all but the {max_categories - 1} most frequent are merged into one"
-        )
+        notes.append(f"{column.name}: {distinct} categories; all but the {max_categories - 1} most frequent are merged")
     text = values[present]
     words = text[pd.to_numeric(text, errors="coerce").isna()]
     if not categorical and 0 < len(words) <= len(text) / 2:
-        notes.append(
-            f"{column.name}: {len(words)} of {len(column)} values are not numbers, such as {words.iloc[0]!r}; "
-            "the column is treated as categorical"
-        )
+        odd = f"{len(words)} of {len(column)} values are not numbers, such as {words.iloc[0]!r}"
+        notes.append(f"{column.name}: {odd}; the column is treated as categorical")
     return values
 
 
@@ -123,9 +117,7 @@ def check_range(what: str, values: NDArray[np.float64]) -> None:
     """Raise DataError for infinite numbers and numbers too large to standardise; NaN is a missing value."""
     infinite = int(np.isinf(values).sum())
     if infinite:
-        raise DataError(
-            f"{what} has {infinite} infinite values; allowed: finite numbers, and empty fields for missing values"
-        )
+        raise DataError(f"{what} has {infinite} infinite values; allowed: finite numbers, and empty fields")
     largest = float(np.abs(values[~np.isnan(values)]).max(initial=0))
     if largest > LARGEST_VALUE:
         raise DataError(f"{what} has the value {largest:g} or its negative; allowed: at most {LARGEST_VALUE:g}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Suffixes of table files; CSV files may be compressed.
 SUFFIXES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.xz", ".csv.zip")
 #: Exceptions that the readers of CSV, Parquet and compressed files raise for a damaged file.
-_UNREADABLE = (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
 
 
 def locate(path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None, dataset: str = "table") -> Path:
@@ -63,14 +63,11 @@ def _decompress(file: Path) -> bytes:
         return expand(raw)
     if file.suffix.lower() != ".zip":
         return raw
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) != 1:
-                raise DataError(f"it contains {len(members)} files; allowed: one")
-            return archive.read(members[0])
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by an unknown method
-        raise DataError(str(error)) from None
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise DataError(f"it contains {len(members)} files; allowed: one")
+        return archive.read(members[0])  # RuntimeError if encrypted, or compressed by an unknown method
 
 
 def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
@@ -87,18 +84,14 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     lines = io.StringIO(raw.decode("utf-8-sig"), newline="")
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows = _rows(reader)
-    header, skipped = _read_header(rows, separator)
+    first, skipped = next(((row, number) for number, row in enumerate(rows, 1) if not _is_blank(row)), ([], 0))
+    header = [name.strip() for name in first]
+    if not any(header):
+        raise DataError("it has no header; allowed: a first line with the columns' names")
+    check_names(header, separator)
     count, widest = _check_widths(rows, reader, header)
     frame = pd.read_csv(
-        io.BytesIO(raw),
-        sep=separator,
-        header=None,
-        names=range(widest),
-        skiprows=skipped,
-        index_col=False,
-        skipinitialspace=True,
-        low_memory=False,
-        encoding="utf-8",
+        io.BytesIO(raw), sep=separator, names=range(widest), skiprows=skipped, skipinitialspace=True, low_memory=False
     )
     if len(frame) != count:
         raise DataError(f"its quotation marks are ambiguous: it has {count} or {len(frame)} rows")
@@ -108,18 +101,6 @@ def parse_csv(raw: bytes, separator: str) -> pd.DataFrame:
     return frame.iloc[:, : len(header)].set_axis(header, axis=1)
 
 
-def _read_header(rows: Iterator[list[str]], separator: str) -> tuple[list[str], int]:
-    """Return the column names in the first row that is not empty, and the number of rows read."""
-    for skipped, row in enumerate(rows, 1):
-        if any(name.strip() for name in row):
-            header = [name.strip() for name in row]
-            check_names(header, separator)
-            return header, skipped
-        if not _is_blank(row):
-            break
-    raise DataError("it has no header; allowed: a first line with the columns' names")
-
-
 def _check_widths(rows: Iterator[list[str]], reader: Any, header: list[str]) -> tuple[int, int]:
     """Check the number of fields of each row; return the number of rows and the largest number of fields."""
     count, widest = 0, len(header)
@@ -127,10 +108,7 @@ def _check_widths(rows: Iterator[list[str]], reader: Any, header: list[str]) -> 
         if _is_blank(row):
             continue
         if len(row) != len(header) and (any(row[len(header) :]) or any(header[len(row) :])):
-            raise DataError(
-                f"line {reader.line_num:,} has {len(row)} fields, but the header has {len(header)}; allowed: the same "
-                "number in all rows"
-            )
+            raise DataError(f"line {reader.line_num:,} has {len(row)} fields; allowed: {len(header)}, as in the header")
         count, widest = count + 1, max(widest, len(row))
     return count, widest
 

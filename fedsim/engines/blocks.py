@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_integer
 from fedsim.clients.task import Task
 from fedsim.engines.runtime import ClientRuntime
-
-Indices = NDArray[np.intp]
+from fedsim.splits.partition import Indices
 
 #: Bytes of weights in a block, by kernel. The NumPy kernel steps all clients of a block at once, so their weights must
 #: fit a core's cache together with gradients and examples; the compiled kernel trains one client after another.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.task import Update
 from fedsim.errors import FedsimError
-
-Array = NDArray[Any]
-Indices = NDArray[np.intp]
+from fedsim.models import Array
+from fedsim.splits.partition import Indices
 
 
 class ClientState:

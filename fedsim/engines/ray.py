@@ -25,8 +25,7 @@ from fedsim.engines.client_state import ClientState
 from fedsim.engines.runtime import ClientRuntime, LoadState
 from fedsim.engines.workers import MAX_WORKERS, Workers, in_order
 from fedsim.errors import ConfigError, FedsimError, missing_extra
-
-Indices = NDArray[np.intp]
+from fedsim.splits.partition import Indices
 
 #: Number of times that a block is trained again after its actor was lost.
 RETRIES = 3

@@ -7,17 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedsim.checks import check_integer
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.workers import MAX_WORKERS, Workers, available_cores
-
-Indices = NDArray[np.intp]
+from fedsim.splits.partition import Indices
 
 
 class ThreadEngine:

@@ -65,9 +65,7 @@ def plot_accuracy(
             text, coordinates = f"{label}  {value:.3f}", ("axes fraction", "data")
             axes.annotate(text, (1, height), (8, 0), coordinates, "offset points", color=colour, **bold)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("round")
-        axes.set_ylabel(SCORES[evaluation].format(score=NAMES[score]))
+        axes.set(xlabel="round", ylabel=SCORES[evaluation].format(score=NAMES[score]), ylim=(0, 1))
         axes.set_title(f"Federated learning on {data} ({_describe_seeds(histories)})", fontsize=11, pad=14)
 
 
@@ -97,8 +95,7 @@ def plot_drift(histories: Histories, path: str | os.PathLike[str], data: str) ->
             panel.set_ylabel(name, fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "gradient_diversity":
-                panel.set_yscale("log")
-                panel.set_ylim(measured[column].min() / 2, measured[column].max() * 2)
+                panel.set(yscale="log", ylim=(measured[column].min() / 2, measured[column].max() * 2))
         panels[-1].set_xlabel("round")
         lines = [Line2D([], [], **_line_style(k), label=label) for k, (label, _) in enumerate(histories)]
         figure.legend(handles=lines, loc="outside lower left", frameon=False, ncols=3)
@@ -133,9 +130,8 @@ def plot_score_by_skew(
             correlation = f", rank correlation {spearmanr(x, y).statistic:+.2f}" if varied else ""
             colour, area = COLOURS[number % len(COLOURS)], np.clip(4000 / len(x), 4, 40)
             axes.scatter(x, y, s=area, color=colour, alpha=0.6, lw=0, label=f"{label}{correlation}")
-        axes.set_xlabel("label skew: earth mover's distance between client and population")
-        axes.set_ylabel(f"{NAMES[score]} on the client's own examples")
-        axes.set_ylim(top=1.02)
+        axes.set(xlabel="label skew: earth mover's distance between client and population", ylim=(None, 1.02))
+        axes.set(ylabel=f"{NAMES[score]} on the client's own examples")
         figure.legend(loc="outside lower left", frameon=False, ncols=2)
         axes.set_title(f"Local {NAMES[score]} against label skew: {dataset}", fontsize=11, pad=14)
 

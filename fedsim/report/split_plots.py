@@ -72,9 +72,8 @@ def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:
 
 
 def _clients_axis(panel: Axes, shown: int, clients: int) -> None:
-    panel.set_xlim(-0.5, shown - 0.5)
-    panel.set_xlabel("clients" if shown == clients else f"clients ({shown} of {clients:,})")
-    panel.set_xticks([])
+    label = "clients" if shown == clients else f"clients ({shown} of {clients:,})"
+    panel.set(xlim=(-0.5, shown - 0.5), xlabel=label, xticks=[])
 
 
 def _bars(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
@@ -102,10 +101,9 @@ def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     area = np.maximum(width**2 * examples / examples.max(), 0.5)
     panel.scatter(client, label, s=area, color=COLOURS[0], alpha=0.8, lw=0)
     _clients_axis(panel, len(shown), len(table))
-    panel.set_ylim(-0.7, table.shape[1] - 0.3)
     step = -(-table.shape[1] // 12)
     panel.set_yticks(range(0, table.shape[1], step), [str(n)[:14] for n in names[: table.shape[1] : step]], fontsize=8)
-    panel.set_ylabel("label")
+    panel.set(ylim=(-0.7, table.shape[1] - 0.3), ylabel="label")
 
 
 def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
@@ -129,5 +127,4 @@ def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
     panel.axvline(median, color=COLOURS[3], lw=1.2)
     text, coordinates = f"median {median:,.0f}", ("data", "axes fraction")
     panel.annotate(text, (median, 1), (4, -8), coordinates, "offset points", color=COLOURS[3], fontsize=9)
-    panel.set_xlabel("examples per client")
-    panel.set_ylabel("clients")
+    panel.set(xlabel="examples per client", ylabel="clients")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError
+from fedsim.checks import check_choice
 from fedsim.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +52,5 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     file = Path(path)
     kind = file.suffix.lstrip(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise ConfigError(f"the picture {str(file)!r} ends in {kind!r}; allowed: {', '.join(sorted(known))}")
+    check_choice(f"the suffix of the picture {str(file)!r}", kind, figure.canvas.get_supported_filetypes())
     write_whole(file, lambda stream: figure.savefig(stream, format=kind, dpi=150))

@@ -24,8 +24,8 @@ from fedsim.errors import ConfigError
 MIN_NODES = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 #: Options that fedsim passes to every server strategy that accepts them.
 COMMON = ("fraction_train", "fraction_evaluate", "seed", *MIN_NODES)
-#: Options for names in clients' replies; the clients of an experiment use Flower's default names.
-RECORD_KEYS = ("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key")
+#: Options that an experiment determines: names in clients' replies, and the client strategy's server hooks.
+FIXED = ("weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key", "server_hooks")
 
 #: Checks of the options that have bounds of their own.
 BOUNDS: dict[str, Callable[[str, Any], object]] = {
@@ -153,10 +153,8 @@ def check_server(server: Any) -> Any:
     if hasattr(type(server), "aggregate_train"):
         options = getattr(server, "_given_options", None)
         if options is None:
-            raise ConfigError(
-                f"server is a {type(server).__name__} object, whose options are unknown; allowed: the class, or "
-                "functools.partial of it"
-            )
+            made = f"a {type(server).__name__} object, whose options are unknown"
+            raise ConfigError(f"server is {made}; allowed: the class, or functools.partial of it")
         cls: Any = type(server)
         server = partial(cls, **options)
     is_other_class = isinstance(server, type) and not hasattr(server, "aggregate_train")
@@ -164,11 +162,9 @@ def check_server(server: Any) -> Any:
         raise ConfigError(f"server is {shorten(server)}; allowed: a server strategy, or the class of one")
     if isinstance(server, partial):
         name = getattr(server.func, "__name__", repr(server.func))
-        for option in set(RECORD_KEYS) & set(server.keywords):
+        for option in set(FIXED) & set(server.keywords):
             value = shorten(server.keywords[option])
-            raise ConfigError(f"{name}'s {option} is {value}; allowed: the default, the name that clients use")
-        if "server_hooks" in server.keywords:
-            raise ConfigError(f"{name} has the option server_hooks; allowed: none, the client strategy determines them")
+            raise ConfigError(f"{name}'s {option} is {value}; allowed: no value, the experiment determines it")
         server = partial(server.func, *server.args, **check_options(server.func, server.keywords))
         return server if server.args or server.keywords else server.func
     return server

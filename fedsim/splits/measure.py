@@ -96,6 +96,5 @@ def summary(federated: FederatedDataset) -> dict[str, float]:
     """
     table, sizes = skew(federated), federated.partition.sizes
     means = table.loc[:, "labels":].mean()
-    smallest, largest, median = int(sizes.min()), int(sizes.max()), float(np.median(sizes))
-    counts = {"clients": len(sizes), "smallest": smallest, "median": median, "largest": largest}
+    counts = {"clients": len(sizes), "smallest": sizes.min(), "median": np.median(sizes), "largest": sizes.max()}
     return {**counts, "gini": gini(sizes), **means.to_dict()}

@@ -36,9 +36,6 @@ class Natural(Split):
         super().__post_init__()
         check_instance("Natural's column", self.column, str | None, "the name of a column")
 
-    def __str__(self) -> str:
-        return f"Natural({self.column})" if self.column else "Natural"
-
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
         """Divide examples, as `Split.partition` says.
 

@@ -15,10 +15,11 @@ from fedsim.errors import ConfigError
 from fedsim.splits.partition import Indices
 
 
-@dataclass(frozen=True)
 class Sizes(ABC):
-    """A distribution of client sizes, which are in random order."""
+    """A distribution of client sizes, which are in random order; subclasses are frozen dataclasses."""
 
+    #: The minimum number of examples per client.
+    least: int
     limits: ClassVar[Mapping[str, Interval]] = {"least": Interval(1)}
 
     def __post_init__(self) -> None:
@@ -30,11 +31,6 @@ class Sizes(ABC):
     @abstractmethod
     def shares(self, num_clients: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return relative sizes of the clients, shape (clients,), at least 0."""
-
-    @property
-    @abstractmethod
-    def least(self) -> int:
-        """The minimum number of examples per client."""
 
 
 @dataclass(frozen=True)
