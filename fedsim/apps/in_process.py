@@ -74,7 +74,6 @@ class AppGrid(messages.LocalGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to their SuperNodes, which start to handle them."""
-
         ids = []
         for message in messages:
             node = message.metadata.dst_node_id - FIRST_NODE_ID

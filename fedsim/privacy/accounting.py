@@ -10,8 +10,9 @@ cohort is sampled, and on the definition of neighbouring datasets:
   sum changes by up to twice the clipping norm. Wang, Balle and Kasiviswanathan, "Subsampled Renyi differential privacy
   and analytical moments accountant", AISTATS 2019 (arXiv:1808.00087), theorem 27.
 - Epochs in which each client takes part once, in random order, with noise that is correlated between the rounds of an
-  epoch: datasets in which one client's updates are removed. Kairouz, McMahan, Song, Thakkar, Thakurta and Xu, "Practical
-  and private (deep) learning without sampling or shuffling", ICML 2021 (arXiv:2103.00039), theorem 4.1 and appendix D.
+  epoch: datasets in which one client's updates are removed. Kairouz, McMahan, Song, Thakkar, Thakurta and Xu,
+  "Practical and private (deep) learning without sampling or shuffling", ICML 2021 (arXiv:2103.00039), theorem 4.1 and
+  appendix D.
 - No sampling (every client in every round, as in local DP): the Gaussian mechanism.
 """
 
