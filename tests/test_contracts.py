@@ -145,7 +145,7 @@ def test_an_engine_protects_updates_and_exchanges_keys_in_order(engine: Any) -> 
         task = task_of(made, 1)
         sizes = task.partition.sizes[COHORT]
         total = SecureSum(settings, partial(made.exchange, task), task.seed, task.round)
-        total.share_keys(COHORT, sizes / sizes.max())
+        total.share_keys(COHORT, np.stack([sizes, sizes], axis=1) / sizes.max())
         assert np.array_equal(total.clients, COHORT)
         blocks = list(made.train(task, COHORT))
         assert np.array_equal(joined(blocks, "partition_ids"), COHORT)

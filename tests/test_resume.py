@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
 from fedsim.rounds.validity import ValidityChecks
+from fedsim.secure import SecureAggregation
 from fedsim.signals import handle_signals
 from fedsim.splits import IID, Dirichlet, TimeOrdered
 from fedsim.study import checkpoint
@@ -83,6 +84,7 @@ def _every_round(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(BASE, client=clients.SGD(), server=stock.FedAvgM),
         replace(BASE, client=clients.SGD(), server=partial(stock.FedAdam, eta=0.05)),
         replace(BASE, client=clients.SGD(), server=partial(stock.QFedAvg, client_learning_rate=0.1)),
+        replace(BASE, secure_aggregation=SecureAggregation(dropout=0.2)),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{getattr(e.server, 'func', e.server)}",
 )

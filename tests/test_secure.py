@@ -27,8 +27,8 @@ from fedsim.errors import ClientError, ConfigError, FedsimError
 from fedsim.flower import strategies
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.secure import SecureAggregation, crypto, shamir
-from fedsim.secure.clients import CHANGE, SecureClients, mask_key
-from fedsim.secure.quantise import LOSS, dequantise, quantise, scale_of
+from fedsim.secure.clients import CHANGE, LOSS, SecureClients, mask_key
+from fedsim.secure.quantise import dequantise, dequantise_loss, quantise, quantise_loss, scale_of
 from fedsim.secure.server import SecureSum
 from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose, generator
@@ -81,29 +81,29 @@ def test_fewer_shares_are_uniform_whatever_the_secret() -> None:
 def test_sums_of_quantised_numbers_are_exact_and_right_on_average() -> None:
     rng = np.random.default_rng(0)
     count = 7
-    scale = scale_of(2.0, count)
     values = rng.uniform(-2, 2, (count, 1000))
     values[:, 0], values[:, 1] = 2.0, -2.0  # the sum of the largest does not overflow
-    rows = [quantise({"x": row}, 1.5, scale, count, rng) for row in values]
-    total = {name: sum((row[name] for row in rows[1:]), rows[0][name]) for name in rows[0]}
-    found, loss = dequantise(total, scale)
-    assert np.abs(found["x"] - values.sum(axis=0)).max() <= count / scale
-    assert loss == 1.5 * count
-    half = np.full(100_000, 0.5 / scale)
-    assert abs(quantise({"x": half}, 0.0, scale, count, rng)["x"].mean() - 0.5) < 0.01
+    total: Any = np.sum([quantise({"x": row}, 1.0, 2.0, count, rng)["x"] for row in values], axis=0, dtype=np.uint32)
+    step = 1 / scale_of(2.0, count)
+    assert np.abs(dequantise(total, 2.0, count) - values.sum(axis=0)).max() <= count * step
+    half = quantise({"x": np.full(100_000, 2 * step)}, 0.25, 2.0, count, rng)["x"]
+    assert set(half.tolist()) == {0, 1}
+    assert abs(half.mean() - 0.5) < 0.01
+    losses: Any = np.sum([quantise_loss(loss, 0.5, count) for loss in (1.5, -2.0, 1e6)], axis=0, dtype=np.uint64)
+    assert dequantise_loss(losses) == pytest.approx((1.5 - 2.0 + 1e6) / 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 2.1, -2.1])
 def test_numbers_that_do_not_fit_are_refused(bad: float) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="its x has a coordinate of"):
-        quantise({"x": np.array([0.0, bad])}, 0.0, scale_of(2.0, 3), 3, rng)
+        quantise({"x": np.array([0.0, bad])}, 0.1, 2.0, 3, rng)
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf, 2.0**38])
 def test_losses_that_do_not_fit_are_refused(loss: float) -> None:
     with pytest.raises(ValueError, match="its training loss is"):
-        quantise({}, loss, scale_of(2.0, 3), 3, np.random.default_rng(0))
+        quantise_loss(loss, 0.1, 3)
 
 
 # The protocol by itself, on updates that are given.
@@ -113,7 +113,9 @@ class Protocol:
     """A round of ten clients whose updates are given; it stores all that the server receives."""
 
     ids = np.array([3, 0, 8, 5, 12, 7, 1, 20, 9, 4])
-    weights = np.linspace(0.2, 1, 10)
+    weights = np.stack([np.linspace(0.2, 1, 10), np.linspace(1, 0.3, 10)], axis=1)
+
+    losses = np.linspace(-1, 2.5, 10)
 
     def __init__(self, updates: Array, settings: SecureAggregation = SECURE) -> None:
         self.updates, self.settings = updates, settings
@@ -136,7 +138,7 @@ class Protocol:
         task: Any = SimpleNamespace(round=1, seed=0, global_weights=np.zeros(self.updates.shape[1]))
         for rows in (sending[:2], sending[2:]):  # in two blocks
             ones = np.ones(len(rows))
-            update = Update(self.ids[rows], ones.astype(int), self.updates[rows], ones, update_norm=ones)
+            update = Update(self.ids[rows], ones.astype(int), self.updates[rows], self.losses[rows], update_norm=ones)
             masked = self.clients.protect(task, update)
             self.seen |= {str(self.ids[k]): row for k, row in zip(rows, masked.encoded[CHANGE], strict=True)}
             self.total.add(masked)
@@ -144,19 +146,21 @@ class Protocol:
 
     def quantised(self, position: int) -> dict[str, Array]:
         """A client's integers, without masks."""
-        weight, clients = self.weights[position], len(self.total.clients)
         rng = generator(0, Purpose.QUANTISE, 1, int(self.ids[position]))
-        scale = scale_of(self.settings.max_abs, clients)
-        return quantise({CHANGE: weight * self.updates[position]}, weight, scale, clients, rng)
+        weight, loss_weight = self.weights[position].tolist()
+        clients, update = len(self.total.clients), {CHANGE: self.updates[position]}
+        return quantise(update, weight, self.settings.max_abs, clients, rng) | {
+            LOSS: quantise_loss(self.losses[position], loss_weight, clients)
+        }
 
     def plain(self, dropouts: tuple[int, ...] = ()) -> tuple[Array, float]:
         """The mean of the quantised updates, without masks."""
         used = [k for k, client in enumerate(self.ids) if client in self.total.clients and client not in dropouts]
-        rows, total = [self.quantised(k) for k in used], self.weights[used].sum()
+        rows, (weight, loss_weight) = [self.quantised(k) for k in used], self.weights[used].sum(axis=0)
         change = sum(row[CHANGE].astype(np.int32).astype(np.int64) for row in rows)
         loss = sum(int(row[LOSS].astype(np.int64)[0]) for row in rows)
         scale = scale_of(self.settings.max_abs, len(self.total.clients))
-        return change / scale / total, loss / 2**24 / total
+        return change / scale / weight, loss / 2**24 / loss_weight
 
 
 UPDATES = np.random.default_rng(1).normal(size=(10, 500))
@@ -379,7 +383,7 @@ def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
 
 def test_a_client_whose_update_is_too_large_fails() -> None:
     small = secured(SecureAggregation(max_abs=1e-4))
-    with pytest.raises(ClientError, match=r"its change has a coordinate of .*; allowed by secure aggregation"):
+    with pytest.raises(ClientError, match=r"its change has a coordinate of .*; allowed: at most 0.0001"):
         small.run()
     result = replace(small, on_failure="exclude").run()
     assert (result.history["clients"].iloc[1:] == 0).all()
@@ -393,6 +397,7 @@ def test_central_dp_clips_on_the_client_and_gives_the_same_noise() -> None:
     plain, found = replace(BASE, privacy=private).run(), secured(privacy=private).run()
     assert largest_difference(plain.weights, found.weights) < 1e-5
     assert plain.history["epsilon"].equals(found.history["epsilon"])
+    assert np.allclose(plain.history["train_loss"], found.history["train_loss"], atol=1e-5, equal_nan=True)
     without = replace(private, noise_multiplier=0.0)
     runtime: ClientRuntime = build_runtime(secured(privacy=without))
     assert runtime.secure

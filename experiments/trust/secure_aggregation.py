@@ -101,7 +101,7 @@ def observe(experiment: Experiment) -> tuple[list[Array], list[Array], Array, li
     with plain, secure:
         updates = np.concatenate([block.weights for block in plain.train(task, clients)]) - weights
         total = SecureSum(settings, partial(secure.exchange, task), task.seed, task.round)
-        total.share_keys(clients, sizes / sizes.max())
+        total.share_keys(clients, np.stack([sizes, sizes], axis=1) / sizes.max())
         masked = []
         for block in secure.train(task, clients):
             masked.append(block.encoded[CHANGE])

@@ -43,9 +43,10 @@ def train_securely(
         raise ConfigError(f"secure aggregation shows the server the sum of updates only, and {reader} needs each")
     settings, failed = secure.settings, statistics.failed
     total = SecureSum(settings, partial(engine.exchange, task), task.seed, task.round)
-    sizes = task.partition.sizes[clients]
+    shares = task.partition.sizes[clients] / task.partition.sizes[clients].max()
+    weights = np.stack([shares if secure.clip is None else np.ones(len(shares)), shares], axis=1)
     start = time.perf_counter()
-    total.share_keys(clients, sizes / sizes.max() if secure.clip is None else np.ones(len(clients)))
+    total.share_keys(clients, weights)
     seconds = time.perf_counter() - start
     for client, error in total.failed.items():
         checks.fail(client, error, failed)
@@ -72,8 +73,8 @@ def train_securely(
         failed |= {int(client): "too many clients dropped out" for block in blocks for client in block.partition_ids}
         return
     values, loss = mean
-    weights = task.global_weights.astype(np.float64)
-    weights[secure.shared] += values.pop(CHANGE)
+    new = task.global_weights.astype(np.float64)
+    new[secure.shared] += values.pop(CHANGE)
     updates = concatenate(blocks)
 
     def for_all(value: NDArray[Any]) -> NDArray[Any]:
@@ -82,7 +83,7 @@ def train_securely(
     outcome.add(
         replace(
             updates,
-            weights=for_all(weights),
+            weights=for_all(new),
             train_loss=np.full(len(updates.partition_ids), loss),
             up={name.removeprefix(UP): for_all(value) for name, value in values.items()},
         )

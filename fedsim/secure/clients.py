@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fedsim.clients.task import Task, Update
 from fedsim.errors import ClientError
 from fedsim.secure import crypto, shamir
-from fedsim.secure.quantise import quantise, scale_of
+from fedsim.secure.quantise import quantise, quantise_loss, scale_of
 from fedsim.secure.settings import SecureAggregation
 from fedsim.streams import Purpose, generator
 
@@ -38,8 +38,8 @@ Bytes = NDArray[np.uint8]
 PUBLIC_BYTES = 3 * crypto.KEY_BYTES
 #: A share of the private key of the masks and one of the seed, encrypted.
 SHARE_BYTES = 2 * shamir.DIGITS * 4 + crypto.TAG_BYTES
-#: Names of the arrays of an update: the change of the weights, and others with this prefix.
-CHANGE, UP = "change", "up."
+#: Names of the arrays of an update: the change of the weights, the training loss, and others with this prefix.
+CHANGE, LOSS, UP = "change", "loss", "up."
 #: Purposes of agreed keys.
 FOR_SHARES, FOR_MASKS = b"fedsim shares", b"fedsim masks"
 
@@ -72,7 +72,7 @@ class SecureClients:
         made, one = self.with_state({}), np.array([client])
         made._keys(round_number, one)
         nobody, public = np.empty((1, 0), np.intp), np.empty((1, 0, PUBLIC_BYTES), np.uint8)
-        made._shares(round_number, one, nobody, public, np.ones(1), np.ones(1, np.intp))
+        made._shares(round_number, one, nobody, public, np.ones((1, 2)), np.ones(1, np.intp))
         return made
 
     def answer(self, step: str, round_number: int, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
@@ -111,7 +111,7 @@ class SecureClients:
         clients: NDArray[np.intp],
         neighbours: NDArray[np.intp],
         public: Bytes,
-        weight: NDArray[np.float64],
+        weights: NDArray[np.float64],
         cohort: NDArray[np.intp],
     ) -> dict[str, Array]:
         """Return the shares of each client's secrets, encrypted for its neighbours.
@@ -122,8 +122,8 @@ class SecureClients:
             Their partition ids.
         public : ndarray of uint8, shape (clients, neighbours, PUBLIC_BYTES)
             What is public of their secrets.
-        weight : ndarray of float64, shape (clients,)
-            The client's weight in the sum, at most 1.
+        weights : ndarray of float64, shape (clients, 2)
+            Each client's weights in the sum of updates and in that of losses, at most 1.
         cohort : ndarray of int, shape (clients,)
             Number of clients in the sum.
         """
@@ -142,7 +142,7 @@ class SecureClients:
                 encrypted.append(crypto.encrypt(agreed, text.tobytes(), about))
                 agreed_masks.append(mask_key(masking, key.tobytes(), round_number, client, other))
         mask_keys = _bytes(agreed_masks, *neighbours.shape, crypto.KEY_BYTES)
-        told: dict[str, Array] = {"neighbours": neighbours, "public": public, "weight": weight, "cohort": cohort}
+        told: dict[str, Array] = {"neighbours": neighbours, "public": public, "weights": weights, "cohort": cohort}
         self.state = own | told | {"mask_keys": mask_keys}
         return {"shares": _bytes(encrypted, *neighbours.shape, SHARE_BYTES)}
 
@@ -158,9 +158,7 @@ class SecureClients:
             try:
                 own = self._quantise(task, update.rows(np.arange(len(kept)) == row), place)
             except ValueError as error:
-                failed[client] = ClientError(
-                    client, task.round, f"{error}; allowed by secure aggregation: at most {self.settings.max_abs:g}"
-                )
+                failed[client] = ClientError(client, task.round, f"{error} under secure aggregation")
                 continue
             seed = parts(self.state["secrets"][place].tobytes())[2]
             for name, mask in crypto.masks(seed, own):
@@ -183,16 +181,17 @@ class SecureClients:
 
     def _quantise(self, task: Task, update: Update, place: int) -> dict[str, Array]:
         """Return a client's update, a single row, as integers."""
-        client, weight, cohort = (self.state[name][place] for name in ("clients", "weight", "cohort"))
+        client, cohort = int(self.state["clients"][place]), int(self.state["cohort"][place])
+        weight, loss_weight = self.state["weights"][place].tolist()
+        max_abs = self.settings.max_abs
         change = update.weights[0, self.shared].astype(np.float64) - task.global_weights[self.shared]
-        scale = scale_of(self.settings.max_abs, int(cohort))
         if self.clip is not None:
-            longest = self.clip - len(change) ** 0.5 / scale  # rounding makes the change longer
+            longest = self.clip - len(change) ** 0.5 / scale_of(max_abs, cohort)  # rounding makes the change longer
             change *= min(1.0, longest / max(float(np.linalg.norm(change)), 1e-300))
-        values = {UP + name: weight * rows[0].astype(np.float64) for name, rows in update.up.items()}
-        rng = generator(task.seed, Purpose.QUANTISE, task.round, int(client))
-        loss = float(weight * update.train_loss[0])
-        return quantise(values | {CHANGE: weight * change}, loss, scale, int(cohort), rng)
+        loss = quantise_loss(float(update.train_loss[0]), loss_weight, cohort)
+        others = {UP + name: rows[0].astype(np.float64) for name, rows in update.up.items()}
+        rng = generator(task.seed, Purpose.QUANTISE, task.round, client)
+        return quantise({CHANGE: change, **others}, weight, max_abs, cohort, rng) | {LOSS: loss}
 
     def _unmask(
         self, round_number: int, clients: NDArray[np.intp], shares: Bytes, has_sent: NDArray[np.bool_]

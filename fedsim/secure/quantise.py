@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: Name of the array with the loss; those of the update have other names.
-LOSS = "loss"
 #: Bits of the loss after the binary point.
 LOSS_BITS = 24
 
@@ -28,40 +26,50 @@ def scale_of(max_abs: float, clients: int) -> float:
 
 
 def quantise(
-    values: Mapping[str, Array], loss: float, scale: float, clients: int, rng: np.random.Generator
+    values: Mapping[str, Array], weight: float, max_abs: float, clients: int, rng: np.random.Generator
 ) -> dict[str, Array]:
-    """Return a client's numbers as unsigned integers.
+    """Return a client's numbers, multiplied by its weight, as unsigned integers.
 
     Parameters
     ----------
     values : mapping of str to ndarray
-        Of absolute values that the scale allows.
-    loss : float
-    scale : float
-        As `scale_of` returns it.
+    weight : float
+        At most 1.
+    max_abs : float
+        Largest absolute value that is allowed.
     clients : int
-        In the sum.
+        Number of clients in the sum.
     rng : Generator
         For stochastic rounding; used in the order of the names.
 
     Raises
     ------
     ValueError
-        A number is too large for a sum that cannot overflow, or not finite; the message says which.
+        A number is too large, or not finite.
     """
-    if not abs(loss) < 2.0 ** (62 - LOSS_BITS) / clients:
-        raise ValueError(f"its training loss is {loss:.3g}")
-    integers: dict[str, Array] = {LOSS: np.array([round(loss * 2**LOSS_BITS)], np.int64).astype(np.uint64)}
+    integers, scale = {}, scale_of(max_abs, clients)
     for name in sorted(values):
         largest = float(np.abs(values[name]).max(initial=0.0))
-        if not largest * scale * clients < 2**31:
-            raise ValueError(f"its {name} has a coordinate of {largest:.3g}")
-        exact = values[name] * scale
-        integers[name] = np.floor(exact + rng.random(exact.shape)).astype(np.int64).astype(np.uint32)
+        if not largest <= max_abs:
+            raise ValueError(f"its {name} has a coordinate of {largest:.3g}; allowed: at most {max_abs:g}")
+        rounded = np.floor(weight * values[name] * scale + rng.random(values[name].shape))
+        integers[name] = rounded.astype(np.int64).astype(np.uint32)
     return integers
 
 
-def dequantise(sums: Mapping[str, Array], scale: float) -> tuple[dict[str, Array], float]:
-    """Return the sums of the clients' numbers, in float64, and of their losses."""
-    values = {name: total.astype(np.int32) / scale for name, total in sums.items() if name != LOSS}
-    return values, float(sums[LOSS].astype(np.int64)[0]) / 2**LOSS_BITS
+def quantise_loss(loss: float, weight: float, clients: int) -> Array:
+    """Return a client's loss, multiplied by its weight, as an unsigned integer; ValueError as for `quantise`."""
+    largest = 2.0 ** (62 - LOSS_BITS) / clients
+    if not abs(loss) < largest:
+        raise ValueError(f"its training loss is {loss:.3g}; allowed: less than {largest:.3g}")
+    return np.array([round(weight * loss * 2**LOSS_BITS)], np.int64).astype(np.uint64)
+
+
+def dequantise(total: Array, max_abs: float, clients: int) -> NDArray[np.float64]:
+    """Return the sum of the clients' numbers."""
+    return total.astype(np.int32) / scale_of(max_abs, clients)
+
+
+def dequantise_loss(total: Array) -> float:
+    """Return the sum of the clients' losses."""
+    return float(total.astype(np.int64)[0]) / 2**LOSS_BITS

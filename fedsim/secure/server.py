@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from fedsim.clients.task import Update
 from fedsim.errors import FedsimError
 from fedsim.secure import crypto, shamir
-from fedsim.secure.clients import mask_key, parts
-from fedsim.secure.quantise import dequantise, scale_of
+from fedsim.secure.clients import LOSS, mask_key, parts
+from fedsim.secure.quantise import dequantise, dequantise_loss
 from fedsim.secure.settings import MIN_CLIENTS, SecureAggregation
 
 Array = NDArray[Any]
@@ -74,8 +74,8 @@ class SecureSum:
         Parameters
         ----------
         clients : ndarray of int, shape (clients,)
-        weights : ndarray of float64, shape (clients,)
-            Each client's weight in the sum, at most 1.
+        weights : ndarray of float64, shape (clients, 2)
+            Each client's weights in the sum of updates and in that of losses, at most 1.
         """
         while len(clients) >= MIN_CLIENTS:
             kept, answer = self._exchange("keys", clients, {})
@@ -86,7 +86,7 @@ class SecureSum:
             sent = {
                 "neighbours": clients[graph],
                 "public": answer["public"][graph],
-                "weight": weights,
+                "weights": weights,
                 "cohort": np.full(len(clients), len(clients)),
             }
             kept, shares = self._exchange("shares", clients, sent)
@@ -133,9 +133,10 @@ class SecureSum:
                 key = mask_key(private, self._public[u].tobytes(), self._round, ids[v], ids[u])
                 for name, mask in crypto.masks(key, self._sums):
                     self._sums[name] += mask if ids[u] > ids[v] else -mask
-        values, loss = dequantise(self._sums, scale_of(self._settings.max_abs, len(self.clients)))
-        total = float(self._weights[has_sent].sum())
-        return {name: summed / total for name, summed in values.items()}, loss / total
+        weight, loss_weight = self._weights[has_sent].sum(axis=0).tolist()
+        loss = dequantise_loss(self._sums.pop(LOSS)) / loss_weight
+        clients, max_abs = len(self.clients), self._settings.max_abs
+        return {name: dequantise(total, max_abs, clients) / weight for name, total in self._sums.items()}, loss
 
     def _reveal(self, has_sent: NDArray[np.bool_]) -> dict[int, bytes] | None:
         """Return the secret that removes each client's mask, by position in the cohort; None if shares are missing.
