@@ -282,7 +282,7 @@ def test_two_studies_do_not_write_into_one_directory(tmp_path: Path) -> None:
 
 def history(*scores: float) -> pd.DataFrame:
     frame = pd.DataFrame({"round": range(len(scores)), "test_accuracy": scores})
-    return frame.assign(test_loss=0.5, local_accuracy=np.nan, bytes_up=1e6, bytes_down=1e6)
+    return frame.assign(test_loss=0.5, local_accuracy=np.nan, epsilon=2.0, bytes_up=1e6, bytes_down=1e6)
 
 
 def test_statistics_of_known_histories() -> None:
@@ -306,6 +306,8 @@ def test_statistics_of_known_histories() -> None:
     assert summary["rounds_to_target"][0] == pytest.approx(((0.66 - 0.1) / 0.8 + (0.66 - 0.1) / 0.7) / 2)
     assert math.isnan(summary["rounds_to_target"][1])
     assert summary["megabytes_sent"].tolist() == pytest.approx([6.0, 6.0])
+    assert summary["epsilon"].tolist() == [2.0, 2.0]
+    assert made.table()["epsilon"].tolist() == ["2.00", "2.00"]
     width = 12.706204736432095 * np.std([0.6, 0.8], ddof=1) / math.sqrt(2)  # Student's t, 1 degree of freedom
     assert summary["final_accuracy_ci95"][0] == pytest.approx(width)
 
@@ -516,7 +518,7 @@ def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_p
     drawn: list[Figure] = []
     monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
     frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": [0.9, 0.5]})
-    frame = frame.assign(train_loss=7.0, bytes_up=3e6, bytes_down=1e6)
+    frame = frame.assign(train_loss=7.0, epsilon=np.nan, bytes_up=3e6, bytes_down=1e6)
     other = frame.assign(local_r2=[-3.0, 0.75], test_loss=[0.9, 0.75])
     scores = pd.DataFrame({"round": [1, 1], "partition_id": [0, 1], "r2": [0.5, 0.0]})
     results = tuple(Result(BASE, f, scores, {}, "numpy", "r2", pd.DataFrame()) for f in (frame, other))
@@ -800,7 +802,7 @@ def test_tables_of_known_histories_say_which_seeds_reached_the_target() -> None:
     runs = [(0.1, 0.9, 0.6), (0.1, 0.8, 0.8)]
     results = [Result(BASE, history(*scores), empty, {}, "numpy", "accuracy", empty) for scores in runs]
     table = Study((Variant({"split": "a"}, tuple(results)), Variant({"split": "b"}, (results[0],)))).table(0.85)
-    assert list(table.columns) == ["final accuracy", "best accuracy", "rounds to 0.85", "MB sent"]
+    assert list(table.columns) == ["final accuracy", "best accuracy", "rounds to 0.85", "MB sent", "epsilon"]
     assert table.index.tolist() == ["a", "b"]
     assert table["rounds to 0.85"].tolist() == ["0.9 (1 of 2 seeds)", "0.9"]
     assert table["final accuracy"].tolist() == ["0.700 ± 1.271", "0.600"]  # no interval of one seed

@@ -91,7 +91,8 @@ class Study:
             The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
             own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
-            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run).
+            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run),
+            ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
             For regression, every name has ``r2`` in place of ``accuracy``.
         """
         import pandas as pd
@@ -117,6 +118,7 @@ class Study:
                     "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
                     "reached": len(reached),
                     "megabytes_sent": float(np.mean(sent)) / 1e6,
+                    "epsilon": float(np.mean([r.history["epsilon"].iloc[-1] for r in variant.results])),
                 }
             )
         return pd.DataFrame(rows)
@@ -139,6 +141,8 @@ class Study:
         shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
         shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
+        if summary["epsilon"].notna().any():
+            shown["epsilon"] = ["" if np.isnan(e) else f"{e:.2f}" for e in summary["epsilon"]]
         frame = pd.DataFrame(shown)
         return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
 
