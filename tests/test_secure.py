@@ -119,6 +119,7 @@ class Protocol:
 
     def __init__(self, updates: Array, settings: SecureAggregation = SECURE) -> None:
         self.updates, self.settings = updates, settings
+        self.task: Any = SimpleNamespace(round=1, seed=0, global_weights=np.zeros(updates.shape[1]))
         self.clients = SecureClients(settings, np.ones(updates.shape[1], np.bool_))
         self.total = SecureSum(settings, self.exchange, 0, 1)
         self.seen: dict[str, Array] = {}
@@ -135,14 +136,17 @@ class Protocol:
     def run(self, dropouts: tuple[int, ...] = ()) -> tuple[dict[str, Array], float] | None:
         self.total.share_keys(self.ids, self.weights)
         sending = np.flatnonzero(np.isin(self.ids, self.total.clients) & ~np.isin(self.ids, dropouts))
-        task: Any = SimpleNamespace(round=1, seed=0, global_weights=np.zeros(self.updates.shape[1]))
         for rows in (sending[:2], sending[2:]):  # in two blocks
-            ones = np.ones(len(rows))
-            update = Update(self.ids[rows], ones.astype(int), self.updates[rows], self.losses[rows], update_norm=ones)
-            masked = self.clients.protect(task, update)
+            masked = self.protected(self.clients, rows)
             self.seen |= {str(self.ids[k]): row for k, row in zip(rows, masked.encoded[CHANGE], strict=True)}
             self.total.add(masked)
         return self.total.mean()
+
+    def protected(self, clients: SecureClients, rows: Array) -> Update:
+        """What some clients send."""
+        ones = np.ones(len(rows))
+        update = Update(self.ids[rows], ones.astype(int), self.updates[rows], self.losses[rows], update_norm=ones)
+        return clients.protect(self.task, update)
 
     def quantised(self, position: int) -> dict[str, Array]:
         """A client's integers, without masks."""
@@ -246,6 +250,42 @@ def test_the_server_cannot_unmask_a_client_or_tell_two_apart() -> None:
     assert stats.binomtest(right, 80).pvalue > 1e-4
 
 
+def test_an_update_that_arrives_late_stays_masked() -> None:
+    """The server knows a client's private key once it has dropped out; its seed still masks what arrives later."""
+    protocol = Protocol(np.full((10, 20_000), 7.0))
+    state: dict[str, Array] = {}
+    answer = protocol.clients.answer
+
+    def remember(step: str, *rest: Any) -> Any:
+        state.update(protocol.clients.state if step == "unmask" else {})
+        return answer(step, *rest)
+
+    protocol.clients.answer = remember  # type: ignore[method-assign,assignment]
+    protocol.run(dropouts=(8,))
+    late = protocol.clients.with_state(state)
+    left = protocol.protected(late, np.array([2])).encoded[CHANGE][0]
+    for other, key in zip(state["neighbours"][2], state["mask_keys"][2], strict=True):
+        for _, mask in crypto.masks(key.tobytes(), {CHANGE: left, LOSS: np.zeros(1, np.uint64)}):
+            if len(mask) > 1:  # not the loss's
+                left = left - mask if other > 8 else left + mask
+    assert stats.kstest(left / 2**32, "uniform").pvalue > 1e-5
+
+
+def test_every_text_is_encrypted_with_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nonce is constant, so that a key which encrypts two texts would reveal them."""
+    keys: list[bytes] = []
+    encrypt = crypto.encrypt
+
+    def recorded(key: bytes, text: bytes, about: bytes) -> bytes:
+        keys.append(key)
+        return encrypt(key, text, about)
+
+    monkeypatch.setattr(crypto, "encrypt", recorded)
+    for _ in range(2):
+        Protocol(UPDATES).run()
+    assert len(keys) == 2 * 10 * 9 == len(set(keys))
+
+
 def test_a_client_reveals_one_share_of_each_neighbour_only() -> None:
     protocol = Protocol(UPDATES)
     protocol.run()
@@ -260,7 +300,7 @@ def test_a_client_reveals_one_share_of_each_neighbour_only() -> None:
     [
         (lambda sent: {**sent, "shares": sent["shares"] ^ 1}, "a share of client .* was changed"),
         (lambda sent: {**sent, "shares": sent["shares"][::-1]}, "a share of client .* was changed"),
-        (lambda sent: {**sent, "has_sent": sent["has_sent"] & False}, "fewer than 5 of its neighbours"),
+        (lambda sent: {**sent, "has_sent": np.arange(9) < np.full((10, 1), 4)}, "fewer than 5 of its neighbours"),
     ],
 )
 def test_a_request_that_is_not_honest_is_refused(change: Any, reason: str) -> None:
@@ -298,6 +338,28 @@ def test_the_graph_is_symmetric_and_regular(clients: int, neighbours: int | None
     assert (np.diff(graph, axis=1) > 0).all()
 
 
+def test_neighbours_and_dropouts_differ_between_rounds() -> None:
+    settings = SecureAggregation(neighbours=4, dropout=0.5)
+    graphs = [settings.graph(20, 0, number).tolist() for number in (1, 2)]
+    assert graphs[0] != graphs[1]
+    lost = np.array([[settings.drops_out(client, 0, number) for client in range(100)] for number in (1, 2)])
+    assert (lost.sum(axis=1) > 30).all()
+    assert (lost.sum(axis=1) < 70).all()
+    assert (lost[0] != lost[1]).any()
+
+
+def test_a_clipped_update_is_not_longer_once_it_is_rounded() -> None:
+    """The server's noise is for a norm of `clip`; here rounding alone adds up to 2 % of it."""
+    protocol = Protocol(UPDATES, SecureAggregation(max_abs=50_000.0))
+    protocol.clients.clip = 0.3
+    state = protocol.clients.without_neighbours(3, 1).state
+    for row in np.random.default_rng(2).normal(size=(20, 500)):
+        one = Update(np.array([3]), np.ones(1, int), row[None], np.ones(1))
+        made = protocol.clients.with_state(state | {"cohort": np.array([10])})._quantise(protocol.task, one, 0)
+        norm = np.linalg.norm(dequantise(made[CHANGE], 50_000.0, 10))
+        assert 0.28 < norm <= 0.3
+
+
 # In an experiment.
 
 
@@ -322,6 +384,9 @@ def test_the_result_is_that_of_the_plain_mean_to_quantisation(changes: dict[str,
     assert found.history[["client_drift", "gradient_diversity", "update_cosine"]].isna().all(axis=None)
     overhead = found.history.iloc[1:]
     assert (overhead["secure_bytes"] > 0).all()
+    if not changes:  # the rest is headers of arrays
+        sent, before = ((h["bytes_up"] + h["bytes_down"]).iloc[1:] for h in (found.history, plain.history))
+        assert ((sent - before - overhead["secure_bytes"]).abs() < 500 * overhead["clients"]).all()
     assert (overhead["secure_seconds"] > 0).all()
     assert plain.history["secure_bytes"].isna().all()
 
