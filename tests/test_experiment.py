@@ -265,7 +265,7 @@ def test_more_clients_than_examples() -> None:
         ({"x_test": np.array([[np.inf, 1.0]])}, "x_test has 1 values"),
         ({"x_train": np.array([["a", "b"], ["c", "d"]])}, "x_train"),
         ({"x_train": np.zeros((3, 2))}, "x_train has 3 rows but y_train has 2 labels"),
-        ({"x_train": np.zeros((2, 3))}, r"examples of shape \(3,\) but x_test of shape \(2,\)"),
+        ({"x_train": np.zeros((2, 3))}, r"shape \(3,\) but x_test of shape \(2,\)"),
         ({"x_train": np.zeros((0, 2))}, "x_train has shape"),
         ({"x_train": np.zeros(2)}, "x_train has shape"),
         ({"y_train": np.array([0.5, 1])}, "y_train must be whole-number labels"),
