@@ -225,7 +225,7 @@ def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)
     experiment = Experiment(transforms=(config.build("transforms", "fedsim_app:Mine"),))
-    with pytest.raises(ConfigError, match="put it into a file of its own in the current folder"):
+    with pytest.raises(ConfigError, match="put it into its own file"):
         export(experiment, tmp_path / "app")
 
 

@@ -119,13 +119,9 @@ class RunDirectory(ResultsDirectory):
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
         super().__init__(path, (*RESULTS, CHECKPOINT))
+        self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint's path."""
-        return self.path / CHECKPOINT
 
     def _prepare(self) -> None:
         """Load the checkpoint, if there is one; otherwise keep earlier results and write the first files of a run."""
