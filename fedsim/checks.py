@@ -161,10 +161,8 @@ def check_fields(instance: Any) -> None:
     limits = {name: limit for part in declared if isinstance(part, Mapping) for name, limit in part.items()}
     cls, names = type(instance).__name__, [field.name for field in fields(instance)]
     for name, limit in limits.items():
-        if name not in names:
-            raise ConfigError(f"{cls}'s limits has {name!r}, which is no hyperparameter{suggest(name, names)}")
-        if not isinstance(limit, Interval):
-            raise ConfigError(f"{cls}'s limits has {limit!r} for {name!r}; allowed: an Interval")
+        check_choice(f"a name in {cls}'s limits", name, names)
+        check_instance(f"{cls}'s limit of {name!r}", limit, Interval, "an Interval")
     for field in fields(instance):
         name, kind, value = f"{cls}'s {field.name}", str(field.type), getattr(instance, field.name)
         interval = limits.get(field.name)
