@@ -275,7 +275,7 @@ def test_a_setting_that_an_experiment_has_not_is_refused_with_those_it_has() -> 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"seed = \xff")
-    with pytest.raises(ConfigError, match=r"'.*a.toml' is not TOML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"'.*a.toml' cannot be read: 'utf-8' codec can't decode"):
         config.read(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text('dataset = "é😀"', encoding="utf-8")
     assert config.read(str(tmp_path / "a.toml")) == {"dataset": "é😀"}

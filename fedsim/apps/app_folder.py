@@ -50,10 +50,8 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
         flwr = settings["tool"]["flwr"]
         components = flwr["app"]["components"]
         server, client = components["serverapp"], components["clientapp"]
-    except OSError as error:
-        raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{str(file)!r} is not TOML: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
     except (KeyError, TypeError):
         raise ConfigError(f"{str(file)!r} has no serverapp and clientapp in [tool.flwr.app.components]") from None
     place = Path(folder).resolve()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
 from fedsim.files import write_whole
+from fedsim.text import one_line
 
 #: Version of the format; increased when older files can no longer be read.
 VERSION = 5
@@ -134,10 +135,8 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _read(file)
-    except OSError as error:
-        raise checkpoint_error(path, f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever damaged or hostile bytes cause, also MemoryError and RecursionError
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
         raise checkpoint_error(path, f"cannot be read: {reason}") from None
 
 

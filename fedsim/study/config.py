@@ -133,10 +133,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or a NUL in the name
-        raise ConfigError(f"{str(path)!r} is not TOML: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError if it is not UTF-8, or its name has a NUL
+        raise ConfigError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
     return read_toml(repr(str(path)), text)
 
 
