@@ -42,7 +42,7 @@ def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ConfigError unless `value` is one of the allowed words."""
     words = list(allowed)
     if not isinstance(value, str) or value not in words:
-        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words)}{suggest(value, words)}")
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words) or 'none'}{suggest(value, words)}")
 
 
 def check_instance(field: str, value: Any, kinds: type | UnionType, allowed: str) -> None:

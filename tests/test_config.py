@@ -112,7 +112,7 @@ def test_a_study_file() -> None:
         ("split", "IID(**{'num_clients': 3})", "allowed: a call with plain values"),
         ("split", "Split(5)", "allowed: IID"),
         ("client", "SDG", "did you mean 'SGD'"),
-        ("client", "nowhere:Mine", "No module named 'nowhere'; allowed: a module in the current folder or on"),
+        ("client", "nowhere:Mine", "No module named 'nowhere'"),
         ("client", "fedsim.clients:SDG", "did you mean 'SGD'"),
         ("server", "FedAdm", "did you mean 'FedAdam'"),
         ("server", "FedAdam(0.1)", r"server is 'FedAdam\(0.1\)'; its options must be named"),
@@ -140,7 +140,7 @@ def test_a_study_file() -> None:
             "client is 'fedsim.splits:IID'; allowed: a concrete subclass of ClientStrategy",
         ),
         ("split", "fedsim.splits:CountedSplit", "allowed: a concrete subclass of Split"),
-        ("client", "no_package.inner:Mine", "No module named 'no_package'; allowed: a module in the current folder"),
+        ("client", "no_package.inner:Mine", "No module named 'no_package'"),
     ],
 )
 def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
@@ -151,12 +151,12 @@ def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
-        ("rounds", "allowed: key=value"),
+        ("rounds", "allowed: KEY=VALUE"),
         ("roundz=3", "setting is 'roundz'.*did you mean 'rounds'"),
         ("client.lrr=3", "allowed: client.lr, client.epochs, client.batch_size, .*; did you mean 'lr'"),
         ("hidden.x=3", "allowed: split.NAME and client.NAME"),
         ("rounds=many", "rounds is 'many'"),
-        ("rounds", "--set is 'rounds'; allowed: key=value"),
+        ("rounds", "--set is 'rounds'; allowed: KEY=VALUE"),
         ("nothing.x=3", "--set is 'nothing.x=3'; allowed: split.NAME and client.NAME"),
         ("server.eta=3", "allowed: split.NAME and client.NAME"),
         ("client.lr=-1", "SGD's lr is -1; allowed: a finite number greater than 0"),
