@@ -8,6 +8,7 @@ import numbers
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from math import inf
@@ -156,9 +157,8 @@ def check_fields(instance: Any) -> None:
         A field has another value.
     """
     convert_fields(instance)
-    classes = reversed(type(instance).__mro__)
-    declared = [vars(cls).get("limits") for cls in classes]
-    limits = {name: limit for part in declared if isinstance(part, Mapping) for name, limit in part.items()}
+    declared = [vars(cls).get("limits") for cls in type(instance).__mro__]
+    limits = ChainMap(*(dict(part) for part in declared if isinstance(part, Mapping)))
     cls, names = type(instance).__name__, [field.name for field in fields(instance)]
     for name, limit in limits.items():
         check_choice(f"a name in {cls}'s limits", name, names)

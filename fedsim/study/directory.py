@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -93,12 +94,10 @@ class ResultsDirectory:
 
     def check(self) -> None:
         """Raise ConfigError if the directory, and the lock with it, was deleted or replaced since it was locked."""
-        try:
-            same = self._lock_identity() == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise ConfigError(f"the results folder {str(self.path)!r} was deleted or replaced during the run")
+        with suppress(OSError):
+            if self._lock_identity() == self._identity:
+                return
+        raise ConfigError(f"the results folder {str(self.path)!r} was deleted or replaced during the run")
 
 
 class RunDirectory(ResultsDirectory):
