@@ -8,6 +8,7 @@ import numbers
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from math import inf
@@ -42,7 +43,7 @@ def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ConfigError unless `value` is one of the allowed words."""
     words = list(allowed)
     if not isinstance(value, str) or value not in words:
-        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words)}{suggest(value, words)}")
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words) or 'none'}{suggest(value, words)}")
 
 
 def check_instance(field: str, value: Any, kinds: type | UnionType, allowed: str) -> None:
@@ -156,15 +157,12 @@ def check_fields(instance: Any) -> None:
         A field has another value.
     """
     convert_fields(instance)
-    classes = reversed(type(instance).__mro__)
-    declared = [vars(cls).get("limits") for cls in classes]
-    limits = {name: limit for part in declared if isinstance(part, Mapping) for name, limit in part.items()}
+    declared = [vars(cls).get("limits") for cls in type(instance).__mro__]
+    limits = ChainMap(*(dict(part) for part in declared if isinstance(part, Mapping)))
     cls, names = type(instance).__name__, [field.name for field in fields(instance)]
     for name, limit in limits.items():
-        if name not in names:
-            raise ConfigError(f"{cls}'s limits has {name!r}, which is no hyperparameter{suggest(name, names)}")
-        if not isinstance(limit, Interval):
-            raise ConfigError(f"{cls}'s limits has {limit!r} for {name!r}; allowed: an Interval")
+        check_choice(f"a name in {cls}'s limits", name, names)
+        check_instance(f"{cls}'s limit of {name!r}", limit, Interval, "an Interval")
     for field in fields(instance):
         name, kind, value = f"{cls}'s {field.name}", str(field.type), getattr(instance, field.name)
         interval = limits.get(field.name)

@@ -105,11 +105,7 @@ def load_class(field: str, path: str, base: type, modules: Modules) -> type:
         module = import_module(name)
         found = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
-        allowed = "; allowed: a module in the current folder or on Python's search path" if missing else ""
-        raise ConfigError(
-            f"{field} names the module {name!r}, which cannot be imported: {describe(error)}{allowed}"
-        ) from None
+        raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {describe(error)}") from None
     if found is None:
         names = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")

@@ -159,11 +159,10 @@ def make(field: str, target: Callable[..., Any], name: str, args: list[Any], key
         inspect.signature(target).bind(*args, **keywords)
     except TypeError as error:
         settings = list(inspect.signature(target).parameters)
+        taken = ", ".join(settings) or "no arguments"
         hint = "".join({suggest(k, settings) for k in keywords if k not in settings})
-        raise ConfigError(
-            f"{field} is {format_call(name, args, keywords)!r}: {name} takes "
-            f"{', '.join(settings) or 'no arguments'} ({error}){hint}"
-        ) from None
+        call = format_call(name, args, keywords)
+        raise ConfigError(f"{field} is {call!r}: {name} takes {taken} ({error}){hint}") from None
     return target(*args, **keywords)
 
 

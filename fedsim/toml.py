@@ -53,14 +53,18 @@ def read_toml(what: str, text: str) -> dict[str, Any]:
     return settings
 
 
-def toml_value(what: str, text: str) -> Any:
-    """Return the value of a ``KEY=VALUE`` option: TOML, or otherwise the text itself.
+def read_assignment(option: str, assignment: str) -> tuple[str, Any]:
+    """Return the key and the value of ``KEY=VALUE``, where the value is TOML, or otherwise the text itself.
 
     Raises
     ------
     ConfigError
-        The value of the option, which the message calls `what`, is nested too deeply or not plain.
+        The argument of the option has no ``=``, or its value is nested too deeply or not plain.
     """
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"{option} is {shorten(assignment)}; allowed: KEY=VALUE")
+    what = f"{option} {shorten(key.strip())}"
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -69,4 +73,4 @@ def toml_value(what: str, text: str) -> Any:
         raise ConfigError(f"{what} is {shorten(text)}; allowed: a value in TOML") from None
     value = found["value"] if list(found) == ["value"] else text.strip()  # not several lines of TOML
     check_plain(what, value)
-    return value
+    return key.strip(), value

@@ -112,7 +112,7 @@ def test_a_study_file() -> None:
         ("split", "IID(**{'num_clients': 3})", "allowed: a call with plain values"),
         ("split", "Split(5)", "allowed: IID"),
         ("client", "SDG", "did you mean 'SGD'"),
-        ("client", "nowhere:Mine", "No module named 'nowhere'; allowed: a module in the current folder or on"),
+        ("client", "nowhere:Mine", "No module named 'nowhere'"),
         ("client", "fedsim.clients:SDG", "did you mean 'SGD'"),
         ("server", "FedAdm", "did you mean 'FedAdam'"),
         ("server", "FedAdam(0.1)", r"server is 'FedAdam\(0.1\)'; its options must be named"),
@@ -140,7 +140,7 @@ def test_a_study_file() -> None:
             "client is 'fedsim.splits:IID'; allowed: a concrete subclass of ClientStrategy",
         ),
         ("split", "fedsim.splits:CountedSplit", "allowed: a concrete subclass of Split"),
-        ("client", "no_package.inner:Mine", "No module named 'no_package'; allowed: a module in the current folder"),
+        ("client", "no_package.inner:Mine", "No module named 'no_package'"),
     ],
 )
 def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
@@ -151,12 +151,12 @@ def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
-        ("rounds", "allowed: key=value"),
+        ("rounds", "allowed: KEY=VALUE"),
         ("roundz=3", "setting is 'roundz'.*did you mean 'rounds'"),
         ("client.lrr=3", "allowed: client.lr, client.epochs, client.batch_size, .*; did you mean 'lr'"),
         ("hidden.x=3", "allowed: split.NAME and client.NAME"),
         ("rounds=many", "rounds is 'many'"),
-        ("rounds", "--set is 'rounds'; allowed: key=value"),
+        ("rounds", "--set is 'rounds'; allowed: KEY=VALUE"),
         ("nothing.x=3", "--set is 'nothing.x=3'; allowed: split.NAME and client.NAME"),
         ("server.eta=3", "allowed: split.NAME and client.NAME"),
         ("client.lr=-1", "SGD's lr is -1; allowed: a finite number greater than 0"),
@@ -225,7 +225,7 @@ def test_an_apps_own_module_may_not_be_overwritten(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fedsim_app", raising=False)
     experiment = Experiment(transforms=(config.build("transforms", "fedsim_app:Mine"),))
-    with pytest.raises(ConfigError, match="put it into a file of its own in the current folder"):
+    with pytest.raises(ConfigError, match="put it into its own file"):
         export(experiment, tmp_path / "app")
 
 
@@ -275,7 +275,7 @@ def test_a_setting_that_an_experiment_has_not_is_refused_with_those_it_has() -> 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"seed = \xff")
-    with pytest.raises(ConfigError, match=r"'.*a.toml' is not TOML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"'.*a.toml' cannot be read: 'utf-8' codec can't decode"):
         config.read(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text('dataset = "é😀"', encoding="utf-8")
     assert config.read(str(tmp_path / "a.toml")) == {"dataset": "é😀"}

@@ -92,7 +92,7 @@ def test_what_cannot_be_exported_leaves_no_folder(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"^Client is of the module 'own_package.parts'; to export it, put it into"):
         export(packed, tmp_path / "app")
     monkeypatch.setattr(type(packed.client), "__module__", "__main__")
-    with pytest.raises(ConfigError, match="put it into a file of its own"):
+    with pytest.raises(ConfigError, match="put it into its own file"):
         export(packed, tmp_path / "app")
     with pytest.raises(ConfigError):
         export(replace(BASE, dataset=BASE.load_data()), tmp_path / "app")

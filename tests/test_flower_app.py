@@ -529,11 +529,11 @@ def test_run_configuration_is_changed_in_a_copy() -> None:
     changed = override_run_config(config, ["rounds=5", "word=b=c", "model.width=[1, 2]", "rounds=6"])
     assert changed == {"rounds": 6, "model.width": [1, 2], "word": "b=c"}
     assert config == {"rounds": 1, "model.width": 2, "word": "a"}
-    with pytest.raises(ConfigError, match=r"--run-config is 'rounds'; the app takes rounds, model.width, word"):
+    with pytest.raises(ConfigError, match=r"--run-config is 'rounds'; allowed: KEY=VALUE"):
         override_run_config(config, ["rounds"])
-    with pytest.raises(ConfigError, match=r"--run-config is 'x=1'; the app takes nothing$"):
+    with pytest.raises(ConfigError, match=r"--run-config is 'x'; allowed: none$"):
         override_run_config({}, ["x=1"])
-    with pytest.raises(ConfigError, match=r"^--run-config rounds is "):
+    with pytest.raises(ConfigError, match=r"^--run-config 'rounds' is "):
         override_run_config(config, ["rounds=" + "[" * 5_000])
 
 
@@ -564,7 +564,7 @@ def test_two_apps_whose_modules_have_one_name_are_two_apps(tmp_path: Path) -> No
 def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         load_app(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"--run-config is 'round=3'; the app takes rounds, model.width; did"):
+    with pytest.raises(ConfigError, match=r"--run-config is 'round'; allowed: rounds, model.width; did"):
         override_run_config({"rounds": 1, "model.width": 2}, ["round=3"])
     for text in ("[project]\nname = 'x'\n", "tool = 3", "[tool.flwr.app.components]\nserverapp = 'a:b'\n"):
         (folder / "pyproject.toml").write_text(text)
@@ -572,7 +572,7 @@ def test_what_is_no_app_says_so(folder: Path, tmp_path: Path) -> None:
             load_app(folder)
     for text in ("a = = 3", "a = " + "[" * 5_000, "\udcff"):
         (folder / "pyproject.toml").write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(ConfigError, match=r"pyproject.toml' is not TOML: "):
+        with pytest.raises(ConfigError, match=r"pyproject.toml' cannot be read: "):
             load_app(folder)
     (folder / "leaving.py").write_text("raise SystemExit(0)\n")
     text = "[tool.flwr.app.components]\nserverapp = '{}'\nclientapp = 'little_app:client'\n"

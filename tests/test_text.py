@@ -165,13 +165,14 @@ def test_a_value_in_toml_or_else_the_text_itself() -> None:
         ("3\nseed = 4", "3\nseed = 4"),
         ("", ""),
     ]:
-        assert toml.toml_value("it", written) == value
-    assert refusal(lambda: toml.toml_value("it", "[" * 9_000)) == (
-        f"it is '{'[' * 89} ... {'[' * 89}'; allowed: a value in TOML"
+        assert toml.read_assignment("it", f" key ={written}") == ("key", value)
+    assert refusal(lambda: toml.read_assignment("it", "key=" + "[" * 9_000)) == (
+        f"it 'key' is '{'[' * 89} ... {'[' * 89}'; allowed: a value in TOML"
     )
-    assert refusal(lambda: toml.toml_value("it", "0x" + "F" * 40)) == (
-        "it has an integer of 160 bits; allowed: at most 128"
+    assert refusal(lambda: toml.read_assignment("it", "key=0x" + "F" * 40)) == (
+        "it 'key' has an integer of 160 bits; allowed: at most 128"
     )
+    assert refusal(lambda: toml.read_assignment("it", "key")) == "it is 'key'; allowed: KEY=VALUE"
 
 
 # Errors in words.

@@ -499,9 +499,9 @@ def test_limits_that_cannot_hold_are_an_error_of_the_class() -> None:
         mu: float = 0.1
         limits: ClassVar[Any] = {"mu": (0, 1)}
 
-    with pytest.raises(ConfigError, match="Misspelt's limits has 'mu', which is no hyperparameter"):
+    with pytest.raises(ConfigError, match="a name in Misspelt's limits is 'mu'; allowed: lr"):
         Misspelt()
-    with pytest.raises(ConfigError, match=r"NoInterval's limits has \(0, 1\) for 'mu'; allowed: an Interval"):
+    with pytest.raises(ConfigError, match=r"NoInterval's limit of 'mu' is \(0, 1\); allowed: an Interval"):
         NoInterval()
 
 

@@ -15,11 +15,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsim.apps.in_process import run_flower
-from fedsim.checks import suggest
+from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
 from fedsim.modules import Modules
 from fedsim.text import describe
-from fedsim.toml import toml_value
+from fedsim.toml import read_assignment
 
 
 def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict[str, Any], int | None]:
@@ -50,10 +50,8 @@ def load_app(folder: str | os.PathLike[str]) -> tuple[ServerApp, ClientApp, dict
         flwr = settings["tool"]["flwr"]
         components = flwr["app"]["components"]
         server, client = components["serverapp"], components["clientapp"]
-    except OSError as error:
-        raise ConfigError(f"{str(file)!r} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{str(file)!r} is not TOML: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
     except (KeyError, TypeError):
         raise ConfigError(f"{str(file)!r} has no serverapp and clientapp in [tool.flwr.app.components]") from None
     place = Path(folder).resolve()
@@ -104,11 +102,9 @@ def override_run_config(config: Mapping[str, Any], assignments: Sequence[str]) -
     """
     changed = dict(config)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or key not in config:
-            known = ", ".join(config) or "nothing"
-            raise ConfigError(f"--run-config is {assignment!r}; the app takes {known}{suggest(key, config)}")
-        changed[key] = toml_value(f"--run-config {key}", text)
+        key, value = read_assignment("--run-config", assignment)
+        check_choice("--run-config", key, config)
+        changed[key] = value
     return changed
 
 

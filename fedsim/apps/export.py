@@ -95,8 +95,5 @@ def _source_file(part: Any) -> Path | None:
     if part is None or package in ("fedsim", "flwr"):
         return None
     if "." in cls.__module__ or cls.__module__ in ("__main__", MODULE):
-        raise ConfigError(
-            f"{cls.__name__} is of the module {cls.__module__!r}; "
-            "to export it, put it into a file of its own in the current folder"
-        )
+        raise ConfigError(f"{cls.__name__} is of the module {cls.__module__!r}; to export it, put it into its own file")
     return Path(inspect.getfile(cls))

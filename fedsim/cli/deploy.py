@@ -42,16 +42,12 @@ def _add_common_options(sub: argparse.ArgumentParser) -> None:
 
 def _read(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and the run configuration that was given."""
-    from fedsim.checks import check_integer, check_real
+    from fedsim.checks import check_real
     from fedsim.study import config
 
     given = {name: value for name in ("nodes", "timeout", "retries") if (value := getattr(args, name)) is not None}
-    if "nodes" in given:
-        check_integer("--nodes", args.nodes, 1)
-    if "timeout" in given:
-        check_real("--timeout", args.timeout, 0, open_low=True)
-    if "retries" in given:
-        check_integer("--retries", args.retries, 0)
+    for name, value in given.items():
+        check_real(f"--{name}", value, 1 if name == "nodes" else 0)
     return config.apply(options.read_experiment(args.file, args.module), options.assignments(args)), given
 
 

@@ -81,12 +81,9 @@ def flatten(record: ArrayRecord) -> NDArray[Any]:
 
 def unflatten(like: ArrayRecord, flat: NDArray[Any]) -> ArrayRecord:
     """Return flat values as a record with the names, shapes and dtypes of another."""
-    arrays, start = {}, 0
-    for name, array in like.items():
-        stop = start + math.prod(array.shape)
-        arrays[name] = flat[start:stop].astype(array.dtype).reshape(array.shape)
-        start = stop
-    return record(arrays)
+    ends = np.cumsum([math.prod(array.shape) for array in like.values()])
+    arrays = zip(like.items(), np.split(flat, ends[:-1]), strict=True)
+    return record({name: part.astype(array.dtype).reshape(array.shape) for (name, array), part in arrays})
 
 
 def payload_bytes(model: Model, groups: Iterable[Group]) -> int:

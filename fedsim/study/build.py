@@ -59,7 +59,7 @@ def make_strategy(
     """
     make: Any = experiment.server or FedAvg  # an experiment stores a class or a partial, never an object
     cls = make.func if isinstance(make, partial) else make
-    name = getattr(cls, "__name__", repr(cls))
+    name, client = getattr(cls, "__name__", repr(cls)), type(experiment.client).__name__
     settings: dict[str, Any] = {
         "fraction_train": experiment.fraction_train,
         "fraction_evaluate": experiment.fraction_evaluate,
@@ -69,15 +69,12 @@ def make_strategy(
     if isinstance(cls, type) and issubclass(cls, FedAvg):
         settings |= {"server_hooks": server_hooks, "min_clients": experiment.min_clients}
         if experiment.client.grouped:
-            cls.check_groups(type(experiment.client).__name__)
+            cls.check_groups(client)
     elif experiment.min_clients > 1:
-        raise ConfigError(
-            f"min_clients is {experiment.min_clients}, which the server {name} does not support; allowed: 1"
-        )
+        raise ConfigError(f"min_clients is {experiment.min_clients}; allowed with the server {name}: 1")
     elif server_hooks and needs_server_hooks(experiment.client):
         raise ConfigError(
-            f"client {type(experiment.client).__name__} has server hooks, which the server {name} does not call; "
-            "allowed: a server of fedsim.servers or a subclass of one"
+            f"the server {name} does not call the server hooks of {client}; allowed: one of fedsim.servers"
         )
     own = make.keywords if isinstance(make, partial) else {}
     accepted = options_of(cls)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import ConfigError
 from fedsim.files import write_whole
+from fedsim.text import one_line
 
 #: Version of the format; increased when older files can no longer be read.
 VERSION = 6
@@ -52,7 +53,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
     if kind is np.ndarray or isinstance(value, np.generic):
         array = np.asarray(value)
         if array.dtype.kind not in NUMBERS:
-            raise ConfigError(f"{where} is an array of {array.dtype}, which a checkpoint cannot hold; allowed: numbers")
+            raise ConfigError(f"{where} is an array of {array.dtype}; allowed in a checkpoint: numbers")
         arrays[f"a{len(arrays)}"] = array
         return {"array" if kind is np.ndarray else "scalar": f"a{len(arrays) - 1}"}
     if kind is ArrayRecord:
@@ -65,8 +66,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]], where: str) -> Any:
         return {"items": [[k, pack(v, arrays, f"{where}[{k!r}]")] for k, v in value.items()]}
     what = "dict with keys that are not numbers or text" if kind is dict else kind.__name__
     raise ConfigError(
-        f"{where} is a {what}, which a checkpoint cannot hold; "
-        "allowed: numbers, text, arrays, and lists and dicts of them"
+        f"{where} is a {what}; allowed in a checkpoint: numbers, text, arrays, and lists and dicts of them"
     )
 
 
@@ -135,10 +135,8 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _read(file)
-    except OSError as error:
-        raise checkpoint_error(path, f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever damaged or hostile bytes cause, also MemoryError and RecursionError
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
         raise checkpoint_error(path, f"cannot be read: {reason}") from None
 
 
@@ -164,9 +162,7 @@ def _read(file: IO[bytes]) -> Any:
 
 def checkpoint_error(path: Path, why: str) -> ConfigError:
     """Return the error for a checkpoint that cannot be used, which says what to do."""
-    return ConfigError(
-        f"the checkpoint {str(path)!r} {why}; restore an intact copy, or delete it to start the run from its beginning"
-    )
+    return ConfigError(f"the checkpoint {str(path)!r} {why}; restore a copy, or delete it to start the run again")
 
 
 def check_fits(fits: bool, name: str) -> None:

@@ -36,7 +36,7 @@ from fedsim.privacy import CentralDP
 from fedsim.secure import SecureAggregation
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
-from fedsim.toml import read_toml, toml_value
+from fedsim.toml import read_assignment, read_toml
 from fedsim.updates import UpdateTransform
 
 #: Setting -> the class that its objects extend, and the classes that its text may name without a module.
@@ -135,10 +135,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or a NUL in the name
-        raise ConfigError(f"{str(path)!r} is not TOML: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError if it is not UTF-8, or its name has a NUL
+        raise ConfigError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
     return read_toml(repr(str(path)), text)
 
 
@@ -148,11 +146,8 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     A key may name an argument of an object: ``client.lr=0.05``, ``split.alpha=0.3``. A value that is not TOML is text.
     """
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: key=value")
-        outer, dot, inner = key.strip().partition(".")
-        raw = toml_value(f"--set {shorten(key)}", text)
+        key, raw = read_assignment("--set", assignment)
+        outer, dot, inner = key.partition(".")
         if not dot:
             experiment({outer: raw}, EVERY)  # errors name this setting only
             base = replace(base, **{outer: value_of(outer, raw)})

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -93,12 +94,10 @@ class ResultsDirectory:
 
     def check(self) -> None:
         """Raise ConfigError if the directory, and the lock with it, was deleted or replaced since it was locked."""
-        try:
-            same = self._lock_identity() == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise ConfigError(f"the results folder {str(self.path)!r} was deleted or replaced during the run")
+        with suppress(OSError):
+            if self._lock_identity() == self._identity:
+                return
+        raise ConfigError(f"the results folder {str(self.path)!r} was deleted or replaced during the run")
 
 
 class RunDirectory(ResultsDirectory):
@@ -119,13 +118,9 @@ class RunDirectory(ResultsDirectory):
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
         super().__init__(path, (*RESULTS, CHECKPOINT))
+        self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint's path."""
-        return self.path / CHECKPOINT
 
     def _prepare(self) -> None:
         """Load the checkpoint, if there is one; otherwise keep earlier results and write the first files of a run."""

@@ -52,9 +52,7 @@ def make_plan(
     rest = dict(settings)
     compared = rest.pop("compare", {} if chosen else None)
     if not isinstance(compared, dict):
-        raise ConfigError(
-            "a study needs a [compare] table with lists of values, as in split = ['IID(50)', 'Shards(50)']"
-        )
+        raise ConfigError("a study needs a [compare] table with lists, such as split = ['IID(50)', 'Shards(50)']")
     texts = {axis: (raw, modules) for axis, raw in compared.items()}
     texts |= {axis: (raw, EVERY) for axis, raw in (chosen or {}).items()}
     axes = {

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedsim.errors import DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
+
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
 from fedsim.signals import handle_signals
@@ -74,16 +75,15 @@ class _EndOfRunError(Exception):
     """Ends Flower's loop after a round."""
 
 
+@dataclass
 class _Run:
     """One run of an experiment."""
 
-    def __init__(
-        self, experiment: Experiment, grid: RoundGrid, callbacks: Sequence[Callback], folder: RunDirectory | None
-    ) -> None:
-        self.experiment, self.grid, self.callbacks, self.folder = experiment, grid, callbacks, folder
-        self.state: RunState
-        self.stop_reason = ""
-        self._round_started = time.perf_counter()
+    experiment: Experiment
+    grid: RoundGrid
+    callbacks: Sequence[Callback]
+    folder: RunDirectory | None
+    stop_reason: str = ""
 
     def run(self, verbose: bool) -> Result:
         experiment = self.experiment
