@@ -22,7 +22,6 @@ from fedsim.errors import DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
-
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
 from fedsim.signals import handle_signals
