@@ -122,8 +122,8 @@ def check_transforms(transforms: Sequence[UpdateTransform]) -> None:
     unbounded = next((t for t in transforms if not t.is_contractive), None)
     if feedback and unbounded:
         raise ConfigError(
-            f"transforms has {feedback} with error feedback together with {unbounded}, which scales up the values that "
-            f"it sends, so the error would grow from round to round; allowed: {type(feedback).__name__} with "
+            f"transforms has {feedback} with error feedback together with {unbounded}, whose error can exceed "
+            f"the values, so that it would grow from round to round; allowed: {type(feedback).__name__} with "
             f"error_feedback=False, or no {type(unbounded).__name__}"
         )
 
