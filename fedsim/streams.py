@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     SPLIT_CHANGE = 10
     COMPRESS = 11
     PRIVACY = 12
+    SHADOW = 13
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

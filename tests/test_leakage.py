@@ -7,29 +7,39 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from fedsim import Experiment
-from fedsim.clients import SGD, FedProx
+from fedsim.clients import SGD, Array, ClientStrategy, Context, FedProx
 from fedsim.data import Dataset
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.leakage import (
     LabelInference,
+    MembershipInference,
+    ShadowModels,
     assign,
+    attack_result,
     infer_labels,
+    infer_membership,
     invert,
+    lira_scores,
     match_gradient,
     neuron_ratios,
     observe,
     psnr,
     separate,
     single_example,
+    train_shadow_models,
 )
 from fedsim.leakage.labels import label_counts
 from fedsim.leakage.matching import GradientMatch, total_variation
+from fedsim.leakage.membership import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.servers import FedAvgM
-from fedsim.splits import IID, Dirichlet, Split
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split
+from fedsim.streams import Purpose, generator
 from fedsim.study.build import build_runtime
 from fedsim.updates import TopK
 
@@ -42,6 +52,13 @@ def batches(examples: int, clients: int = 10, **settings: Any) -> Experiment:
         "split": IID(clients, [examples] * clients),
     }
     return Experiment(**(given | settings))
+
+
+class LocalGradient(ClientStrategy):
+    """Not SGD."""
+
+    def train(self, ctx: Context) -> Array:
+        return ctx.global_weights[None]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +86,7 @@ def test_the_server_sees_what_clients_send_and_a_mean_of_it_under_secure_aggrega
 
 
 def test_who_sees_models_sees_the_change_that_a_run_makes() -> None:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     experiment = batches(
         3, rounds=1, privacy=CentralDP(clip=0.1, noise_multiplier=0.5), server=FedAvgM(server_momentum=0.5)
     )
@@ -284,3 +302,124 @@ def test_the_attackers_examples_have_every_label(digits: Dataset) -> None:
 def test_compressed_updates_are_seen_as_the_server_decodes_them() -> None:
     [observation] = observe(batches(1, transforms=(TopK(0.1),)), clients=[0])
     assert 0 < np.count_nonzero(observation.update) <= 0.1 * observation.update.size + 1
+
+
+# Membership.
+
+
+def test_the_roc_curve_is_scikit_learns() -> None:
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    rng = np.random.default_rng(0)
+    members = rng.random(500) < 0.4
+    scores = np.round(rng.normal(size=500) + members, 1)  # with ties
+    found = MembershipInference("threshold", scores, members)
+    false, true, _ = roc_curve(members, scores, drop_intermediate=False)
+    assert np.allclose(found.roc(), (false, true))
+    assert found.auc == pytest.approx(roc_auc_score(members, scores))
+    assert found.tpr_at(0.0) == true[false == 0].max()
+    assert found.tpr_at(1.0) == 1
+
+
+def test_lira_is_the_likelihood_ratio_where_confidences_are_normal() -> None:
+    """Neyman and Pearson: no attack is better. With variance 1 and means 0 and d, its AUC is Phi(d / sqrt 2)."""
+    rng = np.random.default_rng(0)
+    models, examples, distance = 600, 2000, 1.5
+    trained_on = rng.permuted(np.arange(models)[:, None] < np.full((1, examples), models // 2), axis=0)
+    hardness = rng.normal(0, 5, examples)  # a threshold on the confidence sees nothing but this
+    shadows = ShadowModels(hardness + distance * trained_on + rng.standard_normal(trained_on.shape), trained_on)
+    members = rng.random(examples) < 0.5
+    observed = hardness + distance * members + rng.standard_normal(examples)
+    scores = lira_scores(observed, shadows)
+    exact = distance * (observed - hardness - distance / 2)
+    assert np.corrcoef(scores, exact)[0, 1] > 0.99
+    assert np.median(np.abs(scores - exact)) < 0.1 * np.std(exact)
+    assert MembershipInference("lira", scores, members).auc == pytest.approx(norm.cdf(distance / 2**0.5), abs=0.02)
+    offline = lira_scores(observed, shadows, offline=True)
+    assert np.corrcoef(offline, observed - hardness)[0, 1] > 0.99
+    assert MembershipInference("threshold", observed, members).auc < 0.65
+
+
+def test_shadow_models_are_trained_as_a_cohort_and_alone_the_same(digits: Dataset) -> None:
+    model = MLP((64, 8, 10))
+    x, y = digits.x_train[:60], digits.y_train[:60]
+    shadows = train_shadow_models(model, x, y, SGD(epochs=3), models=6)
+    assert (shadows.trained_on.sum(axis=0) == 3).all()
+    assert (shadows.trained_on.sum(axis=1) == 30).all()
+    assert np.array_equal(shadows.trained_on[0], ~shadows.trained_on[1])
+    start = model.init(generator(0, Purpose.SHADOW, 1))
+    shard = np.flatnonzero(shadows.trained_on[0])
+    alone = FederatedDataset(digits, Partition.from_sizes(shard, np.array([30])))
+    runtime = ClientRuntime(model, alone, SGD(epochs=3), 0, "numpy")
+    weights = runtime.train(runtime.task(start, 1), np.array([0]), lambda clients: {}).weights
+    assert confidence(model, weights, x, y)[0] == pytest.approx(shadows.confidence[0], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_the_confidence_is_the_logit_of_the_probability(loss: str) -> None:
+    rng = np.random.default_rng(0)
+    model = MLP((4, 3, 2 if loss == "cross_entropy" else 1), loss=loss, dtype="float64")
+    weights = rng.normal(size=(2, model.num_parameters))
+    x, y = rng.normal(size=(5, 4)), np.array([0, 1, 1, 0, 1])
+    for k, row in enumerate(confidence(model, weights, x, y)):
+        for example, value in enumerate(row):
+            one = x[None, example : example + 1], y[None, example : example + 1]
+            p = np.exp(-model.evaluate(weights[k : k + 1], *one)[0][0])
+            assert value == pytest.approx(np.log(p / (1 - p)))
+
+
+def test_a_model_trained_on_none_of_the_pool_tells_nothing(digits: Dataset) -> None:
+    x, y = digits.x_train[:400], digits.y_train[:400]
+    members = np.random.default_rng(1).random(400) < 0.5
+    model = MLP((64, 10))
+    result = Experiment(
+        dataset=replace(digits, x_train=digits.x_train[400:], y_train=digits.y_train[400:]), hidden=(), rounds=3
+    ).run()
+    shadows = train_shadow_models(model, x, y, SGD(epochs=3), models=16)
+    for attack in ("threshold", "lira", "lira offline"):
+        found = infer_membership(model, result.weights, x, y, members, attack=attack, shadows=shadows)
+        assert found.auc == pytest.approx(0.5, abs=0.09)  # three standard deviations of the estimate
+
+
+def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits: Dataset) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 200)  # labels that can only be known by heart
+    data = replace(digits, x_train=digits.x_train[:200], y_train=y)
+    base = Experiment(dataset=data, split=IID(4, [25] * 4), rounds=40, client=SGD(epochs=5), hidden=(64,))
+    overfitted, private = (
+        attack_result(experiment.run(), models=16)
+        for experiment in (base, replace(base, privacy=CentralDP(clip=0.3, noise_multiplier=2.0)))
+    )
+    assert overfitted["threshold"].auc > 0.9
+    assert overfitted["lira"].auc > 0.9
+    assert overfitted["lira"].tpr_at(0.001) > 0.2
+    for attack, found in private.items():
+        assert found.auc < 0.65
+        assert found.auc < overfitted[attack].auc
+    assert overfitted["lira"].to_frame()["member"].sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m, x, y: train_shadow_models(m, x, y, SGD(), models=3), "models is 3; allowed: an even number"),
+        (lambda m, x, y: train_shadow_models(m, x, y[:5], SGD()), "the pool has 20 examples and 5 labels"),
+        (
+            lambda m, x, y: train_shadow_models(m, x, y, LocalGradient()),  # type: ignore[arg-type]
+            "client is .*; allowed: SGD or a strategy",
+        ),
+        (
+            lambda m, x, y: infer_membership(m, m.init(generator(0, Purpose.INIT)), x, y, y < 0),
+            "members has no members",
+        ),
+        (lambda m, x, y: infer_membership(m, {}, x, y, y > 3, attack="loss"), "attack is 'loss'; allowed: threshold"),
+        (
+            lambda m, x, y: infer_membership(m, m.init(generator(0, Purpose.INIT)), x, y, y > 3, attack="lira"),
+            "shadows is None; allowed for LiRA",
+        ),
+    ],
+)
+def test_membership_inference_refuses_what_it_cannot_use(call: Any, sentence: str, digits: Dataset) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        call(MLP((64, 10)), digits.x_train[:20], digits.y_train[:20])

@@ -3,20 +3,34 @@
 from fedsim.leakage.inversion import Inversion, invert, neuron_ratios, separate, single_example
 from fedsim.leakage.labels import LabelInference, infer_labels
 from fedsim.leakage.matching import match_gradient
+from fedsim.leakage.membership import (
+    MembershipInference,
+    ShadowModels,
+    attack_result,
+    infer_membership,
+    lira_scores,
+    train_shadow_models,
+)
 from fedsim.leakage.observation import Observation, observe
 from fedsim.leakage.quality import assign, psnr
 
 __all__ = [
     "Inversion",
     "LabelInference",
+    "MembershipInference",
     "Observation",
+    "ShadowModels",
     "assign",
+    "attack_result",
     "infer_labels",
+    "infer_membership",
     "invert",
+    "lira_scores",
     "match_gradient",
     "neuron_ratios",
     "observe",
     "psnr",
     "separate",
     "single_example",
+    "train_shadow_models",
 ]

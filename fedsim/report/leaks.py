@@ -100,7 +100,7 @@ def plot_roc(
         axes.set_xlabel("false positive rate: share of non-members taken for members")
         axes.set_ylabel("true positive rate: share of members found")
         axes.set_title(title, fontsize=11, pad=12)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        figure.legend(loc="outside right center", frameon=False, fontsize=9)
 
 
 def plot_labels(panels: Sequence[tuple[str, Array, Array]], path: str | os.PathLike[str], clients: int = 8) -> None:
