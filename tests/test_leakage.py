@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,7 @@ from fedsim.leakage.matching import GradientMatch, total_variation
 from fedsim.leakage.membership import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
+from fedsim.report.leaks import plot_images
 from fedsim.servers import FedAvgM
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split
 from fedsim.streams import Purpose, generator
@@ -423,3 +427,37 @@ def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits
 def test_membership_inference_refuses_what_it_cannot_use(call: Any, sentence: str, digits: Dataset) -> None:
     with pytest.raises(ConfigError, match=sentence):
         call(MLP((64, 10)), digits.x_train[:20], digits.y_train[:20])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradient_inversion", ["--hidden", "32", "--starts", "1", "--hops", "0"]),
+        ("membership_inference", ["--examples", "200", "--rounds", "2", "--shadow-models", "4", "--epochs", "1"]),
+        ("label_inference", ["--clients", "5", "--epochs", "1"]),
+        ("utility_privacy", ["--epsilon", "1", "8", "--rounds", "2", "--seeds", "2"]),
+    ],
+)
+def test_the_scripts_print_a_table_and_write_a_picture(name: str, options: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+    script = Path(__file__).parents[1] / "experiments" / "trust" / f"{name}.py"
+    command = [sys.executable, str(script), *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"wrote {name}.csv, {name}.png" in done.stdout
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(done.stdout.splitlines()) > 4
+
+
+def test_pictures_need_square_images_and_rows(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="image_shape is None; allowed: a height and a width with 12 pixels"):
+        plot_images([("original", np.zeros((2, 12)), None)], tmp_path / "a.png", "title")
+    with pytest.raises(ConfigError, match="rows is empty"):
+        plot_images([], tmp_path / "a.png", "title")
+    plot_images([("original", np.zeros((2, 12)), np.ones(2))], tmp_path / "a.png", "title", (3, 4))
+    members = np.array([True, False, True])
+    MembershipInference("lira", np.arange(3.0), members).plot(tmp_path / "b.png")
+    one_hot = np.eye(3)
+    LabelInference(np.arange(3), one_hot, one_hot, np.full(3, 1 / 3)).plot(tmp_path / "c.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in "abc")

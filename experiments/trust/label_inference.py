@@ -59,7 +59,7 @@ def main() -> None:
             found = infer_labels(observe(replace(experiment, split=split)), data)
             error, guess = float(found.error.mean()), float(found.error_of_prior.mean())
             rows.append((str(split), name, error, guess, found.top_label))
-            if isinstance(split, Dirichlet):
+            if isinstance(split, Dirichlet) and experiment is not base:
                 panels.append((f"{split}, {name}: error {error:.2f}", found.true, found.inferred))
     columns = ["split", "update", "error", "error of guessing", "most frequent label found"]
     frame = pd.DataFrame(rows, columns=columns)

@@ -4,8 +4,9 @@ The gradient of the last layer is the mean over a client's examples of ``h (p - 
 onehot(label)``, so it is a mixture of the gradients of the classes, with the client's label distribution as weights.
 The attacker knows the model and has examples of each class, such as a test set, computes the gradient of each class,
 and solves for the weights: least squares with weights of at least 0 and a sum of at most 1, because clipping shortens
-updates, and gradients shrink during several steps. Wainakh et al., "User-level label leakage from
-gradients in federated learning", PoPETs 2022 (arXiv:2105.09369), infers labels from the same quantities one by one.
+updates, and gradients shrink during several steps. Wainakh et al., "User-level label leakage from gradients in
+federated learning", PoPETs 2022 (arXiv:2105.09369), infers labels from the same quantities one by one.
+
 In several local steps, the examples of a smaller last batch count for more than the others, also for the attacker.
 
 For a single example, its label is where the bias's gradient is negative: Zhao, Mopuri and Bilen, "iDLG: improved deep

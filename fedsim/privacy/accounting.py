@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,7 @@ class PrivacyLoss:
         return low
 
 
+@cache
 def noise_multiplier_for(
     epsilon: float,
     rounds: int,

@@ -137,9 +137,10 @@ def plot_labels(panels: Sequence[tuple[str, Array, Array]], path: str | os.PathL
             panel.set_title(title, fontsize=9)
             panel.grid(False)
             panel.set_xticks(range(shown))
-            panel.set_xlabel("client (left bar: true, right bar: inferred)")
             panel.set_ylabel("share of labels")
             panel.set_ylim(0, 1)
+        for panel in found[max(len(panels) - columns, 0) : len(panels)]:
+            panel.set_xlabel("client (left bar: true, right bar: inferred)")
         if classes <= 20:
             figure.legend(
                 handles=found[0].containers[:classes], title="label", loc="outside right center", frameon=False
