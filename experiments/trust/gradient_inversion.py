@@ -2,7 +2,7 @@
 
 The attacks see what the server sees: the global model, the update as it was sent, the learning rate and the number of
 examples. Larger batches, several local steps, noise, and secure aggregation, which shows the server only a mean over
-clients, make them harder; clipping alone does not. Prints a table and writes a picture.
+clients, make them harder; clipping alone does not, nor a mean over few examples. Prints a table and writes a picture.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def main() -> None:
         (f"1 example, clipped, noise {more.noise_multiplier:g}", 1, "updates", {"transforms": (more,)}),
         ("8 examples, 20 local steps", 8, "updates", several),
         ("32 examples", 32, "updates", {}),
+        (f"1 example, mean of {SUMMED} clients", 1, "mean", {}),
         (f"8 examples, mean of {SUMMED} clients", 8, "mean", {}),
     ]
     table, pictures = [], []

@@ -80,6 +80,7 @@ def match_gradient(
         Of the random numbers.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
     check_integer("starts", starts, 1)
     check_integer("hops", hops)
@@ -120,17 +121,18 @@ def match_gradient(
         found: Any = minimize(objective, x.ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)  # type: ignore[call-overload]
         return float(found.fun), found.x.reshape(shape)
 
-    rng = np.random.default_rng(seed)
-    value, best = min((optimise(rng.uniform(low, high, shape)) for _ in range(starts)), key=lambda found: found[0])
-    for hop in range(hops):
-        start = best.copy()
-        if hop % 3 == 0:
-            start[rng.integers(examples)] = rng.uniform(low, high, features)
-        else:
-            start += (high - low) * (0.1, 0.02)[hop % 3 - 1] * rng.standard_normal(shape)
-        found, x = optimise(np.clip(start, low, high))
-        if found < value:
-            value, best = found, x
+    with threadpool_limits(1, "blas"):  # more threads would sum in another order, and are slower for small arrays
+        rng = np.random.default_rng(seed)
+        value, best = min((optimise(rng.uniform(low, high, shape)) for _ in range(starts)), key=lambda found: found[0])
+        for hop in range(hops):
+            start = best.copy()
+            if hop % 3 == 0:
+                start[rng.integers(examples)] = rng.uniform(low, high, features)
+            else:
+                start += (high - low) * (0.1, 0.02)[hop % 3 - 1] * rng.standard_normal(shape)
+            found, x = optimise(np.clip(start, low, high))
+            if found < value:
+                value, best = found, x
     return Match(best, labels, value)
 
 
