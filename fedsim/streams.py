@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     SPLIT_CHANGE = 10
     COMPRESS = 11
     PRIVACY = 12
+    SHADOW = 13
     QUANTISE = 14
     DROPOUT = 15
     NEIGHBOURS = 16

@@ -112,6 +112,13 @@ def test_code_on_the_pages_runs(name: str) -> None:
             assert len(names["result"].history) == 3
 
 
+def test_the_attack_on_the_privacy_page_finds_the_example() -> None:
+    [code] = fenced(ROOT / "docs/privacy.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "privacy", "exec"), names)
+    assert names["found"].psnr(names["data"].x_train[names["seen"].indices])[0] > 100
+
+
 @pytest.mark.parametrize("name", ["drift_mnist", "personalised", "fedavg_table1", "insteval"])
 def test_study_files_are_accepted(name: str) -> None:
     plan = make_plan(config.read(ROOT / f"experiments/{name}.toml"))

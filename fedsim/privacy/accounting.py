@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,7 @@ class PrivacyLoss:
         return low
 
 
+@cache
 def noise_multiplier_for(
     epsilon: float,
     rounds: int,

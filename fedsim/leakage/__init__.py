@@ -1,0 +1,36 @@
+"""Attacks on privacy: what an update, or a trained model, reveals about the examples that it was trained on."""
+
+from fedsim.leakage.inversion import Inversion, invert, neuron_ratios, separate, single_example
+from fedsim.leakage.labels import LabelInference, infer_labels
+from fedsim.leakage.matching import match_gradient
+from fedsim.leakage.membership import (
+    MembershipInference,
+    ShadowModels,
+    attack_result,
+    infer_membership,
+    lira_scores,
+    train_shadow_models,
+)
+from fedsim.leakage.observation import Observation, observe
+from fedsim.leakage.quality import assign, psnr
+
+__all__ = [
+    "Inversion",
+    "LabelInference",
+    "MembershipInference",
+    "Observation",
+    "ShadowModels",
+    "assign",
+    "attack_result",
+    "infer_labels",
+    "infer_membership",
+    "invert",
+    "lira_scores",
+    "match_gradient",
+    "neuron_ratios",
+    "observe",
+    "psnr",
+    "separate",
+    "single_example",
+    "train_shadow_models",
+]
