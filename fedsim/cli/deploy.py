@@ -47,7 +47,7 @@ def _read(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
 
     given = {name: value for name in ("nodes", "timeout", "retries") if (value := getattr(args, name)) is not None}
     for name, value in given.items():
-        check_real(f"--{name}", value, 1 if name == "nodes" else 0)
+        check_real(f"--{name}", value, 1 if name == "nodes" else 0, open_low=name == "timeout")
     return config.apply(options.read_experiment(args.file, args.module), options.assignments(args)), given
 
 
