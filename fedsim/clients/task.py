@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import FedsimError
 from fedsim.kernels.fit import RunWork, run_inline
@@ -41,6 +42,8 @@ class Task:
         Purpose of the shuffles' random numbers, which differ between training and evaluation.
     run_on_all_workers : callable
         Calls a function on all threads that may share a block of clients.
+    example_noise : ExampleNoise, optional
+        Clients take the steps of DP-SGD.
     """
 
     model: Model
@@ -55,6 +58,7 @@ class Task:
     kernel: str = "numpy"
     purpose: Purpose = Purpose.SHUFFLE
     run_on_all_workers: RunWork = run_inline
+    example_noise: ExampleNoise | None = None
 
 
 @dataclass(frozen=True)

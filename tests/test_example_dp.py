@@ -1,0 +1,273 @@
+"""Example-level differential privacy: DP-SGD's steps in both kernels, what they cost, what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedsim import kernels, streams
+from fedsim.clients.example_noise import ExampleNoise
+from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
+from fedsim.models import MLP
+from fedsim.models.activations import ACTIVATIONS
+from fedsim.models.clipping import clipped_by_example
+from fedsim.models.losses import LOSSES
+from fedsim.splits import Partition
+
+Array = NDArray[Any]
+TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
+
+
+@st.composite
+def private_fits(draw: st.DrawFn) -> FitJob:
+    """Draw a private fit of a block of ragged clients of any network."""
+    widths = st.integers(1, 40)
+    loss = draw(st.sampled_from(sorted(LOSSES)))
+    outputs = draw(st.integers(2, 40) if loss == "cross_entropy" else widths)
+    hidden = draw(st.lists(widths, max_size=3))
+    # Rounding decides on which side of 0 a ReLU's argument lies, which float64 hides.
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    activation = draw(st.sampled_from(sorted(ACTIVATIONS if dtype == "float64" else {"tanh", "sigmoid"})))
+    model = MLP((draw(widths), *hidden, outputs), activation, loss, dtype)
+    sizes = np.array(sorted(draw(st.lists(st.integers(1, 45), min_size=1, max_size=6)), reverse=True))
+    batch = draw(st.integers(0, 50))
+    trained = draw(st.lists(st.booleans(), min_size=len(hidden) + 1, max_size=len(hidden) + 1).filter(any))
+    clip = draw(st.sampled_from([1e-3, 0.3, 2.0, 1e6]))
+    noise = ExampleNoise(
+        clip, min(draw(st.sampled_from([0.0, 1.0])), 1 / clip), draw(st.sampled_from(["poisson", "fixed"]))
+    )
+
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    x = rng.normal(size=(sizes.sum(), model.sizes[0])).astype(dtype)
+    y = rng.integers(0, max(2, outputs), sizes.sum())
+    values = rng.normal(size=sizes.sum()).astype(dtype)
+    held = Partition(rng.permutation(sizes.sum()), np.concatenate([[0], np.cumsum(sizes)]))
+    clients, steps = np.arange(len(sizes)), rng.integers(1, 9, len(sizes))
+    start = model.init(rng)
+    start += 0.1 * rng.normal(size=start.shape).astype(dtype)
+    rows = (len(sizes), start.size)
+    return FitJob(
+        model=model,
+        x=x,
+        y=values if outputs == 1 and loss == "mse" and draw(st.booleans()) else y,
+        partition=held,
+        clients=clients,
+        start=(start + 0.1 * rng.normal(size=rows)).astype(dtype) if draw(st.booleans()) else start[None],
+        steps=steps,
+        shuffles=np.empty((0, len(sizes)), np.uint64),
+        batch_size=batch,
+        lr=rng.uniform(0.01, 0.1, len(sizes)),
+        momentum=draw(st.sampled_from([0.0, 0.9])),
+        weight_decay=draw(st.sampled_from([0.0, 0.1])),
+        mu=draw(st.sampled_from([0.0, 0.5])),
+        center=(start + 0.1 * rng.normal(size=rows)).astype(dtype) if draw(st.booleans()) else start[None],
+        correction=(0.02 * rng.normal(size=rows)).astype(dtype) if draw(st.booleans()) else None,
+        trained=tuple(trained),
+        private=noise.steps(3, 2, clients, sizes, steps, batch),
+    )
+
+
+def check_agree(job: FitJob, found: FitResult, expected: FitResult) -> None:
+    moved = np.abs(expected.weights - job.start)
+    eps = np.finfo(job.model.dtype).eps
+    allowed = TOLERANCE[job.model.dtype] * moved.max() + 50 * eps * np.abs(expected.weights).max()
+    assert np.abs(found.weights - expected.weights).max() <= allowed
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=10 * TOLERANCE[job.model.dtype], atol=1e-12)
+
+
+# The definition: one client, one step and one example after another.
+
+
+def gradient_of(job: FitJob, weights: Array, example: int) -> tuple[float, Array]:
+    """Return the loss of an example and its gradient by all trained parameters, 0 for the others."""
+    loss, grad = job.model.loss_and_gradient(weights[None], job.x[[[example]]], job.y[[[example]]])
+    for group, trained in zip(job.model.groups, job.trained, strict=True):
+        for name in group:
+            grad[0, job.model.layout[name][0]] *= trained
+    return float(loss[0]), grad[0].astype(np.float64)
+
+
+def fit_by_loop(job: FitJob) -> FitResult:
+    private, model = job.private, job.model
+    assert private is not None
+    rows, losses = [], []
+    on = np.zeros(model.num_parameters)
+    for group, trained in zip(model.groups, job.trained, strict=True):
+        for name in group:
+            on[model.layout[name][0]] = trained
+    for k, client in enumerate(job.clients):
+        shard = job.partition[int(client)]
+        order = list(range(len(shard)))
+        start, center = (np.broadcast_to(a, (len(job.clients), on.size))[k] for a in (job.start, job.center))
+        w, velocity, total = start.astype(np.float64), np.zeros(on.size), 0.0
+        for step in range(job.steps[k]):
+            batch = int(private.counts[step, k])
+            drawn = streams.words(private.batches[step, k : k + 1], batch)[0]
+            for place in range(batch):  # Fisher and Yates
+                other = place + (int(drawn[place]) >> 32) * (len(order) - place) // 2**32
+                order[place], order[other] = order[other], order[place]
+            grad = private.noise * streams.normals(private.normals[step, k : k + 1], on.size, model.dtype)[0]
+            grad = grad.astype(np.float64)
+            for example in shard[order[:batch]]:
+                loss, one = gradient_of(job, w.astype(model.dtype), example)
+                norm = np.sqrt((one**2).sum())
+                grad += one * min(1, private.clip / norm) if norm else 0
+                total += loss
+            grad = grad / private.expected[k] + job.weight_decay * w + job.mu * (w - center)
+            if job.correction is not None:
+                grad += job.correction[k]
+            velocity = job.momentum * velocity + grad
+            w = w - job.lr[k] * velocity * on
+        rows.append(w)
+        losses.append(total)
+    return FitResult(np.array(rows), np.array(losses), np.zeros(len(rows)))
+
+
+@settings(deadline=None, max_examples=cases(25))
+@given(private_fits())
+def test_the_definition_is_a_loop_over_clients_steps_and_examples(job: FitJob) -> None:
+    check_agree(job, kernels.load("numpy").fit(job), fit_by_loop(job))
+
+
+@pytest.mark.parametrize("hidden", [(), (9,), (9, 7), (9, 7, 5)])
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_clipped_gradients_are_those_of_single_examples(hidden: tuple[int, ...], loss: str, activation: str) -> None:
+    model = MLP((6, *hidden, 4), activation, loss, "float64")
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(3, model.num_parameters))
+    x, y = rng.normal(size=(3, 8, 6)), rng.integers(0, 4, (3, 8))
+    for groups in (None, model.groups[-1:], model.groups[:1]):
+        norms = []
+        for k in range(8):
+            _, grad = clipped_by_example(model, weights, x[:, [k]], y[:, [k]], 1e9, groups)
+            norms.append(np.linalg.norm(grad, axis=1))
+        for clip in (0.5 * np.min(norms), np.median(norms), 2 * np.max(norms)):
+            found, expected = (
+                clip_all(weights, x, y, clip, groups)
+                for clip_all in (model.clipped_gradient, lambda *args: clipped_by_example(model, *args))
+            )
+            np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+            np.testing.assert_allclose(found[1], expected[1], rtol=1e-9, atol=1e-13)
+
+
+def test_the_gradient_of_one_example_is_the_finite_difference() -> None:
+    """For the loop above, which relies on the model's gradient of a batch of one."""
+    model = MLP((5, 4, 3), "tanh", "cross_entropy", "float64")
+    rng = np.random.default_rng(2)
+    weights, x, y = rng.normal(size=(1, model.num_parameters)), rng.normal(size=(1, 1, 5)), rng.integers(0, 3, (1, 1))
+    _, grad = model.clipped_gradient(weights, x, y, 1e9)
+    for k in range(weights.size):
+        change = np.zeros_like(weights)
+        change[0, k] = 1e-6
+        up, down = (model.loss_and_gradient(weights + s * change, x, y)[0][0] for s in (1, -1))
+        assert grad[0, k] == pytest.approx((up - down) / 2e-6, abs=1e-8)
+
+
+def test_an_empty_batch_is_noise_only() -> None:
+    model = MLP((3, 2), dtype="float64")
+    job = FitJob(
+        model=model, x=np.ones((2, 3)), y=np.array([0, 1]), partition=Partition(np.arange(2), np.array([0, 2])),
+        clients=np.array([0]), start=np.zeros((1, 8)), steps=np.array([1]), shuffles=np.empty((0, 1), np.uint64),
+        batch_size=1, lr=np.array([0.5]), momentum=0.0, weight_decay=0.0, mu=0.0, center=np.zeros((1, 8)),
+        correction=None, trained=(True,),
+        private=PrivateSteps(
+            1.0, 3.0, np.array([[0]]), np.array([[1]], np.uint64), np.array([[2]], np.uint64), np.array([2.0])
+        ),
+    )  # fmt: skip
+    fitted = kernels.load("numpy").fit(job)
+    assert fitted.loss == 0
+    np.testing.assert_allclose(fitted.weights, -0.5 * 3.0 * streams.normals(np.array([2], np.uint64), 8) / 2.0)
+
+
+# Sampling.
+
+
+def draws(sampling: str, size: int, batch: int, steps: int, **changes: Any) -> tuple[PrivateSteps, list[Array]]:
+    """Return the steps of a client and the positions of the examples in each batch."""
+    arguments: dict[str, Any] = {"seed": 1, "round_number": 1, "clients": np.array([0])} | changes
+    sizes = np.array([size])
+    private = ExampleNoise(1.0, 1.0, sampling).steps(
+        **arguments, sizes=sizes, steps=np.array([steps]), batch_size=batch
+    )
+    order, batches = np.arange(size)[None], []
+    for keys, counts in zip(private.batches, private.counts, strict=True):
+        streams.choose(order, keys, sizes, counts)
+        batches.append(order[0, : counts[0]].copy())
+    return private, batches
+
+
+def test_poisson_batches_contain_each_example_independently() -> None:
+    private, batches = draws("poisson", 40, 10, 4000)
+    counts = private.counts[:, 0]
+    assert counts.mean() == pytest.approx(10, abs=0.2)
+    assert counts.var() == pytest.approx(7.5, rel=0.1)
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    times = np.zeros((40, 40))
+    for batch in batches:
+        times[np.ix_(batch, batch)] += 1
+    single, pair = np.diag(times), times[~np.eye(40, dtype=bool)]
+    assert np.abs(single - 1000).max() < 4.5 * np.sqrt(4000 * 0.25 * 0.75)
+    assert pair.mean() == pytest.approx(4000 / 16, rel=0.02)
+    assert np.abs(pair - 4000 / 16).max() < 5 * np.sqrt(4000 / 16 * 15 / 16)
+    both = [len(np.intersect1d(a, b)) for a, b in pairwise(batches)]
+    assert np.mean(both) == pytest.approx(2.5, abs=0.1)  # the draw of a step does not depend on that before
+
+
+def test_fixed_batches_have_one_size_and_the_whole_shard_is_not_sampled() -> None:
+    private, batches = draws("fixed", 40, 10, 500)
+    assert (private.counts == 10).all()
+    assert np.abs(np.bincount(np.concatenate(batches), minlength=40) - 125).max() < 45
+    for sampling in ("poisson", "fixed"):
+        for batch in (0, 40, 50):
+            private, batches = draws(sampling, 40, batch, 5)
+            assert (private.counts == 40).all()
+            assert private.expected == 40
+            assert all(sorted(drawn) == list(range(40)) for drawn in batches)
+
+
+def test_streams_differ_between_clients_rounds_steps_and_seeds() -> None:
+    keys = set()
+    for changes in ({}, {"seed": 2}, {"round_number": 2}, {"clients": np.array([1])}):
+        private, _ = draws("poisson", 40, 10, 5, **changes)
+        keys |= {int(key) for array in (private.batches, private.normals) for key in array.ravel()}
+    assert len(keys) == 4 * 5 * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_noise_is_normal_and_uncorrelated(dtype: str) -> None:
+    from scipy import stats
+
+    keys = streams.keys(1, streams.Purpose.GRADIENT_NOISE, 1, np.arange(200), 0)
+    noise = streams.normals(keys, 1500, dtype).astype(np.float64)
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert noise.var() == pytest.approx(1, abs=4 * np.sqrt(2 / noise.size))
+    assert stats.kurtosis(noise.ravel()) == pytest.approx(0, abs=0.05)
+    for other in (np.roll(noise, 1, axis=0), np.roll(noise, 1, axis=1), np.roll(noise, 256, axis=1)):
+        assert abs((noise * other).mean()) < 4.5 / np.sqrt(noise.size)
+        assert abs((noise**2 * other**2).mean() - 1) < 0.05
+
+
+@pytest.mark.slow
+def test_the_tails_of_the_noise() -> None:
+    """A hundred million numbers up to 5 sigma, and the documented largest one."""
+    counts, total, largest = np.zeros(6), 0, 0.0
+    for part in range(20):
+        keys = streams.keys(part, streams.Purpose.GRADIENT_NOISE, np.arange(50))
+        noise = np.abs(streams.normals(keys, 100_000, "float32"))
+        counts += [(noise > sigma).sum() for sigma in range(6)]
+        total += noise.size
+        largest = max(largest, float(noise.max()))
+    from scipy import stats
+
+    expected = 2 * stats.norm.sf(np.arange(6)) * total
+    assert (np.abs(counts - expected) <= 4.5 * np.sqrt(expected)).all()
+    assert largest < np.sqrt(2 * np.log(2**41))
