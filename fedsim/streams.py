@@ -184,10 +184,10 @@ def normals(stream_keys: NDArray[np.uint64], count: int, dtype: Any = np.float64
     blocks = -(-count // NORMAL_BLOCK)
     bits = words(stream_keys, blocks * half).reshape(len(stream_keys), blocks, half)
     kind = np.dtype(dtype).type
-    high, low = (bits >> np.uint64(33)).astype(dtype), (bits >> np.uint64(24) & np.uint64(0x1FF)).astype(dtype)
+    high, low = (bits >> np.uint64(33)).astype(dtype), (bits >> np.uint64(23) & np.uint64(0x1FF)).astype(dtype)
     uniform = high * kind(2.0**-31) + (low + kind(0.5)) * kind(2.0**-40)
     radius = np.sqrt(-2 * np.log(uniform, dtype=np.float64))
-    angle = np.pi * ((bits >> np.uint64(1) & np.uint64(0x7FFFFF)).astype(np.float64) * 2.0**-23 - 0.5)
-    radius_cos = np.where(bits & np.uint64(1), -radius, radius) * np.cos(angle)
+    angle = np.pi * ((bits & np.uint64(0x7FFFFF)).astype(np.float64) * 2.0**-23 - 0.5)
+    radius_cos = np.where(bits >> np.uint64(32) & np.uint64(1), -radius, radius) * np.cos(angle)
     pairs = np.concatenate([radius_cos, radius * np.sin(angle)], axis=2)
     return pairs.reshape(len(stream_keys), -1)[:, :count].astype(dtype, copy=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim import kernels, streams
 from fedsim.clients.example_noise import ExampleNoise
+from fedsim.kernels import compiled
 from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
 from fedsim.models import MLP
 from fedsim.models.activations import ACTIVATIONS
@@ -182,9 +187,92 @@ def test_an_empty_batch_is_noise_only() -> None:
             1.0, 3.0, np.array([[0]]), np.array([[1]], np.uint64), np.array([[2]], np.uint64), np.array([2.0])
         ),
     )  # fmt: skip
-    fitted = kernels.load("numpy").fit(job)
-    assert fitted.loss == 0
-    np.testing.assert_allclose(fitted.weights, -0.5 * 3.0 * streams.normals(np.array([2], np.uint64), 8) / 2.0)
+    for kernel in ("numpy", "compiled"):
+        fitted = kernels.load(kernel).fit(job)
+        assert fitted.loss == 0
+        np.testing.assert_allclose(fitted.weights, -0.5 * 3.0 * streams.normals(np.array([2], np.uint64), 8) / 2.0)
+
+
+def run_on(threads: int, work: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(work) for _ in range(threads)]:
+            future.result()
+
+
+@settings(deadline=None, max_examples=cases(60))
+@given(private_fits(), st.integers(1, 3))
+def test_the_compiled_kernel_agrees_and_threads_and_blocks_change_no_bit(job: FitJob, threads: int) -> None:
+    fast = compiled.fit(replace(job, run_on_all_workers=partial(run_on, threads)))
+    check_agree(job, fast, kernels.load("numpy").fit(job))
+    for k in range(len(job.clients)):
+        for values, alone in zip(fast, compiled.fit(row_of(job, k)), strict=True):
+            assert np.array_equal(values[k], alone[0])
+
+
+def row_of(job: FitJob, k: int) -> FitJob:
+    """Return the job of one client of a block."""
+
+    def own(values: Any) -> Any:
+        return values if values is None or len(values) == 1 else values[k : k + 1]
+
+    assert job.private is not None
+    columns: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(job.private, name)[:, [k]]) for name in ("counts", "batches", "normals")
+    }
+    return replace(
+        job,
+        clients=job.clients[[k]],
+        steps=job.steps[[k]],
+        shuffles=job.shuffles[:, [k]],
+        lr=job.lr[[k]],
+        start=own(job.start),
+        center=own(job.center),
+        correction=own(job.correction),
+        private=replace(job.private, expected=job.private.expected[[k]], **columns),
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_batches_of_more_than_a_chunk_and_noise_over_many_blocks(momentum: float) -> None:
+    """The compiled kernel keeps 640 examples at a time, and 512 normal numbers."""
+    model = MLP((60, 70, 5), "tanh", dtype="float64")
+    rng = np.random.default_rng(1)
+    sizes = np.array([2000, 900, 30])
+    x, y = rng.normal(size=(2930, 60)), rng.integers(0, 5, 2930)
+    start = model.init(rng)[None]
+    job = FitJob(
+        model=model, x=x, y=y, partition=Partition.from_sizes(rng.permutation(2930), sizes), clients=np.arange(3),
+        start=start, steps=np.array([3, 2, 4]), shuffles=np.empty((0, 3), np.uint64), batch_size=640,
+        lr=np.array([0.1, 0.2, 0.1]), momentum=momentum, weight_decay=0.1, mu=0.0, center=start, correction=None,
+        trained=(True, True),
+        private=ExampleNoise(0.5, 0.3, "poisson").steps(1, 1, np.arange(3), sizes, np.array([3, 2, 4]), 640),
+    )  # fmt: skip
+    assert job.private is not None
+    assert job.private.counts.min(axis=0)[0] < 640 < job.private.counts.max()
+    slow = kernels.load("numpy").fit(job)
+    check_agree(job, compiled.fit(job), slow)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_kernels_make_the_same_normal_numbers(dtype: str) -> None:
+    """A model without inputs' signal and a batch without examples: weights are noise."""
+    model = MLP((300, 40, 7), dtype=dtype)
+    zeros = np.zeros((1, model.num_parameters), dtype)
+    private = PrivateSteps(
+        1.0, 1.0, np.zeros((1, 1), np.int64), np.ones((1, 1), np.uint64), np.full((1, 1), 77, np.uint64), np.ones(1)
+    )
+    job = FitJob(
+        model=model, x=np.zeros((1, 300), dtype), y=np.zeros(1, np.int64),
+        partition=Partition.from_sizes(np.arange(1), np.array([1])), clients=np.arange(1), start=zeros,
+        steps=np.ones(1, np.int64), shuffles=np.empty((0, 1), np.uint64),
+        batch_size=1, lr=-np.ones(1), momentum=0.0, weight_decay=0.0, mu=0.0, center=zeros, correction=None,
+        trained=(True, True), private=private,
+    )  # fmt: skip
+    expected = streams.normals(np.array([77], np.uint64), model.num_parameters, dtype)
+    for kernel in ("numpy", "compiled"):
+        np.testing.assert_allclose(
+            kernels.load(kernel).fit(job).weights, expected, rtol=0, atol=8 * float(np.finfo(dtype).eps)
+        )
 
 
 # Sampling.
