@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import cases
+from helpers import cases, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedsim import kernels, streams
+from fedsim import Experiment, clients, kernels, servers, streams
+from fedsim.apps import app
+from fedsim.apps.in_process import AppGrid
 from fedsim.clients.example_noise import ExampleNoise
+from fedsim.data import Dataset
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.errors import ConfigError
+from fedsim.flower import strategies as flower_strategies
 from fedsim.kernels import compiled
 from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
 from fedsim.models import MLP
 from fedsim.models.activations import ACTIVATIONS
 from fedsim.models.clipping import clipped_by_example
 from fedsim.models.losses import LOSSES
-from fedsim.splits import Partition
+from fedsim.privacy import ExampleDP, LocalDP
+from fedsim.privacy.accounting import PrivacyLoss, default_delta
+from fedsim.privacy.examples import ExampleLosses
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, TimeOrdered
+from fedsim.study import config
+from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
+from fedsim.updates import Int8, TopK
+
+pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
 Array = NDArray[Any]
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
@@ -359,3 +375,274 @@ def test_the_tails_of_the_noise() -> None:
     expected = 2 * stats.norm.sf(np.arange(6)) * total
     assert (np.abs(counts - expected) <= 4.5 * np.sqrt(expected)).all()
     assert largest < np.sqrt(2 * np.log(2**41))
+
+
+# What it costs.
+
+
+def loss_of(size: int, batch: int, delta: float, **settings: Any) -> PrivacyLoss:
+    return PrivacyLoss(1.0, size, min(batch, size), delta, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(s, marks=pytest.mark.slow) for s in ({"sampling": "fixed"}, {"accountant": "pld"}))],
+    ids=str,
+)
+def test_epsilon_is_the_largest_of_all_clients(settings: dict[str, Any]) -> None:
+    sizes, steps = np.array([7, 300, 40, 40, 12, 90]), np.array([0, 4000, 9, 14, 3, 14])
+    losses = ExampleLosses(ExampleDP(noise_multiplier=1.0, **settings), 1.0, 10, 1e-4)
+    every = [
+        loss_of(size, 10, 1e-4, **settings).epsilon(number)
+        for size, number in zip(sizes.tolist(), steps.tolist(), strict=True)
+    ]
+    assert losses.largest_epsilon(sizes, steps) == max(every)
+    assert losses.largest_epsilon(sizes, np.zeros(6, int)) == 0
+    for alone in range(1, 6):
+        assert losses.largest_epsilon(sizes[[alone]], steps[[alone]]) == every[alone]
+
+
+@pytest.mark.slow
+def test_the_noise_for_an_epsilon_is_that_of_the_client_that_costs_most() -> None:
+    sizes = np.array([15, 200, 60])
+    settings = ExampleDP(epsilon=3.0, delta=1e-4)
+    noise = settings.noise(sizes, 4 * -(-sizes // 10), 10, 1e-4)
+    losses = ExampleLosses(settings, noise.noise_multiplier, 10, 1e-4)
+    assert 2.99 < losses.largest_epsilon(sizes, 4 * -(-sizes // 10)) <= 3.0
+
+
+# In a run.
+
+PRIVACY = ExampleDP(clip=0.5, noise_multiplier=1.0)
+BASE = Experiment(split=Dirichlet(8, alpha=0.3), rounds=3, fraction_train=0.5, privacy=PRIVACY, hidden=(8,))
+
+
+def sizes_of(experiment: Experiment) -> Array:
+    return experiment.federate(experiment.load_data()).partition.sizes
+
+
+def test_an_experiment_is_written_and_read_as_text() -> None:
+    experiment = replace(BASE, privacy=ExampleDP(clip=0.25, epsilon=3.0, sampling="fixed"))
+    assert config.experiment(tomllib.loads(config.to_toml(experiment))) == experiment
+    assert str(experiment.privacy) == "ExampleDP(clip=0.25, epsilon=3.0, sampling='fixed')"
+    with pytest.raises(ConfigError, match="ExampleDP has neither noise_multiplier nor epsilon"):
+        ExampleDP(clip=1.0)
+    with pytest.raises(ConfigError, match="ExampleDP's accountant is 'pld'"):
+        ExampleDP(noise_multiplier=1.0, sampling="fixed", accountant="pld")
+    with pytest.raises(ConfigError, match="ExampleDP's clip is 0"):
+        ExampleDP(clip=0, noise_multiplier=1.0)
+
+
+def test_without_clipping_noise_and_sampling_it_is_gradient_descent() -> None:
+    plain = replace(BASE, privacy=None, dtype="float64", client=clients.SGD(lr=0.5, epochs=3, batch_size=None))
+    private = replace(plain, privacy=ExampleDP(clip=1e6, noise_multiplier=0.0))
+    expected = plain.run()
+    for kernel in ("numpy", "compiled"):
+        found = replace(private, kernel=kernel).run()
+        for name, values in expected.weights.items():
+            np.testing.assert_allclose(found.weights[name], values, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.history["train_loss"], expected.history["train_loss"], rtol=1e-9)
+        assert list(found.history["epsilon"]) == [0, np.inf, np.inf, np.inf]
+
+
+def test_epsilon_is_that_of_the_clients_that_took_part() -> None:
+    seen: list[set[int]] = []
+
+    class Cohorts(clients.SGD):
+        def train(self, ctx: clients.Context) -> Any:
+            seen[-1].update(ctx.partition_ids.tolist())
+            return ctx.fit()
+
+    class NextRound(Callback):
+        def round_finished(self, finished: FinishedRound) -> None:
+            seen.append(set())
+
+    result = replace(BASE, client=Cohorts(epochs=2), kernel="numpy").run(callbacks=[NextRound()], workers=1)
+    sizes = sizes_of(BASE)
+    delta, times = default_delta(int(sizes.sum())), np.zeros(8, int)
+    for number in range(4):
+        times += np.isin(np.arange(8), list(seen[number - 1])) if number else 0
+        every = [
+            loss_of(int(size), 10, delta).epsilon(int(t * 2 * -(-size // 10)))
+            for size, t in zip(sizes, times, strict=True)
+        ]
+        assert result.history["epsilon"][number] == max(every)
+    assert times.min() < times.max()
+
+
+def test_the_budget_ends_the_run_before_a_round_that_could_exceed_it() -> None:
+    experiment = replace(BASE, fraction_train=1.0)
+    costs = experiment.run().history["epsilon"]
+    budget = (costs[2] + costs[3]) / 2
+    result = replace(experiment, privacy=replace(PRIVACY, epsilon=budget)).run()
+    assert result.rounds == 2
+    assert result.stop_reason == f"another round could exceed the privacy budget, epsilon {budget:g}"
+
+
+@pytest.mark.slow
+def test_a_run_with_the_noise_for_an_epsilon_ends_there() -> None:
+    calibrated = replace(BASE, fraction_train=1.0, privacy=ExampleDP(epsilon=6.0)).run()
+    assert calibrated.rounds == 3
+    assert not calibrated.stop_reason
+    assert 5.98 < calibrated.history["epsilon"].iloc[-1] <= 6.0
+
+
+def test_an_example_costs_only_in_the_window_of_its_rounds() -> None:
+    split = TimeOrdered(IID(6), windows=2, rounds_per_window=2)
+    experiment = replace(BASE, split=split, fraction_train=1.0, rounds=4)
+    costs = list(experiment.run().history["epsilon"])
+    assert costs[1] < costs[2] == costs[3] <= costs[4] < 1.05 * costs[2]
+    assert replace(experiment, privacy=replace(PRIVACY, epsilon=1.01 * costs[4])).run().rounds == 4
+
+
+@pytest.mark.slow
+def test_the_noise_for_an_epsilon_knows_windows() -> None:
+    split = TimeOrdered(IID(6), windows=2, rounds_per_window=2)
+    experiment = replace(BASE, split=split, fraction_train=1.0, rounds=4)
+    calibrated = replace(experiment, privacy=ExampleDP(epsilon=5.0)).run().history["epsilon"]
+    assert 4.9 < calibrated.iloc[-1] <= 5.0
+
+
+STRATEGIES = [
+    clients.SGD(momentum=0.9, weight_decay=0.01),
+    clients.FedProx(proximal_mu=0.1),
+    clients.FedDyn(),
+    clients.FedNova(),
+    clients.SCAFFOLD(),
+    clients.FedSGD(),
+    clients.FedPer(),
+    clients.ClippedSGD(),
+]
+
+
+@pytest.mark.parametrize("client", STRATEGIES, ids=lambda client: type(client).__name__)
+def test_strategies_that_only_fit_combine_and_kernels_agree(client: clients.SGD) -> None:
+    experiment = replace(BASE, client=client, dtype="float64", rounds=2)
+    found = experiment.run()
+    assert found.history["epsilon"].iloc[-1] > 0
+    if not isinstance(client, clients.ClippedSGD):
+        other = replace(experiment, kernel="compiled").run(workers=2, block_size=1)
+        for name, values in found.weights.items():
+            np.testing.assert_allclose(other.weights[name], values, rtol=1e-9, atol=1e-11)
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+class StopsAfter(Callback):
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        if finished.number == self.rounds:
+            raise Stopped
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "compiled"])
+@pytest.mark.parametrize("sampling", ["poisson", pytest.param("fixed", marks=pytest.mark.slow)])
+def test_the_same_bits_for_any_workers_and_blocks_and_after_an_interruption(
+    kernel: str, sampling: str, tmp_path: Path
+) -> None:
+    experiment = replace(BASE, kernel=kernel, privacy=replace(PRIVACY, sampling=sampling))
+    whole = experiment.run()
+    assert same(whole, experiment.run(workers=3, block_size=2))
+    with pytest.raises(Stopped):
+        experiment.run(directory=tmp_path / "run", callbacks=[StopsAfter(2)])
+    resumed = experiment.run(directory=tmp_path / "run", workers=2)
+    assert same(whole, resumed)
+    assert list(resumed.history["epsilon"]) == list(whole.history["epsilon"])
+    assert not same(whole, replace(experiment, seed=1).run())
+
+
+@pytest.mark.parametrize("privacy", [PRIVACY, pytest.param(ExampleDP(epsilon=9.0), marks=pytest.mark.slow)], ids=str)
+def test_supernodes_give_the_same_bits(privacy: ExampleDP) -> None:
+    experiment = replace(BASE, rounds=2, privacy=privacy)
+    text = {"experiment": config.to_toml(experiment)}
+    with flower_strategies.quiet(), AppGrid(app.client_app, 3, run_config=text, workers=2) as grid:
+        found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=3))
+    expected = experiment.run()
+    assert same(expected, found)
+    assert list(expected.history["epsilon"]) == list(found.history["epsilon"])
+
+
+class Twice(clients.SGD):
+    def train(self, ctx: clients.Context) -> Any:
+        return ctx.fit(ctx.fit())
+
+
+class RowsTwice(clients.SGD):
+    def train(self, ctx: clients.Context) -> Any:
+        for _ in range(2):
+            weights = ctx.rows(slice(0, 1)).fit()
+        return np.repeat(weights, len(ctx.partition_ids), axis=0)
+
+
+class FitsBefore(clients.SGD):
+    def client_state(self, ctx: clients.Context) -> Any:
+        return {"first": ctx.fit()}
+
+
+class Looks(clients.SGD):
+    def affine(self, ctx: clients.Context) -> clients.Affine:
+        return clients.Affine(correction=ctx.full_gradient(ctx.global_weights)[1])
+
+
+class OwnSteps(clients.SGD):
+    def local_steps(self, ctx: clients.Context) -> Any:
+        return 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"client": clients.FedSAM()}, r"FedSAM has its own gradient\(\), which is not clipped by example"),
+        ({"client": clients.MOON()}, r"MOON has its own gradient\(\)"),
+        ({"client": clients.FedLC()}, r"FedLC has its own gradient\(\)"),
+        ({"client": clients.APFL()}, r"APFL has its own gradient\(\)"),
+        ({"client": clients.SCAFFOLD(option=1)}, r"SCAFFOLD uses ctx.full_gradient\(\), which has no noise"),
+        ({"client": clients.MimeLite()}, r"MimeLite uses ctx.full_gradient\(\)"),
+        ({"client": clients.IFCA()}, r"IFCA uses ctx.evaluate\(\)"),
+        ({"client": clients.FineTune()}, "FineTune fits another strategy"),
+        ({"client": clients.Ditto()}, "Ditto fits another strategy"),
+        ({"client": clients.FedRep()}, "FedRep fits another strategy"),
+        ({"client": clients.FedALA()}, "FedALA fits another strategy"),
+        ({"client": Twice()}, "Twice fits more than once in a round"),
+        ({"client": RowsTwice()}, "RowsTwice fits more than once in a round"),
+        ({"client": FitsBefore()}, "FitsBefore fits more than once in a round, or not in train"),
+        ({"client": Looks()}, r"Looks uses ctx.full_gradient\(\)"),
+        ({"client": OwnSteps()}, r"OwnSteps has its own local_steps\(\)"),
+        ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
+        ({"transforms": (LocalDP(),)}, "privacy is ExampleDP and transforms has LocalDP"),
+    ],
+)
+def test_what_is_not_private_is_refused_before_the_run(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(BASE, **changes).run()
+
+
+def test_other_servers_and_transforms_use_private_updates() -> None:
+    for changes in ({"server": servers.Krum}, {"server": servers.FedAdam}, {"transforms": (TopK(0.2), Int8())}):
+        assert replace(BASE, rounds=1, **changes).run().history["epsilon"].iloc[-1] > 0
+
+
+def test_an_example_of_two_clients_is_refused() -> None:
+    class Shared(IID):
+        def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
+            made = super().federate(dataset, seed)
+            made.partition.indices[0] = made.partition.indices[-1]
+            return made
+
+    with pytest.raises(ConfigError, match=r"gives an example to several clients"):
+        replace(BASE, split=Shared(5)).run()
+
+
+def test_a_model_of_ones_own_is_clipped_by_single_examples() -> None:
+    class Own(MLP):
+        clipped_gradient = None  # type: ignore[assignment]
+
+    built_in = replace(BASE, hidden=(), rounds=1)
+    own = replace(BASE, hidden=(32,), rounds=1, model=lambda data: Own((64, 10)))
+    expected, found = built_in.run().weights, own.run().weights
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5)

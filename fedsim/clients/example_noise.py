@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from fedsim.kernels.fit import PrivateSteps
 from fedsim.splits.partition import Indices
 from fedsim.streams import Purpose, keys, words
+
+if TYPE_CHECKING:
+    from fedsim.clients.sgd import SGD
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,11 @@ def _binomial(size: int, expected: int) -> NDArray[np.float64]:
 
     below = np.asarray(bdtr(np.arange(size), size, expected / size), np.float64)
     return below[: np.searchsorted(below, 1.0)]
+
+
+def accounted_steps(strategy: SGD, sizes: Indices) -> Indices:
+    """Return the number of steps of each client in a fit, as `SGD.local_steps`, which must not be overridden."""
+    if strategy.steps is not None:
+        return np.full_like(sizes, strategy.steps)
+    batches = -(-sizes // strategy.batch_size) if strategy.batch_size else np.ones_like(sizes)
+    return strategy.epochs * batches

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.clients import ClientStrategy
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.full_pass import evaluate_shards
 from fedsim.clients.local_round import has_client_state, new_client_state, personalise, run_local_round
 from fedsim.clients.private import private_groups, private_mask
@@ -48,6 +49,8 @@ class ClientRuntime:
     kernel : {"numpy", "compiled"}
     transforms : sequence of UpdateTransform
         Applied to the updates that clients send.
+    example_noise : ExampleNoise, optional
+        Clients take the steps of DP-SGD.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class ClientRuntime:
         seed: int,
         kernel: str,
         transforms: Sequence[UpdateTransform] = (),
+        example_noise: ExampleNoise | None = None,
     ) -> None:
-        self._arguments = model, federated, client, seed, kernel, tuple(transforms)
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms), example_noise
+        self.example_noise = example_noise
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
         data = federated.dataset
@@ -101,7 +106,7 @@ class ClientRuntime:
             self.partition, self._window = self.federated.at(round_number), window
         return Task(
             self.model, client or self.client, self.x, self.y, self.partition, weights,
-            round_number, self.seed, down or {}, self.kernel_name, purpose,
+            round_number, self.seed, down or {}, self.kernel_name, purpose, example_noise=self.example_noise,
         )  # fmt: skip
 
     def load_state(self, task: Task, state: State, clients: Indices) -> dict[str, Array]:

@@ -68,6 +68,7 @@ def train(
     statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
     if empty.all():
         return
+    statistics.trained.append((task, cohort.clients[~empty]))
     for block in engine.train(task, cohort.clients[~empty]):
         update = checks.keep_valid(task, block, statistics.failed)
         if len(update.partition_ids):

@@ -13,6 +13,7 @@ from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MIN_NODES, options_of
+from fedsim.study.example_privacy import example_noise
 from fedsim.study.experiment import Experiment
 
 
@@ -28,7 +29,8 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
     federated = experiment.federate(dataset)
     model = experiment.make_model(dataset)
     kernel = experiment.kernel_for(model, federated)
-    return ClientRuntime(model, federated, experiment.client, experiment.seed, kernel, experiment.transforms)
+    noise = example_noise(experiment, federated)
+    return ClientRuntime(model, federated, experiment.client, experiment.seed, kernel, experiment.transforms, noise)
 
 
 def make_strategy(

@@ -32,7 +32,7 @@ from fedsim.objects import (
     read_call,
     to_text,
 )
-from fedsim.privacy import CentralDP
+from fedsim.privacy.settings import Privacy
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
 from fedsim.toml import read_toml, toml_value
@@ -50,7 +50,7 @@ def _base_class(field: str) -> type:
         "client": clients.ClientStrategy,
         "transforms": UpdateTransform,
         "early_stopping": EarlyStopping,
-        "privacy": CentralDP,
+        "privacy": Privacy,
     }[field]
 
 
@@ -62,11 +62,11 @@ def _namespace(field: str) -> dict[str, Any]:
         from fedsim import servers
 
         return classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
-    if field in ("early_stopping", "privacy"):
-        return {_base_class(field).__name__: _base_class(field)}
+    if field == "early_stopping":
+        return {EarlyStopping.__name__: EarlyStopping}
     if field == "transforms":
         return classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)
-    return classes_of({"split": splits, "client": clients}[field], _base_class(field))
+    return classes_of({"split": splits, "client": clients, "privacy": privacy}[field], _base_class(field))
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
