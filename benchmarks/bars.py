@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import peers
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
 from benchmarks.measure import ROOT, fresh, median, peak_memory, quartiles, ratio, sgemm, take_turns
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.engines.workers import available_cores
 
 
@@ -101,6 +102,23 @@ def threads(samples: int) -> list[Measured]:
     ]
 
 
+def example_dp(samples: int) -> list[Measured]:
+    """Compare DP-SGD, with and without noise, with SGD."""
+    measured = []
+    for job, name in ((ARTICLE, "article MLP"), (TWO_NN, "2NN")):
+        clip, noise = (ExampleNoise(1.0, multiplier, "poisson") for multiplier in (0.0, 1.0))
+        with (
+            fedsim_rounds(job) as plain,
+            fedsim_rounds(job, example_noise=clip) as clipped,
+            fedsim_rounds(job, example_noise=noise) as noisy,
+        ):
+            taken = take_turns({"SGD": plain, "clipped": clipped, "noisy": noisy}, samples)
+        for peer, what, bar in (("clipped", "clipped gradients", 2.5), ("noisy", "clipped gradients and noise", None)):
+            label = f"DP-SGD, {name}, batch 10, {what}: time per round against SGD"
+            measured.append(Measured(label, *ratio(taken[peer], taken["SGD"]), bar, "x at most", taken))
+    return measured
+
+
 def registered(samples: int) -> list[Measured]:
     """Compare a round among a million registered clients with one among a thousand."""
     few = Job(ARTICLE.sizes, registered=1_000, cohort=1_000, examples=10, distinct=5_000)
@@ -142,5 +160,5 @@ def start_up(samples: int) -> list[Measured]:
 #: Name -> function that measures bars.
 BARS: dict[str, Callable[[int], list[Measured]]] = {
     f.__name__.replace("_", "-"): f
-    for f in (article, two_nn, peak_batch_10, peak_full_batch, threads, registered, memory, start_up)
+    for f in (article, two_nn, peak_batch_10, peak_full_batch, threads, example_dp, registered, memory, start_up)
 }

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from fedsim.clients import SGD
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.data import Dataset
 from fedsim.flower import records, strategies
 from fedsim.models import MLP
@@ -84,11 +85,13 @@ TWO_NN = Job((784, 200, 200, 10), registered=100, cohort=10, examples=600)
 
 
 @contextmanager
-def fedsim_rounds(job: Job, workers: int | None = None) -> Iterator[Callable[[], None]]:
+def fedsim_rounds(
+    job: Job, workers: int | None = None, example_noise: ExampleNoise | None = None
+) -> Iterator[Callable[[], None]]:
     """Yield a function that samples, trains and aggregates one more round; the first round has been run."""
     dataset, model = job.data(), job.model
     federated = FederatedDataset(dataset, job.partition(dataset))
-    grid = make_grid(model, federated, job.strategy, kernel="compiled", workers=workers)
+    grid = make_grid(model, federated, job.strategy, kernel="compiled", workers=workers, example_noise=example_noise)
     strategy = FedAvg(fraction_train=job.cohort / job.registered, min_train_nodes=job.cohort)
     strategy.streams = True  # as in a run
     arrays = records.to_record(model, model.init(np.random.default_rng(2)))

@@ -414,7 +414,7 @@ def test_no_code_of_the_server_sees_a_plain_update(monkeypatch: pytest.MonkeyPat
 
 
 def test_dropouts_are_recovered_and_recorded() -> None:
-    experiment = secured(SecureAggregation(dropout=0.3), split=Dirichlet(20, alpha=0.5), rounds=3)
+    experiment = secured(SecureAggregation(dropout=0.3, threshold=0.3), split=Dirichlet(20, alpha=0.5), rounds=3)
     result = experiment.run()
     lost = result.failures
     assert 5 < len(lost) < 30

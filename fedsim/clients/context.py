@@ -51,8 +51,9 @@ class Context:
         Euclidean distance of the last fit's weights from its start.
     """
 
-    def __init__(self, task: Task, clients: Indices, state: dict[str, Array]) -> None:
+    def __init__(self, task: Task, clients: Indices, state: dict[str, Array], *, trains: bool = False) -> None:
         self._task = task
+        self._fits_left = [1] if trains else []  # with ExampleNoise; shared by the contexts of rows
         self.round, self.model, self.down = task.round, task.model, task.down
         self.global_weights = task.global_weights
         self.partition_ids, self.num_examples = clients, task.partition.sizes[clients]
@@ -118,6 +119,7 @@ class Context:
     @cached_property
     def label_counts(self) -> Indices:
         """Each client's number of training examples of each label, shape (clients, classes)."""
+        self._check_may_read("ctx.label_counts")
         task, classes = self._task, max(2, self.model.outputs)
         if task.y.dtype.kind == "f":
             raise ConfigError(f"{type(task.strategy).__name__} counts labels; the targets here are real numbers")
@@ -147,13 +149,18 @@ class Context:
             A new array.
         """
         strategy, sizes = self._sgd(by), self.num_examples
+        if self._task.example_noise:
+            self._check_private_fit(strategy)
         job = self._job(strategy, start, groups)
         hooked = job.gradient is not None or job.direction is not None
         result: FitResult = kernels.load("numpy" if hooked else self._task.kernel).fit(job)
         per_epoch = self._batches(strategy)
         epochs = job.steps // per_epoch
+        processed = epochs * sizes + (job.steps - epochs * per_epoch) * job.batch_size
+        if job.private:
+            processed = job.private.counts.sum(axis=0)
         self.loss_sum, self.update_norm = self.loss_sum + result.loss, result.update_norm
-        self.processed = self.processed + epochs * sizes + (job.steps - epochs * per_epoch) * job.batch_size
+        self.processed = self.processed + processed
         self._epochs = self._epochs + -(-job.steps // per_epoch)
         return result.weights
 
@@ -164,7 +171,7 @@ class Context:
 
     def _job(self, strategy: SGD, start: Array | None, groups: Sequence[Group] | None) -> FitJob:
         """Return the job of a fit for the kernel."""
-        task = self._task
+        task, noise = self._task, self._task.example_noise
         if strategy is task.strategy:
             lr, steps = self.lr, self.steps
         else:
@@ -177,6 +184,8 @@ class Context:
         if not isinstance(affine, Affine):
             raise refusal(strategy, "affine", f"affine() returned a {type(affine).__name__}; it must be an Affine")
         center, correction = affine.center, affine.correction
+        batch_size = strategy.batch_size or 0
+        sampled = task.seed, task.round, self.partition_ids, self.num_examples, steps, batch_size
         hooks = _StepHooks(strategy, self)
         return FitJob(
             model=task.model,
@@ -189,7 +198,7 @@ class Context:
             shuffles=keys(
                 task.seed, task.purpose, task.round, self.partition_ids, np.arange(epochs)[:, None] + self._epochs
             ),
-            batch_size=strategy.batch_size or 0,
+            batch_size=batch_size,
             lr=lr,
             momentum=strategy.momentum,
             weight_decay=strategy.weight_decay,
@@ -200,6 +209,28 @@ class Context:
             run_on_all_workers=task.run_on_all_workers,
             gradient=hooks.gradient if overrides(strategy, "gradient") else None,
             direction=hooks.direction if overrides(strategy, "direction") else None,
+            private=noise.steps(*sampled) if noise else None,
+        )
+
+    def _check_private_fit(self, strategy: SGD) -> None:
+        """Raise ConfigError if the noise of a fit would not be accounted for."""
+        if strategy is not self._task.strategy:
+            raise self._not_private("fits another strategy")
+        if overrides(strategy, "gradient"):
+            raise self._not_private("has its own gradient(), which is not clipped")
+        if not self._fits_left:
+            raise self._not_private("fits more than once in a round, or not in train()")
+        self._fits_left.pop()
+
+    def _check_may_read(self, what: str) -> None:
+        """Raise ConfigError if examples may be used with noise only."""
+        if self._task.example_noise:
+            raise self._not_private(f"uses {what}, which has no noise")
+
+    def _not_private(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"privacy is by example, and the client {type(self._task.strategy).__name__} {reason}; allowed: a strategy "
+            "that uses examples by one ctx.fit() in a round"
         )
 
     def _rows_of(self, what: str, values: Array) -> Array:
@@ -225,6 +256,7 @@ class Context:
         loss : ndarray of float64, shape (clients,)
         grad : ndarray, shape (clients, parameters)
         """
+        self._check_may_read("ctx.full_gradient()")
         loss = np.zeros(len(self.partition_ids))
         grad = np.zeros((len(loss), self.model.num_parameters), dtype=self.model.dtype)
         for rows, w, x, y in shard_batches(self._task, self._task.partition, self.partition_ids, weights):
@@ -236,6 +268,7 @@ class Context:
 
     def evaluate(self, weights: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the mean loss and the accuracy of weights on each client's training examples, shape (clients,)."""
+        self._check_may_read("ctx.evaluate()")
         return evaluate_shards(self._task, self._task.partition, self.partition_ids, weights)
 
 

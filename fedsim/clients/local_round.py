@@ -41,7 +41,7 @@ def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Up
     state : dict of str to ndarray, shape (clients, ...)
         The clients' state; may be changed.
     """
-    context = Context(task, clients, state)
+    context = Context(task, clients, state, trains=True)
     strategy, rows, declared = task.strategy, len(clients), dict(state)
     shape = rows, task.model.num_parameters
     weights = check_array(strategy, "train", "train() returned", strategy.train(context), shape)

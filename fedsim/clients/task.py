@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import FedsimError
 from fedsim.kernels.fit import RunWork, run_inline
@@ -43,6 +44,8 @@ class Task:
         Calls a function on all threads that may share a block of clients.
     protect : callable, optional
         ``protect(task, update)`` returns updates as the server sees them under secure aggregation.
+    example_noise : ExampleNoise, optional
+        Clients take the steps of DP-SGD.
     """
 
     model: Model
@@ -58,6 +61,7 @@ class Task:
     purpose: Purpose = Purpose.SHUFFLE
     run_on_all_workers: RunWork = run_inline
     protect: Callable[[Task, Update], Update] | None = None
+    example_noise: ExampleNoise | None = None
 
 
 @dataclass(frozen=True)

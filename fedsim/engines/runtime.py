@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.clients import ClientStrategy
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.full_pass import evaluate_shards
 from fedsim.clients.local_round import has_client_state, new_client_state, personalise, run_local_round
 from fedsim.clients.private import private_groups, private_mask
@@ -51,6 +52,8 @@ class ClientRuntime:
     kernel : {"numpy", "compiled"}
     transforms : sequence of UpdateTransform
         Applied to the updates that clients send.
+    example_noise : ExampleNoise, optional
+        Clients take the steps of DP-SGD.
     secure : SecureAggregation, optional
     clip : float, optional
         Clipping norm of updates under secure aggregation; see `SecureClients`.
@@ -69,10 +72,12 @@ class ClientRuntime:
         seed: int,
         kernel: str,
         transforms: Sequence[UpdateTransform] = (),
+        example_noise: ExampleNoise | None = None,
         secure: SecureAggregation | None = None,
         clip: float | None = None,
     ) -> None:
-        self._arguments = model, federated, client, seed, kernel, tuple(transforms), secure, clip
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms), example_noise, secure, clip
+        self.example_noise = example_noise
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
         data = federated.dataset
@@ -120,7 +125,7 @@ class ClientRuntime:
         return Task(
             self.model, client or self.client, self.x, self.y, self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
-            protect=secure.protect if secure else None,
+            example_noise=self.example_noise, protect=secure.protect if secure else None,
         )  # fmt: skip
 
     def exchange(

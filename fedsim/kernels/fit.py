@@ -21,6 +21,33 @@ def run_inline(work: Callable[[], None]) -> None:
     work()
 
 
+@dataclass(frozen=True)
+class PrivateSteps:
+    """The steps of DP-SGD: a batch drawn at random in each step, clipped gradients of its examples, and noise.
+
+    A step's gradient is ``(sum of the clipped gradients + noise * normal numbers) / expected``. A clipped gradient is
+    an example's, over all trained parameters, scaled down to the norm `clip` if it is longer.
+
+    Attributes
+    ----------
+    clip, noise : float
+    counts : ndarray of int, shape (steps, clients)
+        Size of the batch, from 0 to the client's number of examples.
+    batches, normals : ndarray of uint64, shape (steps, clients)
+        The stream keys of the choice of the batch, by `streams.choose` from the order that the step before left, and of
+        the noise, `streams.normals` in the order of the parameters.
+    expected : ndarray of float64, shape (clients,)
+        Expected size of the batch.
+    """
+
+    clip: float
+    noise: float
+    counts: Indices
+    batches: NDArray[np.uint64]
+    normals: NDArray[np.uint64]
+    expected: NDArray[np.float64]
+
+
 @dataclass
 class FitJob:
     """The local training of a block of clients.
@@ -53,6 +80,8 @@ class FitJob:
     gradient, direction : callable, optional
         The strategy's hooks, as ``gradient(rows, weights, x, y)``, used instead of the model's gradient, and
         ``direction(rows, grad, weights)``. Only the NumPy kernel calls them.
+    private : PrivateSteps, optional
+        Take the steps of DP-SGD, without `shuffles`, `batch_size` and `gradient`.
     """
 
     model: Model
@@ -74,6 +103,7 @@ class FitJob:
     run_on_all_workers: RunWork = run_inline
     gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
     direction: Callable[[slice | Indices, Array, Array], Array] | None = None
+    private: PrivateSteps | None = None
 
 
 class FitResult(NamedTuple):

@@ -1,7 +1,7 @@
 """Local training of many clients at once in NumPy: the readable definition of a fit.
 
 A step is ``v = momentum * v + direction(grad + weight_decay * w + mu * (w - center) + correction)``, ``w -= lr * v``,
-with v = 0 when a fit starts.
+with v = 0 when a fit starts. In a private fit, ``grad`` is the noisy mean of clipped gradients; see `PrivateSteps`.
 
 The clients of a block are rows of one array and take their steps together, each on its own examples. In an epoch, all
 clients that have another full batch take a step (a prefix of the rows, which are sorted by decreasing size); then each
@@ -12,12 +12,15 @@ of its block, so results do not depend on blocks and threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import streams
-from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
 from fedsim.models import Array
+from fedsim.models.clipping import clipped_gradient
 from fedsim.splits.partition import Indices
 
 
@@ -38,11 +41,7 @@ def schedule(job: FitJob) -> Indices:
 
 def fit(job: FitJob) -> FitResult:
     """Train a block of clients."""
-    model, batch, sizes = job.model, job.batch_size, job.partition.sizes[job.clients]
-    full = sizes // batch if batch else np.zeros_like(sizes)
-    last = sizes - full * batch
-    left = job.steps.copy()
-
+    model, sizes = job.model, job.partition.sizes[job.clients]
     weights = np.array(np.broadcast_to(job.start, (len(sizes), model.num_parameters)), order="C")
     center = np.broadcast_to(job.center, weights.shape)
     correction = None if job.correction is None else np.broadcast_to(job.correction, weights.shape)
@@ -53,14 +52,18 @@ def fit(job: FitJob) -> FitResult:
     frozen = [model.layout[name][0] for group in frozen_groups for name in group]
     loss = np.zeros(len(sizes))
 
-    def step(rows: slice | Indices, examples: Indices) -> None:
+    for number, rows, examples in private_steps(job, job.private) if job.private else epoch_steps(job):
         x, y = job.x.take(examples, axis=0), job.y.take(examples, axis=0)
         w = weights[rows]
-        if job.gradient:
-            batch_loss, grad = job.gradient(rows, w, x, y)
+        if job.private:
+            summed_loss, grad = noisy_gradient(job, job.private, number, rows, w, x, y)
         else:
-            batch_loss, grad = model.loss_and_gradient(w, x, y, out=scratch[: len(w)])
-        loss[rows] += batch_loss.astype(np.float64) * examples.shape[1]
+            if job.gradient:
+                batch_loss, grad = job.gradient(rows, w, x, y)
+            else:
+                batch_loss, grad = model.loss_and_gradient(w, x, y, out=scratch[: len(w)])
+            summed_loss = batch_loss.astype(np.float64) * examples.shape[1]
+        loss[rows] += summed_loss
         if job.weight_decay:
             grad += job.weight_decay * w
         if job.mu:
@@ -74,20 +77,52 @@ def fit(job: FitJob) -> FitResult:
         for place in frozen:
             change[:, place] = 0
         weights[rows] -= change
+    loss[~np.isfinite(weights).all(axis=1)] = np.nan
+    return FitResult(weights, loss, update_norms(weights, job.start))
 
+
+def epoch_steps(job: FitJob) -> Iterator[tuple[int, slice | Indices, Indices]]:
+    """Yield the steps of a fit: their number in the epoch, the rows that take them, and each row's batch."""
+    batch, sizes = job.batch_size, job.partition.sizes[job.clients]
+    full = sizes // batch if batch else np.zeros_like(sizes)
+    last = sizes - full * batch
+    left = job.steps.copy()
     for order in schedule(job):
         number = 0
         while (active := (full > number) & (left > number)).any():
             rows = _as_slice(np.flatnonzero(active))
-            step(rows, order[rows, number * batch : (number + 1) * batch])
+            yield number, rows, order[rows, number * batch : (number + 1) * batch]
             number += 1
         ending = (last > 0) & (left > full)
         for size in np.unique(last[ending]):
             group = np.flatnonzero(ending & (last == size))
-            step(group, order[group[:, None], full[group, None] * batch + np.arange(size)])
+            yield number, group, order[group[:, None], full[group, None] * batch + np.arange(size)]
         left -= full + (last > 0)
-    loss[~np.isfinite(weights).all(axis=1)] = np.nan
-    return FitResult(weights, loss, update_norms(weights, job.start))
+
+
+def private_steps(job: FitJob, private: PrivateSteps) -> Iterator[tuple[int, slice | Indices, Indices]]:
+    """Yield the steps of a private fit, as `epoch_steps`; each step draws its batch from all examples of a client."""
+    sizes = job.partition.sizes[job.clients]
+    order = np.tile(np.arange(sizes.max(initial=0)), (len(sizes), 1))
+    for number, counts in enumerate(private.counts):
+        streams.choose(order, private.batches[number], sizes, counts)
+        for size in np.unique(counts):
+            rows = np.flatnonzero((counts == size) & (job.steps > number))
+            if len(rows):
+                entries = job.partition.offsets[job.clients[rows], None] + order[rows, :size]
+                yield number, rows, job.partition.indices[entries]
+
+
+def noisy_gradient(
+    job: FitJob, private: PrivateSteps, number: int, rows: slice | Indices, weights: Array, x: Array, y: Array
+) -> tuple[NDArray[np.float64], Array]:
+    """Return the sum of the losses on each client's batch, and the noisy mean of the clipped gradients."""
+    groups = [group for group, trained in zip(job.model.groups, job.trained, strict=True) if trained]
+    loss, grad = clipped_gradient(job.model, weights, x, y, private.clip, groups)
+    if private.noise:
+        grad += private.noise * streams.normals(private.normals[number, rows], grad.shape[1], grad.dtype)
+    grad /= private.expected[rows, None]
+    return loss, grad
 
 
 def _as_slice(rows: Indices) -> slice | Indices:

@@ -6,7 +6,7 @@ softmax. Backpropagation is the chain rule on the same arrays; docs/article.md d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ import numpy as np
 from fedsim.checks import check_choice, check_integer
 from fedsim.errors import ConfigError
 from fedsim.models.activations import ACTIVATIONS
+from fedsim.models.clipping import clip_factors
 from fedsim.models.losses import LOSSES, Loss
 from fedsim.models.model import Array, Group, Layout, Model, make_layout, named_arrays
 
@@ -157,3 +158,38 @@ class MLP(Model):
                     delta += derivative / x.shape[-2]
                 backward(delta, h[layer - 1])
         return losses.mean(axis=-1), grad
+
+    def clipped_gradient(
+        self, parameters: Array, x: Array, y: Array, clip: float, groups: Sequence[Group] | None = None
+    ) -> tuple[Array, Array]:
+        """Return the sum of the losses and of the clipped gradients of each client's batch; see `clipped_gradient`.
+
+        The gradient of a layer's weights and biases on one example is the outer product of the layer's input a, with a
+        1 for the bias, and its delta d, so its squared norm is ``(|a|^2 + 1) |d|^2``. Goodfellow, "Efficient
+        per-example gradient computations", 2015 (arXiv:1510.01799).
+        """
+        grad = np.zeros_like(parameters)
+        weights, grads = named_arrays(self, parameters), named_arrays(self, grad)
+        backward = ACTIVATIONS[self.activation].backward
+        h = self._forward(weights, x)
+        losses, delta = LOSSES[self.loss](h[-1], y)
+        depth = len(self.sizes) - 1
+        deltas = {depth: delta}
+        for layer in range(depth, 1, -1):
+            delta = delta @ weights[f"W{layer}"].swapaxes(-1, -2)
+            backward(delta, h[layer - 1])
+            deltas[layer - 1] = delta
+        trained = [k for k, group in enumerate(self.groups, 1) if groups is None or group in groups]
+        squares = sum((_squares(h[k - 1]) + 1) * _squares(deltas[k]) for k in trained)
+        factors = clip_factors(squares, clip).astype(self.dtype)[..., None]
+        for k in trained:
+            delta = deltas[k] * factors
+            np.matmul(h[k - 1].swapaxes(-1, -2), delta, out=grads[f"W{k}"])
+            np.sum(delta, axis=-2, out=grads[f"b{k}"])
+        return losses.sum(axis=-1, dtype=np.float64), grad
+
+
+def _squares(rows: Array) -> Array:
+    """Return the squared norm of each row, in float64, whose range is large enough."""
+    squares: Array = np.einsum("...j,...j->...", rows, rows, dtype=np.float64)
+    return squares

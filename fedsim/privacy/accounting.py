@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -209,22 +209,47 @@ def noise_multiplier_for(
     ConfigError
         No noise multiplier up to 1e6 is enough.
     """
-    check_real("epsilon", epsilon, 0, open_low=True)
     check_integer("rounds", rounds, 1)
+
+    def cost(noise_multiplier: float) -> float:
+        return PrivacyLoss(noise_multiplier, clients, cohort, delta, sampling, accountant).epsilon(rounds)
+
+    return smallest_noise(cost, epsilon, f"{rounds} rounds", delta, accountant)
+
+
+def smallest_noise(cost: Callable[[float], float], epsilon: float, what: str, delta: float, accountant: str) -> float:
+    """Return the smallest noise multiplier, to four digits, whose cost is at most an epsilon.
+
+    Parameters
+    ----------
+    cost : callable
+        Noise multiplier -> epsilon.
+    epsilon : float
+        Greater than 0.
+    what : str
+        For the error: what has the cost.
+    delta : float
+    accountant : {"rdp", "pld"}
+
+    Raises
+    ------
+    ConfigError
+        No noise multiplier up to 1e6 is enough.
+    """
+    check_real("epsilon", epsilon, 0, open_low=True)
 
     from scipy.optimize import brentq
 
     def excess(noise_multiplier: float) -> float:
-        made = PrivacyLoss(noise_multiplier, clients, cohort, delta, sampling, accountant)
-        return math.log(max(made.epsilon(rounds), 1e-300) / epsilon)  # 0 where delta alone covers the loss
+        return math.log(max(cost(noise_multiplier), 1e-300) / epsilon)  # 0 where delta alone covers the loss
 
     high = 1.0
     while excess(high) > 0:
         high *= 2
         if high > MAX_NOISE:
             raise ConfigError(
-                f"epsilon is {epsilon:g}, which {rounds} rounds with delta {delta:g} exceed with any noise; allowed: "
-                "more, or fewer rounds"
+                f"epsilon is {epsilon:g}, which {what} with delta {delta:g} exceed with any noise; allowed: more, or "
+                "fewer rounds"
             )
     low = max(high / 2, MIN_NOISE[accountant])
     while excess(low) <= 0:

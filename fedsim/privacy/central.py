@@ -26,11 +26,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, check_fields
+from fedsim.checks import Interval
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
-from fedsim.objects import short_repr
-from fedsim.privacy.accounting import PrivacyLoss, check_accounting, default_delta, noise_multiplier_for
+from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
+from fedsim.privacy.settings import Privacy
 from fedsim.streams import Purpose, generator
 from fedsim.updates.aggregators import Array, distances_to
 
@@ -39,7 +39,7 @@ CLIP = "privacy clip"
 
 
 @dataclass(frozen=True)
-class CentralDP:
+class CentralDP(Privacy):
     """Central differential privacy of clients.
 
     Each update is clipped to a norm, the mean gives every client the same weight, and Gaussian noise is added to it.
@@ -76,37 +76,20 @@ class CentralDP:
         A value outside these, or neither noise_multiplier nor epsilon.
     """
 
-    clip: float = 1.0
-    noise_multiplier: float | None = None
-    epsilon: float | None = None
-    delta: float | None = None
-    sampling: str = "poisson"
-    accountant: str = "rdp"
     target_quantile: float | None = None
     clip_lr: float = 0.2
     system_noise: bool = False
 
     limits = {
-        "clip": Interval(0, 1e6, open_low=True),
-        "noise_multiplier": Interval(0, 1e6),
-        "epsilon": Interval(0, open_low=True),
-        "delta": Interval(0, 1, open_low=True, open_high=True),
         "target_quantile": Interval(0, 1),
         "clip_lr": Interval(0, 10, open_low=True),
     }
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.noise_multiplier is None and self.epsilon is None:
-            raise ConfigError("CentralDP has neither noise_multiplier nor epsilon; allowed: one of them, or both")
-        check_accounting("CentralDP's ", self.sampling, self.accountant)
+        super().__post_init__()
         for name, given in (("system_noise", self.system_noise), ("target_quantile", self.target_quantile is not None)):
             if given and self.sampling == "epochs":
                 raise ConfigError(f"CentralDP has {name} and sampling='epochs'; allowed: one of them")
-
-    def __str__(self) -> str:
-        """Return a short label: the settings that differ from their defaults."""
-        return short_repr(self)
 
     def mechanism(
         self, clients: int, fraction: float, rounds: int, seed: int, shared: NDArray[np.bool_] | None = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.checks import check_choice
 from fedsim.clients import ClientStrategy
+from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.private import private_groups
 from fedsim.engines.engine import Engine, make_engine
 from fedsim.engines.runtime import ClientRuntime
@@ -185,6 +186,7 @@ def make_grid(
     engine: Callable[..., Engine] = ThreadEngine,
     workers: int | None = None,
     block_size: int | None = None,
+    example_noise: ExampleNoise | None = None,
 ) -> RoundGrid:
     """Return a grid over simulated clients.
 
@@ -205,8 +207,10 @@ def make_grid(
         The class of an engine, or a partial of one.
     workers, block_size : int, optional
         As for the engine. Neither changes results.
+    example_noise : ExampleNoise, optional
+        Clients take the steps of DP-SGD.
     """
-    runtime = ClientRuntime(model, federated, client, seed, kernel, transforms)
+    runtime = ClientRuntime(model, federated, client, seed, kernel, transforms, example_noise)
     return RoundGrid(make_engine(engine, runtime, workers, block_size), on_failure)
 
 

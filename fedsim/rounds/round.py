@@ -68,6 +68,7 @@ def train(
     statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
     if empty.all():
         return
+    statistics.trained.append((task, cohort.clients[~empty]))
     if engine.runtime.secure:
         train_securely(engine, task, cohort.clients[~empty], outcome, checks, statistics)
         return

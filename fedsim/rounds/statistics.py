@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.task import Evaluation, Update
+from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.flower.records import array_bytes
 
 Indices = NDArray[np.intp]
@@ -62,6 +62,8 @@ class RoundStatistics:
 
     Attributes
     ----------
+    trained : list of tuple of Task and ndarray of int
+        The tasks of cohorts and the clients that trained, also if they failed.
     updates : list of Update
         Of the aggregated clients; their norms are known.
     evaluations : list of Evaluation
@@ -77,6 +79,7 @@ class RoundStatistics:
         Number of updates of a rejected round, and the number that it needed.
     """
 
+    trained: list[tuple[Task, Indices]] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)

@@ -11,8 +11,10 @@ from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
+from fedsim.privacy import CentralDP
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MIN_NODES, options_of
+from fedsim.study.example_privacy import example_noise
 from fedsim.study.experiment import Experiment
 
 
@@ -35,8 +37,9 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
         experiment.seed,
         kernel,
         experiment.transforms,
+        example_noise(experiment, federated),
         experiment.secure_aggregation,
-        experiment.privacy.clip if experiment.privacy else None,
+        experiment.privacy.clip if isinstance(experiment.privacy, CentralDP) else None,
     )
 
 

@@ -32,7 +32,7 @@ from fedsim.objects import (
     read_call,
     to_text,
 )
-from fedsim.privacy import CentralDP
+from fedsim.privacy.settings import Privacy
 from fedsim.secure import SecureAggregation
 from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
@@ -45,7 +45,7 @@ OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     "client": (clients.ClientStrategy, classes_of(clients, clients.ClientStrategy)),
     "transforms": (UpdateTransform, classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)),
     "early_stopping": (EarlyStopping, {"EarlyStopping": EarlyStopping}),
-    "privacy": (CentralDP, {"CentralDP": CentralDP}),
+    "privacy": (Privacy, classes_of(privacy, Privacy)),
     "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
 }
 

@@ -28,7 +28,7 @@ from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Model
 from fedsim.objects import short_repr
-from fedsim.privacy import CentralDP
+from fedsim.privacy import CentralDP, ExampleDP
 from fedsim.secure import SecureAggregation
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.study.callbacks import Callback, EarlyStopping
@@ -97,8 +97,8 @@ class Experiment:
         Applied in order to the updates of clients; see `fedsim.updates`.
     early_stopping : EarlyStopping, optional
         Ends the run before its last round; see `fedsim.study.callbacks`.
-    privacy : CentralDP, optional
-        Differential privacy of clients; see `fedsim.privacy`. It needs the extra ``privacy``.
+    privacy : CentralDP or ExampleDP, optional
+        Differential privacy of clients or of examples; see `fedsim.privacy`. It needs the extra ``privacy``.
     secure_aggregation : SecureAggregation, optional
         The server learns the sum of a round's updates only; see `fedsim.secure`.
 
@@ -129,7 +129,7 @@ class Experiment:
     min_clients: int = 1
     transforms: tuple[UpdateTransform, ...] = ()
     early_stopping: EarlyStopping | None = None
-    privacy: CentralDP | None = None
+    privacy: CentralDP | ExampleDP | None = None
     secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class Experiment:
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
         check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
-        check_instance("privacy", self.privacy, CentralDP | None, "a CentralDP object")
+        check_instance("privacy", self.privacy, CentralDP | ExampleDP | None, "a CentralDP or ExampleDP object")
         secure = self.secure_aggregation
         check_instance("secure_aggregation", secure, SecureAggregation | None, "a SecureAggregation object")
 

@@ -10,7 +10,7 @@ from fedsim.clients.private import private_mask
 from fedsim.clients.server_hooks import needs_server_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import Model
-from fedsim.privacy import Clip, LocalDP
+from fedsim.privacy import Clip, ExampleDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
 from fedsim.servers import FedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
@@ -26,7 +26,8 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     Returns
     -------
     PrivacyLoss or None
-        Of the run under central DP, or of a client under local DP; None without either.
+        Of the run under central DP, or of a client under local DP; None without either, also for `ExampleDP`, of which
+        `fedsim.study.example_privacy` keeps account.
 
     Raises
     ------
@@ -37,6 +38,9 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     local = next((transform for transform in experiment.transforms if isinstance(transform, LocalDP)), None)
     if experiment.privacy is None and local is None:
         return None
+    _check_stopping(experiment)
+    if isinstance(experiment.privacy, ExampleDP):
+        return None
     client = type(experiment.client).__name__
     if needs_server_hooks(experiment.client):
         raise ConfigError(
@@ -44,12 +48,6 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
             "model, that get no noise; allowed: a client strategy without server hooks"
         )
     _check_transforms(experiment)
-    stopping = experiment.early_stopping
-    if stopping and not stopping.metric.startswith("test_"):
-        raise ConfigError(
-            f"early_stopping watches {stopping.metric}, which depends on the clients' data and gets no noise; allowed "
-            "with privacy: a metric of the test set"
-        )
     if experiment.privacy is None:
         assert local is not None
         return local.loss(default_delta(clients))
@@ -77,6 +75,16 @@ def check_takes_mean(field: str, strategy: Strategy) -> None:
         raise ConfigError(
             f"{field} needs a mean of updates, and the server {server} has its own {changed[0]}(); allowed: FedAvg, "
             "FedAvgM, FedAdam, FedAdagrad, FedYogi, or a server that overrides step() only"
+        )
+
+
+def _check_stopping(experiment: Experiment) -> None:
+    """Raise ConfigError if the number of rounds depends on the clients' data."""
+    stopping = experiment.early_stopping
+    if stopping and not stopping.metric.startswith("test_"):
+        raise ConfigError(
+            f"early_stopping watches {stopping.metric}, which depends on the clients' data and gets no noise; allowed "
+            "with privacy: a metric of the test set"
         )
 
 

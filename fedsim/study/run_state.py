@@ -16,10 +16,12 @@ from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.flower.strategies import load_sampling_state, sampling_state
 from fedsim.rounds.grid import RoundGrid
+from fedsim.rounds.statistics import RoundStatistics
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import make_strategy
 from fedsim.study.centralised import CentralisedTraining
 from fedsim.study.checkpoint import check_fits, is_dict_of_arrays, pack
+from fedsim.study.example_privacy import check_uses_of_examples, example_accountant, record_steps
 from fedsim.study.experiment import Experiment
 from fedsim.study.privacy import add_privacy
 from fedsim.study.result import history_columns
@@ -55,6 +57,7 @@ class RunState:
     server_hooks : ServerHooks
     centralised : CentralisedTraining, optional
     privacy_loss : PrivacyLoss, optional
+    example_accountant : ExampleAccountant, optional
     """
 
     def __init__(self, experiment: Experiment, grid: RoundGrid) -> None:
@@ -73,11 +76,21 @@ class RunState:
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
         check_secure_aggregation(experiment, self.strategy, clients)
         self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
+        self.example_accountant = example_accountant(experiment, runtime)
+        if self.example_accountant:
+            check_uses_of_examples(runtime, self.weights)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
 
     def epsilon(self, rounds: int) -> float:
         """Return the privacy loss of the run after some rounds; NaN for a run without differential privacy."""
+        if self.example_accountant:
+            return self.example_accountant.epsilon()
         return self.privacy_loss.epsilon(rounds) if self.privacy_loss else float("nan")
+
+    def record_steps(self, statistics: RoundStatistics) -> None:
+        """Add the steps of a round's clients to the privacy loss by example."""
+        if self.example_accountant:
+            record_steps(self.example_accountant, self._grid.runtime, statistics.trained)
 
     def check_can_be_saved(self) -> None:
         """Raise ConfigError if a checkpoint cannot hold the state of the server strategy."""
@@ -96,6 +109,7 @@ class RunState:
             "centralised": self.centralised.weights if self.centralised else None,
             "server": strategy_state_dict(self.strategy),
             "sampling": sampling_state(),
+            "example_steps": self.example_accountant.state_dict() if self.example_accountant else None,
         }
 
     def initial_arrays(self) -> dict[str, dict[str, Array]]:
@@ -146,6 +160,8 @@ class RunState:
             self.centralised.weights = central
         load_strategy_state(self.strategy, saved["server"])
         load_sampling_state(saved["sampling"])
+        if self.example_accountant:
+            self.example_accountant.load_state_dict(saved["example_steps"])
         self._grid.checks.limit_loss(self.rows[0]["test_loss"])
 
     def _load_client_state(self, state: Any, initial: Mapping[str, Array]) -> None:

@@ -30,6 +30,7 @@ from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
+from fedsim.study.example_privacy import ExampleBudget
 from fedsim.study.privacy import PrivacyBudget
 from fedsim.study.result import Result, history_columns
 from fedsim.study.run_state import CLIENTS, FAILURES, RunState
@@ -107,6 +108,9 @@ class _Run:
             budget = experiment.privacy.epsilon if experiment.privacy else None
             if state.privacy_loss and budget is not None:
                 self.callbacks = [PrivacyBudget(state.privacy_loss, budget), *self.callbacks]
+            if state.example_accountant and budget is not None:
+                examples = ExampleBudget(state.example_accountant, self.grid.runtime, budget)
+                self.callbacks = [examples, *self.callbacks]
             for callback in self.callbacks:
                 callback.run_started(experiment, state.rows)
             self._round_started = time.perf_counter()
@@ -160,6 +164,7 @@ class _Run:
         state.arrays, state.weights = arrays, records.to_flat(state.model, arrays)
         loss, accuracy = self.grid.evaluate_test(state.weights)
         statistics = self.grid.take_statistics()
+        state.record_steps(statistics)
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "

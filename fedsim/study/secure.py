@@ -6,6 +6,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.clients.sgd import overrides
 from fedsim.errors import ConfigError
+from fedsim.privacy import CentralDP
 from fedsim.secure.settings import MIN_CLIENTS
 from fedsim.servers import FedAvg
 from fedsim.study.experiment import Experiment
@@ -40,7 +41,7 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, clients
                 f"transforms has {transform}, which the server decodes one by one, and secure_aggregation shows it a "
                 "sum; allowed: transforms that change values on the client only, such as Clip and LocalDP"
             )
-    if experiment.privacy and experiment.privacy.target_quantile is not None:
+    if isinstance(experiment.privacy, CentralDP) and experiment.privacy.target_quantile is not None:
         raise ConfigError(
             "privacy has target_quantile, for which the server counts updates by their norms; allowed with "
             "secure_aggregation: a fixed clip"

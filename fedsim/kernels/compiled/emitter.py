@@ -60,8 +60,11 @@ class VectorEmitter:
 
     def broadcast(self, base: int, offset: Any) -> Any:
         """Load a number from an array into all lanes of a vector."""
-        scalar = self.builder.load(self.builder.gep(self.bases[base], [offset]))
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self.splat(self.builder.load(self.builder.gep(self.bases[base], [offset])))
+
+    def splat(self, scalar: Any) -> Any:
+        """Return a vector with a number in all lanes."""
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, I32(0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 

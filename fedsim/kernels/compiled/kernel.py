@@ -14,9 +14,11 @@ from fedsim.kernels.compiled.layout import Network, make_layout, thread_scratch
 from fedsim.kernels.compiled.losses import LOSSES
 from fedsim.kernels.compiled.sums import add_weighted, squared_distances
 from fedsim.kernels.compiled.training import train, train_signature
-from fedsim.kernels.fit import FitJob, FitResult
+from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
 from fedsim.models import Array
 from fedsim.models.mlp import MLP
+
+_NO_KEYS = np.empty((0, 0), np.uint64)
 
 
 def prepare(dtype: str, targets: bool = False) -> None:
@@ -54,12 +56,14 @@ def fit(job: FitJob) -> FitResult:
     out = np.empty((len(sizes), net.num_parameters), dtype)
     losses, squares = np.empty(len(sizes)), np.empty(len(sizes))
     correction = np.empty((0, 0), dtype) if job.correction is None else job.correction
+    private = job.private or PrivateSteps(0.0, 0.0, np.empty((0, 0), np.int64), job.shuffles, _NO_KEYS, np.empty(0))
     counter = np.zeros(1, np.int64)
     arguments = (
         out, losses, squares, _readonly(job.start, dtype), _readonly(job.x, dtype), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
-        job.shuffles, job.batch_size, network, np.asarray(job.lr, dtype), real(job.momentum), real(job.weight_decay),
-        real(job.mu), _readonly(job.center, dtype), _readonly(correction, dtype), counter,
+        private.batches, job.batch_size, network, np.asarray(job.lr, dtype), real(job.momentum), real(job.weight_decay),
+        real(job.mu), _readonly(job.center, dtype), _readonly(correction, dtype), private.clip,
+        private.noise, private.counts, private.normals, private.expected, counter,
     )  # fmt: skip
     try:
         job.run_on_all_workers(lambda: train(*arguments, thread_scratch(net)))
