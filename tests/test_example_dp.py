@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from fedsim import Experiment, clients, kernels, servers, streams
 from fedsim.apps import app
 from fedsim.apps.in_process import AppGrid
+from fedsim.cli import privacy as cli_privacy
 from fedsim.clients.example_noise import ExampleNoise
 from fedsim.data import Dataset
 from fedsim.engines.supernodes.engine import SuperNodeEngine
@@ -409,6 +411,24 @@ def test_the_noise_for_an_epsilon_is_that_of_the_client_that_costs_most() -> Non
     noise = settings.noise(sizes, 4 * -(-sizes // 10), 10, 1e-4)
     losses = ExampleLosses(settings, noise.noise_multiplier, 10, 1e-4)
     assert 2.99 < losses.largest_epsilon(sizes, 4 * -(-sizes // 10)) <= 3.0
+
+
+def printed(text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    parser = argparse.ArgumentParser()
+    cli_privacy.add_options(parser)
+    cli_privacy.privacy(parser.parse_args(text.split()))
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_the_epsilon_of_the_published_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorFlow Privacy's MNIST tutorial: about 3 by the bounds of its time."""
+    found = printed("--noise 1.1 --examples 60000 --batch 256 --epochs 60 --delta 1e-5", capsys)
+    assert found.startswith("noise multiplier 1.1: epsilon 2.6 with delta 1e-05 after 14,100 steps\n")
+    for options in ("--clients 3", "--examples 3 --batch 1 --rounds 1", ""):
+        with pytest.raises(
+            ConfigError, match=r"the options given are .*; allowed: --clients, --cohort and --rounds, or"
+        ):
+            printed(f"--noise 1 {options}", capsys)
 
 
 # In a run.

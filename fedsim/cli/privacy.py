@@ -7,13 +7,16 @@ import argparse
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim privacy``."""
-    sub.add_argument("--clients", metavar="N", type=int, required=True, help="registered clients")
-    sub.add_argument("--cohort", metavar="N", type=float, required=True, help="clients of a round, expected or fixed")
-    sub.add_argument("--rounds", metavar="N", type=int, required=True)
+    sub.add_argument("--clients", metavar="N", type=int, help="registered clients")
+    sub.add_argument("--cohort", metavar="N", type=float, help="clients of a round, expected or fixed")
+    sub.add_argument("--rounds", metavar="N", type=int)
+    sub.add_argument("--examples", metavar="N", type=int, help="privacy by example: examples of a client")
+    sub.add_argument("--batch", metavar="N", type=int, help="examples of a step, expected or fixed")
+    sub.add_argument("--epochs", metavar="N", type=int, help="epochs of all rounds together")
     asked = sub.add_mutually_exclusive_group(required=True)
     asked.add_argument("--noise", metavar="Z", type=float, help="noise multiplier; prints epsilon")
     asked.add_argument("--epsilon", metavar="E", type=float, help="privacy budget; prints the noise multiplier")
-    sub.add_argument("--delta", metavar="D", type=float, help="default: clients ** -1.1")
+    sub.add_argument("--delta", metavar="D", type=float, help="default: clients or examples ** -1.1")
     sub.add_argument("--sampling", metavar="HOW", default="poisson", help="poisson (default) or fixed")
     sub.add_argument("--accountant", metavar="NAME", default="rdp", help="rdp (default) or pld, which is tighter")
 
@@ -21,24 +24,41 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def privacy(args: argparse.Namespace) -> None:
     """Print the privacy loss for a noise multiplier, or the noise multiplier for a privacy budget."""
     from fedsim.checks import check_integer
+    from fedsim.errors import ConfigError
     from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
 
-    check_integer("--clients", args.clients, 1)
-    check_integer("--rounds", args.rounds, 1)
-    delta = default_delta(args.clients) if args.delta is None else args.delta
-    cohort = int(args.cohort) if args.cohort.is_integer() else args.cohort
-    accounted = args.clients, cohort, delta, args.sampling, args.accountant
+    by_client, by_example = ("clients", "cohort", "rounds"), ("examples", "batch", "epochs")
+    given = {name for name in by_client + by_example if getattr(args, name) is not None}
+    if given not in (set(by_client), set(by_example)):
+        found = ", ".join(f"--{name}" for name in by_client + by_example if name in given) or "none"
+        raise ConfigError(
+            f"the options given are {found}; allowed: --clients, --cohort and --rounds, or --examples, --batch and "
+            "--epochs"
+        )
+    for name in ("clients", "rounds", "examples", "batch", "epochs"):
+        if name in given:
+            check_integer(f"--{name}", getattr(args, name), 1)
+    if "examples" in given:
+        unit, part, who, sampled, several = "steps", "a step", "example", "batch", "examples"
+        everyone, cohort = args.examples, min(args.batch, args.examples)
+        rounds = args.epochs * -(-everyone // cohort)
+    else:
+        unit, part, who, sampled, several = "rounds", "a round", "client", "cohort", "clients"
+        everyone, rounds = args.clients, args.rounds
+        cohort = int(args.cohort) if args.cohort.is_integer() else args.cohort
+    delta = default_delta(everyone) if args.delta is None else args.delta
+    accounted = everyone, cohort, delta, args.sampling, args.accountant
     noise = args.noise
     if noise is None:
-        noise = noise_multiplier_for(args.epsilon, args.rounds, *accounted)
+        noise = noise_multiplier_for(args.epsilon, rounds, *accounted)
     loss = PrivacyLoss(noise, *accounted)
     print(
-        f"noise multiplier {noise:.4g}: epsilon {loss.epsilon(args.rounds):.4g} with delta {delta:.3g} "
-        f"after {args.rounds:,} rounds"
+        f"noise multiplier {noise:.4g}: epsilon {loss.epsilon(rounds):.4g} with delta {delta:.3g} "
+        f"after {rounds:,} {unit}"
     )
     if args.sampling == "poisson":
-        print(f"each client takes part in a round with probability {args.cohort / args.clients:.4g}")
-        print("neighbouring datasets differ by the presence of one client")
+        print(f"each {who} takes part in {part} with probability {cohort / everyone:.4g}")
+        print(f"neighbouring datasets differ by the presence of one {who}")
     else:
-        print(f"each round has a cohort of {args.cohort:g} of {args.clients:,} clients")
-        print("neighbouring datasets differ by the data of one client")
+        print(f"each {part.removeprefix('a ')} has a {sampled} of {cohort:g} of {everyone:,} {several}")
+        print(f"neighbouring datasets differ by {'the data of one client' if who == 'client' else 'one example'}")

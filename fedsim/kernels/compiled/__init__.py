@@ -11,8 +11,8 @@ weights is never stored: ``W += X.T @ (-lr * delta)`` is a tiled product that ac
 compute the gradient of its inputs.
 
 From bottom to top: `compilation` (decorators, the cache on disk), `emitter`, `tiles`, `products`, `intrinsics`;
-`elementary`, `activations`, `losses`; `layout`; `backprop`, `update`, `shuffle`, `sums`; `training` (the loop over
-clients); `kernel` (the functions that Python calls).
+`elementary`, `activations`, `losses`, `normals`; `layout`; `backprop`, `update`, `shuffle`, `sums`, `private` (steps
+of DP-SGD); `training` (the loop over clients); `kernel` (the functions that Python calls).
 """
 
 from fedsim.kernels.compiled.kernel import fit, prepare, update_norms
