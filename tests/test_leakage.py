@@ -37,7 +37,7 @@ from fedsim.leakage import (
 )
 from fedsim.leakage.labels import label_counts
 from fedsim.leakage.matching import GradientMatch, total_variation
-from fedsim.leakage.membership import confidence
+from fedsim.leakage.shadow_models import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.report.leaks import plot_images

@@ -5,14 +5,13 @@ from fedsim.leakage.labels import LabelInference, infer_labels
 from fedsim.leakage.matching import match_gradient
 from fedsim.leakage.membership import (
     MembershipInference,
-    ShadowModels,
     attack_result,
     infer_membership,
     lira_scores,
-    train_shadow_models,
 )
 from fedsim.leakage.observation import Observation, observe
 from fedsim.leakage.quality import assign, psnr
+from fedsim.leakage.shadow_models import ShadowModels, train_shadow_models
 
 __all__ = [
     "Inversion",
