@@ -18,11 +18,13 @@ from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.leakage import (
+    Inversion,
     LabelInference,
     MembershipInference,
     ShadowModels,
     assign,
     attack_result,
+    imprint_weights,
     infer_labels,
     infer_membership,
     invert,
@@ -31,6 +33,7 @@ from fedsim.leakage import (
     neuron_ratios,
     observe,
     psnr,
+    read_imprint,
     separate,
     single_example,
     train_shadow_models,
@@ -248,6 +251,24 @@ def test_the_mean_of_ten_clients_hides_their_examples(digits: Dataset) -> None:
         others = digits.x_test[: len(originals)]
         guessed = psnr(originals, others[assign(originals, others)]).mean()
         assert inverted.psnr(originals).mean() < guessed + 1
+
+
+def test_a_malicious_server_reads_examples_from_the_mean_of_all_clients(digits: Dataset) -> None:
+    """Where one example has its mean between the thresholds of two neurons, and not from noisy updates."""
+    experiment = batches(4)
+    weights = imprint_weights(MLP((64, 100, 10)), digits.x_test)
+    [observation] = observe(experiment, view="mean", weights=weights)
+    originals = digits.x_train[observation.indices]
+    found = read_imprint(observation)
+    bins, counts = np.unique(np.digitize(originals.mean(axis=1), -weights[6400:6500]), return_counts=True)
+    alone = np.isin(np.digitize(originals.mean(axis=1), -weights[6400:6500]), bins[counts == 1])
+    assert alone.sum() >= 15
+    exact = psnr(originals[alone], found[assign(originals[alone], found)]) > 35
+    assert exact.mean() > 0.8
+    [noisy] = observe(replace(experiment, transforms=(LocalDP(0.1, 0.1),)), view="mean", weights=weights)
+    assert psnr(originals, Inversion(read_imprint(noisy), "imprint").aligned(originals)).max() < 20
+    with pytest.raises(ConfigError, match="allowed: an MLP with one hidden ReLU layer"):
+        imprint_weights(MLP((64, 10)), digits.x_test)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Attacks on privacy: what an update, or a trained model, reveals about the examples that it was trained on."""
 
+from fedsim.leakage.imprint import imprint_weights, read_imprint
 from fedsim.leakage.inversion import Inversion, invert, neuron_ratios, separate, single_example
 from fedsim.leakage.labels import LabelInference, infer_labels
 from fedsim.leakage.matching import match_gradient
@@ -21,6 +22,7 @@ __all__ = [
     "ShadowModels",
     "assign",
     "attack_result",
+    "imprint_weights",
     "infer_labels",
     "infer_membership",
     "invert",
@@ -29,6 +31,7 @@ __all__ = [
     "neuron_ratios",
     "observe",
     "psnr",
+    "read_imprint",
     "separate",
     "single_example",
     "train_shadow_models",
