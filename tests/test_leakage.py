@@ -293,7 +293,7 @@ def test_optimisations_that_make_no_sense_are_refused(options: dict[str, Any], s
 
 def test_labels_of_single_examples_and_batches_are_inferred(digits: Dataset) -> None:
     for examples in (1, 8):
-        for observation in observe(batches(examples)):
+        for observation in observe(batches(examples), clients=[0, 1, 2]):
             inferred = label_counts(observation, digits.x_test, digits.y_test)
             wrong = np.setdiff1d(digits.y_train[observation.indices], inferred)
             assert len(inferred) == examples
@@ -406,6 +406,7 @@ def test_a_model_trained_on_none_of_the_pool_tells_nothing(digits: Dataset) -> N
         assert found.auc == pytest.approx(0.5, abs=0.09)  # three standard deviations of the estimate
 
 
+@pytest.mark.slow
 def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits: Dataset) -> None:
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     rng = np.random.default_rng(0)
@@ -471,6 +472,7 @@ def test_the_scripts_print_a_table_and_write_a_picture(name: str, options: list[
     assert len(done.stdout.splitlines()) > 4
 
 
+@pytest.mark.slow
 def test_pictures_need_square_images_and_rows(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image_shape is None; allowed: a height and a width with 12 pixels"):
         plot_images([("original", np.zeros((2, 12)), None)], tmp_path / "a.png", "title")
