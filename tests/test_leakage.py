@@ -18,11 +18,13 @@ from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.leakage import (
+    Inversion,
     LabelInference,
     MembershipInference,
     ShadowModels,
     assign,
     attack_result,
+    imprint_weights,
     infer_labels,
     infer_membership,
     invert,
@@ -31,13 +33,14 @@ from fedsim.leakage import (
     neuron_ratios,
     observe,
     psnr,
+    read_imprint,
     separate,
     single_example,
     train_shadow_models,
 )
 from fedsim.leakage.labels import label_counts
 from fedsim.leakage.matching import GradientMatch, total_variation
-from fedsim.leakage.membership import confidence
+from fedsim.leakage.shadow_models import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.report.leaks import plot_images
@@ -250,6 +253,24 @@ def test_the_mean_of_ten_clients_hides_their_examples(digits: Dataset) -> None:
         assert inverted.psnr(originals).mean() < guessed + 1
 
 
+def test_a_malicious_server_reads_examples_from_the_mean_of_all_clients(digits: Dataset) -> None:
+    """Where one example has its mean between the thresholds of two neurons, and not from noisy updates."""
+    experiment = batches(4)
+    weights = imprint_weights(MLP((64, 100, 10)), digits.x_test)
+    [observation] = observe(experiment, view="mean", weights=weights)
+    originals = digits.x_train[observation.indices]
+    found = read_imprint(observation)
+    bins, counts = np.unique(np.digitize(originals.mean(axis=1), -weights[6400:6500]), return_counts=True)
+    alone = np.isin(np.digitize(originals.mean(axis=1), -weights[6400:6500]), bins[counts == 1])
+    assert alone.sum() >= 15
+    exact = psnr(originals[alone], found[assign(originals[alone], found)]) > 35
+    assert exact.mean() > 0.8
+    [noisy] = observe(replace(experiment, transforms=(LocalDP(0.1, 0.1),)), view="mean", weights=weights)
+    assert psnr(originals, Inversion(read_imprint(noisy), "imprint").aligned(originals)).max() < 20
+    with pytest.raises(ConfigError, match="allowed: an MLP with one hidden ReLU layer"):
+        imprint_weights(MLP((64, 10)), digits.x_test)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -272,7 +293,7 @@ def test_optimisations_that_make_no_sense_are_refused(options: dict[str, Any], s
 
 def test_labels_of_single_examples_and_batches_are_inferred(digits: Dataset) -> None:
     for examples in (1, 8):
-        for observation in observe(batches(examples)):
+        for observation in observe(batches(examples), clients=[0, 1, 2]):
             inferred = label_counts(observation, digits.x_test, digits.y_test)
             wrong = np.setdiff1d(digits.y_train[observation.indices], inferred)
             assert len(inferred) == examples
@@ -385,6 +406,7 @@ def test_a_model_trained_on_none_of_the_pool_tells_nothing(digits: Dataset) -> N
         assert found.auc == pytest.approx(0.5, abs=0.09)  # three standard deviations of the estimate
 
 
+@pytest.mark.slow
 def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits: Dataset) -> None:
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     rng = np.random.default_rng(0)
@@ -450,6 +472,7 @@ def test_the_scripts_print_a_table_and_write_a_picture(name: str, options: list[
     assert len(done.stdout.splitlines()) > 4
 
 
+@pytest.mark.slow
 def test_pictures_need_square_images_and_rows(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image_shape is None; allowed: a height and a width with 12 pixels"):
         plot_images([("original", np.zeros((2, 12)), None)], tmp_path / "a.png", "title")

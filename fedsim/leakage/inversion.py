@@ -52,7 +52,7 @@ class Inversion:
     ----------
     examples : ndarray of float64, shape (found, features)
     method : str
-        "ratio", "zeros of ReLU" or "optimisation"; see `single_example`, `separate` and `match_gradient`.
+        Of `invert`: "ratio", "zeros of ReLU" or "optimisation"; see `single_example`, `separate`, `match_gradient`.
     """
 
     examples: Floats

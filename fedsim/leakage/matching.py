@@ -88,52 +88,57 @@ def match_gradient(
     low, high = bounds
     if not low < high:
         raise ConfigError(f"bounds is {shorten(bounds)}; allowed: a smaller and a larger number")
-    labels = np.asarray(labels)
-    outputs = max(2, observation.model.outputs)
-    if (
-        labels.ndim != 1
-        or not len(labels)
-        or labels.dtype.kind not in "iu"
-        or not ((labels >= 0) & (labels < outputs)).all()
-    ):
-        raise ConfigError(f"labels is {shorten(labels)}; allowed: at least one label from 0 to {outputs - 1}")
-    features = observation.model.sizes[0]
-    side = math.isqrt(features)
-    if image_shape is None and side * side == features:
-        image_shape = (side, side)
-    if image_shape and math.prod(image_shape) != features:
-        raise ConfigError(f"image_shape is {image_shape}; allowed: a height and a width with {features} pixels")
+    labels = _check_labels(labels, max(2, observation.model.outputs))
+    image_shape = _check_shape(image_shape, observation.model.sizes[0])
     matched = GradientMatch(observation.model, observation.weights, -observation.update, labels)
-    shape, examples = (len(labels), features), len(labels)
+    shape = len(labels), observation.model.sizes[0]
 
     def objective(flat: Any) -> tuple[float, Any]:
         x = flat.reshape(shape)
         value, slope = matched.distance(x)
-        if image_shape and smoothness:
-            variation, its_slope = total_variation(x.reshape(examples, *image_shape))
-            value += smoothness * variation / examples
-            slope = slope + smoothness / examples * its_slope.reshape(shape)
+        if image_shape:
+            variation, its_slope = total_variation(x.reshape(len(x), *image_shape))
+            value += smoothness * variation / len(x)
+            slope = slope + smoothness / len(x) * its_slope.reshape(shape)
         return value, slope.ravel()
 
     def optimise(x: Floats) -> tuple[float, Floats]:
-        options = {"maxiter": 300, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-10}
         limits = [(low, high)] * x.size
+        options = {"maxiter": 300, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-10}
         found: Any = minimize(objective, x.ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)  # type: ignore[call-overload]
         return float(found.fun), found.x.reshape(shape)
 
+    rng = np.random.default_rng(seed)
     with threadpool_limits(1, "blas"):  # more threads would sum in another order, and are slower for small arrays
-        rng = np.random.default_rng(seed)
         value, best = min((optimise(rng.uniform(low, high, shape)) for _ in range(starts)), key=lambda found: found[0])
         for hop in range(hops):
             start = best.copy()
             if hop % 3 == 0:
-                start[rng.integers(examples)] = rng.uniform(low, high, features)
+                start[rng.integers(len(labels))] = rng.uniform(low, high, shape[1])
             else:
                 start += (high - low) * (0.1, 0.02)[hop % 3 - 1] * rng.standard_normal(shape)
             found, x = optimise(np.clip(start, low, high))
             if found < value:
                 value, best = found, x
     return Match(best, labels, value)
+
+
+def _check_labels(labels: Array, outputs: int) -> NDArray[np.intp]:
+    values = np.asarray(labels)
+    whole = values.ndim == 1 and len(values) > 0 and values.dtype.kind in "iu"
+    if not whole or not ((values >= 0) & (values < outputs)).all():
+        raise ConfigError(f"labels is {shorten(labels)}; allowed: at least one label from 0 to {outputs - 1}")
+    return values.astype(np.intp)
+
+
+def _check_shape(shape: tuple[int, int] | None, features: int) -> tuple[int, int] | None:
+    """Return the shape of images, by default a square; None if the features are no square number."""
+    side = math.isqrt(features)
+    if shape is None:
+        return (side, side) if side * side == features else None
+    if math.prod(shape) != features:
+        raise ConfigError(f"image_shape is {shape}; allowed: a height and a width with {features} pixels")
+    return shape
 
 
 class GradientMatch:

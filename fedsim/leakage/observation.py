@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedsim.models import MLP, named_arrays
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.outcome import RoundOutcome
 from fedsim.servers import FedAvg
+from fedsim.splits import Partition
 from fedsim.study.build import build_runtime
 from fedsim.study.experiment import Experiment
 from fedsim.study.run_state import RunState
@@ -135,23 +137,31 @@ def observe(
             outcome = grid.send_and_receive(Instructions(content, cohort + FIRST_NODE_ID, MessageType.TRAIN))
     ids = np.concatenate([update.partition_ids for update in outcome.updates] or [cohort[:0]])
     partition = runtime.federated.at(round_number)
-
-    def observation(after: Array, of: NDArray[np.intp]) -> Observation:
-        sizes = partition.sizes[of]
-        indices = np.concatenate([partition[int(k)] for k in of] or [cohort[:0]])
-        change = after.astype(np.float64) - start
-        lr = client.lr * client.lr_decay ** ((round_number - 1) // client.lr_decay_every)
-        batches = -(-int(sizes.max(initial=1)) // (client.batch_size or int(sizes.max(initial=1))))
-        steps = client.steps or client.epochs * batches
-        return Observation(model, start, change, len(indices), lr, steps, of, indices)
-
+    seen = partial(_observation, model, start, client, partition, round_number)
     if view == "model":
-        return [observation(new, ids)]
+        return [seen(new, ids)]
     order = np.argsort(ids)
     ids, rows = ids[order], np.concatenate([update.weights for update in outcome.updates])[order]
     if view == "updates":
-        return [observation(row, ids[k : k + 1]) for k, row in enumerate(rows)]
-    return [observation(np.average(rows.astype(np.float64), axis=0, weights=partition.sizes[ids]), ids)]
+        return [seen(row, ids[k : k + 1]) for k, row in enumerate(rows)]
+    return [seen(np.average(rows.astype(np.float64), axis=0, weights=partition.sizes[ids]), ids)]
+
+
+def _observation(
+    model: MLP,
+    start: Array,
+    client: SGD,
+    partition: Partition,
+    round_number: int,
+    after: Array,
+    clients: NDArray[np.intp],
+) -> Observation:
+    """Return the observation of weights that some clients have made of those at the start of a round."""
+    indices = np.concatenate([partition[int(k)] for k in clients] or [clients])
+    largest = int(partition.sizes[clients].max(initial=1))
+    steps = client.steps or client.epochs * -(-largest // (client.batch_size or largest))
+    lr = client.lr * client.lr_decay ** ((round_number - 1) // client.lr_decay_every)
+    return Observation(model, start, after.astype(np.float64) - start, len(indices), lr, steps, clients, indices)
 
 
 def _cohort(clients: Sequence[int] | None, registered: int) -> NDArray[np.intp]:
