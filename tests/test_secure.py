@@ -469,6 +469,19 @@ def test_central_dp_clips_on_the_client_and_gives_the_same_noise() -> None:
     assert runtime.secure.clip == 0.3
 
 
+def test_steps_that_are_coarse_for_the_clipping_norm_are_refused() -> None:
+    """Otherwise what rounding can add exceeds the clipping norm, and updates change their sign."""
+    pytest.importorskip("dp_accounting")
+    private = CentralDP(clip=1e-3, noise_multiplier=0.0)
+    with pytest.raises(ConfigError, match=r"max_abs is 1e\+06.*half of privacy's clip of 0.001; allowed: at most 4350"):
+        secured(SecureAggregation(max_abs=1e6), privacy=private).run()
+    plain = replace(BASE, privacy=private, rounds=1).run()
+    found = secured(SecureAggregation(max_abs=4350.0), privacy=private, rounds=1).run()
+    start = build_runtime(BASE).model.init(generator(0, Purpose.INIT))
+    changes = [np.concatenate([w.ravel() for w in result.weights.values()]) - start for result in (plain, found)]
+    assert changes[0] @ changes[1] > 0.4 * changes[0] @ changes[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
