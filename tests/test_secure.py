@@ -192,6 +192,28 @@ def test_clients_that_fall_silent_in_any_step(step: str) -> None:
     assert set(protocol.total.failed) == (set() if step == "unmask" else {12, 4})
 
 
+@pytest.mark.parametrize("place", [0, 32])
+def test_a_client_without_public_keys_is_left_out_and_its_neighbours_are_not(place: int) -> None:
+    """With zeros, or another point of small order, no key can be agreed on."""
+
+    class Lying(Protocol):
+        def exchange(self, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+            heard, answers, lost = super().exchange(step, clients, sent)
+            if step == "keys":
+                public = answers["public"].copy()
+                public[heard == 12, place : place + 32] = 0
+                answers = {"public": public}
+            return heard, answers, lost
+
+    protocol = Lying(UPDATES)
+    found, expected = protocol.run(), protocol.plain()
+    assert found
+    assert np.array_equal(found[0][CHANGE], expected[0])
+    assert {client: error.reason for client, error in protocol.total.failed.items()} == {
+        12: "it sent no public key for secure aggregation"
+    }
+
+
 @pytest.mark.parametrize(("lost", "recovered"), [(4, True), (5, False)])
 def test_the_sum_needs_more_than_half_of_the_neighbours(lost: int, recovered: bool) -> None:
     protocol = Protocol(UPDATES)

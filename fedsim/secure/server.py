@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.task import Update
-from fedsim.errors import FedsimError
+from fedsim.errors import ClientError, FedsimError
 from fedsim.secure import crypto, shamir
 from fedsim.secure.clients import LOSS, mask_key, parts
 from fedsim.secure.quantise import dequantise, dequantise_loss
@@ -79,6 +79,8 @@ class SecureSum:
         """
         while len(clients) >= MIN_CLIENTS:
             kept, answer = self._exchange("keys", clients, {})
+            usable = self._check_keys(kept, answer["public"])
+            kept, answer = kept[usable], {"public": answer["public"][usable]}
             clients, weights = kept, weights[np.isin(clients, kept)]
             if len(clients) < MIN_CLIENTS:
                 return
@@ -95,6 +97,14 @@ class SecureSum:
                 self._graph, self._public, self._shares = graph, answer["public"], shares["shares"]
                 return
             clients, weights = kept, weights[np.isin(clients, kept)]
+
+    def _check_keys(self, clients: Indices, public: Array) -> NDArray[np.bool_]:
+        """Return which clients have sent public keys; with others, their neighbours would fail in their place."""
+        rows = [parts(row.tobytes())[:2] for row in public]
+        usable = np.array([all(map(crypto.is_public_key, keys)) for keys in rows], np.bool_)
+        for client in clients[~usable].tolist():
+            self.failed[client] = ClientError(client, self._round, "it sent no public key for secure aggregation")
+        return usable
 
     def add(self, update: Update) -> None:
         """Add a block of masked updates."""
