@@ -453,6 +453,27 @@ def test_a_round_with_too_many_dropouts_changes_nothing(capsys: pytest.CaptureFi
     assert "the model is unchanged" in capsys.readouterr().err
 
 
+def test_a_round_that_clients_refuse_to_unmask_says_why() -> None:
+    class Refusing(ThreadEngine):
+        def __init__(self, runtime: ClientRuntime, **options: Any) -> None:
+            super().__init__(runtime, **options)
+            self.exchange = self._exchange
+
+        def _exchange(self, task: Task, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+            found = self.runtime.exchange(task, step, clients, sent)
+            if step != "unmask":
+                return found
+            empty = {name: rows[:0] for name, rows in found[1].items()}
+            reasons = {int(k): ClientError(int(k), task.round, "a share of client 3 was changed") for k in clients}
+            return clients[:0], empty, reasons
+
+    reasons = secured(rounds=1).run(engine=Refusing).failures["reason"]
+    assert len(reasons) == 10
+    assert reasons.str.fullmatch(
+        r"too many clients dropped out; client \d failed .*a share of client 3 was changed"
+    ).all()
+
+
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 def test_same_bits_with_any_workers_and_blocks(kernel: str) -> None:
     experiment = secured(SecureAggregation(dropout=0.2), kernel=kernel)

@@ -70,7 +70,10 @@ def train_securely(
     statistics.bytes_down += total.bytes_down
     statistics.bytes_up += total.bytes_up
     if mean is None:
-        failed |= {int(client): "too many clients dropped out" for block in blocks for client in block.partition_ids}
+        reason = "too many clients dropped out"
+        for error in list(total.not_unmasked.values())[:1]:
+            reason += f"; {error}"
+        failed |= {int(client): reason for block in blocks for client in block.partition_ids}
         return
     values, loss = mean
     new = task.global_weights.astype(np.float64)
