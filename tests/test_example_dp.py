@@ -429,6 +429,8 @@ def test_the_command_prints_the_epsilon_of_the_published_setting(capsys: pytest.
             ConfigError, match=r"the options given are .*; allowed: --clients, --cohort and --rounds, or"
         ):
             printed(f"--noise 1 {options}", capsys)
+    with pytest.raises(ConfigError, match="--sampling is 'epochs'; allowed: poisson, fixed"):
+        printed("--noise 1 --examples 100 --batch 10 --epochs 3 --sampling epochs", capsys)
 
 
 # In a run.
