@@ -41,8 +41,9 @@ from fedsim.leakage.membership import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.report.leaks import plot_images
+from fedsim.secure import SecureAggregation
 from fedsim.servers import FedAvgM
-from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split, TimeOrdered
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import build_runtime
 from fedsim.updates import TopK
@@ -89,6 +90,20 @@ def test_the_server_sees_what_clients_send_and_a_mean_of_it_under_secure_aggrega
     assert mean.num_examples == 21
 
 
+def test_an_experiment_with_secure_aggregation_shows_its_mean_and_its_model() -> None:
+    plain = Experiment(split=IID(5, [5, 9, 2, 7, 4]), client=SGD(epochs=2), rounds=1)
+    secure = replace(plain, secure_aggregation=SecureAggregation())
+    [expected], [mean], [model] = (
+        observe(e, view=v) for e, v in ((plain, "mean"), (secure, "mean"), (secure, "model"))
+    )
+    assert mean.update == pytest.approx(expected.update, abs=1e-6)
+    assert mean.clients.tolist() == [0, 1, 2, 3, 4]
+    assert mean.num_examples == 27
+    assert np.array_equal(model.update, mean.update)
+    flat = np.concatenate([values.ravel() for values in secure.run().weights.values()])
+    assert np.array_equal((model.weights + model.update).astype(np.float32), flat)
+
+
 def test_who_sees_models_sees_the_change_that_a_run_makes() -> None:
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     experiment = batches(
@@ -111,6 +126,17 @@ def test_who_sees_models_sees_the_change_that_a_run_makes() -> None:
         ({}, {"clients": [1], "view": "model"}, "clients is given for the view 'model'"),
         ({}, {"weights": np.zeros(3)}, r"weights has shape \(3,\); allowed: \(2410,\)"),
         ({}, {"round_number": 0}, "round_number is 0"),
+        ({"secure_aggregation": SecureAggregation()}, {}, "view is 'updates', which secure_aggregation hides"),
+        (
+            {"secure_aggregation": SecureAggregation()},
+            {"view": "mean", "clients": [1]},
+            "no client has sent an update: few",
+        ),
+        (
+            {"split": TimeOrdered(IID(1442), windows=3)},
+            {"clients": [0]},
+            "no client has sent an update: client 0 has no examples",
+        ),
     ],
 )
 def test_rounds_that_the_attacks_do_not_know_are_refused(
