@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from flwr.serverapp import strategy as stock
 from helpers import same
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose, generator
 from fedsim.study import config
 from fedsim.study.build import build_runtime
+from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.toml import read_toml
 from fedsim.updates import TopK
 
@@ -486,6 +488,30 @@ def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
     settings = {"experiment": config.to_toml(experiment)}
     with strategies.quiet(), AppGrid(app.client_app, 4, run_config=settings, workers=2) as grid:
         found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
+    assert same(experiment.run(), found)
+
+
+def test_supernodes_that_return_with_other_ids_are_asked_for_keys() -> None:
+    finished_rounds = [0]
+
+    class Returning(AppGrid):
+        def get_node_ids(self) -> list[int]:
+            ids = list(super().get_node_ids())
+            return ids[2:] if finished_rounds[-1] else ids[:2]
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            here = [message for message in messages if message.metadata.dst_node_id in self.get_node_ids()]
+            return super().send_and_receive(here, timeout=timeout)
+
+    class Restart(Callback):
+        def round_finished(self, finished: FinishedRound) -> None:
+            finished_rounds.append(finished.number)
+
+    experiment = secured(on_failure="exclude")
+    settings = {"experiment": config.to_toml(experiment)}
+    partitions = [{"partition-id": k % 2, "num-partitions": 2} for k in range(4)]
+    with strategies.quiet(), Returning(app.client_app, 4, run_config=settings, node_configs=partitions) as grid:
+        found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=2), callbacks=[Restart()])
     assert same(experiment.run(), found)
 
 
