@@ -455,25 +455,37 @@ def test_a_round_with_too_many_dropouts_changes_nothing(capsys: pytest.CaptureFi
     assert "the model is unchanged" in capsys.readouterr().err
 
 
+class Altered(ThreadEngine):
+    """Clients whose last answer is another one."""
+
+    def __init__(self, runtime: ClientRuntime, *, change: Any, **options: Any) -> None:
+        super().__init__(runtime, **options)
+        self.exchange, self._change = self._exchange, change
+
+    def _exchange(self, task: Task, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+        found = self.runtime.exchange(task, step, clients, sent)
+        return self._change(task.round, *found) if step == "unmask" else found
+
+
 def test_a_round_that_clients_refuse_to_unmask_says_why() -> None:
-    class Refusing(ThreadEngine):
-        def __init__(self, runtime: ClientRuntime, **options: Any) -> None:
-            super().__init__(runtime, **options)
-            self.exchange = self._exchange
+    def refuse(number: int, ids: Array, answers: dict[str, Array], failed: dict[int, ClientError]) -> Any:
+        reasons = {int(k): ClientError(int(k), number, "a share of client 3 was changed") for k in ids}
+        return ids[:0], {name: rows[:0] for name, rows in answers.items()}, reasons
 
-        def _exchange(self, task: Task, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
-            found = self.runtime.exchange(task, step, clients, sent)
-            if step != "unmask":
-                return found
-            empty = {name: rows[:0] for name, rows in found[1].items()}
-            reasons = {int(k): ClientError(int(k), task.round, "a share of client 3 was changed") for k in clients}
-            return clients[:0], empty, reasons
+    reasons = secured(rounds=1).run(engine=partial(Altered, change=refuse)).failures["reason"]
+    assert reasons.tolist() == ["too many clients dropped out; a share of client 3 was changed"] * 10
 
-    reasons = secured(rounds=1).run(engine=Refusing).failures["reason"]
-    assert len(reasons) == 10
-    assert reasons.str.fullmatch(
-        r"too many clients dropped out; client \d failed .*a share of client 3 was changed"
-    ).all()
+
+def test_a_lie_about_shares_ends_the_run_or_excludes_the_round() -> None:
+    def lie(number: int, ids: Array, answers: dict[str, Array], failed: dict[int, ClientError]) -> Any:
+        return ids, {"revealed": answers["revealed"] + (number == 1)}, failed
+
+    engine = partial(Altered, change=lie)
+    with pytest.raises(FedsimError, match=r"failed in round 1.*do not recover its secret"):
+        secured().run(engine=engine)
+    result = secured(on_failure="exclude").run(engine=engine)
+    assert result.history["clients"].tolist() == [0, 0, 10]
+    assert result.failures["reason"].str.contains("do not recover its secret").tolist() == [True] * 10
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
