@@ -26,7 +26,7 @@ from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ClientError, ConfigError, FedsimError
 from fedsim.flower import strategies
-from fedsim.privacy import CentralDP, Clip, LocalDP
+from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.secure import SecureAggregation, crypto, shamir
 from fedsim.secure.clients import CHANGE, LOSS, SecureClients, mask_key
 from fedsim.secure.quantise import dequantise, dequantise_loss, quantise, quantise_loss, scale_of
@@ -561,6 +561,15 @@ def test_steps_that_are_coarse_for_the_clipping_norm_are_refused() -> None:
     start = build_runtime(BASE).model.init(generator(0, Purpose.INIT))
     changes = [np.concatenate([w.ravel() for w in result.weights.values()]) - start for result in (plain, found)]
     assert changes[0] @ changes[1] > 0.4 * changes[0] @ changes[0]
+
+
+def test_steps_of_dp_sgd_cost_the_same_also_in_rejected_rounds() -> None:
+    pytest.importorskip("dp_accounting")
+    private = replace(BASE, privacy=ExampleDP(noise_multiplier=1.0))
+    expected = private.run().history["epsilon"]
+    for settings in (SECURE, SecureAggregation(dropout=0.9)):
+        found = replace(private, secure_aggregation=settings).run().history["epsilon"]
+        assert found.equals(expected)
 
 
 @pytest.mark.parametrize(
