@@ -16,7 +16,7 @@ from fedsim import Experiment
 from fedsim.clients import SGD, Array, ClientStrategy, Context, FedProx
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.leakage import (
     LabelInference,
     MembershipInference,
@@ -396,6 +396,9 @@ def test_the_confidence_is_the_logit_of_the_probability(loss: str) -> None:
             one = x[None, example : example + 1], y[None, example : example + 1]
             p = np.exp(-model.evaluate(weights[k : k + 1], *one)[0][0])
             assert value == pytest.approx(np.log(p / (1 - p)))
+    assert np.isfinite(
+        confidence(model, 1e5 * weights, x, y)
+    ).all()  # a loss of more than 709, whose exponential overflows
 
 
 def test_a_model_trained_on_none_of_the_pool_tells_nothing(digits: Dataset) -> None:
@@ -434,6 +437,14 @@ def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits
     ("call", "sentence"),
     [
         (lambda m, x, y: train_shadow_models(m, x, y, SGD(), models=3), "models is 3; allowed: an even number"),
+        (
+            lambda m, x, y: train_shadow_models(m, x, y, SGD(lr=1e38, epochs=9), models=2),
+            "training of shadow models diverged with SGD",
+        ),
+        (
+            lambda m, x, y: infer_membership(m, np.full(m.num_parameters, np.nan), x, y, y > 3),
+            "weights has values that are not finite",
+        ),
         (lambda m, x, y: train_shadow_models(m, x, y[:5], SGD()), "the pool has 20 examples and 5 labels"),
         (
             lambda m, x, y: train_shadow_models(m, x, y, LocalGradient()),  # type: ignore[arg-type]
@@ -451,7 +462,7 @@ def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits
     ],
 )
 def test_membership_inference_refuses_what_it_cannot_use(call: Any, sentence: str, digits: Dataset) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(FedsimError, match=sentence):
         call(MLP((64, 10)), digits.x_train[:20], digits.y_train[:20])
 
 
