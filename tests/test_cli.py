@@ -815,6 +815,14 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
         assert repr(drawn[f"out/{name}.png"]) == repr(drawn[f"{name}.png"]), name
 
 
+def test_no_empty_picture_of_drift_is_drawn_under_secure_aggregation(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secure = ["--set", "secure_aggregation=SecureAggregation()", "--split", "IID(3)", "--seeds", "1"]
+    here(capsys, "compare", "e.toml", *secure, "--out", "out")
+    assert {path.name for path in (small / "out").glob("*.png")} == {"accuracy.png", "splits.png"}
+
+
 def test_an_address_is_for_an_engine_that_has_one(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = here(capsys, "run", "e.toml", "--address", "auto", code=2)[1]
     assert "--address is for --engine ray; --engine is 'in-process'" in said

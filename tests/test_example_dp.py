@@ -339,6 +339,14 @@ def test_fixed_batches_have_one_size_and_the_whole_shard_is_not_sampled() -> Non
             assert all(sorted(drawn) == list(range(40)) for drawn in batches)
 
 
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_the_noise_is_in_clipping_norms_and_a_mean_is_over_the_expected_batch(sampling: str) -> None:
+    sizes = np.array([40, 7, 1])
+    private = ExampleNoise(0.25, 6.0, sampling).steps(1, 1, np.arange(3), sizes, np.full(3, 50), 10)
+    assert (private.clip, private.noise) == (0.25, 1.5)
+    assert private.expected.tolist() == [10, 7, 1]
+
+
 def test_streams_differ_between_clients_rounds_steps_and_seeds() -> None:
     keys = set()
     for changes in ({}, {"seed": 2}, {"round_number": 2}, {"clients": np.array([1])}):
@@ -429,6 +437,8 @@ def test_the_command_prints_the_epsilon_of_the_published_setting(capsys: pytest.
             ConfigError, match=r"the options given are .*; allowed: --clients, --cohort and --rounds, or"
         ):
             printed(f"--noise 1 {options}", capsys)
+    with pytest.raises(ConfigError, match="--sampling is 'epochs'; allowed: poisson, fixed"):
+        printed("--noise 1 --examples 100 --batch 10 --epochs 3 --sampling epochs", capsys)
 
 
 # In a run.

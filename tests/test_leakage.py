@@ -16,7 +16,7 @@ from fedsim import Experiment
 from fedsim.clients import SGD, Array, ClientStrategy, Context, FedProx
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.leakage import (
     Inversion,
     LabelInference,
@@ -44,8 +44,9 @@ from fedsim.leakage.shadow_models import confidence
 from fedsim.models import MLP
 from fedsim.privacy import CentralDP, Clip, LocalDP
 from fedsim.report.leaks import plot_images
+from fedsim.secure import SecureAggregation
 from fedsim.servers import FedAvgM
-from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split
+from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, Split, TimeOrdered
 from fedsim.streams import Purpose, generator
 from fedsim.study.build import build_runtime
 from fedsim.updates import TopK
@@ -92,6 +93,20 @@ def test_the_server_sees_what_clients_send_and_a_mean_of_it_under_secure_aggrega
     assert mean.num_examples == 21
 
 
+def test_an_experiment_with_secure_aggregation_shows_its_mean_and_its_model() -> None:
+    plain = Experiment(split=IID(5, [5, 9, 2, 7, 4]), client=SGD(epochs=2), rounds=1)
+    secure = replace(plain, secure_aggregation=SecureAggregation())
+    [expected], [mean], [model] = (
+        observe(e, view=v) for e, v in ((plain, "mean"), (secure, "mean"), (secure, "model"))
+    )
+    assert mean.update == pytest.approx(expected.update, abs=1e-6)
+    assert mean.clients.tolist() == [0, 1, 2, 3, 4]
+    assert mean.num_examples == 27
+    assert np.array_equal(model.update, mean.update)
+    flat = np.concatenate([values.ravel() for values in secure.run().weights.values()])
+    assert np.array_equal((model.weights + model.update).astype(np.float32), flat)
+
+
 def test_who_sees_models_sees_the_change_that_a_run_makes() -> None:
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     experiment = batches(
@@ -114,6 +129,17 @@ def test_who_sees_models_sees_the_change_that_a_run_makes() -> None:
         ({}, {"clients": [1], "view": "model"}, "clients is given for the view 'model'"),
         ({}, {"weights": np.zeros(3)}, r"weights has shape \(3,\); allowed: \(2410,\)"),
         ({}, {"round_number": 0}, "round_number is 0"),
+        ({"secure_aggregation": SecureAggregation()}, {}, "view is 'updates', which secure_aggregation hides"),
+        (
+            {"secure_aggregation": SecureAggregation()},
+            {"view": "mean", "clients": [1]},
+            "no client has sent an update: few",
+        ),
+        (
+            {"split": TimeOrdered(IID(1442), windows=3)},
+            {"clients": [0]},
+            "no client has sent an update: client 0 has no examples",
+        ),
     ],
 )
 def test_rounds_that_the_attacks_do_not_know_are_refused(
@@ -391,6 +417,9 @@ def test_the_confidence_is_the_logit_of_the_probability(loss: str) -> None:
             one = x[None, example : example + 1], y[None, example : example + 1]
             p = np.exp(-model.evaluate(weights[k : k + 1], *one)[0][0])
             assert value == pytest.approx(np.log(p / (1 - p)))
+    assert np.isfinite(
+        confidence(model, 1e5 * weights, x, y)
+    ).all()  # a loss of more than 709, whose exponential overflows
 
 
 def test_a_model_trained_on_none_of_the_pool_tells_nothing(digits: Dataset) -> None:
@@ -430,6 +459,14 @@ def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits
     ("call", "sentence"),
     [
         (lambda m, x, y: train_shadow_models(m, x, y, SGD(), models=3), "models is 3; allowed: an even number"),
+        (
+            lambda m, x, y: train_shadow_models(m, x, y, SGD(lr=1e38, epochs=9), models=2),
+            "training of shadow models diverged with SGD",
+        ),
+        (
+            lambda m, x, y: infer_membership(m, np.full(m.num_parameters, np.nan), x, y, y > 3),
+            "weights has values that are not finite",
+        ),
         (lambda m, x, y: train_shadow_models(m, x, y[:5], SGD()), "the pool has 20 examples and 5 labels"),
         (
             lambda m, x, y: train_shadow_models(m, x, y, LocalGradient()),  # type: ignore[arg-type]
@@ -447,7 +484,7 @@ def test_members_of_an_overfitted_model_are_found_and_noise_protects_them(digits
     ],
 )
 def test_membership_inference_refuses_what_it_cannot_use(call: Any, sentence: str, digits: Dataset) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(FedsimError, match=sentence):
         call(MLP((64, 10)), digits.x_train[:20], digits.y_train[:20])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from flwr.serverapp import strategy as stock
 from helpers import same
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.threads import ThreadEngine
 from fedsim.errors import ClientError, ConfigError, FedsimError
 from fedsim.flower import strategies
-from fedsim.privacy import CentralDP, Clip, LocalDP
+from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.secure import SecureAggregation, crypto, shamir
 from fedsim.secure.clients import CHANGE, LOSS, SecureClients, mask_key
 from fedsim.secure.quantise import dequantise, dequantise_loss, quantise, quantise_loss, scale_of
@@ -34,6 +35,7 @@ from fedsim.splits import Dirichlet
 from fedsim.streams import Purpose, generator
 from fedsim.study import config
 from fedsim.study.build import build_runtime
+from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.toml import read_toml
 from fedsim.updates import TopK
 
@@ -190,6 +192,28 @@ def test_clients_that_fall_silent_in_any_step(step: str) -> None:
     assert np.array_equal(found[0][CHANGE], expected[0])
     assert len(protocol.total.clients) == (10 if step == "unmask" else 8)
     assert set(protocol.total.failed) == (set() if step == "unmask" else {12, 4})
+
+
+@pytest.mark.parametrize("place", [0, 32])
+def test_a_client_without_public_keys_is_left_out_and_its_neighbours_are_not(place: int) -> None:
+    """With zeros, or another point of small order, no key can be agreed on."""
+
+    class Lying(Protocol):
+        def exchange(self, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+            heard, answers, lost = super().exchange(step, clients, sent)
+            if step == "keys":
+                public = answers["public"].copy()
+                public[heard == 12, place : place + 32] = 0
+                answers = {"public": public}
+            return heard, answers, lost
+
+    protocol = Lying(UPDATES)
+    found, expected = protocol.run(), protocol.plain()
+    assert found
+    assert np.array_equal(found[0][CHANGE], expected[0])
+    assert {client: error.reason for client, error in protocol.total.failed.items()} == {
+        12: "it sent no public key for secure aggregation"
+    }
 
 
 @pytest.mark.parametrize(("lost", "recovered"), [(4, True), (5, False)])
@@ -431,6 +455,39 @@ def test_a_round_with_too_many_dropouts_changes_nothing(capsys: pytest.CaptureFi
     assert "the model is unchanged" in capsys.readouterr().err
 
 
+class Altered(ThreadEngine):
+    """Clients whose last answer is another one."""
+
+    def __init__(self, runtime: ClientRuntime, *, change: Any, **options: Any) -> None:
+        super().__init__(runtime, **options)
+        self.exchange, self._change = self._exchange, change
+
+    def _exchange(self, task: Task, step: str, clients: NDArray[np.intp], sent: Mapping[str, Array]) -> Any:
+        found = self.runtime.exchange(task, step, clients, sent)
+        return self._change(task.round, *found) if step == "unmask" else found
+
+
+def test_a_round_that_clients_refuse_to_unmask_says_why() -> None:
+    def refuse(number: int, ids: Array, answers: dict[str, Array], failed: dict[int, ClientError]) -> Any:
+        reasons = {int(k): ClientError(int(k), number, "a share of client 3 was changed") for k in ids}
+        return ids[:0], {name: rows[:0] for name, rows in answers.items()}, reasons
+
+    reasons = secured(rounds=1).run(engine=partial(Altered, change=refuse)).failures["reason"]
+    assert reasons.tolist() == ["too many clients dropped out; a share of client 3 was changed"] * 10
+
+
+def test_a_lie_about_shares_ends_the_run_or_excludes_the_round() -> None:
+    def lie(number: int, ids: Array, answers: dict[str, Array], failed: dict[int, ClientError]) -> Any:
+        return ids, {"revealed": answers["revealed"] + (number == 1)}, failed
+
+    engine = partial(Altered, change=lie)
+    with pytest.raises(FedsimError, match=r"failed in round 1.*do not recover its secret"):
+        secured().run(engine=engine)
+    result = secured(on_failure="exclude").run(engine=engine)
+    assert result.history["clients"].tolist() == [0, 0, 10]
+    assert result.failures["reason"].str.contains("do not recover its secret").tolist() == [True] * 10
+
+
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 def test_same_bits_with_any_workers_and_blocks(kernel: str) -> None:
     experiment = secured(SecureAggregation(dropout=0.2), kernel=kernel)
@@ -443,6 +500,30 @@ def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
     settings = {"experiment": config.to_toml(experiment)}
     with strategies.quiet(), AppGrid(app.client_app, 4, run_config=settings, workers=2) as grid:
         found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
+    assert same(experiment.run(), found)
+
+
+def test_supernodes_that_return_with_other_ids_are_asked_for_keys() -> None:
+    finished_rounds = [0]
+
+    class Returning(AppGrid):
+        def get_node_ids(self) -> list[int]:
+            ids = list(super().get_node_ids())
+            return ids[2:] if finished_rounds[-1] else ids[:2]
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            here = [message for message in messages if message.metadata.dst_node_id in self.get_node_ids()]
+            return super().send_and_receive(here, timeout=timeout)
+
+    class Restart(Callback):
+        def round_finished(self, finished: FinishedRound) -> None:
+            finished_rounds.append(finished.number)
+
+    experiment = secured(on_failure="exclude")
+    settings = {"experiment": config.to_toml(experiment)}
+    partitions = [{"partition-id": k % 2, "num-partitions": 2} for k in range(4)]
+    with strategies.quiet(), Returning(app.client_app, 4, run_config=settings, node_configs=partitions) as grid:
+        found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=2), callbacks=[Restart()])
     assert same(experiment.run(), found)
 
 
@@ -467,6 +548,28 @@ def test_central_dp_clips_on_the_client_and_gives_the_same_noise() -> None:
     runtime: ClientRuntime = build_runtime(secured(privacy=without))
     assert runtime.secure
     assert runtime.secure.clip == 0.3
+
+
+def test_steps_that_are_coarse_for_the_clipping_norm_are_refused() -> None:
+    """Otherwise what rounding can add exceeds the clipping norm, and updates change their sign."""
+    pytest.importorskip("dp_accounting")
+    private = CentralDP(clip=1e-3, noise_multiplier=0.0)
+    with pytest.raises(ConfigError, match=r"max_abs is 1e\+06.*half of privacy's clip of 0.001; allowed: at most 4350"):
+        secured(SecureAggregation(max_abs=1e6), privacy=private).run()
+    plain = replace(BASE, privacy=private, rounds=1).run()
+    found = secured(SecureAggregation(max_abs=4350.0), privacy=private, rounds=1).run()
+    start = build_runtime(BASE).model.init(generator(0, Purpose.INIT))
+    changes = [np.concatenate([w.ravel() for w in result.weights.values()]) - start for result in (plain, found)]
+    assert changes[0] @ changes[1] > 0.4 * changes[0] @ changes[0]
+
+
+def test_steps_of_dp_sgd_cost_the_same_also_in_rejected_rounds() -> None:
+    pytest.importorskip("dp_accounting")
+    private = replace(BASE, privacy=ExampleDP(noise_multiplier=1.0))
+    expected = private.run().history["epsilon"]
+    for settings in (SECURE, SecureAggregation(dropout=0.9)):
+        found = replace(private, secure_aggregation=settings).run().history["epsilon"]
+        assert found.equals(expected)
 
 
 @pytest.mark.parametrize(

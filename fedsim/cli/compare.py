@@ -40,11 +40,10 @@ def compare(args: argparse.Namespace) -> None:
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
     print(study.table(args.target).to_string())
     if args.out:
-        plots: dict[str, Callable[[Path], None]] = {
-            "accuracy.png": study.plot,
-            "drift.png": study.plot_drift,
-            "splits.png": study.plot_splits,
-        }
+        plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
+        if study.measured_drift:
+            plots["drift.png"] = study.plot_drift
+        plots["splits.png"] = study.plot_splits
         if study.evaluated:
             plots["local_accuracy.png"] = lambda path: study.plot(path, "local")
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew

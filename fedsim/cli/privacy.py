@@ -17,13 +17,15 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     asked.add_argument("--noise", metavar="Z", type=float, help="noise multiplier; prints epsilon")
     asked.add_argument("--epsilon", metavar="E", type=float, help="privacy budget; prints the noise multiplier")
     sub.add_argument("--delta", metavar="D", type=float, help="default: clients or examples ** -1.1")
-    sub.add_argument("--sampling", metavar="HOW", default="poisson", help="poisson (default), fixed or epochs")
+    sub.add_argument(
+        "--sampling", metavar="HOW", default="poisson", help="poisson (default), fixed, or, by client, epochs"
+    )
     sub.add_argument("--accountant", metavar="NAME", default="rdp", help="rdp (default) or pld, which is tighter")
 
 
 def privacy(args: argparse.Namespace) -> None:
     """Print the privacy loss for a noise multiplier, or the noise multiplier for a privacy budget."""
-    from fedsim.checks import check_integer
+    from fedsim.checks import check_choice, check_integer
     from fedsim.errors import ConfigError
     from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
 
@@ -39,6 +41,7 @@ def privacy(args: argparse.Namespace) -> None:
         if name in given:
             check_integer(f"--{name}", getattr(args, name), 1)
     if "examples" in given:
+        check_choice("--sampling", args.sampling, ("poisson", "fixed"))
         unit, part, who, sampled, several = "steps", "a step", "example", "batch", "examples"
         everyone, cohort = args.examples, min(args.batch, args.examples)
         rounds = args.epochs * -(-everyone // cohort)

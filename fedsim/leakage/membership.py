@@ -121,6 +121,8 @@ def infer_membership(
     if isinstance(weights, Mapping):
         weights = np.concatenate([np.ravel(weights[name]) for name in model.layout])
     observed = confidence(model, weights[None], x, y)[0]
+    if not np.isfinite(observed).all():
+        raise ConfigError("weights has values that are not finite, or too large; allowed: those of a trained model")
     if attack == "threshold":
         return MembershipInference(attack, observed, members)  # the loss is a falling function of the confidence
     if shadows is None or shadows.confidence.shape[1:] != observed.shape:

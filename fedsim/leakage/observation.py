@@ -31,6 +31,8 @@ from fedsim.splits import Partition
 from fedsim.study.build import build_runtime
 from fedsim.study.experiment import Experiment
 from fedsim.study.run_state import RunState
+from fedsim.updates.aggregation import Aggregation
+from fedsim.updates.aggregators import Mean
 
 Array = NDArray[Any]
 
@@ -108,9 +110,13 @@ def observe(
     Raises
     ------
     ConfigError
-        The model or the client strategy is another one, or there is no such client.
+        The model or the client strategy is another one, there is no such client, no client has sent an update, or
+        `view` is "updates" with secure aggregation.
     """
     check_choice("view", view, VIEWS)
+    secure = experiment.secure_aggregation is not None
+    if secure and view == "updates":
+        raise ConfigError("view is 'updates', which secure_aggregation hides from the server; allowed: mean, model")
     check_integer("round_number", round_number, 1)
     runtime = build_runtime(experiment)
     model, client = runtime.model, experiment.client
@@ -134,13 +140,19 @@ def observe(
         else:
             config = ConfigRecord({"server-round": round_number})
             content = RecordDict({"arrays": arrays, "config": config})
-            outcome = grid.send_and_receive(Instructions(content, cohort + FIRST_NODE_ID, MessageType.TRAIN))
+            aggregation = Aggregation(Mean(grid.add_weighted)) if secure else None
+            nodes = cohort + FIRST_NODE_ID
+            outcome = grid.send_and_receive(Instructions(content, nodes, MessageType.TRAIN, aggregation))
+    if view != "model" and not outcome.updates:
+        raise ConfigError(f"no client has sent an update: {next(iter(outcome.failed.values()))}")
     ids = np.concatenate([update.partition_ids for update in outcome.updates] or [cohort[:0]])
     partition = runtime.federated.at(round_number)
     seen = partial(_observation, model, start, client, partition, round_number)
     if view == "model":
         return [seen(new, ids)]
     order = np.argsort(ids)
+    if secure:
+        return [seen(outcome.aggregation.mean(), ids[order])]
     ids, rows = ids[order], np.concatenate([update.weights for update in outcome.updates])[order]
     if view == "updates":
         return [seen(row, ids[k : k + 1]) for k, row in enumerate(rows)]
@@ -179,6 +191,7 @@ def _server_step(state: RunState, grid: RoundGrid, arrays: Any, round_number: in
     strategy = state.strategy
     if not isinstance(strategy, FedAvg):
         raise ConfigError(f"the server is Flower's {type(strategy).__name__}; allowed: a server of fedsim.servers")
+    strategy.streams = True
     messages = strategy.configure_train(round_number, arrays, ConfigRecord(), grid)
     outcome = grid.send_and_receive(messages)
     made, _ = strategy.aggregate_train(round_number, outcome)

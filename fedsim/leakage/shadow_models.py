@@ -19,7 +19,7 @@ from fedsim.clients.sgd import numpy_hooks
 from fedsim.data.dataset import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.threads import ThreadEngine
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.models import Model
 from fedsim.models.losses import LOSSES
 from fedsim.splits import FederatedDataset, Partition
@@ -70,7 +70,10 @@ def confidence(model: Model, weights: Array, x: Array, y: Array) -> Floats:
             made.append(own - most - np.log(np.exp(others - most[:, None]).sum(axis=1)))
         else:
             loss, _ = LOSSES[model.loss](scores, y)
-            made.append(-np.log(np.expm1(np.maximum(loss, 1e-12))) if model.loss == "binary_cross_entropy" else -loss)
+            if model.loss == "binary_cross_entropy":
+                loss = np.maximum(loss, 1e-12)
+                loss = loss + np.log(-np.expm1(-loss))  # log(exp(loss) - 1), of which the exponential overflows
+            made.append(-loss)
     return np.array(made)
 
 
@@ -97,6 +100,8 @@ def train_shadow_models(
     ------
     ConfigError
         A value is not allowed.
+    DivergenceError
+        A model diverged.
     """
     check_integer("models", models, 2)
     if models % 2:
@@ -118,6 +123,8 @@ def train_shadow_models(
             for error in update.failed.values():
                 raise error
             found[update.partition_ids] = confidence(model, update.weights, pool.x_train, pool.y_train)
+    if not np.isfinite(found).all():
+        raise DivergenceError(f"training of shadow models diverged with {client}; a smaller lr usually helps")
     return ShadowModels(found, trained_on)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsim.clients.task import Task
 from fedsim.engines.engine import Engine
 from fedsim.engines.isolation import concatenate
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.rounds.outcome import RoundOutcome
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.rounds.validity import ValidityChecks
@@ -64,13 +64,20 @@ def train_securely(
             total.add(block)
             blocks.append(replace(block, encoded={}))
     start = time.perf_counter()
-    mean = total.mean()
+    mean, reason = None, "too many clients dropped out"
+    try:
+        mean = total.mean()
+    except FedsimError as error:
+        if checks.on_failure == "raise":
+            raise
+        reason = str(error)
     statistics.secure_seconds = seconds + time.perf_counter() - start
     statistics.secure_bytes = total.bytes_down + total.bytes_up
     statistics.bytes_down += total.bytes_down
     statistics.bytes_up += total.bytes_up
     if mean is None:
-        failed |= {int(client): "too many clients dropped out" for block in blocks for client in block.partition_ids}
+        reason = "; ".join([reason, *(error.reason for error in list(total.not_unmasked.values())[:1])])
+        failed |= {int(client): reason for block in blocks for client in block.partition_ids}
         return
     values, loss = mean
     new = task.global_weights.astype(np.float64)

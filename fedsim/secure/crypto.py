@@ -43,6 +43,15 @@ def agree(private: X25519PrivateKey, public: bytes, purpose: bytes) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose).derive(shared)
 
 
+def is_public_key(public: bytes) -> bool:
+    """Return whether a key can be agreed on with the holder of a public key: it is no point of small order."""
+    try:
+        agree(private_key(bytes(KEY_BYTES)), public, b"")
+    except ValueError:
+        return False
+    return True
+
+
 def digest(secret: bytes) -> bytes:
     """Return a digest, with which a recovered secret is checked."""
     return hashlib.sha256(secret).digest()

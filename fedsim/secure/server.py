@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.clients.task import Update
-from fedsim.errors import FedsimError
+from fedsim.errors import ClientError, FedsimError
 from fedsim.secure import crypto, shamir
 from fedsim.secure.clients import LOSS, mask_key, parts
 from fedsim.secure.quantise import dequantise, dequantise_loss
@@ -54,6 +54,8 @@ class SecureSum:
         The clients that have shared their secrets, in the order in which they were given.
     failed : dict of int to FedsimError
         Partition id -> why a client has not shared its secrets.
+    not_unmasked : dict of int to FedsimError
+        Partition id -> why a client has not helped to remove the masks.
     bytes_down, bytes_up : int
         Keys and shares sent to and received from clients.
     """
@@ -63,6 +65,7 @@ class SecureSum:
         self._seed, self._round = seed, round_number
         self.clients: Indices = np.empty(0, np.intp)
         self.failed: dict[int, FedsimError] = {}
+        self.not_unmasked: dict[int, FedsimError] = {}
         self.bytes_down = self.bytes_up = 0
         self._weights: NDArray[np.float64] = np.empty(0)
         self._sums: dict[str, Array] = {}
@@ -79,6 +82,8 @@ class SecureSum:
         """
         while len(clients) >= MIN_CLIENTS:
             kept, answer = self._exchange("keys", clients, {})
+            usable = self._check_keys(kept, answer["public"])
+            kept, answer = kept[usable], {"public": answer["public"][usable]}
             clients, weights = kept, weights[np.isin(clients, kept)]
             if len(clients) < MIN_CLIENTS:
                 return
@@ -95,6 +100,14 @@ class SecureSum:
                 self._graph, self._public, self._shares = graph, answer["public"], shares["shares"]
                 return
             clients, weights = kept, weights[np.isin(clients, kept)]
+
+    def _check_keys(self, clients: Indices, public: Array) -> NDArray[np.bool_]:
+        """Return which clients have sent public keys; with others, their neighbours would fail in their place."""
+        rows = [parts(row.tobytes())[:2] for row in public]
+        usable = np.array([all(map(crypto.is_public_key, keys)) for keys in rows], np.bool_)
+        for client in clients[~usable].tolist():
+            self.failed[client] = ClientError(client, self._round, "it sent no public key for secure aggregation")
+        return usable
 
     def add(self, update: Update) -> None:
         """Add a block of masked updates."""
@@ -174,7 +187,9 @@ class SecureSum:
 
     def _exchange(self, step: str, clients: Indices, sent: Mapping[str, Array]) -> tuple[Indices, dict[str, Array]]:
         answered, arrays, failed = self._send(step, clients, sent)
-        if step != "unmask":  # by then the client's update is in the sum
+        if step == "unmask":  # by then the client's update is in the sum
+            self.not_unmasked |= failed
+        else:
             self.failed |= failed
         self.bytes_down += sum(array.nbytes for array in sent.values())
         self.bytes_up += sum(array.nbytes for array in arrays.values())

@@ -74,7 +74,7 @@ class RunState:
         )
         clients = len(grid.get_node_ids())
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
-        check_secure_aggregation(experiment, self.strategy, clients)
+        check_secure_aggregation(experiment, self.strategy, self.model, clients)
         self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
         self.example_accountant = example_accountant(experiment, runtime)
         if self.example_accountant:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.clients.private import private_mask
 from fedsim.clients.sgd import overrides
 from fedsim.errors import ConfigError
+from fedsim.models import Model
 from fedsim.privacy import CentralDP
+from fedsim.secure.quantise import scale_of
 from fedsim.secure.settings import MIN_CLIENTS
 from fedsim.servers import FedAvg
 from fedsim.study.experiment import Experiment
@@ -14,7 +17,7 @@ from fedsim.study.privacy import check_takes_mean
 from fedsim.updates.transform import UpdateTransform
 
 
-def check_secure_aggregation(experiment: Experiment, strategy: Strategy, clients: int) -> None:
+def check_secure_aggregation(experiment: Experiment, strategy: Strategy, model: Model, clients: int) -> None:
     """Raise ConfigError if the server would need more than the sum of a round's updates.
 
     Parameters
@@ -22,10 +25,12 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, clients
     experiment : Experiment
     strategy : Strategy
         The server strategy.
+    model : Model
     clients : int
         Registered.
     """
-    if experiment.secure_aggregation is None:
+    secure = experiment.secure_aggregation
+    if secure is None:
         return
     check_takes_mean("secure_aggregation", strategy)
     assert isinstance(strategy, FedAvg)
@@ -52,3 +57,13 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, clients
             f"secure_aggregation needs {MIN_CLIENTS} clients in a round, and {cohort} of {clients} are sampled; "
             "allowed: a larger fraction_train, or more clients"
         )
+    if isinstance(experiment.privacy, CentralDP):
+        largest = clients if experiment.privacy.sampling == "poisson" else cohort
+        coordinates = int((~private_mask(client, model)).sum())
+        # Clients clip further by the norm that rounding can add, which must leave something.
+        most = float(f"{experiment.privacy.clip / 2 * scale_of(1.0, largest) / max(coordinates, 1) ** 0.5:.3g}")
+        if secure.max_abs > most:
+            raise ConfigError(
+                f"secure_aggregation's max_abs is {secure.max_abs:g}, with which rounding changes an update by more "
+                f"than half of privacy's clip of {experiment.privacy.clip:g}; allowed: at most {most:g}"
+            )

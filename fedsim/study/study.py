@@ -177,6 +177,13 @@ class Study:
         return any(bool(r.history[f"local_{self.score}"].notna().any()) for v in self.variants for r in v.results)
 
     @property
+    def measured_drift(self) -> bool:
+        """Whether there is client drift to plot, which secure aggregation hides."""
+        from fedsim.report.plots import DRIFTS
+
+        return any(bool(r.history[list(DRIFTS)].notna().any(axis=None)) for v in self.variants for r in v.results)
+
+    @property
     def score(self) -> str:
         """The measured score: ``"accuracy"``, or ``"r2"`` for real-valued targets."""
         return self.variants[0].results[0].score

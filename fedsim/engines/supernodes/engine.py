@@ -164,6 +164,8 @@ class SuperNodeEngine:
         self, task: Task, step: str, clients: Indices, sent: Mapping[str, Array]
     ) -> tuple[Indices, dict[str, Array], dict[int, ClientError]]:
         """Exchange arrays with clients in a step of secure aggregation; see `Engine`."""
+        if step == "keys":
+            self.roster.update()  # a SuperNode may have returned, as in `_ask`, which is not called without keys
         name, row, dtype = answer_layout(step, sent["public" if step == "shares" else "shares"].shape[1] if sent else 0)
         layout: Layout = {"partition_ids": ((), np.dtype(np.int64)), name: (row, dtype)}
         failed: dict[int, str] = {}
