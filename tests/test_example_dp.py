@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,8 @@ from fedsim.privacy import ExampleDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
 from fedsim.privacy.examples import ExampleLosses
 from fedsim.splits import IID, Dirichlet, FederatedDataset, Partition, TimeOrdered
-from fedsim.study import config
+from fedsim.study import config, saving
+from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
 from fedsim.updates import Int8, TopK
 
@@ -194,6 +196,24 @@ def test_the_gradient_of_one_example_is_the_finite_difference() -> None:
         assert grad[0, k] == pytest.approx((up - down) / 2e-6, abs=1e-8)
 
 
+def test_an_empty_batch_shrinks_weights_as_any_other() -> None:
+    model = MLP((3, 2), dtype="float64")
+    start = np.ones((1, 8))
+    private = PrivateSteps(
+        1.0, 0.0, np.array([[0]]), np.array([[1]], np.uint64), np.array([[2]], np.uint64), np.array([2.0])
+    )
+    for momentum in (0.0, 0.9):
+        job = FitJob(
+            model=model, x=np.ones((2, 3)), y=np.array([0, 1]), partition=Partition(np.arange(2), np.array([0, 2])),
+            clients=np.array([0]), start=start, steps=np.array([1]), shuffles=np.empty((0, 1), np.uint64),
+            batch_size=1, lr=np.array([0.5]), momentum=momentum, weight_decay=0.1, mu=0.3, center=np.zeros((1, 8)),
+            correction=np.full((1, 8), 0.2), trained=(True,), private=private,
+        )  # fmt: skip
+        for kernel in ("numpy", "compiled"):
+            found = kernels.load(kernel).fit(job).weights
+            np.testing.assert_allclose(found, 1 - 0.5 * (0.1 + 0.3 + 0.2))
+
+
 def test_an_empty_batch_is_noise_only() -> None:
     model = MLP((3, 2), dtype="float64")
     job = FitJob(
@@ -337,6 +357,35 @@ def test_fixed_batches_have_one_size_and_the_whole_shard_is_not_sampled() -> Non
             assert (private.counts == 40).all()
             assert private.expected == 40
             assert all(sorted(drawn) == list(range(40)) for drawn in batches)
+
+
+def test_the_noise_is_in_clipping_norms() -> None:
+    one = np.array([1])
+    private = ExampleNoise(0.25, 3.0, "poisson").steps(1, 1, np.array([0]), 40 * one, one, 10)
+    assert (private.clip, private.noise) == (0.25, 0.75)
+
+
+def test_a_round_adds_the_accounted_noise_to_the_mean_of_a_batch() -> None:
+    """The whole path: examples without a signal leave noise of ``lr * noise_multiplier * clip / batch`` in weights."""
+    x, y = np.zeros((400, 2000)), np.arange(400) % 2
+    data_ = Dataset("zeros", x, y, x[:2], y[:2])
+    client = clients.SGD(lr=0.5, batch_size=20, steps=1)
+    privacy = ExampleDP(clip=0.1, noise_multiplier=4.0)
+    experiment = Experiment(dataset=data_, split=IID(1), hidden=(), client=client, rounds=1, privacy=privacy)
+    for kernel in ("numpy", "compiled"):
+        moved: list[Array] = []
+        replace(experiment, kernel=kernel).run(callbacks=[Weights(moved)])
+        assert (moved[1] - moved[0]).std() == pytest.approx(0.5 * 4.0 * 0.1 / 20, rel=0.05)
+
+
+class Weights(Callback):
+    """Collects the weights of each round."""
+
+    def __init__(self, found: list[Array]) -> None:
+        self.found = found
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        self.found.append(finished.weights["W1"])
 
 
 def test_streams_differ_between_clients_rounds_steps_and_seeds() -> None:
@@ -562,17 +611,35 @@ class StopsAfter(Callback):
 @pytest.mark.parametrize("kernel", ["numpy", "compiled"])
 @pytest.mark.parametrize("sampling", ["poisson", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_the_same_bits_for_any_workers_and_blocks_and_after_an_interruption(
-    kernel: str, sampling: str, tmp_path: Path
+    kernel: str, sampling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "CHECKPOINT_SHARE", 1e9)
     experiment = replace(BASE, kernel=kernel, privacy=replace(PRIVACY, sampling=sampling))
     whole = experiment.run()
     assert same(whole, experiment.run(workers=3, block_size=2))
     with pytest.raises(Stopped):
         experiment.run(directory=tmp_path / "run", callbacks=[StopsAfter(2)])
     resumed = experiment.run(directory=tmp_path / "run", workers=2)
+    assert "resuming after round 1" in capsys.readouterr().err
     assert same(whole, resumed)
     assert list(resumed.history["epsilon"]) == list(whole.history["epsilon"])
     assert not same(whole, replace(experiment, seed=1).run())
+
+
+def test_the_runtime_of_another_process_has_the_noise() -> None:
+    """As Ray sends it."""
+    runtime = build_runtime(BASE)
+    again = pickle.loads(pickle.dumps(runtime))
+    assert again.example_noise == runtime.example_noise == ExampleNoise(0.5, 1.0, "poisson")
+
+
+def test_the_training_loss_is_the_mean_over_the_examples_of_the_batches() -> None:
+    """With a learning rate of almost 0, it is that of the initial model on the batches, whatever their sizes."""
+    client = clients.SGD(lr=1e-9, batch_size=2, epochs=5)
+    experiment = replace(BASE, split=IID(40), client=client, rounds=1, fraction_train=1.0)
+    plain = replace(experiment, privacy=None, client=clients.SGD(lr=1e-9)).run().history["train_loss"].iloc[-1]
+    assert experiment.run().history["train_loss"].iloc[-1] == pytest.approx(plain, rel=0.02)
 
 
 @pytest.mark.parametrize("privacy", [PRIVACY, pytest.param(ExampleDP(epsilon=9.0), marks=pytest.mark.slow)], ids=str)

@@ -23,6 +23,7 @@ from fedsim.clients import SGD, Context
 from fedsim.engines.ray import RayEngine, _check_listening, _state_loader
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
+from fedsim.privacy import ExampleDP
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 from fedsim.updates.compression import Int8, TopK
 
@@ -56,6 +57,7 @@ def _cluster() -> Iterator[None]:
         replace(BASE, client=clients.FineTune(), split=TimeOrdered(IID(12), 2, by="label")),  # a fit in evaluation too
         pytest.param(replace(BASE, client=clients.FedNova(), transforms=(TopK(0.2), Int8())), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.FedLC()), marks=pytest.mark.slow),
+        pytest.param(replace(BASE, privacy=ExampleDP(noise_multiplier=1.0)), marks=pytest.mark.slow),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",
 )
