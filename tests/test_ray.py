@@ -23,7 +23,7 @@ from fedsim.clients import SGD, Context
 from fedsim.engines.ray import RayEngine, _check_listening, _state_loader
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
-from fedsim.privacy import CentralDP, LocalDP
+from fedsim.privacy import CentralDP, ExampleDP, LocalDP
 from fedsim.secure import SecureAggregation
 from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
 from fedsim.updates.compression import Int8, TopK
@@ -60,6 +60,7 @@ def _cluster() -> Iterator[None]:
         pytest.param(replace(BASE, client=clients.FedLC()), marks=pytest.mark.slow),
         replace(BASE, secure_aggregation=SecureAggregation(dropout=0.2), transforms=(LocalDP(0.5),)),
         pytest.param(replace(BASE, privacy=CentralDP(clip=0.5, noise_multiplier=0.5)), marks=pytest.mark.slow),
+        pytest.param(replace(BASE, privacy=ExampleDP(noise_multiplier=1.0)), marks=pytest.mark.slow),
     ],
     ids=lambda e: f"{type(e.client).__name__}-{type(e.split).__name__}-{e.kernel}",
 )
