@@ -359,18 +359,12 @@ def test_fixed_batches_have_one_size_and_the_whole_shard_is_not_sampled() -> Non
             assert all(sorted(drawn) == list(range(40)) for drawn in batches)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 def test_the_noise_is_in_clipping_norms_and_a_mean_is_over_the_expected_batch(sampling: str) -> None:
     sizes = np.array([40, 7, 1])
     private = ExampleNoise(0.25, 6.0, sampling).steps(1, 1, np.arange(3), sizes, np.full(3, 50), 10)
     assert (private.clip, private.noise) == (0.25, 1.5)
     assert private.expected.tolist() == [10, 7, 1]
-=======
-def test_the_noise_is_in_clipping_norms() -> None:
-    one = np.array([1])
-    private = ExampleNoise(0.25, 3.0, "poisson").steps(1, 1, np.array([0]), 40 * one, one, 10)
-    assert (private.clip, private.noise) == (0.25, 0.75)
 
 
 def test_a_round_adds_the_accounted_noise_to_the_mean_of_a_batch() -> None:
@@ -400,7 +394,6 @@ class Weights(Callback):
 
     def round_finished(self, finished: FinishedRound) -> None:
         self.found.append(finished.weights["W1"])
->>>>>>> 90c3b1cfb5a503bce50f32e981f495d9a41817a1
 
 
 def test_streams_differ_between_clients_rounds_steps_and_seeds() -> None:
