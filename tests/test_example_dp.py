@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.serverapp import strategy as stock
 from helpers import cases, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -723,6 +724,11 @@ class OwnSteps(clients.SGD):
         ({"client": OwnSteps()}, r"OwnSteps has its own local_steps\(\)"),
         ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
         ({"transforms": (LocalDP(),)}, "privacy is ExampleDP and transforms has LocalDP"),
+        (
+            {"server": partial(servers.QFedAvg, client_learning_rate=0.1)},
+            "QFedAvg weighs updates by .* training losses",
+        ),
+        ({"server": partial(stock.QFedAvg, client_learning_rate=0.1)}, "QFedAvg weighs updates by .* training losses"),
     ],
 )
 def test_what_is_not_private_is_refused_before_the_run(changes: dict[str, Any], sentence: str) -> None:

@@ -93,6 +93,21 @@ def test_the_server_sees_what_clients_send_and_a_mean_of_it_under_secure_aggrega
     assert mean.num_examples == 21
 
 
+def test_the_gradient_of_a_round_knows_its_learning_rate_and_steps() -> None:
+    client = SGD(lr=0.4, lr_decay=0.5, lr_decay_every=2, steps=1, batch_size=None)
+    experiment = Experiment(split=IID(3, [5, 9, 2]), client=client, dtype="float64")
+    seen = observe(experiment, round_number=4)[1]
+    data = experiment.load_data()
+    x, y = data.x_train[seen.indices].astype(float), data.y_train[seen.indices]
+    _, gradient = seen.model.loss_and_gradient(seen.weights[None], x[None], y[None])
+    assert np.concatenate([values.ravel() for values in seen.gradient.values()]) == pytest.approx(
+        gradient[0], abs=1e-12
+    )
+    assert seen.lr == pytest.approx(0.2)
+    for changes, steps in (({"steps": 7}, 7), ({"steps": None, "epochs": 2, "batch_size": 4}, 6)):
+        assert observe(replace(experiment, client=SGD.of(client, **changes)))[1].steps == steps
+
+
 def test_an_experiment_with_secure_aggregation_shows_its_mean_and_its_model() -> None:
     plain = Experiment(split=IID(5, [5, 9, 2, 7, 4]), client=SGD(epochs=2), rounds=1)
     secure = replace(plain, secure_aggregation=SecureAggregation())

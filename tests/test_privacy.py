@@ -358,6 +358,10 @@ def test_a_cohort_without_a_client_releases_noise() -> None:
         ({"server": partial(servers.FedAvg, fraction_train=0.0)}, "fraction_train is 0"),
         ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
         ({"privacy": None, "transforms": (LocalDP(),), "client": clients.SCAFFOLD()}, "SCAFFOLD.*besides"),
+        (
+            {"privacy": None, "transforms": (LocalDP(),), "server": partial(servers.QFedAvg, client_learning_rate=0.1)},
+            "QFedAvg weighs updates by .* training losses",
+        ),
         ({"privacy": None, "transforms": (Int8(), LocalDP())}, r"Int8\(\) before LocalDP"),
     ],
 )

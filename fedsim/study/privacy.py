@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.clients.private import private_mask
 from fedsim.clients.server_hooks import needs_server_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import Model
-from fedsim.privacy import Clip, ExampleDP, LocalDP
+from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
-from fedsim.servers import FedAvg
+from fedsim.servers import FedAvg, QFedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 
@@ -32,13 +33,19 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     Raises
     ------
     ConfigError
-        The server samples or combines updates in its own way, the client strategy sends arrays that get no noise, or
-        the number of rounds or of updates would depend on the clients in ways that are not accounted for.
+        The server samples or combines updates in its own way or by training losses, the client strategy sends arrays
+        that get no noise, or the number of rounds or of updates would depend on the clients in ways that are not
+        accounted for.
     """
     local = next((transform for transform in experiment.transforms if isinstance(transform, LocalDP)), None)
     if experiment.privacy is None and local is None:
         return None
     _check_stopping(experiment)
+    if isinstance(strategy, QFedAvg | stock.QFedAvg) and not isinstance(experiment.privacy, CentralDP):
+        raise ConfigError(
+            "the server QFedAvg weighs updates by the clients' training losses, which get no noise; allowed with "
+            "privacy: another server"
+        )
     if isinstance(experiment.privacy, ExampleDP):
         return None
     client = type(experiment.client).__name__
