@@ -614,6 +614,13 @@ class FitsBefore(clients.SGD):
         return {"first": ctx.fit()}
 
 
+class SendsLoss(clients.SGD):
+    def train(self, ctx: clients.Context) -> Array:
+        weights = ctx.fit()
+        ctx.up["loss"] = np.asarray(ctx.loss_sum)
+        return weights
+
+
 class Looks(clients.SGD):
     def affine(self, ctx: clients.Context) -> clients.Affine:
         return clients.Affine(correction=ctx.full_gradient(ctx.global_weights)[1])
@@ -642,6 +649,7 @@ class OwnSteps(clients.SGD):
         ({"client": RowsTwice()}, "RowsTwice fits more than once in a round"),
         ({"client": FitsBefore()}, "FitsBefore fits more than once in a round, or not in train"),
         ({"client": Looks()}, r"Looks uses ctx.full_gradient\(\)"),
+        ({"client": SendsLoss()}, r"SendsLoss uses ctx.loss_sum, which has no noise"),
         ({"client": OwnSteps()}, r"OwnSteps has its own local_steps\(\)"),
         ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
         ({"transforms": (LocalDP(),)}, "privacy is ExampleDP and transforms has LocalDP"),
