@@ -414,6 +414,14 @@ def test_epsilon_is_the_largest_of_all_clients(settings: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_a_client_with_fewer_examples_than_a_batch_is_not_sampled(sampling: str) -> None:
+    losses = ExampleLosses(ExampleDP(noise_multiplier=1.0, sampling=sampling), 1.0, 10, 1e-5)
+    whole = PrivacyLoss(1.0, 1, 1, 1e-5, sampling).epsilon(5)
+    assert [losses.of(size).epsilon(5) for size in (1, 3, 10)] == pytest.approx([whole] * 3)
+    assert losses.of(20).epsilon(5) < whole
+
+
 def test_the_noise_for_an_epsilon_is_that_of_the_client_that_costs_most() -> None:
     sizes = np.array([15, 200, 60])
     settings = ExampleDP(epsilon=3.0, delta=1e-4)
