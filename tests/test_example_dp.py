@@ -466,6 +466,14 @@ def test_epsilon_is_the_largest_of_all_clients(settings: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_a_client_with_fewer_examples_than_a_batch_is_not_sampled(sampling: str) -> None:
+    losses = ExampleLosses(ExampleDP(noise_multiplier=1.0, sampling=sampling), 1.0, 10, 1e-5)
+    whole = PrivacyLoss(1.0, 1, 1, 1e-5, sampling).epsilon(5)
+    assert [losses.of(size).epsilon(5) for size in (1, 3, 10)] == pytest.approx([whole] * 3)
+    assert losses.of(20).epsilon(5) < whole
+
+
 def test_the_noise_for_an_epsilon_is_that_of_the_client_that_costs_most() -> None:
     sizes = np.array([15, 200, 60])
     settings = ExampleDP(epsilon=3.0, delta=1e-4)
@@ -693,6 +701,13 @@ class FitsBefore(clients.SGD):
         return {"first": ctx.fit()}
 
 
+class SendsLoss(clients.SGD):
+    def train(self, ctx: clients.Context) -> Array:
+        weights = ctx.fit()
+        ctx.up["loss"] = np.asarray(ctx.loss_sum)
+        return weights
+
+
 class Looks(clients.SGD):
     def affine(self, ctx: clients.Context) -> clients.Affine:
         return clients.Affine(correction=ctx.full_gradient(ctx.global_weights)[1])
@@ -721,6 +736,7 @@ class OwnSteps(clients.SGD):
         ({"client": RowsTwice()}, "RowsTwice fits more than once in a round"),
         ({"client": FitsBefore()}, "FitsBefore fits more than once in a round, or not in train"),
         ({"client": Looks()}, r"Looks uses ctx.full_gradient\(\)"),
+        ({"client": SendsLoss()}, r"SendsLoss uses ctx.loss_sum, which has no noise"),
         ({"client": OwnSteps()}, r"OwnSteps has its own local_steps\(\)"),
         ({"early_stopping": EarlyStopping("train_loss", patience=1)}, "early_stopping watches train_loss"),
         ({"transforms": (LocalDP(),)}, "privacy is ExampleDP and transforms has LocalDP"),

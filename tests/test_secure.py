@@ -194,6 +194,15 @@ def test_clients_that_fall_silent_in_any_step(step: str) -> None:
     assert set(protocol.total.failed) == (set() if step == "unmask" else {12, 4})
 
 
+@pytest.mark.parametrize("step", ["keys", "shares"])
+def test_two_clients_have_no_sum_because_each_knows_the_other(step: str) -> None:
+    protocol = Protocol(UPDATES)
+    protocol.silent = {step: [int(client) for client in protocol.ids[2:]]}
+    protocol.total.share_keys(protocol.ids, protocol.weights)
+    assert not len(protocol.total.clients)
+    assert protocol.total.mean() is None
+
+
 @pytest.mark.parametrize("place", [0, 32])
 def test_a_client_without_public_keys_is_left_out_and_its_neighbours_are_not(place: int) -> None:
     """With zeros, or another point of small order, no key can be agreed on."""

@@ -60,7 +60,7 @@ class Context:
         self.state = state
         self.up: dict[str, Array] = {}
         self._block: tuple[Context, slice | Indices] | None = None
-        self.loss_sum: NDArray[np.float64] | int = 0
+        self._loss_sum: NDArray[np.float64] | int = 0
         self.processed: Indices | int = 0
         self.update_norm: NDArray[np.float64] | None = None
         self._epochs: Indices | int = 0
@@ -74,6 +74,20 @@ class Context:
             part.__dict__.pop(computed, None)
         part._block = self, select
         return part
+
+    @property
+    def loss_sum(self) -> NDArray[np.float64] | int:
+        """Sum of the losses on the examples processed."""
+        self._check_may_read("ctx.loss_sum")
+        return self._loss_sum
+
+    @loss_sum.setter
+    def loss_sum(self, value: NDArray[np.float64] | int) -> None:
+        self._loss_sum = value
+
+    def training_loss(self) -> NDArray[np.float64] | None:
+        """Return the mean loss that clients report, shape (clients,), NaN where a fit diverged; None before a fit."""
+        return self._loss_sum / np.maximum(self.processed, 1) if np.ndim(self._loss_sum) else None
 
     def _once(self, name: str, compute: Callable[[], Array]) -> Array:
         """Return the result of `compute`, or rows of the result for the whole block, which is computed once."""
@@ -159,7 +173,7 @@ class Context:
         processed = epochs * sizes + (job.steps - epochs * per_epoch) * job.batch_size
         if job.private:
             processed = job.private.counts.sum(axis=0)
-        self.loss_sum, self.update_norm = self.loss_sum + result.loss, result.update_norm
+        self._loss_sum, self.update_norm = self._loss_sum + result.loss, result.update_norm
         self.processed = self.processed + processed
         self._epochs = self._epochs + -(-job.steps // per_epoch)
         return result.weights

@@ -48,9 +48,8 @@ def run_local_round(task: Task, clients: Indices, state: dict[str, Array]) -> Up
     if weights.dtype.kind != "f":
         raise refusal(strategy, "train", f"train() returned an array of {weights.dtype}; it must contain floats")
     weights = weights.astype(task.model.dtype, copy=False)
-    if np.ndim(context.loss_sum):
-        loss = context.loss_sum / np.maximum(context.processed, 1)
-    else:  # without a fit, the loss at the start of the round
+    loss = context.training_loss()
+    if loss is None:  # without a fit, the loss at the start of the round
         loss = context.evaluate(context.start)[0]
     check_state_update(strategy, "train", context.state, declared)
     for name, values in context.up.items():
@@ -80,7 +79,8 @@ def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
     """
     context = Context(task, clients, state)
     weights = task.strategy.personalise(context)
-    diverged = np.flatnonzero(np.isnan(context.loss_sum))
+    loss = context.training_loss()
+    diverged = np.flatnonzero(np.isnan(0.0 if loss is None else loss))
     if len(diverged):
         raise DivergenceError(
             f"training diverged in round {task.round} at client {clients[diverged[0]]} when {task.strategy} made the "
