@@ -98,7 +98,8 @@ class ClientRuntime:
     def prepare(self) -> None:
         """Compile the kernel, or load it from the disk."""
         if self.kernel_name == "compiled":
-            self.kernel.prepare(self.model.dtype, targets=self.variance is not None)
+            private = self.example_noise is not None
+            self.kernel.prepare(self.model.dtype, targets=self.variance is not None, private=private)
 
     @property
     def partition_test(self) -> Partition:

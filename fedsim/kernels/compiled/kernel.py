@@ -12,16 +12,15 @@ from fedsim.kernels.compiled.compilation import compile_all
 from fedsim.kernels.compiled.emitter import VECTOR_BYTES
 from fedsim.kernels.compiled.layout import Network, make_layout, thread_scratch
 from fedsim.kernels.compiled.losses import LOSSES
+from fedsim.kernels.compiled.private import Private
 from fedsim.kernels.compiled.sums import add_weighted, squared_distances
 from fedsim.kernels.compiled.training import train, train_signature
-from fedsim.kernels.fit import FitJob, FitResult, PrivateSteps
+from fedsim.kernels.fit import FitJob, FitResult
 from fedsim.models import Array
 from fedsim.models.mlp import MLP
 
-_NO_KEYS = np.empty((0, 0), np.uint64)
 
-
-def prepare(dtype: str, targets: bool = False) -> None:
+def prepare(dtype: str, targets: bool = False, private: bool = False) -> None:
     """Compile for a dtype, or load what an earlier run compiled.
 
     Parameters
@@ -29,12 +28,14 @@ def prepare(dtype: str, targets: bool = False) -> None:
     dtype : {"float32", "float64"}
     targets : bool
         For real-valued targets instead of labels.
+    private : bool
+        For the steps of DP-SGD.
     """
     real, doubles = numba.from_dtype(np.dtype(dtype)), types.float64[::1]
     center = types.Array(real, 1, "C", readonly=True)
     compile_all(
         [
-            (train, train_signature(dtype, targets)),
+            (train, train_signature(dtype, targets, private)),
             (add_weighted, types.void(doubles, real[:, ::1], doubles)),
             (squared_distances, types.void(doubles, real[:, ::1], center)),
         ]
@@ -56,14 +57,15 @@ def fit(job: FitJob) -> FitResult:
     out = np.empty((len(sizes), net.num_parameters), dtype)
     losses, squares = np.empty(len(sizes)), np.empty(len(sizes))
     correction = np.empty((0, 0), dtype) if job.correction is None else job.correction
-    private = job.private or PrivateSteps(0.0, 0.0, np.empty((0, 0), np.int64), job.shuffles, _NO_KEYS, np.empty(0))
+    own = job.private
+    private = own and Private(own.clip, own.noise, own.counts, own.normals, own.expected)
     counter = np.zeros(1, np.int64)
     arguments = (
         out, losses, squares, _readonly(job.start, dtype), _readonly(job.x, dtype), _readonly(job.y),
         job.partition.indices, job.partition.offsets[job.clients], sizes, np.ascontiguousarray(job.steps),
-        private.batches, job.batch_size, network, np.asarray(job.lr, dtype), real(job.momentum), real(job.weight_decay),
-        real(job.mu), _readonly(job.center, dtype), _readonly(correction, dtype), private.clip,
-        private.noise, private.counts, private.normals, private.expected, counter,
+        own.batches if own else job.shuffles, job.batch_size, network, np.asarray(job.lr, dtype), real(job.momentum),
+        real(job.weight_decay), real(job.mu), _readonly(job.center, dtype), _readonly(correction, dtype), private,
+        counter,
     )  # fmt: skip
     try:
         job.run_on_all_workers(lambda: train(*arguments, thread_scratch(net)))

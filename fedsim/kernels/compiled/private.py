@@ -1,6 +1,10 @@
-"""Steps of DP-SGD: random batches, clipping of examples' gradients, and noise, as `kernels.numpy` defines them."""
+"""Steps of DP-SGD: random batches, clipping of examples' gradients, and noise, as `kernels.numpy` defines them.
+
+Where `private` is None, steps are those of SGD, and Numba compiles only that branch.
+"""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +14,43 @@ from fedsim.kernels.compiled.layout import D_ROW, FLAT, H_ROW, INPUTS, OUTPUTS, 
 from fedsim.kernels.compiled.normals import LANES, add_scaled, add_scaled_part, normal_pairs
 
 _BLOCK, _HALF = streams.NORMAL_BLOCK, streams.NORMAL_BLOCK // 2
+
+
+class Private(NamedTuple):
+    """What compiled functions know about the private steps of a fit: fields of `kernels.fit.PrivateSteps`."""
+
+    clip: float
+    noise: float
+    counts: Any
+    normals: Any
+    expected: Any
+
+
+@helper
+def largest_batch(private, client, steps, size):
+    """Return the size of a client's largest batch, which is `size` without privacy."""
+    if private is None:
+        return size
+    largest = 0
+    for number in range(steps):
+        largest = max(private.counts[number, client], largest)
+    return largest
+
+
+@helper
+def divisor(private, client, rows):
+    """Return the number by which the sum of a batch's gradients is divided: that of its rows, or the expected one."""
+    if private is None:
+        return np.float64(rows)
+    return private.expected[client]
+
+
+@helper
+def scale_before_clipping(private, scale):
+    """Return the factor of deltas during backpropagation, 1 if they are clipped afterwards."""
+    if private is None:
+        return scale
+    return type(scale)(1)
 
 
 @helper
@@ -34,11 +75,13 @@ def squared_norm(values):
 
 
 @helper
-def clip_deltas(s, net, first, last, clip, scale):
+def clip_deltas(private, s, net, first, last, scale):
     """Scale the deltas of rows `first` to `last` of a chunk: those of an example clip its gradient, times `scale`.
 
     The gradient of a layer on one example is the outer product of its inputs, with the bias's 1, and its deltas.
     """
+    if private is None:
+        return
     for r in range(first, last):
         square = 0.0
         for layer in range(net.lowest, len(net.trained)):
@@ -47,7 +90,9 @@ def clip_deltas(s, net, first, last, clip, scale):
                 h, d = s[part[H] + r * part[H_ROW] :], s[part[D] + r * part[D_ROW] :]
                 square += (squared_norm(h[: part[INPUTS]]) + 1) * squared_norm(d[: part[OUTPUTS]])
         norm = math.sqrt(square)
-        factor = s.dtype.type(scale * (1.0 if norm <= clip else clip / norm))  # NaN for a norm that is NaN
+        factor = s.dtype.type(
+            scale * (1.0 if norm <= private.clip else private.clip / norm)
+        )  # NaN for a norm that is NaN
         for layer in range(net.lowest, len(net.trained)):
             if net.trained[layer]:
                 part = net.table[layer]
@@ -78,11 +123,14 @@ def normal_block(out, key, block):
 
 
 @helper
-def add_noise(s, net, offset, key, scale, block):
+def add_noise(private, s, net, offset, client, step, scale, block):
     """Add the noise of a step, times `scale`, to arrays laid out as the trained layers' weights, `offset` after them.
 
     `block` is an array for numbers on the way.
     """
+    if private is None or private.noise == 0:
+        return
+    key, scale = private.normals[step, client], s.dtype.type(scale * private.noise)
     number = -1
     for layer in range(net.lowest, len(net.trained)):
         if net.trained[layer]:

@@ -13,7 +13,15 @@ from fedsim.kernels.compiled.backprop import PREFETCH_DISTANCE, forward_backward
 from fedsim.kernels.compiled.compilation import cached, inlined
 from fedsim.kernels.compiled.intrinsics import atomic_fetch_add, prefetch
 from fedsim.kernels.compiled.layout import CHUNK, Network, W, clear_padding, pack, unpack, weights_length
-from fedsim.kernels.compiled.private import add_noise, choose, clip_deltas
+from fedsim.kernels.compiled.private import (
+    Private,
+    add_noise,
+    choose,
+    clip_deltas,
+    divisor,
+    largest_batch,
+    scale_before_clipping,
+)  # fmt: skip
 from fedsim.kernels.compiled.shuffle import shuffle
 from fedsim.kernels.compiled.sums import is_finite, squared_distance
 from fedsim.kernels.compiled.update import add_gradient, shrink_and_subtract, start_velocity
@@ -30,9 +38,6 @@ class Step(NamedTuple):
     shrink: Any  # factor of the weights in the gradient: weight decay plus mu
     has_constant: bool  # whether each step adds the constant vector to the gradient
     in_place: bool  # whether gradients are added to the weights directly, not to the velocity
-    expected: float  # size of the batch in a mean; 0 for that of each batch
-    clip: float  # norm to which gradients of examples are clipped; 0 for none
-    noise: float  # standard deviation of the noise on a sum of gradients
 
 
 @inlined
@@ -57,20 +62,18 @@ def load_client(s, net, client, start, mu, centers, corrections, constant):
 
 
 @inlined
-def take_step(s, net, step, x, y, order, begin, stop, loss, noise_key, block):
+def take_step(s, net, step, x, y, order, begin, stop, loss, private, client, number, block):
     """Take one step on a batch, examples ``order[begin:stop]``; return `loss` plus the losses of its microbatches."""
     if not step.in_place:
         start_velocity(s[net.table[0, W] :], net.weights, step.momentum, step.shrink, step.has_constant)
-    expected = step.expected if step.clip > 0 else stop - begin
-    scale = s.dtype.type((-step.lr if step.in_place else 1.0) / expected)
+    scale = s.dtype.type((-step.lr if step.in_place else 1.0) / divisor(private, client, stop - begin))
     for chunk in range(begin, max(stop, begin + 1), CHUNK):  # an empty batch has an empty chunk
         rows = min(CHUNK, stop - chunk)
         for first in range(0, rows, MICROBATCH):
             last = min(first + MICROBATCH, rows)
-            unclipped = s.dtype.type(1) if step.clip > 0 else scale
-            loss += forward_backward(s, net, x, y, order[chunk:stop], first, last, unclipped)
-            if step.clip > 0:
-                clip_deltas(s, net, first, last, step.clip, scale)
+            factor = scale_before_clipping(private, scale)
+            loss += forward_backward(s, net, x, y, order[chunk:stop], first, last, factor)
+            clip_deltas(private, s, net, first, last, scale)
         for layer in range(net.lowest, len(net.trained)):
             if net.trained[layer]:
                 part = net.table[layer]
@@ -84,8 +87,7 @@ def take_step(s, net, step, x, y, order, begin, stop, loss, noise_key, block):
                     last = min(first + MICROBATCH, rows)
                     upcoming = following if chunk + rows == stop and first == 0 else order[:0]
                     add_gradient(s, part, target, net.lanes, first, last, x, upcoming)
-    if step.noise > 0:
-        add_noise(s, net, 0 if step.in_place else net.weights, noise_key, s.dtype.type(scale * step.noise), block)
+    add_noise(private, s, net, 0 if step.in_place else net.weights, client, number, scale, block)
     if not step.in_place:
         for layer in range(net.lowest, len(net.trained)):
             if net.trained[layer]:
@@ -99,7 +101,7 @@ def take_step(s, net, step, x, y, order, begin, stop, loss, noise_key, block):
 @cached
 def train(
     out, losses, squares, start, x, y, indices, offsets, sizes, steps, keys, batch_size, net,
-    lr, momentum, weight_decay, mu, centers, corrections, clip, noise, counts, normals, expected, counter, s,
+    lr, momentum, weight_decay, mu, centers, corrections, private, counter, s,
 ):  # fmt: skip
     """Train clients of a block, one after another, until the counter that all its threads share has reached the last.
 
@@ -115,9 +117,10 @@ def train(
     corrections : ndarray, shape (clients, parameters), (1, parameters) or (0, 0)
         The latter for none.
     net : Network
-    clip, noise, counts, normals, expected
-        Fields of `kernels.fit.PrivateSteps`, whose `batches` are the keys; 0 and empty arrays for a fit that is not
-        private.
+    keys : ndarray of uint64, shape (epochs, clients) or (steps, clients)
+        Those of the shuffles, or of the batches of a private fit.
+    private : Private or None
+        None for a fit that is not private, for which Numba compiles no code of private steps.
     counter : ndarray of int, shape (1,)
         The next client.
     s : ndarray
@@ -131,7 +134,7 @@ def train(
     order, digits = np.empty(largest, np.int64), np.empty(257, np.int64)
     words, spare = np.empty(largest, np.uint64), np.empty(largest, np.uint64)
     velocity = s[net.table[0, W] + net.weights : net.table[0, W] + 2 * net.weights]
-    has_constant, private = mu != 0 or len(corrections) > 0, clip > 0
+    has_constant = mu != 0 or len(corrections) > 0
     block = np.empty(streams.NORMAL_BLOCK, s.dtype)
     constant = np.empty(out.shape[1] if has_constant else 0, s.dtype)
     while True:
@@ -141,49 +144,43 @@ def train(
         n, first_row = sizes[client], row_of(start, client)
         prefetch(indices, offsets[min(client + 2, len(sizes) - 1)])  # shards lie anywhere in memory
         size = batch_size if 0 < batch_size < n else n
-        batches, largest = -(-n // size), size
-        if private:
-            largest = 0
-            for step_number in range(steps[client]):
-                largest = max(counts[step_number, client], largest)
+        batches, largest = -(-n // size), largest_batch(private, client, steps[client], size)
         in_place = momentum == 0 and largest <= CHUNK
-        step = Step(
-            lr[client], momentum, weight_decay + mu, has_constant, in_place, expected[client] if private else 0.0,
-            clip, noise,
-        )  # fmt: skip
+        step = Step(lr[client], momentum, weight_decay + mu, has_constant, in_place)
         clear_padding(s, net.table, min(largest, CHUNK))
         load_client(s, net, client, start, mu, centers, corrections, constant)
         if not in_place:
             velocity[:] = 0
-        shard, shuffled = indices[offsets[client] : offsets[client] + n], order[:n]
-        if private:
-            shuffled[:] = shard
-        loss, noise_key = 0.0, np.uint64(0)
+        shard, shuffled, loss = indices[offsets[client] : offsets[client] + n], order[:n], 0.0
+        if private is not None:
+            for j in range(n):  # assigning the slice compiles Numba's error messages, which takes seconds
+                shuffled[j] = shard[j]
         for number in range(steps[client]):
-            if private:
-                begin, stop, noise_key = 0, counts[number, client], normals[number, client]
+            if private is not None:
+                begin, stop = 0, private.counts[number, client]
                 choose(shuffled, keys[number, client], stop)
             else:
                 if number % batches == 0:
                     shuffle(shuffled, shard, keys[number // batches, client], words, spare, digits)
                 begin = number % batches * size
                 stop = min(begin + size, n)
-            loss = take_step(s, net, step, x, y, shuffled, begin, stop, loss, noise_key, block)
+            loss = take_step(s, net, step, x, y, shuffled, begin, stop, loss, private, client, number, block)
         unpack(out[client], s, net.table)
         losses[client] = loss if is_finite(out[client]) else np.nan
         squares[client] = squared_distance(out[client], first_row)
 
 
-def train_signature(dtype: str, targets: bool) -> Any:
-    """Return the Numba signature of `train` for a dtype, and real-valued targets or labels."""
+def train_signature(dtype: str, targets: bool, private: bool) -> Any:
+    """Return the Numba signature of `train` for a dtype, real-valued targets or labels, and private steps or others."""
     real, integer = numba.from_dtype(np.dtype(dtype)), types.int64
     integers, doubles, network = integer[::1], types.float64[::1], [integer[:, ::1], integer, integer, integer, integer]
     network_type = types.NamedTuple([*network, types.boolean[::1], integer], Network)
     rows, labels = (types.Array(item, ndim, "C", readonly=True) for item, ndim in ((real, 2), (integer, 1)))
     y = types.Array(real, 1, "C", readonly=True) if targets else labels
     keys = types.uint64[:, ::1]
+    private_type = types.NamedTuple([types.float64, types.float64, integer[:, ::1], keys, doubles], Private)
     return types.void(
         real[:, ::1], doubles, doubles, rows, rows, y, integers, integers, integers, integers, keys,
-        integer, network_type, real[::1], real, real, real, rows, rows, types.float64, types.float64,
-        integer[:, ::1], keys, doubles, integers, real[::1],
+        integer, network_type, real[::1], real, real, real, rows, rows, private_type if private else types.none,
+        integers, real[::1],
     )  # fmt: skip
