@@ -509,7 +509,9 @@ def test_supernodes_give_the_same_bits(changes: dict[str, Any]) -> None:
     settings = {"experiment": config.to_toml(experiment)}
     with strategies.quiet(), AppGrid(app.client_app, 4, run_config=settings, workers=2) as grid:
         found = experiment.run(engine=partial(SuperNodeEngine, grid=grid, nodes=4))
+        kept = [dict(context.state.array_records["fedsim.secure"]) for context in grid._contexts]
     assert same(experiment.run(), found)
+    assert kept == [{}] * 4  # secrets that are kept could be asked for again
 
 
 def test_supernodes_that_return_with_other_ids_are_asked_for_keys() -> None:
