@@ -24,7 +24,7 @@ from fedsim.clients.task import Task, Update
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.threads import ThreadEngine
-from fedsim.errors import ClientError, ConfigError, FedsimError
+from fedsim.errors import ClientError, ConfigError, DivergenceError, FedsimError
 from fedsim.flower import strategies
 from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.secure import SecureAggregation, crypto, shamir
@@ -546,6 +546,16 @@ def test_a_client_whose_update_is_too_large_fails() -> None:
     assert (result.history["clients"].iloc[1:] == 0).all()
     diverged = secured(client=clients.SGD(lr=1e20), on_failure="exclude").run()
     assert diverged.failures["reason"].str.contains("its training loss is nan").all()
+
+
+def test_a_round_whose_mean_loss_has_exploded_is_not_used() -> None:
+    """No single loss is known; a client that lies about a mask makes the mean one absurd too."""
+    diverging = secured(SecureAggregation(max_abs=1e6), client=clients.SGD(lr=50.0), rounds=3)
+    with pytest.raises(DivergenceError, match=r"in round \d \(the clients' mean training loss is .* a smaller lr"):
+        diverging.run()
+    result = replace(diverging, on_failure="exclude").run()
+    assert result.failures["reason"].str.contains("mean training loss").any()
+    assert result.history["train_loss"].isna().all()
 
 
 def test_central_dp_clips_on_the_client_and_gives_the_same_noise() -> None:

@@ -67,10 +67,12 @@ def train_securely(
     mean, reason = None, "too many clients dropped out"
     try:
         mean = total.mean()
+        if mean:
+            checks.check_mean_loss(task, mean[1])
     except FedsimError as error:
         if checks.on_failure == "raise":
             raise
-        reason = str(error)
+        mean, reason = None, str(error)
     statistics.secure_seconds = seconds + time.perf_counter() - start
     statistics.secure_bytes = total.bytes_down + total.bytes_up
     statistics.bytes_down += total.bytes_down

@@ -62,6 +62,14 @@ class ValidityChecks:
             self.fail(int(update.partition_ids[row]), self._diverged(task, update, int(row)), failed)
         return update if valid.all() else update.rows(valid)
 
+    def check_mean_loss(self, task: Task, loss: float) -> None:
+        """Raise DivergenceError if the clients' mean loss, the only one known, is that of diverged training."""
+        if not abs(loss) <= self._max_loss:
+            raise DivergenceError(
+                f"training diverged in round {task.round} (the clients' mean training loss is {loss:.3g}) with "
+                f"{task.strategy}; a smaller lr usually helps"
+            )
+
     def _diverged(self, task: Task, update: Update, row: int) -> DivergenceError:
         loss, norm = float(update.train_loss[row]), float(update.update_norm[row])  # type: ignore[index]
         if not np.isfinite(loss):
