@@ -51,8 +51,9 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     client = type(experiment.client).__name__
     if needs_server_hooks(experiment.client):
         raise ConfigError(
-            f"privacy protects the weights, and the client {client} has weights in the mean, or arrays besides the "
-            "model, that get no noise; allowed: a client strategy without server hooks"
+            f"differential privacy of clients adds noise to the model's updates only, and the client {client} has "
+            "weights of its own, arrays besides the model, or a server step of its own; allowed: a client strategy "
+            "without server hooks, such as SGD or FedProx"
         )
     _check_transforms(experiment)
     if experiment.privacy is None:
