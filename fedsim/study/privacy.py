@@ -59,7 +59,7 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     if experiment.privacy is None:
         assert local is not None
         return local.loss(default_delta(clients))
-    check_takes_mean("privacy", strategy)
+    check_takes_mean("CentralDP", strategy)
     assert isinstance(strategy, FedAvg)
     for option in ("min_clients", "min_train_nodes"):
         if (value := getattr(strategy, option)) > 1:
