@@ -570,3 +570,9 @@ def test_the_baselines_keep_the_training_and_leave_the_federation() -> None:
     assert (parallel.server.func, parallel.server.keywords) == (servers.FedAvgM, {"server_momentum": 0.5})
     assert (parallel.fraction_train, parallel.split, parallel.seed) == (1.0, federated.split, 6)
     assert baselines.data_parallel(Experiment()).server is FedAvg
+
+
+def test_none_switches_a_setting_off_in_a_file() -> None:
+    """A study compares runs with and without protection: ``privacy = ["none", "CentralDP(...)"]``."""
+    settings = {"privacy": "none", "secure_aggregation": "none", "early_stopping": "none"}
+    assert config.experiment(settings) == Experiment()

@@ -172,7 +172,7 @@ class Protocol:
 UPDATES = np.random.default_rng(1).normal(size=(10, 500))
 
 
-@pytest.mark.parametrize("settings", [SECURE, SecureAggregation(neighbours=4, threshold=0.0)])
+@pytest.mark.parametrize("settings", [SECURE, SecureAggregation(neighbours=8, threshold=0.0)])
 @pytest.mark.parametrize("dropouts", [(), (8, 20, 0)])
 def test_the_sum_is_the_quantised_plain_sum_bit_for_bit(settings: SecureAggregation, dropouts: tuple[int, ...]) -> None:
     protocol = Protocol(UPDATES, settings)
@@ -605,11 +605,16 @@ def test_steps_of_dp_sgd_cost_the_same_also_in_rejected_rounds() -> None:
         ({"transforms": (TopK(0.1),)}, "TopK.*decodes one by one"),
         ({"fraction_train": 0.2}, "needs 3 clients in a round, and 2 of 10"),
         ({"privacy": CentralDP(noise_multiplier=1.0, target_quantile=0.5)}, "target_quantile"),
+        ({"privacy": CentralDP(noise_multiplier=1.0), "fraction_train": 0.5}, "fewer than 3 clients in a round with a"),
+        (
+            {"privacy": CentralDP(noise_multiplier=1.0), "secure_aggregation": SecureAggregation(dropout=0.1)},
+            r"dropout is 0\.1; allowed with CentralDP: 0",
+        ),
     ],
 )
 def test_combinations_that_need_more_than_a_sum_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        secured(**changes).run()
+        replace(BASE, **{"secure_aggregation": SECURE} | changes).run()
 
 
 @pytest.mark.parametrize(

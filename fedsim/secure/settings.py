@@ -69,8 +69,8 @@ class SecureAggregation:
         return short_repr(self)
 
     def shares_needed(self, neighbours: int) -> int:
-        """Return how many shares recover a secret that is shared among some neighbours."""
-        return int(self.threshold * neighbours) + 1
+        """Return how many shares recover a secret that is shared among some neighbours; one alone never does."""
+        return max(2, int(self.threshold * neighbours) + 1)
 
     def graph(self, clients: int, seed: int, round_number: int) -> NDArray[np.intp]:
         """Return the positions of each client's neighbours in the cohort, shape (clients, neighbours).

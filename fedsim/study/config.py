@@ -48,6 +48,8 @@ OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     "privacy": (Privacy, classes_of(privacy, Privacy)),
     "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
 }
+#: Settings that ``"none"`` switches off, as one of the values that a study compares.
+OPTIONAL = ("early_stopping", "privacy", "secure_aggregation")
 
 
 def known_classes(field: str) -> tuple[type, dict[str, Any]]:
@@ -95,6 +97,8 @@ def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return the Python argument for a TOML value."""
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
+    if field in OPTIONAL and raw == "none":
+        return None
     if field in (*OBJECTS, "server") and isinstance(raw, str):
         return build(field, raw, modules)
     if field == "hidden" and isinstance(raw, list):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from flwr.serverapp.strategy import Strategy
+from scipy.stats import binom
 
 from fedsim.clients.private import private_mask
 from fedsim.clients.sgd import overrides
 from fedsim.errors import ConfigError
 from fedsim.models import Model
 from fedsim.privacy import CentralDP
+from fedsim.privacy.accounting import default_delta
 from fedsim.secure.quantise import scale_of
-from fedsim.secure.settings import MIN_CLIENTS
+from fedsim.secure.settings import MIN_CLIENTS, SecureAggregation
 from fedsim.servers import FedAvg
 from fedsim.study.experiment import Experiment
 from fedsim.study.privacy import check_takes_mean
@@ -58,6 +60,7 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, model: 
             "allowed: a larger fraction_train, or more clients"
         )
     if isinstance(experiment.privacy, CentralDP):
+        _check_cohorts(experiment.privacy, secure, strategy.fraction_train, clients, experiment.rounds)
         largest = clients if experiment.privacy.sampling == "poisson" else cohort
         coordinates = int((~private_mask(client, model)).sum())
         # Clients clip further by the norm that rounding can add, which must leave something.
@@ -67,3 +70,22 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, model: 
                 f"secure_aggregation's max_abs is {secure.max_abs:g}, with which rounding changes an update by more "
                 f"than half of privacy's clip of {experiment.privacy.clip:g}; allowed: at most {most:g}"
             )
+
+
+def _check_cohorts(privacy: CentralDP, secure: SecureAggregation, fraction: float, clients: int, rounds: int) -> None:
+    """Raise ConfigError if rounds could release noise only, which one client more or less could decide."""
+    if secure.dropout:
+        raise ConfigError(
+            f"secure_aggregation's dropout is {secure.dropout:g}; allowed with CentralDP: 0, because rounds that are "
+            "rejected are not accounted for"
+        )
+    if privacy.sampling != "poisson":
+        return
+    delta = default_delta(clients) if privacy.delta is None else privacy.delta
+    too_few = rounds * float(binom.cdf(MIN_CLIENTS, clients, fraction))
+    if too_few > delta / 10:
+        raise ConfigError(
+            f"CentralDP samples fewer than {MIN_CLIENTS} clients in a round with a probability of {too_few:.2g}, which "
+            "is not accounted for; allowed with secure_aggregation: sampling='fixed', more clients, or a larger "
+            "fraction_train"
+        )
