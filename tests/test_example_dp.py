@@ -778,3 +778,14 @@ def test_a_model_of_ones_own_is_clipped_by_single_examples() -> None:
     expected, found = built_in.run().weights, own.run().weights
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5)
+
+
+def test_system_noise_does_not_repeat() -> None:
+    """Neither batches nor noise; what is clipped and accounted for is the same."""
+    experiment = replace(ZEROS, client=clients.SGD(batch_size=20, steps=2), privacy=ExampleDP(noise_multiplier=1.0))
+    assert same(experiment.run(), experiment.run())
+    system = replace(experiment, privacy=ExampleDP(noise_multiplier=1.0, system_noise=True))
+    one, other = system.run(), system.run()
+    assert not np.allclose(one.weights["W1"], other.weights["W1"])
+    assert one.weights["W1"].std() == pytest.approx(experiment.run().weights["W1"].std(), rel=0.1)
+    assert one.history["epsilon"].equals(experiment.run().history["epsilon"])

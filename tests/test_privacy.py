@@ -28,7 +28,8 @@ from fedsim.flower import strategies
 from fedsim.kernels.numpy import add_weighted
 from fedsim.privacy import CentralDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
-from fedsim.privacy.central import CentralMechanism, system_normal
+from fedsim.privacy.central import CentralMechanism
+from fedsim.privacy.system_noise import system_normal
 from fedsim.splits import IID, Dirichlet
 from fedsim.study import config
 from fedsim.study.callbacks import EarlyStopping
@@ -420,3 +421,14 @@ def test_local_noise_is_each_clients_own_and_averages_out() -> None:
     assert history["epsilon"].iloc[-1] == LocalDP(0.5, noise_multiplier=0.2).loss(default_delta(40)).epsilon(4)
     with pytest.raises(ConfigError, match="TopK"):
         replace(experiment, transforms=(TopK(0.1), LocalDP()))
+
+
+def test_local_system_noise_does_not_repeat() -> None:
+    experiment = replace(
+        BASE, privacy=None, transforms=(LocalDP(0.1, noise_multiplier=1.0, system_noise=True),), rounds=1
+    )
+    one, other = experiment.run(), experiment.run()
+    assert not np.allclose(one.weights["W1"], other.weights["W1"])
+    assert one.history["epsilon"].equals(other.history["epsilon"])
+    with pytest.raises(ConfigError, match="system_noise is 3; allowed: true or false"):
+        LocalDP(system_noise=3)  # type: ignore[arg-type]

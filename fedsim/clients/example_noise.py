@@ -5,6 +5,7 @@ Abadi et al., "Deep learning with differential privacy", CCS 2016 (arXiv:1607.00
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -32,11 +33,14 @@ class ExampleNoise:
         Standard deviation of the noise on the sum of a batch's gradients, in clipping norms.
     sampling : {"poisson", "fixed"}
         A step draws each example with the same probability, independently of the others, or a number of examples.
+    system_noise : bool
+        Whether the keys of batches and noise are drawn from the operating system's generator.
     """
 
     clip: float
     noise_multiplier: float
     sampling: str
+    system_noise: bool = False
 
     def steps(
         self, seed: int, round_number: int, clients: Indices, sizes: Indices, steps: Indices, batch_size: int
@@ -54,7 +58,9 @@ class ExampleNoise:
         number = np.arange(steps.max(initial=0))[:, None]
         expected = np.minimum(batch_size or sizes, sizes)
         batch_sizes, batches, normals = (
-            keys(seed, purpose, round_number, clients, number)
+            _system_keys(len(number), len(clients))
+            if self.system_noise
+            else keys(seed, purpose, round_number, clients, number)
             for purpose in (Purpose.BATCH_SIZE, Purpose.BATCH, Purpose.GRADIENT_NOISE)
         )
         counts = np.tile(expected, (len(number), 1))
@@ -66,6 +72,11 @@ class ExampleNoise:
         counts[number >= steps] = 0
         noise = self.clip * self.noise_multiplier
         return PrivateSteps(self.clip, noise, counts, batches, normals, expected.astype(np.float64))
+
+
+def _system_keys(steps: int, clients: int) -> NDArray[np.uint64]:
+    """Return keys of streams that no seed repeats, shape (steps, clients)."""
+    return np.frombuffer(bytearray(os.urandom(8 * steps * clients)), np.uint64).reshape(steps, clients)
 
 
 @lru_cache(maxsize=1024)

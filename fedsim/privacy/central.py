@@ -17,7 +17,6 @@ scores and drift in the history are computed without noise, for whoever runs the
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
 from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
 from fedsim.privacy.settings import Privacy
+from fedsim.privacy.system_noise import system_normal, system_uniform
 from fedsim.streams import Purpose, generator
 from fedsim.updates.aggregators import Array, distances_to
 
@@ -253,18 +253,3 @@ class PrivateMean:
         count = self._within - self._clients / 2 + self._mechanism.count_noise * float(self._normal(1)[0])
         share = count / self._mechanism.loss.cohort + 0.5
         return self.clip * math.exp(-self._mechanism.settings.clip_lr * (share - quantile))
-
-
-def system_uniform(number: int) -> NDArray[np.float64]:
-    """Return numbers between 0 and 1, both excluded, from the operating system's generator of random bytes."""
-    bits = np.frombuffer(os.urandom(8 * number), np.uint64) >> np.uint64(11)
-    uniform: NDArray[np.float64] = np.multiply(bits + 0.5, 2.0**-53, dtype=np.float64)
-    return uniform
-
-
-def system_normal(number: int) -> NDArray[np.float64]:
-    """Return standard normal numbers from the operating system's generator of random bytes."""
-    from scipy.special import ndtri
-
-    normal: NDArray[np.float64] = ndtri(system_uniform(number))
-    return normal

@@ -47,12 +47,17 @@ class ExampleDP(Privacy):
         have `batch_size` examples, which the accountant can amplify less.
     accountant : {"rdp", "pld"}
         See `fedsim.privacy.accounting.PrivacyLoss`.
+    system_noise : bool
+        Draw the 64-bit keys of batches and noise from the operating system's generator, in each client's process, so
+        that a run does not repeat. By default they follow from the seed: for simulation only.
 
     Raises
     ------
     ConfigError
         A value outside these, or neither noise_multiplier nor epsilon.
     """
+
+    system_noise: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +88,7 @@ class ExampleDP(Privacy):
                 return losses.largest_epsilon(sizes, steps)
 
             multiplier = smallest_noise(cost, self.epsilon, f"{int(steps.max())} steps", delta, self.accountant)
-        return ExampleNoise(self.clip, multiplier, self.sampling)
+        return ExampleNoise(self.clip, multiplier, self.sampling, self.system_noise)
 
 
 class ExampleLosses:

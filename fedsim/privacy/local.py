@@ -13,6 +13,7 @@ import numpy as np
 
 from fedsim.checks import Interval
 from fedsim.privacy.accounting import PrivacyLoss
+from fedsim.privacy.system_noise import system_normal
 from fedsim.updates.transform import Array, TransformContext, UpdateTransform
 
 
@@ -50,15 +51,22 @@ class LocalDP(Clip):
         Clipping norm, greater than 0.
     noise_multiplier : float
         Standard deviation of the noise, in clipping norms, at least 0.
+    system_noise : bool
+        Draw the noise from the operating system's generator, so that a run does not repeat; by default it comes from
+        the seeded streams, for simulation only.
     """
 
     noise_multiplier: float = 1.0
+    system_noise: bool = False
     limits = {"noise_multiplier": Interval(0)}
 
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
         """Clip and add noise."""
         clipped, _ = super().on_client(values, ctx)
-        noise = np.stack([rng.standard_normal(ctx.length) for rng in ctx.rngs()])
+        if self.system_noise:
+            noise = system_normal(clipped.size).reshape(clipped.shape)
+        else:
+            noise = np.stack([rng.standard_normal(ctx.length) for rng in ctx.rngs()])
         return clipped + self.noise_multiplier * self.norm * noise, {}
 
     @property
