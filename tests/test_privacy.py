@@ -6,6 +6,7 @@ import math
 import tomllib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as stock
@@ -21,6 +22,7 @@ from dp_accounting import pld, rdp
 from fedsim import Experiment, clients, servers
 from fedsim.apps import app
 from fedsim.apps.in_process import AppGrid
+from fedsim.cli import main as cli
 from fedsim.clients.task import Update
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.errors import ConfigError
@@ -421,6 +423,19 @@ def test_local_noise_is_each_clients_own_and_averages_out() -> None:
     assert history["epsilon"].iloc[-1] == LocalDP(0.5, noise_multiplier=0.2).loss(default_delta(40)).epsilon(4)
     with pytest.raises(ConfigError, match="TopK"):
         replace(experiment, transforms=(TopK(0.1), LocalDP()))
+
+
+def test_a_result_has_the_delta_and_noise_of_its_epsilon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = replace(BASE, privacy=CentralDP(epsilon=3.0), rounds=2)
+    result = made.run()
+    noise = noise_multiplier_for(3.0, 2, 40, 40 * made.fraction_train, default_delta(40))
+    assert result.privacy == f"epsilon 3 with delta {default_delta(40):.3g} and noise multiplier {noise:.4g}"
+    assert replace(made, privacy=None).run().privacy == ""
+    file = tmp_path / "e.toml"
+    file.write_text(config.to_toml(made))
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(file)])
+    assert f"differential privacy: {result.privacy}\n" in capsys.readouterr().out
 
 
 def test_local_system_noise_does_not_repeat() -> None:

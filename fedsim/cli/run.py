@@ -74,6 +74,8 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
             print(f"interrupted; resume the run with: fedsim resume {args.out}", file=sys.stderr)
         raise
     options.print_history(result.history)
+    if result.privacy:
+        print(f"differential privacy: {result.privacy}")
     if result.stop_reason:
         print(f"stopped after round {result.rounds} of {experiment.rounds}: {result.stop_reason}")
     if args.out:

@@ -61,6 +61,8 @@ class Result:
         One row per client that was excluded from a round: ``round, partition_id, reason``.
     stop_reason : str
         Why a callback ended the run before its last round; empty otherwise.
+    privacy : str
+        Epsilon of the run, with its delta and noise multiplier; empty without differential privacy.
     """
 
     experiment: Experiment
@@ -71,6 +73,7 @@ class Result:
     score: str
     failures: pd.DataFrame
     stop_reason: str = ""
+    privacy: str = ""
 
     def __repr__(self) -> str:
         return f"Result({self.experiment!r}: test {self.score} {self.final_score:.4f} after {self.rounds} rounds)"

@@ -87,6 +87,14 @@ class RunState:
             return self.example_accountant.epsilon()
         return self.privacy_loss.epsilon(rounds) if self.privacy_loss else float("nan")
 
+    def describe_privacy(self) -> str:
+        """Return the privacy loss so far, with delta and the noise multiplier; empty without differential privacy."""
+        loss = self.example_accountant.losses.of(1) if self.example_accountant else self.privacy_loss
+        if loss is None:
+            return ""
+        epsilon, noise = self.epsilon(len(self.rows) - 1), loss.noise_multiplier
+        return f"epsilon {epsilon:.4g} with delta {loss.delta:.3g} and noise multiplier {noise:.4g}"
+
     def record_steps(self, statistics: RoundStatistics) -> None:
         """Add the steps of a round's clients to the privacy loss by example."""
         if self.example_accountant:

@@ -219,7 +219,8 @@ class _Run:
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
         reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
-        return Result(self.experiment, history, clients, self._weights(), kernel, state.score, failures, reason)
+        weights, privacy = self._weights(), state.describe_privacy()
+        return Result(self.experiment, history, clients, weights, kernel, state.score, failures, reason, privacy)
 
 
 class RejectedRounds(Callback):
