@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.models.model import Array, Group, Model
 
 
-def clip_factors(squares: Any, clip: float) -> NDArray[np.float64]:
-    """Return the factors that scale vectors down to the norm `clip`, given their squared norms."""
-    factors: NDArray[np.float64] = np.minimum(1.0, clip / np.sqrt(np.maximum(squares, 1e-300)))
-    return factors
+def clip_factors(norms: Any, clip: float) -> Any:
+    """Return the factors that scale vectors down to the norm `clip`, given their norms."""
+    return np.minimum(1.0, clip / np.maximum(norms, 1e-150))
 
 
 def clipped_gradient(
@@ -62,7 +60,7 @@ def clipped_by_example(
         loss, grad = model.loss_and_gradient(parameters, x[:, k : k + 1], y[:, k : k + 1])
         for place in frozen:
             grad[:, place] = 0
-        squares = np.einsum("kj,kj->k", grad, grad, dtype=np.float64)
-        total += grad * clip_factors(squares, clip).astype(grad.dtype)[:, None]
+        norms = np.sqrt(np.einsum("kj,kj->k", grad, grad, dtype=np.float64))
+        total += grad * clip_factors(norms, clip).astype(grad.dtype)[:, None]
         losses += loss
     return losses, total

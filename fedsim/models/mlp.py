@@ -181,7 +181,7 @@ class MLP(Model):
             deltas[layer - 1] = delta
         trained = [k for k, group in enumerate(self.groups, 1) if groups is None or group in groups]
         squares = sum((_squares(h[k - 1]) + 1) * _squares(deltas[k]) for k in trained)
-        factors = clip_factors(squares, clip).astype(self.dtype)[..., None]
+        factors = clip_factors(np.sqrt(squares), clip).astype(self.dtype)[..., None]
         for k in trained:
             delta = deltas[k] * factors
             np.matmul(h[k - 1].swapaxes(-1, -2), delta, out=grads[f"W{k}"])

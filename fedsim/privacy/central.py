@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from fedsim.checks import Interval
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
+from fedsim.models.clipping import clip_factors
 from fedsim.privacy.accounting import PrivacyLoss, default_delta, noise_multiplier_for
 from fedsim.privacy.settings import Privacy
 from fedsim.privacy.system_noise import system_normal, system_uniform
@@ -229,7 +230,7 @@ class PrivateMean:
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
         """Add a block of updates, clipped."""
         norms = distances_to(self._start, update.weights)
-        factors = np.minimum(1.0, self.clip / np.maximum(norms, 1e-300))
+        factors = clip_factors(norms, self.clip)
         self._add_weighted(self._sum, update.weights, factors)
         self._factors = float(np.add.accumulate(np.append(self._factors, factors))[-1])  # one after another
         self._clients += len(norms)

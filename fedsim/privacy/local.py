@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.checks import Interval
+from fedsim.models.clipping import clip_factors
 from fedsim.privacy.accounting import PrivacyLoss
 from fedsim.privacy.system_noise import system_normal
 from fedsim.updates.transform import Array, TransformContext, UpdateTransform
@@ -33,7 +34,7 @@ class Clip(UpdateTransform):
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
         """Clip."""
         lengths = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
-        return values * np.minimum(1.0, self.norm / np.maximum(lengths, 1e-300)), {}
+        return values * clip_factors(lengths, self.norm), {}
 
     @property
     def is_contractive(self) -> bool:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedsim.clients.task import Task, Update
 from fedsim.errors import ClientError
+from fedsim.models.clipping import clip_factors
 from fedsim.secure import crypto, shamir
 from fedsim.secure.quantise import quantise, quantise_loss, scale_of
 from fedsim.secure.settings import SecureAggregation
@@ -187,7 +188,7 @@ class SecureClients:
         change = update.weights[0, self.shared].astype(np.float64) - task.global_weights[self.shared]
         if self.clip is not None:
             longest = self.clip - len(change) ** 0.5 / scale_of(max_abs, cohort)  # rounding makes the change longer
-            change *= min(1.0, longest / max(float(np.linalg.norm(change)), 1e-300))
+            change *= clip_factors(np.linalg.norm(change), longest)
         loss = quantise_loss(float(update.train_loss[0]), loss_weight, cohort)
         others = {UP + name: rows[0].astype(np.float64) for name, rows in update.up.items()}
         rng = generator(task.seed, Purpose.QUANTISE, task.round, client)
