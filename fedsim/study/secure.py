@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flwr.serverapp.strategy import Strategy
-from scipy.stats import binom
 
 from fedsim.clients.private import private_mask
 from fedsim.clients.sgd import overrides
@@ -81,8 +80,10 @@ def _check_cohorts(privacy: CentralDP, secure: SecureAggregation, fraction: floa
         )
     if privacy.sampling != "poisson":
         return
+    from scipy.special import bdtr
+
     delta = default_delta(clients) if privacy.delta is None else privacy.delta
-    too_few = rounds * float(binom.cdf(MIN_CLIENTS, clients, fraction))
+    too_few = rounds * float(bdtr(MIN_CLIENTS, clients, fraction))
     if too_few > delta / 10:
         raise ConfigError(
             f"CentralDP samples fewer than {MIN_CLIENTS} clients in a round with a probability of {too_few:.2g}, which "
