@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="folder with data files, else $FEDSIM_DATA, else download")
     parser.add_argument("--hidden", type=int, nargs="*", metavar="WIDTH", default=[100], help="hidden layers")
     parser.add_argument("--lr", type=float, default=0.1, help="local learning rate")
-    parser.add_argument("--noise", type=float, nargs=2, default=[0.01, 0.1], help="noise multipliers, little and more")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="noise multipliers")
     parser.add_argument("--starts", type=int, default=3, help="random starts of the optimisation")
     parser.add_argument("--hops", type=int, default=6, help="further optimisations from the best so far")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,9 +63,8 @@ def main() -> None:
     data = Experiment(dataset=args.dataset, data_dir=args.data_dir).load_data()
     client = SGD(lr=args.lr, batch_size=None)
     base = Experiment(dataset=data, hidden=tuple(args.hidden), client=client, seed=args.seed)
-    little, more = args.noise
     rows, pictures = [], []
-    for setting in settings(args.lr, little, more, len(args.hidden) == 1):
+    for setting in settings(args.lr, args.noise, len(args.hidden) == 1):
         originals, found, others, method = attack(setting, base, data, args.starts, args.hops)
         score, guessed = psnr(originals, found), psnr(originals[: len(others)], others)
         rows.append((setting.label, method, score.mean(), score.max(), guessed.mean(), (score >= 20).mean()))
@@ -85,15 +84,17 @@ def main() -> None:
     print(f"wrote gradient_inversion.csv, gradient_inversion.png to {out}")
 
 
-def settings(lr: float, little: float, more: float, malicious: bool) -> list[Setting]:
+def settings(lr: float, noises: list[float], malicious: bool) -> list[Setting]:
     """Return what the server sees: updates with less and less in them, and a mean that a malicious server reads."""
     several = SGD(lr=lr, batch_size=2, epochs=5)
     return [
         Setting("1 example", 1),
         Setting("8 examples", 8),
         Setting("1 example, clipped", 1, changes={"transforms": (Clip(CLIP),)}),
-        Setting(f"1 example, clipped, noise {little:g}", 1, changes={"transforms": (LocalDP(CLIP, little),)}),
-        Setting(f"1 example, clipped, noise {more:g}", 1, changes={"transforms": (LocalDP(CLIP, more),)}),
+        *(
+            Setting(f"1 example, clipped, noise {noise:g}", 1, changes={"transforms": (LocalDP(CLIP, noise),)})
+            for noise in noises
+        ),
         Setting("8 examples, 20 local steps", 8, changes={"client": several}),
         Setting("32 examples", 32),
         Setting(f"1 example, mean of {SUMMED} clients", 1, "mean"),
