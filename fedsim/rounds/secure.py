@@ -7,6 +7,7 @@ one, and whose norms are not known.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.clients.task import Task
+from fedsim.clients.task import Task, Update
 from fedsim.engines.engine import Engine
 from fedsim.engines.isolation import concatenate
 from fedsim.errors import ConfigError, FedsimError
@@ -24,6 +25,9 @@ from fedsim.rounds.validity import ValidityChecks
 from fedsim.secure.clients import CHANGE, UP
 from fedsim.secure.server import SecureSum
 from fedsim.secure.settings import MIN_CLIENTS
+
+#: The means of the updates' arrays, by name, and of the losses.
+Mean = tuple[dict[str, NDArray[Any]], float]
 
 
 def train_securely(
@@ -64,36 +68,44 @@ def train_securely(
             total.add(block)
             blocks.append(replace(block, encoded={}))
     start = time.perf_counter()
-    mean, reason = None, "too many clients dropped out"
-    try:
-        mean = total.mean()
-        if mean:
-            checks.check_mean_loss(task, mean[1])
-    except FedsimError as error:
-        if checks.on_failure == "raise":
-            raise
-        mean, reason = None, str(error)
+    mean, reason = _unmask(total, task, checks)
     statistics.secure_seconds = seconds + time.perf_counter() - start
     statistics.secure_bytes = total.bytes_down + total.bytes_up
     statistics.bytes_down += total.bytes_down
     statistics.bytes_up += total.bytes_up
     if mean is None:
-        reason = "; ".join([reason, *(error.reason for error in list(total.not_unmasked.values())[:1])])
         failed |= {int(client): reason for block in blocks for client in block.partition_ids}
-        return
-    values, loss = mean
-    new = task.global_weights.astype(np.float64)
-    new[secure.shared] += values.pop(CHANGE)
-    updates = concatenate(blocks)
+    else:
+        outcome.add(_with_mean(concatenate(blocks), *mean, task, secure.shared))
+
+
+def _unmask(total: SecureSum, task: Task, checks: ValidityChecks) -> tuple[Mean | None, str]:
+    """Return the mean of the updates and of the losses; or None, and why there is none."""
+    reason = "too many clients dropped out"
+    try:
+        if mean := total.mean():
+            checks.check_mean_loss(task, mean[1])
+            return mean, ""
+    except FedsimError as error:
+        if checks.on_failure == "raise":
+            raise
+        reason = str(error)
+    return None, "; ".join([reason, *(error.reason for error in list(total.not_unmasked.values())[:1])])
+
+
+def _with_mean(
+    updates: Update, values: Mapping[str, NDArray[Any]], loss: float, task: Task, shared: NDArray[np.bool_]
+) -> Update:
+    """Return updates in which every client has the mean weights, arrays and loss."""
+    clients, weights = len(updates.partition_ids), task.global_weights.astype(np.float64)
+    weights[shared] += values[CHANGE]
 
     def for_all(value: NDArray[Any]) -> NDArray[Any]:
-        return np.broadcast_to(value.astype(task.model.dtype), (len(updates.partition_ids), *value.shape))
+        return np.broadcast_to(value.astype(task.model.dtype), (clients, *value.shape))
 
-    outcome.add(
-        replace(
-            updates,
-            weights=for_all(new),
-            train_loss=np.full(len(updates.partition_ids), loss),
-            up={name.removeprefix(UP): for_all(value) for name, value in values.items()},
-        )
+    return replace(
+        updates,
+        weights=for_all(weights),
+        train_loss=np.full(clients, loss),
+        up={name.removeprefix(UP): for_all(value) for name, value in values.items() if name != CHANGE},
     )
