@@ -388,7 +388,7 @@ def test_a_clipped_update_is_not_longer_once_it_is_rounded() -> None:
     state = protocol.clients.without_neighbours(3, 1).state
     for row in np.random.default_rng(2).normal(size=(20, 500)):
         one = Update(np.array([3]), np.ones(1, int), row[None], np.ones(1))
-        made = protocol.clients.with_state(state | {"cohort": np.array([10])})._quantise(protocol.task, one, 0)
+        made = protocol.clients.with_state(state | {"cohort": np.array([10])})._quantise(protocol.task, one, 0, 0)
         norm = np.linalg.norm(dequantise(made[CHANGE], 50_000.0, 10))
         assert 0.28 < norm <= 0.3
 

@@ -90,7 +90,7 @@ def _unmask(total: SecureSum, task: Task, checks: ValidityChecks) -> tuple[Mean 
         if checks.on_failure == "raise":
             raise
         reason = str(error)
-    return None, "; ".join([reason, *(error.reason for error in list(total.not_unmasked.values())[:1])])
+    return None, "; ".join([reason, *(error.reason for error in list(total.unmask_failed.values())[:1])])
 
 
 def _with_mean(

@@ -143,8 +143,8 @@ class SecureClients:
                 encrypted.append(crypto.encrypt(agreed, text.tobytes(), about))
                 agreed_masks.append(mask_key(masking, key.tobytes(), round_number, client, other))
         mask_keys = _bytes(agreed_masks, *neighbours.shape, crypto.KEY_BYTES)
-        told: dict[str, Array] = {"neighbours": neighbours, "public": public, "weights": weights, "cohort": cohort}
-        self.state = own | told | {"mask_keys": mask_keys}
+        received: dict[str, Array] = {"neighbours": neighbours, "public": public, "weights": weights, "cohort": cohort}
+        self.state = own | received | {"mask_keys": mask_keys}
         return {"shares": _bytes(encrypted, *neighbours.shape, SHARE_BYTES)}
 
     def protect(self, task: Task, update: Update) -> Update:
@@ -157,7 +157,7 @@ class SecureClients:
         for row, place in enumerate(self._rows(task.round, update.partition_ids)):
             client = int(update.partition_ids[row])
             try:
-                own = self._quantise(task, update.rows(np.arange(len(kept)) == row), place)
+                own = self._quantise(task, update, row, place)
             except ValueError as error:
                 failed[client] = ClientError(client, task.round, f"{error} under secure aggregation")
                 continue
@@ -180,17 +180,17 @@ class SecureClients:
             failed=failed,
         )
 
-    def _quantise(self, task: Task, update: Update, place: int) -> dict[str, Array]:
-        """Return a client's update, a single row, as integers."""
+    def _quantise(self, task: Task, update: Update, row: int, place: int) -> dict[str, Array]:
+        """Return the update of a client as integers, given its rows in the update and in the state."""
         client, cohort = int(self.state["clients"][place]), int(self.state["cohort"][place])
         weight, loss_weight = self.state["weights"][place].tolist()
         max_abs = self.settings.max_abs
-        change = update.weights[0, self.shared].astype(np.float64) - task.global_weights[self.shared]
+        change = update.weights[row, self.shared].astype(np.float64) - task.global_weights[self.shared]
         if self.clip is not None:
             longest = self.clip - len(change) ** 0.5 / scale_of(max_abs, cohort)  # rounding makes the change longer
             change *= clip_factors(np.linalg.norm(change), longest)
-        loss = quantise_loss(float(update.train_loss[0]), loss_weight, cohort)
-        others = {UP + name: rows[0].astype(np.float64) for name, rows in update.up.items()}
+        loss = quantise_loss(float(update.train_loss[row]), loss_weight, cohort)
+        others = {UP + name: rows[row].astype(np.float64) for name, rows in update.up.items()}
         rng = generator(task.seed, Purpose.QUANTISE, task.round, client)
         return quantise({CHANGE: change, **others}, weight, max_abs, cohort, rng) | {LOSS: loss}
 

@@ -54,7 +54,7 @@ class SecureSum:
         The clients that have shared their secrets, in the order in which they were given.
     failed : dict of int to FedsimError
         Partition id -> why a client has not shared its secrets.
-    not_unmasked : dict of int to FedsimError
+    unmask_failed : dict of int to FedsimError
         Partition id -> why a client has not helped to remove the masks.
     bytes_down, bytes_up : int
         Keys and shares sent to and received from clients.
@@ -65,7 +65,7 @@ class SecureSum:
         self._seed, self._round = seed, round_number
         self.clients: Indices = np.empty(0, np.intp)
         self.failed: dict[int, FedsimError] = {}
-        self.not_unmasked: dict[int, FedsimError] = {}
+        self.unmask_failed: dict[int, FedsimError] = {}
         self.bytes_down = self.bytes_up = 0
         self._weights: NDArray[np.float64] = np.empty(0)
         self._sums: dict[str, Array] = {}
@@ -188,7 +188,7 @@ class SecureSum:
     def _exchange(self, step: str, clients: Indices, sent: Mapping[str, Array]) -> tuple[Indices, dict[str, Array]]:
         answered, arrays, failed = self._send(step, clients, sent)
         if step == "unmask":  # by then the client's update is in the sum
-            self.not_unmasked |= failed
+            self.unmask_failed |= failed
         else:
             self.failed |= failed
         self.bytes_down += sum(array.nbytes for array in sent.values())
