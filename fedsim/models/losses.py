@@ -57,7 +57,11 @@ def cross_entropy(scores: Array, y: Array) -> tuple[Array, Array]:
 LOSSES: dict[str, Loss] = {"mse": mse, "binary_cross_entropy": binary_cross_entropy, "cross_entropy": cross_entropy}
 
 
+def predicted_labels(scores: Array) -> NDArray[np.intp]:
+    """Return the label with the largest score or, for one output, whether p > 1/2; `scores` is (..., outputs)."""
+    return (scores[..., 0] > 0).astype(np.intp) if scores.shape[-1] == 1 else scores.argmax(axis=-1)
+
+
 def is_correct(scores: Array, y: Array) -> NDArray[np.bool_]:
-    """Return whether each example is classified correctly, by the largest score or, for one output, by p > 1/2."""
-    one_output = scores.shape[-1] == 1
-    return (scores[..., 0] > 0) == (y > 0.5) if one_output else scores.argmax(axis=-1) == y
+    """Return whether each example is classified correctly; targets of a single output are rounded to 0 or 1."""
+    return predicted_labels(scores) == (y > 0.5 if scores.shape[-1] == 1 else y)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data import Dataset
 from fedsim.errors import ConfigError
+from fedsim.models import Model
+from fedsim.models.losses import predicted_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +115,43 @@ class Result:
         if self.score != "accuracy":
             raise ConfigError("final_accuracy is for labels, and the targets here are real numbers; use final_score")
         return self.final_score
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The experiment's dataset, before the split."""
+        return self.experiment.load_data()
+
+    @cached_property
+    def model(self) -> Model:
+        """The experiment's model, whose parameters are `flat_weights`."""
+        return self.experiment.make_model(self.dataset)
+
+    @property
+    def flat_weights(self) -> NDArray[Any]:
+        """The final global model as a flat row, shape (parameters,)."""
+        return np.concatenate([self.weights[name].ravel() for name in self.model.layout])
+
+    def scores(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
+
+        Parameters
+        ----------
+        x : ndarray, shape (examples, ...), optional
+            Preprocessed as the dataset's; default its test set.
+        """
+        examples = np.asarray(self.dataset.x_test if x is None else x, dtype=self.model.dtype)
+        return self.model.scores(self.flat_weights[None], examples[None])[0]
+
+    def predict(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the final global model's predictions, shape (examples,): labels, or values for regression.
+
+        Parameters
+        ----------
+        x : ndarray, shape (examples, ...), optional
+            As for `scores`.
+        """
+        scores = self.scores(x)
+        return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
 
     def rounds_to(self, target: float) -> float:
         """Return the number of rounds until the test score reaches `target`, or NaN if it never does.

@@ -1,0 +1,1 @@
+"""Attacks on training: malicious clients that poison their examples or their updates."""

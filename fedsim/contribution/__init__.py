@@ -1,0 +1,1 @@
+"""Contribution of clients: retraining without them, Shapley values, and unlearning."""

@@ -1,0 +1,1 @@
+"""Explanation: what a model has learned, and what its predictions depend on."""

@@ -1,0 +1,1 @@
+"""Fairness: measures between clients and between groups of people."""
