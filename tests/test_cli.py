@@ -750,7 +750,8 @@ def test_run_applies_the_last_client_and_split_then_settings_and_writes_all_that
     assert made == Experiment(**SMALL | {"split": IID(3), "rounds": 2}, client=FedDyn(alpha=0.5, lr=0.05), data_dir="7")
     *table, last = out.splitlines()
     assert last == (
-        "wrote history.csv, clients.csv, failures.csv, weights.npz, experiment.toml, environment.json to out"
+        "wrote history.csv, clients.csv, failures.csv, weights.npz, model_card.md, experiment.toml, environment.json "
+        "to out"
     )
     history = pd.read_csv("out/history.csv")
     known = [name for name in history if history[name].notna().any()]

@@ -20,6 +20,11 @@ def has_client_state(strategy: ClientStrategy, model: Model) -> bool:
     return overrides(strategy, "client_state") or bool(private_groups(strategy, model))
 
 
+def personalises(strategy: ClientStrategy, model: Model) -> bool:
+    """Return whether clients predict with weights other than the global ones."""
+    return overrides(strategy, "personalise") or bool(private_groups(strategy, model))
+
+
 def new_client_state(task: Task, clients: Indices) -> dict[str, Array]:
     """Return the client state before the first round, one row per client."""
     context = Context(task, clients, {})

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_integer
+from fedsim.clients.local_round import personalises
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
@@ -135,7 +136,7 @@ class RayEngine:
     def evaluate(self, task: Task, clients: Indices) -> Iterator[Evaluation]:
         """Evaluate clients; see `Engine`."""
         blocks = self.blocks.for_evaluation(clients)
-        return self._map("evaluate", task, blocks, self.runtime.personalises(task.strategy), len(blocks))
+        return self._map("evaluate", task, blocks, personalises(task.strategy, self.runtime.model), len(blocks))
 
     def _map(self, method: str, task: Task, blocks: list[Indices], has_state: bool, max_pending: int) -> Iterator[Any]:
         """Call a method of the actors' runtimes for every block; yield the results in the order of the blocks."""

@@ -13,8 +13,14 @@ from fedsim import kernels
 from fedsim.clients import ClientStrategy
 from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.full_pass import evaluate_shards
-from fedsim.clients.local_round import has_client_state, new_client_state, personalise, run_local_round
-from fedsim.clients.private import private_groups, private_mask
+from fedsim.clients.local_round import (
+    has_client_state,
+    new_client_state,
+    personalise,
+    personalises,
+    run_local_round,
+)
+from fedsim.clients.private import private_mask
 from fedsim.clients.sgd import numpy_hooks, overrides
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
@@ -201,7 +207,7 @@ class ClientRuntime:
         def evaluate_some(some: Indices) -> Evaluation:
             weights = task.global_weights[None]
             with np.errstate(all="ignore"):
-                if self.personalises(task.strategy):
+                if personalises(task.strategy, self.model):
                     weights = personalise(task, some, load_state(some))
                 loss, accuracy = evaluate_shards(task, partition, some, weights)
             return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy))
@@ -210,10 +216,6 @@ class ClientRuntime:
         if not results:
             return Evaluation(clients[:0], clients[:0], np.empty(0), np.empty(0), failed)
         return replace(concatenate(results), failed=failed)
-
-    def personalises(self, strategy: ClientStrategy) -> bool:
-        """Whether clients predict with weights other than the global ones."""
-        return overrides(strategy, "personalise") or bool(private_groups(strategy, self.model))
 
     def score(self, loss: Any, accuracy: Any) -> Any:
         """Return the accuracy; for regression R squared, ``1 - loss / variance of the test targets``."""

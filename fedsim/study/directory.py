@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: Files of a finished run.
-RESULTS = ("history.csv", "clients.csv", "failures.csv", "weights.npz", CONFIGURATION, "environment.json")
+RESULTS = (
+    "history.csv",
+    "clients.csv",
+    "failures.csv",
+    "weights.npz",
+    "model_card.md",
+    CONFIGURATION,
+    "environment.json",
+)
 
 
 class ResultsDirectory:
@@ -160,12 +168,13 @@ class RunDirectory(ResultsDirectory):
         loaded, self._saved = self._saved, None
         return loaded
 
-    def finish(self, result: Result) -> None:
-        """Write the results, then delete the checkpoint, which marks the run as complete."""
+    def finish(self, result: Result, card: str) -> None:
+        """Write the results and the model card, then delete the checkpoint, which marks the run as complete."""
         self.check()
         for name in ("history", "clients", "failures"):
             write_csv(self.path / f"{name}.csv", getattr(result, name))
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
+        write_whole(self.path / "model_card.md", lambda stream: stream.write(card.encode()))
         self.checkpoint.unlink()
         sync_directory(self.path)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.clients import SGD
 from fedsim.clients.example_noise import ExampleNoise, accounted_steps
-from fedsim.clients.local_round import new_client_state, personalise, run_local_round
+from fedsim.clients.local_round import new_client_state, personalise, personalises, run_local_round
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.sgd import overrides
 from fedsim.clients.task import Task
@@ -124,7 +124,7 @@ def check_uses_of_examples(runtime: ClientRuntime, weights: Array) -> None:
     with np.errstate(all="ignore"):
         try:
             update = run_local_round(task, client, new_client_state(task, client))
-            if runtime.personalises(strategy):
+            if personalises(strategy, runtime.model):
                 personalise(task, client, dict(update.state))
         except ConfigError:
             raise

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
 
 
+#: Number of examples that `Result.scores` passes through the model together.
+SCORED_ROWS = 10_000
+
+
 def history_columns(score: str) -> tuple[str, ...]:
     """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"``."""
     evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}"
@@ -129,29 +133,49 @@ class Result:
     @property
     def flat_weights(self) -> NDArray[Any]:
         """The final global model as a flat row, shape (parameters,)."""
-        return np.concatenate([self.weights[name].ravel() for name in self.model.layout])
+        return np.concatenate([array.ravel() for array in self.weights.values()])
 
-    def scores(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
+    def scores(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
         """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
 
         Parameters
         ----------
         x : ndarray, shape (examples, ...), optional
             Preprocessed as the dataset's; default its test set.
+        model : Model, optional
+            Default `model`.
         """
-        examples = np.asarray(self.dataset.x_test if x is None else x, dtype=self.model.dtype)
-        return self.model.scores(self.flat_weights[None], examples[None])[0]
+        model = model or self.model
+        examples, weights = np.asarray(self.dataset.x_test if x is None else x), self.flat_weights[None]
+        parts = [
+            examples[k : k + SCORED_ROWS].astype(model.dtype) for k in range(0, max(len(examples), 1), SCORED_ROWS)
+        ]
+        return np.concatenate([model.scores(weights, part[None])[0] for part in parts])
 
-    def predict(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
+    def predict(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
         """Return the final global model's predictions, shape (examples,): labels, or values for regression.
 
         Parameters
         ----------
         x : ndarray, shape (examples, ...), optional
             As for `scores`.
+        model : Model, optional
+            Default `model`.
         """
-        scores = self.scores(x)
+        scores = self.scores(x, model)
         return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
+
+    def card(self, contributions: pd.DataFrame | None = None) -> str:
+        """Return a model card in Markdown: data, training, evaluation, privacy, known limits; see `fedsim.study.card`.
+
+        Parameters
+        ----------
+        contributions : DataFrame, optional
+            Values of the clients to show, such as those of `fedsim.contribution`.
+        """
+        from fedsim.study.card import model_card
+
+        return model_card(self, self.experiment.federate(self.dataset), self.model, contributions)
 
     def rounds_to(self, target: float) -> float:
         """Return the number of rounds until the test score reaches `target`, or NaN if it never does.

@@ -28,6 +28,7 @@ from fedsim.signals import handle_signals
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.card import model_card
 from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
 from fedsim.study.example_privacy import ExampleBudget
@@ -65,7 +66,7 @@ def run(
         grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:
-            folder.finish(result)
+            folder.finish(result, model_card(result, runtime.federated, runtime.model))
     for callback in callbacks:
         callback.run_finished(result)
     return result
