@@ -28,7 +28,10 @@ def test_recall_and_precision_are_those_of_scikit_learn() -> None:
     scores = class_scores(result, result.dataset, result.model)
     np.testing.assert_allclose(scores[["recall", "precision"]], np.column_stack([recall, precision]))
     assert scores["test_examples"].tolist() == support.tolist()
-    assert f"| 3 | {support[3]} | {recall[3]:.3f} | {precision[3]:.3f} |" in result.card()
+    best = int(np.nanargmax(precision))
+    assert f"| {best} | {support[best]} | {recall[best]:.3f} | {precision[best]:.3f} |" in result.card()
+    never = int(np.flatnonzero(np.isnan(precision))[0])
+    assert f"| {never} | {support[never]} | {recall[never]:.3f} |  |" in result.card()
 
 
 def test_a_run_writes_the_card_of_its_result(tmp_path: Path) -> None:
