@@ -47,6 +47,7 @@ class Purpose(IntEnum):
     DROPOUT = 18
     NEIGHBOURS = 19
     ATTACK = 20
+    DEFENCE = 21
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

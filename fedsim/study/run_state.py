@@ -25,6 +25,7 @@ from fedsim.study.example_privacy import check_uses_of_examples, example_account
 from fedsim.study.experiment import Experiment
 from fedsim.study.privacy import add_privacy
 from fedsim.study.result import history_columns
+from fedsim.study.root import add_root_training
 from fedsim.study.secure import check_secure_aggregation
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
@@ -78,6 +79,7 @@ class RunState:
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
         check_secure_aggregation(experiment, self.strategy, self.model, clients)
         self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
+        add_root_training(experiment, self.strategy, runtime)
         self.example_accountant = example_accountant(experiment, runtime)
         self.success_examples = experiment.attack.success_examples(federated.dataset) if experiment.attack else None
         if self.example_accountant:
