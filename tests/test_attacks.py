@@ -236,7 +236,7 @@ def test_a_trigger_is_a_corner_of_an_image_or_the_last_features() -> None:
     assert trigger_mask((3, 5, 4), 2)[:, -2:, -2:].all() == trigger_mask((5, 4, 3), 2)[-2:, -2:].all() == 1
     assert trigger_mask((3, 5, 4), 2).sum() == trigger_mask((5, 4, 3), 2).sum() == 12
     data = BASE.load_data()
-    x, y = Backdoor(target=3).success_examples(data) or (np.empty(0), np.empty(0))
+    x, y = Backdoor(target=3, size=2).success_examples(data) or (np.empty(0), np.empty(0))
     assert len(x) == (data.y_test != 3).sum()
     assert (x[:, [54, 55, 62, 63]] == 1).all()
     assert (y == 3).all()

@@ -41,7 +41,7 @@ class Backdoor(Attack):
     """
 
     target: int = 0
-    size: int = 2
+    size: int = 3
     share: float = 0.5
     limits: ClassVar = {"target": Interval(0), "size": Interval(1), "share": Interval(0, 1, open_low=True)}
 
