@@ -16,10 +16,12 @@ import pytest
 from fedsim import Experiment, servers
 from fedsim.attacks import Attack, Backdoor, LittleIsEnough, ModelReplacement
 from fedsim.clients import SGD
+from fedsim.leakage.observation import observe
 from fedsim.report.intervals import half_width
+from fedsim.servers.krum import krum_scores, squared_distances
 from fedsim.splits import IID, Dirichlet
 
-BASE = Experiment(client=SGD(lr=0.3, batch_size=5, steps=2), rounds=30, on_failure="exclude", kernel="numpy")
+BASE = Experiment(client=SGD(lr=0.3, batch_size=5, steps=2), rounds=30, on_failure="exclude", kernel="compiled")
 NON_IID = replace(BASE, split=Dirichlet(30, alpha=0.3))
 SEEDS = range(4)
 SCRIPT = Path(__file__).parents[1] / "experiments" / "trust" / "attack_defence.py"
@@ -44,6 +46,17 @@ def test_a_little_is_enough_breaks_the_mean_and_passes_krum() -> None:
         clean, attacked = (measured(NON_IID, a, server, "test_accuracy") for a in (None, attack))
         assert is_larger(clean, attacked)
         assert clean.mean() - attacked.mean() > 0.05
+
+
+def test_krum_prefers_updates_that_are_a_little_changed() -> None:
+    """Equal updates near the mean have the smallest scores: Krum selects one, Multi-Krum keeps all six."""
+    for z, selected in ((0.5, 1), (1.5, 24)):
+        for seed in SEEDS:
+            attack = LittleIsEnough(z=z)
+            seen = observe(replace(NON_IID, attack=attack, seed=seed), view="updates")
+            scores = krum_scores(squared_distances(np.array([client.update for client in seen])), 6)
+            chosen = np.isin(np.argsort(scores)[:selected], attack.malicious(30, seed))
+            assert chosen.sum() == min(selected, 6)
 
 
 def test_a_backdoor_passes_the_median_of_non_iid_data_only() -> None:
