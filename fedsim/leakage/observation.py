@@ -60,7 +60,7 @@ class Observation:
     clients : ndarray of int
         Partition ids of the clients behind the update.
     indices : ndarray of int
-        Their training examples: what is to be found. No attack reads them.
+        Their training examples, before malicious clients change theirs: what is to be found. No attack reads them.
     """
 
     model: MLP
@@ -146,7 +146,7 @@ def observe(
     if view != "model" and not outcome.updates:
         raise ConfigError(f"no client has sent an update: {next(iter(outcome.failed.values()))}")
     ids = np.concatenate([update.partition_ids for update in outcome.updates] or [cohort[:0]])
-    partition = runtime.federated.poisoned_at(round_number) or runtime.federated.at(round_number)
+    partition = runtime.federated.at(round_number)
     seen = partial(_observation, model, start, client, partition, round_number)
     if view == "model":
         return [seen(new, ids)]
