@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -158,7 +159,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class ColludingAttack(Attack):
+class ColludingAttack(Attack, ABC):
     """The base class of attacks whose malicious clients compute one update together.
 
     Parameters
@@ -186,6 +187,7 @@ class ColludingAttack(Attack):
         known = ctx.others if len(ctx.others) else changes
         return np.tile(self.update(known, ctx), (len(changes), 1))
 
+    @abstractmethod
     def update(self, known: NDArray[np.float64], ctx: AttackContext) -> NDArray[np.float64]:
         """Return the update that malicious clients send, shape (shared,).
 
@@ -195,7 +197,6 @@ class ColludingAttack(Attack):
             The updates that they know, at least one.
         ctx : AttackContext
         """
-        return known.mean(axis=0)
 
 
 def check_labels(attack: Attack, dataset: Dataset, **labels: int | None) -> None:
