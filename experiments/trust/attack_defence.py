@@ -183,7 +183,7 @@ def draw(frame: pd.DataFrame, splits: Sequence[str], path: Path, title: str) -> 
     panels = [("test accuracy", "accuracy", attacks, "cividis")]
     panels += [("attack success", "success", targeted, "cividis_r")] if targeted else []
     wide = [len(columns) for *_, columns, _ in panels]
-    width, height = 3.2 + 0.62 * sum(wide), 1.4 + len(splits) * (1.3 + 0.3 * len(rows))
+    width, height = 2.6 + 0.46 * sum(wide), 0.8 + len(splits) * (1.2 + 0.23 * len(rows))
     with saved_figure(path, max(width, 6.5), height) as figure:
         grid = figure.subplots(len(splits), len(panels), squeeze=False, width_ratios=wide)
         for split, line in zip(splits, grid, strict=True):
@@ -194,7 +194,7 @@ def draw(frame: pd.DataFrame, splits: Sequence[str], path: Path, title: str) -> 
                 for (y, x), value in np.ndenumerate(values):
                     bright = value > 0.5 if column == "accuracy" else value < 0.5
                     text = "" if value != value else f"{value:.2f}"
-                    axes.text(x, y, text, ha="center", va="center", size=8, color="black" if bright else "white")
+                    axes.text(x, y, text, ha="center", va="center", size=7.5, color="black" if bright else "white")
                 axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
                 axes.set_yticks(range(len(rows)), rows if axes is line[0] else [""] * len(rows))
                 axes.tick_params(length=0)
