@@ -46,6 +46,8 @@ class Purpose(IntEnum):
     QUANTISE = 17
     DROPOUT = 18
     NEIGHBOURS = 19
+    ATTACK = 20
+    DEFENCE = 21
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

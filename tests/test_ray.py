@@ -19,6 +19,7 @@ from helpers import same
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
+from fedsim.attacks import ModelReplacement
 from fedsim.clients import SGD, Context
 from fedsim.engines.ray import RayEngine, _check_listening, _state_loader
 from fedsim.engines.runtime import ClientRuntime
@@ -51,6 +52,7 @@ def _cluster() -> Iterator[None]:
         BASE,
         pytest.param(replace(BASE, kernel="compiled"), marks=pytest.mark.slow),  # each actor loads the kernel
         replace(BASE, client=clients.SCAFFOLD()),
+        replace(BASE, attack=ModelReplacement(start=2), transforms=(TopK(0.2),)),  # changed examples, and at the server
         pytest.param(replace(BASE, client=clients.FedPer()), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.MOON()), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.IFCA(), dtype="float64"), marks=pytest.mark.slow),

@@ -80,6 +80,8 @@ def _every_round(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(BASE, client=clients.FedALA(first_epochs=2)),
         replace(BASE, server=partial(servers.FedYogi, eta=0.05)),
         replace(BASE, server=servers.CenteredClipping),
+        replace(BASE, client=clients.SGD(), server=servers.FLTrust(root=20)),
+        replace(BASE, server=servers.FoolsGold, fraction_train=0.5),
         replace(BASE, weight_divergence=True, split=TimeOrdered(Dirichlet(12, alpha=0.5), 3)),
         replace(BASE, client=clients.SGD(), server=stock.FedAvgM),
         replace(BASE, client=clients.SGD(), server=partial(stock.FedAdam, eta=0.05)),

@@ -282,7 +282,8 @@ def test_two_studies_do_not_write_into_one_directory(tmp_path: Path) -> None:
 
 def history(*scores: float) -> pd.DataFrame:
     frame = pd.DataFrame({"round": range(len(scores)), "test_accuracy": scores})
-    return frame.assign(test_loss=0.5, local_accuracy=np.nan, epsilon=2.0, bytes_up=1e6, bytes_down=1e6)
+    frame = frame.assign(local_accuracy=np.nan, attack_success=np.nan)
+    return frame.assign(test_loss=0.5, epsilon=2.0, bytes_up=1e6, bytes_down=1e6)
 
 
 def test_statistics_of_known_histories() -> None:
@@ -518,7 +519,7 @@ def test_a_study_of_real_numbers_is_by_r2(monkeypatch: pytest.MonkeyPatch, tmp_p
     drawn: list[Figure] = []
     monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
     frame = pd.DataFrame({"test_r2": [-4.0, -2.0], "local_r2": [-3.0, 0.25], "test_loss": [0.9, 0.5]})
-    frame = frame.assign(train_loss=7.0, epsilon=np.nan, bytes_up=3e6, bytes_down=1e6)
+    frame = frame.assign(train_loss=7.0, epsilon=np.nan, bytes_up=3e6, bytes_down=1e6, attack_success=np.nan)
     other = frame.assign(local_r2=[-3.0, 0.75], test_loss=[0.9, 0.75])
     scores = pd.DataFrame({"round": [1, 1], "partition_id": [0, 1], "r2": [0.5, 0.0]})
     results = tuple(Result(BASE, f, scores, {}, "numpy", "r2", pd.DataFrame()) for f in (frame, other))

@@ -67,7 +67,7 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
-    parts = (experiment.client, experiment.split, experiment.server, *experiment.transforms)
+    parts = (experiment.client, experiment.split, experiment.server, experiment.attack, *experiment.transforms)
     files = [file for part in parts if (file := _source_file(part))]
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}

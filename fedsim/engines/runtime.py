@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
+from fedsim.attacks import Attack
+from fedsim.attacks.attackers import Attackers
 from fedsim.clients import ClientStrategy
 from fedsim.clients.example_noise import ExampleNoise
 from fedsim.clients.full_pass import evaluate_shards
@@ -63,9 +65,13 @@ class ClientRuntime:
     secure : SecureAggregation, optional
     clip : float, optional
         Clipping norm of updates under secure aggregation; see `SecureClients`.
+    attack : Attack, optional
+        Some clients are malicious; `federated` has their examples already.
 
     Attributes
     ----------
+    attackers : Attackers or None
+        The malicious clients.
     secure : SecureClients or None
         The clients' side of secure aggregation.
     """
@@ -81,8 +87,9 @@ class ClientRuntime:
         example_noise: ExampleNoise | None = None,
         secure: SecureAggregation | None = None,
         clip: float | None = None,
+        attack: Attack | None = None,
     ) -> None:
-        self._arguments = model, federated, client, seed, kernel, tuple(transforms), example_noise, secure, clip
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms), example_noise, secure, clip, attack
         self.example_noise = example_noise
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
@@ -95,6 +102,7 @@ class ClientRuntime:
         shared = ~private_mask(client, model)  # checks the strategy's private groups
         self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms and shared.any() else None
         self.secure = SecureClients(secure, shared, clip) if secure else None
+        self.attackers = Attackers(attack, len(self.partition), seed, shared) if attack else None
         self._has_residual = self.pipeline is not None and self.pipeline.error_feedback
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,7 +138,8 @@ class ClientRuntime:
         if window != self._window:
             self.partition, self._window = self.federated.at(round_number), window
         return Task(
-            self.model, client or self.client, self.x, self.y, self.partition, weights,
+            self.model, client or self.client, self.x, self.y,
+            self.federated.poisoned_at(round_number) or self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
             example_noise=self.example_noise, protect=secure.protect if secure else None,
         )  # fmt: skip
@@ -183,9 +192,12 @@ class ClientRuntime:
 
         def train_some(some: Indices) -> Update:
             with np.errstate(all="ignore"):  # a client that diverges is reported by name
-                update = run_local_round(task, some, load_state(some))
+                update, malicious = run_local_round(task, some, load_state(some)), None
+                if self.attackers:
+                    malicious = self.attackers.among(task.round, some)
+                    update = self.attackers.corrupt(task, update) if self.attackers.on_client else update
                 if self.pipeline:
-                    update = self.pipeline.on_client(task, update)
+                    update = self.pipeline.on_client(task, update, malicious)
                 return self.with_norms(task, update)
 
         updates, failed = isolate_failures(train_some, clients, task.round)

@@ -60,7 +60,7 @@ class Observation:
     clients : ndarray of int
         Partition ids of the clients behind the update.
     indices : ndarray of int
-        Their training examples: what is to be found. No attack reads them.
+        Their training examples, before malicious clients change theirs: what is to be found. No attack reads them.
     """
 
     model: MLP

@@ -156,7 +156,10 @@ class RoundGrid(LocalGrid):
 
     def evaluate_test(self, weights: NDArray[Any]) -> tuple[float, float]:
         """Return the loss and accuracy (for regression R squared) of flat weights on the test set."""
-        x, y = self._x_test, self._y_test
+        return self.evaluate_examples(weights, self._x_test, self._y_test)
+
+    def evaluate_examples(self, weights: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
+        """Return the loss and accuracy of flat weights on examples of the model's dtype, at least one."""
 
         def evaluate_rows(start: int) -> tuple[float, int]:
             rows = slice(start, start + EVALUATE_ROWS)

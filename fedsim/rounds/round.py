@@ -2,6 +2,7 @@
 
     cohort        clients in cohort order, and their task: the global model, the round, the client strategy
     engine.train  blocks of clients: local training, then each transform's `on_client` and `on_server`
+    (attack       malicious clients that see the updates of others, once all are there, replace theirs)
     keep_valid    clients that failed or diverged are excluded, and the reason is recorded
     outcome.add   the aggregation of the server strategy sums the updates of the block, or keeps them
     commit        if there are enough updates: client state and statistics are stored, once
@@ -12,10 +13,15 @@ outcome and makes its step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from flwr.app import MessageType
+from numpy.typing import NDArray
 
+from fedsim.clients.task import Task, Update
 from fedsim.engines.engine import Engine
+from fedsim.engines.isolation import concatenate
 from fedsim.flower.records import array_bytes
 from fedsim.rounds.outcome import Cohort, RoundOutcome
 from fedsim.rounds.secure import train_securely
@@ -72,11 +78,34 @@ def train(
     if engine.runtime.secure:
         train_securely(engine, task, cohort.clients[~empty], outcome, checks, statistics)
         return
-    for block in engine.train(task, cohort.clients[~empty]):
+    for block in train_with_attack(engine, task, cohort.clients[~empty], checks, statistics):
         update = checks.keep_valid(task, block, statistics.failed)
         if len(update.partition_ids):
             statistics.add_bytes_up(update, model_bytes)
             outcome.add(update)
+
+
+def train_with_attack(
+    engine: Engine, task: Task, clients: NDArray[np.intp], checks: ValidityChecks, statistics: RoundStatistics
+) -> Iterable[Update]:
+    """Return the blocks of a cohort; one block with all of its valid updates if the attack needs those of others.
+
+    Parameters as for `run_round`. Such an attack keeps the weights of all clients of the round in memory.
+    """
+    blocks, runtime = engine.train(task, clients), engine.runtime
+    if runtime.attackers is None or not runtime.attackers.on_server:
+        return blocks
+    valid = [checks.keep_valid(task, block, statistics.failed) for block in blocks]
+    parts = [update for update in valid if len(update.partition_ids)]
+    if not parts:
+        return []
+    update = concatenate(parts)
+    malicious = runtime.attackers.among(task.round, update.partition_ids)
+    with np.errstate(all="ignore"):
+        update = runtime.attackers.corrupt(task, update)
+        if runtime.pipeline and malicious.any():
+            update = runtime.pipeline.encode_again(task, update, malicious)
+        return [runtime.with_norms(task, update)]
 
 
 def evaluate(

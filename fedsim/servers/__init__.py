@@ -5,15 +5,20 @@ from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.fedavgm import FedAvgM
 from fedsim.servers.fedexp import FedExP
 from fedsim.servers.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedsim.servers.fltrust import FLTrust
+from fedsim.servers.foolsgold import FoolsGold
 from fedsim.servers.krum import Bulyan, Krum, MultiKrum
 from fedsim.servers.median import FedMedian, FedTrimmedAvg
+from fedsim.servers.norm_bounding import NormBounding
 from fedsim.servers.qfedavg import QFedAvg
 from fedsim.servers.rfa import RFA
+from fedsim.servers.spectral import SpectralFilter
 
 __all__ = [
     "RFA",
     "Bulyan",
     "CenteredClipping",
+    "FLTrust",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -22,7 +27,10 @@ __all__ = [
     "FedMedian",
     "FedTrimmedAvg",
     "FedYogi",
+    "FoolsGold",
     "Krum",
     "MultiKrum",
+    "NormBounding",
     "QFedAvg",
+    "SpectralFilter",
 ]

@@ -80,6 +80,7 @@ class FedAvg(FlowerFedAvg):
         #: Samples cohorts and combines updates with differential privacy; set by the caller.
         self.privacy: CentralMechanism | None = None
         self._add_weighted = add_weighted
+        self._round = 0
         self._sent: ArrayRecord | None = None
         self._sent_flat: Array | None = None
 
@@ -139,7 +140,7 @@ class FedAvg(FlowerFedAvg):
     def _record(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         config["server-round"] = server_round
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        self._sent, self._sent_flat = arrays, None
+        self._round, self._sent, self._sent_flat = server_round, arrays, None
         if self.server_hooks and self.server_hooks.strategy.broadcast:
             content[records.DOWN] = records.record(self.server_hooks.down(self.global_weights))
         return content

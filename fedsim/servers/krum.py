@@ -60,17 +60,18 @@ def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[n
     return np.partition(distances, nearest, axis=1)[:, : nearest + 1].sum(axis=1)
 
 
-class _KrumBased(GatheringFedAvg):
-    """The base class of Krum, Multi-Krum and Bulyan: `num_malicious_nodes`, and the cohort size that it requires."""
+class MaliciousCount(GatheringFedAvg):
+    """The base class of strategies with `num_malicious_nodes`, which requires a cohort size."""
 
-    #: A round needs this number times `num_malicious_nodes`, plus three clients.
+    #: A round needs this number of clients for each malicious one, and `other_clients` more.
     clients_per_malicious: ClassVar[int] = 2
+    other_clients: ClassVar[int] = 3
 
     def __init__(self, *, num_malicious_nodes: int = 0, **options: Any) -> None:
         super().__init__(**options)
         check_integer(f"{type(self).__name__}'s num_malicious_nodes", num_malicious_nodes)
         self.num_malicious_nodes = num_malicious_nodes
-        self._min_cohort = self.clients_per_malicious * num_malicious_nodes + 3
+        self._min_cohort = self.clients_per_malicious * num_malicious_nodes + self.other_clients
         self.min_clients = max(self.min_clients, self._min_cohort)
 
     def check_cohort(self, clients: int) -> None:
@@ -81,7 +82,7 @@ class _KrumBased(GatheringFedAvg):
         super().check_cohort(clients)
 
 
-class MultiKrum(_KrumBased):
+class MultiKrum(MaliciousCount):
     """The mean, weighted by examples, of the updates with the smallest Krum scores; agrees with Flower's MultiKrum.
 
     Flower computes distances with inner products in the weights' dtype; where a very large update makes these
@@ -157,7 +158,7 @@ def select_by_krum(distances: NDArray[np.float64], num_malicious: int, count: in
     return chosen
 
 
-class Bulyan(_KrumBased):
+class Bulyan(MaliciousCount):
     """Select updates one by one with Krum, then average in each coordinate the values closest to the median.
 
     Krum scores are recomputed after each selection, as in the paper. Flower's Bulyan computes them once, so its

@@ -29,6 +29,10 @@ class FederatedDataset:
         Number of consecutive parts of every client's training examples; see `TimeOrdered`.
     rounds_per_window : int
         Number of rounds that clients train on each part; the last part is used until the end.
+    poisoned : Partition, optional
+        The examples that clients train on from round `poisoned_from`, under an attack that changes those of some; as
+        many of each client as in `partition`. See `fedsim.attacks`.
+    poisoned_from : int
     """
 
     dataset: Dataset
@@ -36,6 +40,8 @@ class FederatedDataset:
     partition_test: Partition | None = None
     windows: int = 1
     rounds_per_window: int = 1
+    poisoned: Partition | None = None
+    poisoned_from: int = 1
 
     def window(self, round_number: int) -> int:
         """Return the number of the part that clients train on in a round, both counted from 1."""
@@ -43,9 +49,16 @@ class FederatedDataset:
 
     def at(self, round_number: int) -> Partition:
         """Return the training examples of each client in a round, counted from 1."""
-        if self.windows == 1:
-            return self.partition
-        return self.partition.window(self.window(round_number) - 1, self.windows)
+        return self._at(round_number, self.partition)
+
+    def poisoned_at(self, round_number: int) -> Partition | None:
+        """Return the examples that clients train on in a round instead of those of `at`, under an attack."""
+        if self.poisoned is None or round_number < self.poisoned_from:
+            return None
+        return self._at(round_number, self.poisoned)
+
+    def _at(self, round_number: int, partition: Partition) -> Partition:
+        return partition if self.windows == 1 else partition.window(self.window(round_number) - 1, self.windows)
 
     def with_tests(self, fraction: float, seed: int) -> FederatedDataset:
         """Return a copy with a share of each client's examples held out as its test set; see `Partition.divide`."""

@@ -16,9 +16,9 @@ def centralised(experiment: Experiment) -> Experiment:
     """Return the experiment with all training examples in one place: the upper bound.
 
     In each round, SGD with the hyperparameters of the client strategy trains on the examples of all clients together,
-    for as many epochs as a client does.
+    for as many epochs as a client does. Nobody attacks.
     """
-    pooled: dict[str, Any] = {"split": Pooled(experiment.split), "client": SGD.of(experiment.client)}
+    pooled: dict[str, Any] = {"split": Pooled(experiment.split), "client": SGD.of(experiment.client), "attack": None}
     return replace(experiment, **pooled, server=None, fraction_train=1.0, min_clients=1, transforms=())
 
 

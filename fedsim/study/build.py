@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.attacks.attackers import poison
 from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
@@ -28,6 +29,8 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
     """
     dataset = experiment.load_data()
     federated = experiment.federate(dataset)
+    if experiment.attack:
+        federated = poison(experiment.attack, federated, experiment.seed)
     model = experiment.make_model(dataset)
     kernel = experiment.kernel_for(model, federated)
     return ClientRuntime(
@@ -40,6 +43,7 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
         example_noise(experiment, federated),
         experiment.secure_aggregation,
         experiment.privacy.clip if isinstance(experiment.privacy, CentralDP) else None,
+        experiment.attack,
     )
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import clients, privacy, splits, updates
+from fedsim import attacks, clients, privacy, splits, updates
 from fedsim.checks import check_choice, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
@@ -47,9 +47,10 @@ OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
     "early_stopping": (EarlyStopping, {"EarlyStopping": EarlyStopping}),
     "privacy": (Privacy, classes_of(privacy, Privacy)),
     "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
+    "attack": (attacks.Attack, classes_of(attacks, attacks.Attack)),
 }
 #: Settings that ``"none"`` switches off, as one of the values that a study compares.
-OPTIONAL = ("early_stopping", "privacy", "secure_aggregation")
+OPTIONAL = ("early_stopping", "privacy", "secure_aggregation", "attack")
 
 
 def known_classes(field: str) -> tuple[type, dict[str, Any]]:
@@ -68,7 +69,7 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
 
     Parameters
     ----------
-    field : {"split", "client", "server", "transforms", "early_stopping", "privacy", "secure_aggregation"}
+    field : {"split", "client", "server", "transforms", "early_stopping", "privacy", "secure_aggregation", "attack"}
     text : str
         ``Name``, ``Name(arguments)``, ``module:Name`` or ``module:Name(arguments)``; arguments are literals.
     modules : Modules

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data, kernels
+from fedsim.attacks import Attack
 from fedsim.checks import (
     LARGEST,
     check_choice,
@@ -101,6 +102,8 @@ class Experiment:
         Differential privacy of clients or of examples; see `fedsim.privacy`. It needs the extra ``privacy``.
     secure_aggregation : SecureAggregation, optional
         The server learns the sum of a round's updates only; see `fedsim.secure`.
+    attack : Attack, optional
+        Some clients are malicious; see `fedsim.attacks`.
 
     Raises
     ------
@@ -131,6 +134,7 @@ class Experiment:
     early_stopping: EarlyStopping | None = None
     privacy: CentralDP | ExampleDP | None = None
     secure_aggregation: SecureAggregation | None = None
+    attack: Attack | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -172,6 +176,7 @@ class Experiment:
         check_instance("privacy", self.privacy, CentralDP | ExampleDP | None, "a CentralDP or ExampleDP object")
         secure = self.secure_aggregation
         check_instance("secure_aggregation", secure, SecureAggregation | None, "a SecureAggregation object")
+        check_instance("attack", self.attack, Attack | None, "an object of a class in fedsim.attacks")
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""

@@ -13,7 +13,7 @@ from fedsim.errors import ConfigError
 from fedsim.models import Model
 from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
-from fedsim.servers import FedAvg, QFedAvg
+from fedsim.servers import FedAvg, FLTrust, QFedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 
@@ -45,6 +45,10 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
         raise ConfigError(
             "the server QFedAvg weighs updates by the clients' training losses, which get no noise; allowed with "
             "privacy: another server"
+        )
+    if isinstance(strategy, FLTrust):
+        raise ConfigError(
+            "the server FLTrust trains on root examples, which get no noise; allowed with privacy: another server"
         )
     if isinstance(experiment.privacy, ExampleDP):
         return None

@@ -26,7 +26,7 @@ SCORED_ROWS = 10_000
 
 def history_columns(score: str) -> tuple[str, ...]:
     """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"``."""
-    evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}"
+    evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}", "attack_success"
     drift = "client_drift", "gradient_diversity", "update_cosine", "weight_divergence"
     cost = "epsilon", "secure_bytes", "secure_seconds", "bytes_up", "bytes_down", "seconds"
     return ("round", *evaluation, "clients", "failures", *drift, *cost)
@@ -45,6 +45,8 @@ class Result:
         - ``test_loss, test_accuracy``: of the global model on the test set.
         - ``train_loss``: mean over the cohort's examples, measured before each update.
         - ``local_loss, local_accuracy``: mean over the examples of the clients that evaluated; NaN if none did.
+        - ``attack_success``: share of the examples of a targeted attack that the global model labels as the attacker
+          wants; NaN without one. See `fedsim.attacks.Attack.success_examples`.
         - ``clients, failures``: numbers of aggregated and of excluded clients.
         - ``client_drift, gradient_diversity, update_cosine``: see `fedsim.rounds.statistics.Drift`.
         - ``weight_divergence``: from centralised training; NaN unless `Experiment.weight_divergence` is set.

@@ -25,6 +25,7 @@ from fedsim.study.example_privacy import check_uses_of_examples, example_account
 from fedsim.study.experiment import Experiment
 from fedsim.study.privacy import add_privacy
 from fedsim.study.result import history_columns
+from fedsim.study.root import add_root_training
 from fedsim.study.secure import check_secure_aggregation
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
@@ -57,6 +58,8 @@ class RunState:
     server_hooks : ServerHooks
     centralised : CentralisedTraining, optional
     privacy_loss : PrivacyLoss, optional
+    success_examples : tuple of two ndarray, optional
+        Examples and the labels that a targeted attack wants for them.
     example_accountant : ExampleAccountant, optional
     """
 
@@ -76,10 +79,19 @@ class RunState:
         self.strategy: Strategy = make_strategy(experiment, self.server_hooks, clients)
         check_secure_aggregation(experiment, self.strategy, self.model, clients)
         self.privacy_loss = add_privacy(experiment, self.strategy, self.model, clients)
+        add_root_training(experiment, self.strategy, runtime)
         self.example_accountant = example_accountant(experiment, runtime)
+        self.success_examples = experiment.attack.success_examples(federated.dataset) if experiment.attack else None
         if self.example_accountant:
             check_uses_of_examples(runtime, self.weights)
         self.centralised = CentralisedTraining(runtime, self.weights) if experiment.weight_divergence else None
+
+    def attack_success(self) -> float:
+        """Return the share of a targeted attack's examples that the global model labels as wanted, or NaN."""
+        if self.success_examples is None or not len(self.success_examples[1]):
+            return float("nan")
+        x, y = self.success_examples
+        return self._grid.evaluate_examples(self.weights, np.ascontiguousarray(x, dtype=self.model.dtype), y)[1]
 
     def epsilon(self, rounds: int) -> float:
         """Return the privacy loss of the run after some rounds; NaN for a run without differential privacy."""

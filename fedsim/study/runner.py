@@ -181,6 +181,7 @@ class _Run:
             accuracy,
             statistics.train_loss,
             *mean_evaluation(statistics.evaluations),
+            state.attack_success(),
             statistics.clients,
             len(statistics.failed),
             *statistics.drift(),

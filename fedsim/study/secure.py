@@ -35,7 +35,13 @@ def check_secure_aggregation(experiment: Experiment, strategy: Strategy, model: 
         return
     check_takes_mean("secure_aggregation", strategy)
     assert isinstance(strategy, FedAvg)
-    client = experiment.client
+    attack, client = experiment.attack, experiment.client
+    if attack and attack.sees != "own":
+        raise ConfigError(
+            f"attack is {attack}, which needs the updates of several clients, and secure_aggregation shows the server, "
+            "where such attacks are computed, their sum only; allowed: an attack for which a client needs its own "
+            "update only, such as SignFlip() or ModelReplacement(boost=10.0)"
+        )
     if client.grouped or overrides(client, "weigh"):
         raise ConfigError(
             f"secure_aggregation weighs updates by examples, and the client {type(client).__name__} has its own "

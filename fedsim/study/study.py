@@ -90,7 +90,8 @@ class Study:
         DataFrame
             The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
-            own examples, in the last round; NaN if none evaluated), ``final_loss, target, rounds_to_target`` (mean
+            own examples, in the last round; NaN if none evaluated), ``attack_success, attack_success_ci95`` (in the
+            last round; NaN without a targeted attack), ``final_loss, target, rounds_to_target`` (mean
             over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run),
             ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
             For regression, every name has ``r2`` in place of ``accuracy``.
@@ -102,6 +103,7 @@ class Study:
         for variant in self.variants:
             final = [r.final_score for r in variant.results]
             local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
+            success = [float(r.history["attack_success"].iloc[-1]) for r in variant.results]
             reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
             sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
             rows.append(
@@ -113,6 +115,8 @@ class Study:
                     f"best_{score}": float(np.mean([r.test_scores.max() for r in variant.results])),
                     f"local_{score}": float(np.mean(local)),
                     f"local_{score}_ci95": half_width(local),
+                    "attack_success": float(np.mean(success)),
+                    "attack_success_ci95": half_width(success),
                     "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
                     "target": goal,
                     "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
@@ -138,6 +142,8 @@ class Study:
         shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
         if self.evaluated:
             shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
+        if summary["attack_success"].notna().any():
+            shown["attack success"] = _with_interval(summary, "attack_success")
         shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
         shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
@@ -279,4 +285,4 @@ def _skew_and_score(result: Result) -> NDArray[Any]:
 
 def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
     pairs = zip(summary[name], summary[f"{name}_ci95"], strict=True)
-    return [f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
+    return ["" if math.isnan(m) else f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]

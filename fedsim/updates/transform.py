@@ -153,10 +153,17 @@ class Pipeline:
             self._lengths.append(values.shape[1])
             _on_server(transform, values, side, ctx)
 
-    def on_client(self, task: Task, update: Update) -> Update:
+    def on_client(self, task: Task, update: Update, malicious: NDArray[np.bool_] | None = None) -> Update:
         """Return the updates with the encoded arrays that clients send, and with the weights that the server decodes.
 
         Error feedback needs the decoded weights on the client too.
+
+        Parameters
+        ----------
+        task : Task
+        update : Update
+        malicious : ndarray of bool, shape (clients,), optional
+            As for `encode`.
         """
         if self._private and update.up:
             raise ConfigError(
@@ -167,20 +174,51 @@ class Pipeline:
         state = update.state
         if self.error_feedback:
             change += state[RESIDUAL]
-        encoded = self.encode(change, task.seed, task.round, update.partition_ids)
+        encoded = self.encode(change, task.seed, task.round, update.partition_ids, malicious)
         decoded = self.decode(encoded, task.seed, task.round, update.partition_ids)
         if self.error_feedback:
             state = {**state, RESIDUAL: change - decoded}
         weights = task.global_weights + decoded
         return replace(update, weights=weights, state=state, encoded=encoded, update_norm=None)
 
-    def encode(self, change: Array, seed: int, round_number: int, clients: Indices) -> dict[str, Array]:
-        """Return the arrays that clients send, with a row per client; `change` has shape (clients, parameters)."""
+    def encode_again(self, task: Task, update: Update, malicious: NDArray[np.bool_]) -> Update:
+        """Return updates in which some clients, whose weights an attack has changed at the server, encode them anew."""
+        weights, ids = update.weights.copy(), update.partition_ids[malicious]
+        change = weights[malicious] - task.global_weights
+        encoded = self.encode(change, task.seed, task.round, ids, np.ones(len(ids), np.bool_))
+        weights[malicious] = task.global_weights + self.decode(encoded, task.seed, task.round, ids)
+        sent = {name: rows.copy() for name, rows in update.encoded.items()}
+        for name, rows in sent.items():
+            rows[malicious] = encoded[name]
+        return replace(update, weights=weights, encoded=sent, update_norm=None)
+
+    def encode(
+        self,
+        change: Array,
+        seed: int,
+        round_number: int,
+        clients: Indices,
+        malicious: NDArray[np.bool_] | None = None,
+    ) -> dict[str, Array]:
+        """Return the arrays that clients send, with a row per client.
+
+        Parameters
+        ----------
+        change : ndarray, shape (clients, parameters)
+        seed, round_number : int
+        clients : ndarray of int, shape (clients,)
+        malicious : ndarray of bool, shape (clients,), optional
+            Clients that do not apply transforms without `on_server`, such as clipping: only the client could enforce
+            them.
+        """
         values = change[:, self._shared].astype(np.float64)
         sent: dict[str, Array] = {}
         for position, transform in enumerate(self._transforms):
             ctx = TransformContext(seed, round_number, clients, self._lengths[position], position)
+            before = values
             values, side = _on_client(transform, values, ctx)
+            if malicious is not None and type(transform).on_server is UpdateTransform.on_server:
+                values = np.where(malicious[:, None], before, values)
             sent |= {f"{position}.{name}": rows for name, rows in side.items()}
         if values.dtype == np.float64:
             values = values.astype(self._dtype)

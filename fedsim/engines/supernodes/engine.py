@@ -149,10 +149,9 @@ class SuperNodeEngine:
             found = [rows[int(client)] for client in known]
             columns = {name: np.array([row[name] for row in found]) for name in found[0]}
             up = {name.removeprefix(UP): values for name, values in columns.items() if name.startswith(UP)}
-            encoded = {name: values for name, values in columns.items() if name.startswith(ENCODED)}
+            encoded = {n.removeprefix(ENCODED): values for n, values in columns.items() if n.startswith(ENCODED)}
             sizes, loss = task.partition.sizes[known], columns["train_loss"]
             if self.runtime.secure:
-                encoded = {name.removeprefix(ENCODED): values for name, values in encoded.items()}
                 weights, unknown = np.empty((len(known), 0), self.runtime.model.dtype), np.full(len(known), np.nan)
                 yield Update(known, sizes, weights, loss, encoded=encoded, update_norm=unknown, failed=lost)
                 continue

@@ -37,10 +37,12 @@ def fingerprint(federated: FederatedDataset) -> dict[str, int | str | list[float
         examples of each client; ``sketch`` holds the norm of the features (and of the targets for regression), each
         followed by the projections.
     """
-    data, partition, test = federated.dataset, federated.partition, federated.partition_test
+    data, partition = federated.dataset, federated.partition
+    others = [part for part in (federated.partition_test, federated.poisoned) if part is not None]
     digest = hashlib.sha256()
-    for part in (partition.offsets, partition.indices, *((test.offsets, test.indices) if test else ())):
-        digest.update(part.astype("<i8").tobytes())
+    for part in (partition, *others):
+        digest.update(part.offsets.astype("<i8").tobytes())
+        digest.update(part.indices.astype("<i8").tobytes())
     digest.update(repr((federated.windows, federated.rounds_per_window)).encode())
     columns = [data.x_train]
     if data.regression:
