@@ -36,7 +36,7 @@ from fedsim.attacks import (
     ModelReplacement,
     SignFlip,
 )
-from fedsim.checks import check_choice, check_integer, check_real
+from fedsim.checks import check_choice, check_integer, check_real, check_seed
 from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, DivergenceError
@@ -128,11 +128,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps of a client in a round, on batches of 5 examples")
     parser.add_argument("--lr", type=float, default=0.3, help="learning rate")
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, metavar="N", default=100, help="the first of them")
     parser.add_argument("--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--out", metavar="DIR", default="results/attack_defence")
     args = parser.parse_args()
     for field, value, least in (("seeds", args.seeds, 1), ("jobs", args.jobs, 1), ("clients", args.clients, 5)):
         check_integer(f"--{field}", value, least)
+    check_seed("--first-seed", args.first_seed)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     check_real("--fraction", args.fraction, 0, 0.5, open_low=True, open_high=True)
     known = defences(args.clients, max(round(args.fraction * args.clients), 1))
     for field, chosen, allowed in (("attacks", args.attacks, list(ATTACKS)), ("defences", args.defences, list(known))):
@@ -153,7 +156,7 @@ def main() -> None:
                 fraction = 1 / args.clients if attack == "replacement" else args.fraction
                 made = make(fraction=fraction) if make else None
                 one = replace(base, split=value, server=known[defence], attack=made)
-                cells += [Cell(split, attack, defence, replace(one, seed=seed)) for seed in range(args.seeds)]
+                cells += [Cell(split, attack, defence, replace(one, seed=seed)) for seed in seeds]
     frame = measure(cells, args.jobs)
 
     for split in splits:
