@@ -20,13 +20,15 @@ from fedsim.updates.aggregators import Aggregator, Array
 
 
 class FLTrust(FedAvg):
-    """``w + sum_i TS_i |g_0| / |g_i| g_i / sum_i TS_i`` with trust scores ``TS_i = max(0, cos(g_i, g_0))``.
+    """A mean of updates weighted by their similarity to the server's own update, each scaled to its norm.
 
-    g_i is the update of client i, and g_0 that of the server, which trains on its root examples in every round as a
-    client does, by SGD with the learning rate, the epochs or steps, and the batch size of the client strategy. An
-    update that does not point in the direction of the server's has no weight, and all have the server's norm, so the
-    result does not depend on how many clients are malicious, but on how well the root examples represent the data. If
-    no update is trusted the model is unchanged. Numbers of examples that clients claim are not used.
+    The new weights are ``w + sum_i TS_i |g_0| / |g_i| g_i / sum_i TS_i`` with trust scores
+    ``TS_i = max(0, cos(g_i, g_0))``. g_i is the update of client i, and g_0 that of the server, which trains on its
+    root examples in every round as a client does, by SGD with the learning rate, the epochs or steps, and the batch
+    size of the client strategy. An update that does not point in the direction of the server's has no weight, and all
+    have the server's norm, so the result does not depend on how many clients are malicious, but on how well the root
+    examples represent the data. If no update is trusted the model is unchanged. Numbers of examples that clients claim
+    are not used.
 
     With the same number of epochs, clients with more examples than the server make more steps, and the model moves at
     the server's pace. ``steps`` of the client strategy makes these numbers equal, as in the paper.

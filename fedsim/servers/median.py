@@ -40,6 +40,9 @@ def trimmed_mean(rows: Array, cut: int) -> Array:
 class FedMedian(GatheringFedAvg):
     """The median of each coordinate, with equal weights; agrees with Flower's FedMedian.
 
+    As long as fewer than half of the clients are malicious, each coordinate is within the range of the honest values.
+    If clients have different data, it can be far from their mean.
+
     Parameters
     ----------
     **options
@@ -57,7 +60,9 @@ class FedTrimmedAvg(GatheringFedAvg):
     Parameters
     ----------
     beta : float
-        Share of the values removed at either end, at least 0 and less than 0.5.
+        Share of the values removed at either end, at least 0 and less than 0.5; an upper bound of the share of
+        malicious clients. ``int(beta * clients)`` values are removed, which is none with fewer than ``1 / beta``
+        clients.
     **options
         As for FedAvg.
     """

@@ -20,7 +20,8 @@ class RFA(GatheringFedAvg):
     """The point with the smallest weighted sum of distances to all updates, approximated in a few iterations.
 
     The iteration starts from the old global weights; from the mean it would need many more steps if one update is far
-    from the others.
+    from the others. It withstands malicious clients with less than half of the weight, which is the number of examples
+    that clients claim.
 
     Parameters
     ----------

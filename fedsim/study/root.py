@@ -34,7 +34,7 @@ class RootTraining:
 
     def __init__(self, experiment: Experiment, clients: ClientRuntime, count: int) -> None:
         seed = experiment.seed
-        clean = experiment.split.federate(experiment.load_data(), seed).with_tests(experiment.test_fraction, seed)
+        clean = experiment.federate(experiment.load_data())
         examples = np.unique(clean.partition.indices)
         if count > len(examples):
             raise ConfigError(
