@@ -450,13 +450,13 @@ def test_the_script_shows_its_findings_in_small(tmp_path: Path) -> None:
     given_options = ["--rounds", "6", "--seeds", "1", "--epsilon", "2", "--min-examples", "2"]
     done = run_script(tmp_path, *given_options, "--data-dir", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    noise = pd.read_csv(tmp_path / "out" / "fairness_noise.csv")
-    digits = noise[noise["dataset"] == "digits"].groupby(["epsilon", "group"])["accuracy"].mean().unstack()
+    noise = pd.read_csv(tmp_path / "out" / "fairness_digits.csv")
+    digits = noise.groupby(["epsilon", "group"])["accuracy"].mean().unstack()
     lost = digits.loc["no privacy"] - digits.loc["2"]
     assert lost["eights"] > lost["other digits"] + 0.2
-    gaps = pd.read_csv(tmp_path / "out" / "fairness_groups.csv")
+    gaps = pd.read_csv(tmp_path / "out" / "fairness_gaps.csv")
     assert gaps["variant"].nunique() == 11
-    for name in ("fairness_groups.png", "fairness_noise.png"):
+    for name in ("fairness_gaps.png", "fairness_race.png", "fairness_digits.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
