@@ -250,14 +250,15 @@ def draw_noise(noise: pd.DataFrame, path: Path, title: str) -> None:
         settings = list(dict.fromkeys(noise["epsilon"]))
         for (group, own), colour in zip(noise.groupby("group", sort=False), COLOURS, strict=False):
             by_setting = [list(own["accuracy"][own["epsilon"] == setting]) for setting in settings]
-            mean = [np.mean(values) for values in by_setting]
-            half = [np.nan_to_num(half_width(values)) for values in by_setting]
+            mean = np.array([np.mean(values) for values in by_setting])
+            half = np.array([np.nan_to_num(half_width(values)) for values in by_setting])
+            ends = np.minimum(half, mean), np.minimum(half, 1 - mean)  # an accuracy is between 0 and 1
             label = f"{group} ({own['num_examples'].iloc[0]:,} test examples)"
-            axes.errorbar(range(len(settings)), mean, yerr=half, fmt="o-", color=colour, ms=4, capsize=2, label=label)
+            axes.errorbar(range(len(settings)), mean, yerr=ends, fmt="o-", color=colour, ms=4, capsize=2, label=label)
         axes.set_xticks(range(len(settings)), settings)
         axes.set_xlabel("epsilon of DP-SGD (further right: more private)")
         axes.set_ylabel("test accuracy in the group")
-        axes.set_ylim(top=1)
+        axes.set_ylim(top=1.01)
         axes.set_title(title, fontsize=11, pad=12)
         axes.legend(frameon=False, fontsize=9, loc="lower left")
 
