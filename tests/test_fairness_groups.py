@@ -86,7 +86,7 @@ def test_gaps_equal_fairlearns_on_the_pooled_test_data(result: Any) -> None:
     assert report["base_rate"]["a"] == pytest.approx(data.y_test[data.groups_test["kind"] == "a"].mean())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 2)), min_size=4, max_size=30))
 def test_gaps_equal_fairlearns_wherever_every_rate_exists(rows: list[tuple[int, int, int]]) -> None:
     metrics = pytest.importorskip("fairlearn.metrics", reason="the extra fairness is not installed")
@@ -240,7 +240,7 @@ def test_reweighing_is_weighted_logistic_regression() -> None:
     data = people()
     one = Experiment(
         dataset=data, split=IID(1), hidden=(), loss="binary_cross_entropy", dtype="float64", sensitive="kind", rounds=1,
-        client=Reweighing(lr=1.0, batch_size=None, epochs=3000, weight_decay=0.01),
+        client=Reweighing(lr=1.0, batch_size=None, epochs=1200, weight_decay=0.01),
     )  # fmt: skip
     weights = one.run().weights
     codes = np.unique(data.groups["kind"], return_inverse=True)[1]
@@ -301,8 +301,14 @@ def test_fairfed_with_beta_0_is_fedavg_and_weights_add_up_to_one() -> None:
     ("changes", "message"),
     [
         ({"sensitive": None}, "sensitive is None; allowed with the server FairFed: a column of groups of people"),
-        ({"privacy": ExampleDP(clip=1.0, epsilon=8.0)}, "the server FairFed receives counts in groups of people"),
-        ({"privacy": CentralDP(clip=1.0, epsilon=8.0)}, "the server FairFed receives counts in groups of people"),
+        (
+            {"privacy": ExampleDP(clip=1.0, noise_multiplier=1.0)},
+            "the server FairFed receives counts in groups of people",
+        ),
+        (
+            {"privacy": CentralDP(clip=1.0, noise_multiplier=1.0)},
+            "the server FairFed receives counts in groups of people",
+        ),
         ({"secure_aggregation": SecureAggregation()}, "secure_aggregation needs a mean of updates"),
     ],
 )
@@ -447,7 +453,19 @@ def test_the_script_shows_its_findings_in_small(tmp_path: Path) -> None:
     """Noise hurts the group with few examples more than the others."""
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
     folder = small_adult(tmp_path / "adult")
-    given_options = ["--rounds", "6", "--seeds", "1", "--epsilon", "2", "--min-examples", "2"]
+    given_options = [
+        "--part",
+        "gaps",
+        "digits",
+        "--rounds",
+        "6",
+        "--seeds",
+        "1",
+        "--epsilon",
+        "2",
+        "--min-examples",
+        "2",
+    ]
     done = run_script(tmp_path, *given_options, "--data-dir", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
     noise = pd.read_csv(tmp_path / "out" / "fairness_digits.csv")
@@ -456,7 +474,7 @@ def test_the_script_shows_its_findings_in_small(tmp_path: Path) -> None:
     assert lost["eights"] > lost["other digits"] + 0.2
     gaps = pd.read_csv(tmp_path / "out" / "fairness_gaps.csv")
     assert gaps["variant"].nunique() == 11
-    for name in ("fairness_gaps.png", "fairness_race.png", "fairness_digits.png"):
+    for name in ("fairness_gaps.png", "fairness_digits.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
