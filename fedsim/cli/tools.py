@@ -53,13 +53,13 @@ def add_data_options(sub: argparse.ArgumentParser) -> None:
 
 def data(args: argparse.Namespace) -> None:
     """List the datasets and the locations of their files."""
-    from fedsim.data import idx
+    from fedsim.data import adult, idx
 
     print("digits           1,797 images 8 x 8, bundled with scikit-learn (the default)")
     print("article          1,000 x 100 random inputs, 10 classes; random labels")
     print("article_teacher  the same inputs; learnable labels, from a random network")
-    for source in (idx.MNIST, idx.FASHION_MNIST):
-        print(f"{source.name:16} 70,000 images 28 x 28; {source.describe_location(args.data_dir)}")
+    for source in (idx.MNIST, idx.FASHION_MNIST, adult.ADULT):
+        print(f"{source.name:16} {source.contents}; {source.describe_location(args.data_dir)}")
     print("synthetic        synthetic(alpha, beta): FedProx's 30 devices of 60 features, 10 classes; generated")
     print("synthetic_iid    the same with one true model for all devices")
     print("fcube            NIID-Bench's 4,000 points in a cube, 2 classes, 4 clients by octants; generated")

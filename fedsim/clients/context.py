@@ -49,6 +49,8 @@ class Context:
         Number of these examples.
     update_norm : ndarray of float64, shape (clients,), optional
         Euclidean distance of the last fit's weights from its start.
+    batch : ndarray of int, shape (clients, batch), optional
+        In `SGD.gradient`, the positions of the batch's examples among those of all clients.
     """
 
     def __init__(self, task: Task, clients: Indices, state: dict[str, Array], *, trains: bool = False) -> None:
@@ -64,13 +66,14 @@ class Context:
         self.processed: Indices | int = 0
         self.update_norm: NDArray[np.float64] | None = None
         self._epochs: Indices | int = 0
+        self.batch: Indices | None = None
 
     def rows(self, select: slice | Indices) -> Context:
         """Return the context of some of the rows; its state is a view for a slice, and a copy for row numbers."""
         part = copy(self)
         part.partition_ids, part.num_examples = self.partition_ids[select], self.num_examples[select]
         part.state = {name: rows[select] for name, rows in self.state.items()}
-        for computed in ("start", "label_counts", "lr", "steps"):
+        for computed in ("start", "label_counts", "group_label_counts", "lr", "steps"):
             part.__dict__.pop(computed, None)
         part._block = self, select
         return part
@@ -143,6 +146,32 @@ class Context:
             return np.array([np.bincount(task.y[shard], minlength=classes) for shard in shards])
 
         return self._once("label_counts", count)
+
+    @property
+    def groups(self) -> Indices:
+        """In `SGD.gradient`, the group of people of each example of the batch, shape (clients, batch), from 0."""
+        assert self.batch is not None, "ctx.groups is for gradient()"
+        return self._groups()[self.batch]
+
+    @cached_property
+    def group_label_counts(self) -> Indices:
+        """Each client's number of training examples by group of people and label, shape (clients, groups, labels)."""
+        self._check_may_read("ctx.group_label_counts")
+        groups, labels = self._groups(), max(2, self.model.outputs)
+        count = int(groups.max()) + 1
+
+        def tabulate() -> Indices:
+            shards = [self._task.partition[int(k)] for k in self.partition_ids]
+            cells = [np.bincount(groups[s] * labels + self._task.y[s], minlength=count * labels) for s in shards]
+            return np.array(cells).reshape(-1, count, labels)
+
+        return self._once("group_label_counts", tabulate)
+
+    def _groups(self) -> Indices:
+        if self._task.groups is None:
+            name = type(self._task.strategy).__name__
+            raise ConfigError(f"client {name} uses groups of people, and sensitive is None; allowed: a column")
+        return self._task.groups
 
     def fit(self, start: Array | None = None, *, by: SGD | None = None, groups: Sequence[Group] | None = None) -> Array:
         """Train on the clients' own examples.
@@ -292,9 +321,12 @@ class _StepHooks:
     def __init__(self, strategy: SGD, context: Context) -> None:
         self._strategy, self._context = strategy, context
 
-    def gradient(self, rows: slice | Indices, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    def gradient(
+        self, rows: slice | Indices, weights: Array, x: Array, y: Array, examples: Indices
+    ) -> tuple[Array, Array]:
         """Return each client's loss on its batch and the gradient."""
         with self._part(rows, "gradient") as part:
+            part.batch = examples
             result = self._strategy.gradient(weights, x, y, part)
         if not isinstance(result, tuple) or len(result) != 2:
             raise refusal(

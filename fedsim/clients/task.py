@@ -46,6 +46,8 @@ class Task:
         ``protect(task, update)`` returns updates as the server sees them under secure aggregation.
     example_noise : ExampleNoise, optional
         Clients take the steps of DP-SGD.
+    groups : ndarray of int, shape (examples,), optional
+        The group of people of each example, from 0; see `fedsim.clients.sensitive`.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Task:
     run_on_all_workers: RunWork = run_inline
     protect: Callable[[Task, Update], Update] | None = None
     example_noise: ExampleNoise | None = None
+    groups: Indices | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ class Evaluation:
     loss, accuracy : ndarray of float64, shape (clients,)
     failed : dict of int to FedsimError
         Partition id -> the error of a client that is not among the rows.
+    groups : ndarray of int64, shape (clients, groups, 5), optional
+        Counts of predictions in each group of people, in the order of `fedsim.clients.sensitive.COUNTS`, if the
+        experiment has a sensitive column.
     """
 
     partition_ids: Indices
@@ -134,6 +140,7 @@ class Evaluation:
     loss: NDArray[np.float64]
     accuracy: NDArray[np.float64]
     failed: Mapping[int, FedsimError] = field(default_factory=dict)
+    groups: NDArray[np.int64] | None = None
 
 
 def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.checks import suggest
-from fedsim.data import article, digits, idx, synthetic
+from fedsim.data import adult, article, digits, idx, synthetic
 from fedsim.data.dataset import Dataset
 from fedsim.data.hub import hub
 from fedsim.data.table import table
@@ -27,6 +27,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "article_teacher": article.load_teacher,
     "mnist": idx.MNIST.load,
     "fashion_mnist": idx.FASHION_MNIST.load,
+    "adult": adult.load,
     "synthetic": synthetic.synthetic,
     "synthetic_iid": synthetic.synthetic_iid,
     "fcube": synthetic.fcube,

@@ -36,6 +36,8 @@ class Dataset:
         Whether the targets are real numbers.
     groups : mapping of str to ndarray, shape (training examples,)
         Name of a column -> the group of each training example, such as the client to which it belongs.
+    groups_test : mapping of str to ndarray, shape (test examples,)
+        The same for test examples, for columns between whose groups fairness is measured.
     label_names : tuple of str, optional
         Default "0", "1", ...
     notes : tuple of str
@@ -56,6 +58,7 @@ class Dataset:
     num_classes: int = 0
     regression: bool = field(default=False, kw_only=True)
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, kw_only=True)
+    groups_test: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, kw_only=True)
     label_names: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
@@ -70,7 +73,10 @@ class Dataset:
         if train != test:
             raise self._error(f"x_train has examples of shape {train} but x_test of shape {test}")
         self._set_classes()
-        object.__setattr__(self, "groups", {k: self._group(k, v) for k, v in self.groups.items()})
+        groups = {k: self._group(f"group {k!r}", v, self.y_train) for k, v in self.groups.items()}
+        tests = {k: self._group(f"group {k!r} of test examples", v, self.y_test) for k, v in self.groups_test.items()}
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "groups_test", tests)
 
     def _set_classes(self) -> None:
         """Check `num_classes`, and fill in the defaults of `num_classes` and `label_names`."""
@@ -85,12 +91,12 @@ class Dataset:
         if not self.label_names:
             object.__setattr__(self, "label_names", tuple(map(str, range(self.num_strata))))
 
-    def _group(self, name: str, values: Any) -> NDArray[Any]:
+    def _group(self, name: str, values: Any, y: NDArray[Any]) -> NDArray[Any]:
         group = np.asarray(values)
         if group.dtype.kind == "O":
             group = group.astype(str)
-        if group.shape != self.y_train.shape:
-            raise self._error(f"group {name!r} has shape {group.shape}; allowed: {self.y_train.shape}")
+        if group.shape != y.shape:
+            raise self._error(f"{name} has shape {group.shape}; allowed: {y.shape}")
         return _read_only(group)
 
     @cached_property

@@ -23,7 +23,7 @@ from fedsim.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset of four idx files.
+    """A dataset of published files.
 
     Attributes
     ----------
@@ -35,8 +35,12 @@ class Source:
     folders : tuple of str
         Subfolders of a data folder in which its files may be.
     files : dict of str to str
-        Name of the training images, training labels, test images, test labels -> checksum of the published .gz file.
+        Name of the training images, training labels, test images, test labels -> checksum of the published file.
     label_names : tuple of str
+    suffix : str
+        What follows a name in the published file's.
+    contents : str
+        What the dataset holds, for lists.
     """
 
     name: str
@@ -45,9 +49,11 @@ class Source:
     folders: tuple[str, ...]
     files: dict[str, str]
     label_names: tuple[str, ...] = ()
+    suffix: str = ".gz"
+    contents: str = "70,000 images 28 x 28"
 
     def load(self, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-        """Return the dataset.
+        """Return a dataset of four idx files.
 
         Parameters
         ----------
@@ -59,11 +65,15 @@ class Source:
         DataError
             The folder lacks a file, a file is damaged, or the download failed.
         """
-        if data_dir is not None:
-            check_path(f"{self.name}'s data_dir", data_dir)
-        found = (read_idx(self.find(name, data_dir) or self.download(name)) for name in self.files)
+        found = (read_idx(self.locate(name, data_dir)) for name in self.files)
         x_train, y_train, x_test, y_test = found
         return Dataset(self.name, _pixels(x_train), y_train, _pixels(x_test), y_test, 10, label_names=self.label_names)
+
+    def locate(self, name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+        """Return the path of a file in the data folder or, if there is no data folder, of the downloaded file."""
+        if data_dir is not None:
+            check_path(f"{self.name}'s data_dir", data_dir)
+        return self.find(name, data_dir) or self.download(name)
 
     @property
     def _subfolders(self) -> str:
@@ -93,7 +103,7 @@ class Source:
             missing = [name for name in self.files if not self._file_in(folder, name)]
             return f"NOT in {folder}: {', '.join(missing)} missing" if missing else f"in {folder}"
         cached = cache_dir() / self.name
-        if all((cached / f"{name}.gz").is_file() for name in self.files):
+        if all((cached / (name + self.suffix)).is_file() for name in self.files):
             return f"in {cached}"
         return (
             f"not available locally; downloaded when first used from {self.mirrors[0]} into {cached}, "
@@ -106,7 +116,7 @@ class Source:
 
         pooch.get_logger().setLevel("ERROR")
         downloader = pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=30)
-        file, checksum, folder, failures = f"{name}.gz", self.files[name], cache_dir() / self.name, []
+        file, checksum, folder, failures = name + self.suffix, self.files[name], cache_dir() / self.name, []
         for mirror in self.mirrors:
             try:
                 return Path(pooch.retrieve(mirror + file, checksum, file, folder, downloader=downloader))
@@ -114,7 +124,8 @@ class Source:
                 failures.append(f"{mirror}: {type(error).__name__}")
         raise DataError(
             f"{self.title}'s {file} could not be downloaded ({'; '.join(failures)}); connect to the internet, or "
-            f"give the folder of the four idx files ({self._subfolders}) with --data-dir DIR or FEDSIM_DATA=DIR"
+            f"give the folder of its files {', '.join(self.files)} ({self._subfolders}) with --data-dir DIR or "
+            "FEDSIM_DATA=DIR"
         )
 
 

@@ -20,6 +20,7 @@ from fedsim.errors import DataError
 from fedsim.files import writable_directory, write_whole
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_GROUPS = ("groups", "groups_test")
 _DESCRIPTION = "dataset.json"
 
 
@@ -55,11 +56,12 @@ def share(dataset: Dataset, folder: str | Path | None = None) -> SharedDataset:
     if (path / _DESCRIPTION).exists():
         raise DataError(f"{str(path)!r} contains a shared dataset already; give another folder")
     names = {name: getattr(dataset, name) for name in _ARRAYS}
-    names |= {f"group{k}": dataset.groups[name] for k, name in enumerate(dataset.groups)}
+    for mapping in _GROUPS:
+        names |= {f"{mapping}{k}": values for k, values in enumerate(getattr(dataset, mapping).values())}
     for name, values in names.items():
         write_whole(path / f"{name}.npy", partial(np.save, arr=values, allow_pickle=False))
-    settings = {f.name: getattr(dataset, f.name) for f in fields(Dataset) if f.name not in (*_ARRAYS, "groups")}
-    text = json.dumps(settings | {"groups": list(dataset.groups)}).encode()
+    settings = {f.name: getattr(dataset, f.name) for f in fields(Dataset) if f.name not in (*_ARRAYS, *_GROUPS)}
+    text = json.dumps(settings | {mapping: list(getattr(dataset, mapping)) for mapping in _GROUPS}).encode()
     write_whole(path / _DESCRIPTION, lambda stream: stream.write(text))
     return open_shared(path)
 
@@ -75,11 +77,14 @@ def open_shared(folder: str | Path) -> SharedDataset:
     path = Path(folder).resolve()
     try:
         settings = json.loads((path / _DESCRIPTION).read_text())
-        names = settings.pop("groups")
+        names = {mapping: settings.pop(mapping) for mapping in _GROUPS}
         load = partial(np.load, mmap_mode="r", allow_pickle=False)
         arrays = {name: load(path / f"{name}.npy") for name in _ARRAYS}
-        groups = {name: load(path / f"group{k}.npy") for k, name in enumerate(names)}
+        groups: dict[str, Any] = {
+            mapping: {name: load(path / f"{mapping}{k}.npy") for k, name in enumerate(columns)}
+            for mapping, columns in names.items()
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(path)!r} contains no shared dataset that can be read: {error}") from None
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    return SharedDataset(**arrays, **settings, groups=groups, folder=str(path))
+    return SharedDataset(**arrays, **settings, **groups, folder=str(path))

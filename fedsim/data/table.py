@@ -38,6 +38,7 @@ def table(
     drop: Sequence[str] = (),
     categorical: Sequence[str] = (),
     max_categories: int = 50,
+    group_columns: str | Sequence[str] = (),
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Return the dataset in a table file.
@@ -61,6 +62,9 @@ def table(
         Numeric columns to treat as categories.
     max_categories : int
         Largest number of columns that a categorical column is encoded as, at least 2; rarer categories share one.
+    group_columns : str or sequence of str
+        Columns between whose groups of people fairness is measured, such as ``("sex", "race")``, on training and test
+        rows. They are features too unless `drop` names them. A missing value is the group ``"(missing)"``.
     data_dir : path, optional
         Where a relative path is looked up if it does not exist in the working directory.
 
@@ -88,6 +92,7 @@ def table(
         drop=drop,
         categorical=categorical,
         max_categories=max_categories,
+        group_columns=group_columns,
     )
 
 
@@ -102,6 +107,7 @@ def encode(
     drop: Sequence[str] = (),
     categorical: Sequence[str] = (),
     max_categories: int = 50,
+    group_columns: str | Sequence[str] = (),
     test: NDArray[np.bool_] | None = None,
 ) -> Dataset:
     """Return a data frame as a dataset; the parameters are those of `table`.
@@ -112,8 +118,10 @@ def encode(
     regression = None if regression is None else check_flag("table's regression", regression)
     clients = column_names("table's client_column", client_column)
     drop, categorical = column_names("table's drop", drop), column_names("table's categorical", categorical)
+    people = column_names("table's group_columns", group_columns)
     frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
-    check_columns(list(frame.columns), name, label=[label], client_column=clients, drop=drop, categorical=categorical)
+    chosen = {"client_column": clients, "drop": drop, "categorical": categorical, "group_columns": people}
+    check_columns(list(frame.columns), name, label=[label], **chosen)
     notes: list[str] = []
     known = frame[[label, *clients]].notna().all(axis=1)
     if not known.all():
@@ -130,11 +138,18 @@ def encode(
         mean, deviation = float(y[~test].mean()), float(y[~test].std()) or 1.0
         y = (y - mean) / deviation
         notes.append(f"{label} standardised: subtracted {mean:.6g}, divided by {deviation:.6g}")
-    groups = {column: _group(frame[column])[~test] for column in clients}
+    groups = {column: _group(frame[column]) for column in [*clients, *people]}
     names = label_names or ()
     arrays = x[~test], y[~test], x[test], y[test]
     return Dataset(
-        name, *arrays, len(names), regression=regression, groups=groups, label_names=names, notes=tuple(notes)
+        name,
+        *arrays,
+        len(names),
+        regression=regression,
+        groups={column: values[~test] for column, values in groups.items()},
+        groups_test={column: groups[column][test] for column in people},
+        label_names=names,
+        notes=tuple(notes),
     )
 
 
@@ -170,8 +185,10 @@ def column_names(field: str, value: str | Sequence[str]) -> list[str]:
 
 
 def _group(column: pd.Series) -> NDArray[Any]:
-    """Return a client column as integers or text, which can be sorted."""
-    return column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
+    """Return a column of clients or groups as integers or text, which can be sorted."""
+    if column.dtype.kind in "iu":
+        return column.to_numpy()
+    return column.astype(object).where(column.notna(), "(missing)").astype(str).to_numpy(dtype=str)
 
 
 def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:

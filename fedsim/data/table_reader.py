@@ -47,7 +47,7 @@ def read_table(file: Path) -> pd.DataFrame:
             import pandas as pd
 
             return pd.read_parquet(file)
-        return parse_csv(_decompress(file), "\t" if ".tsv" in name else ",")
+        return parse_csv(decompress(file), "\t" if ".tsv" in name else ",")
     except ImportError:
         raise missing_extra("reading Parquet", "parquet") from None
     except (*_UNREADABLE, DataError) as error:
@@ -55,7 +55,7 @@ def read_table(file: Path) -> pd.DataFrame:
         raise DataError(f"the table {str(file)!r} cannot be read: {reason}") from None
 
 
-def _decompress(file: Path) -> bytes:
+def decompress(file: Path) -> bytes:
     """Return a file's content, decompressed according to its suffix."""
     raw = file.read_bytes()
     expand = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}.get(file.suffix.lower())

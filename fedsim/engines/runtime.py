@@ -23,6 +23,7 @@ from fedsim.clients.local_round import (
     run_local_round,
 )
 from fedsim.clients.private import private_mask
+from fedsim.clients.sensitive import Sensitive
 from fedsim.clients.sgd import numpy_hooks, overrides
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
@@ -38,6 +39,8 @@ Array = NDArray[Any]
 Indices = NDArray[np.intp]
 #: Partition ids -> a copy of their state.
 LoadState = Callable[[Indices], dict[str, Array]]
+#: Name of the counts in groups of people that clients send with their updates.
+GROUP_COUNTS = "group_counts"
 
 
 class State(Protocol):
@@ -67,11 +70,16 @@ class ClientRuntime:
         Clipping norm of updates under secure aggregation; see `SecureClients`.
     attack : Attack, optional
         Some clients are malicious; `federated` has their examples already.
+    sensitive : tuple of str and int or None, optional
+        The arguments of `Sensitive.of`: clients that evaluate count their predictions in groups of people.
+    sends_group_counts : bool
+        Whether clients that train send these counts too, of the global weights on their training examples.
 
     Attributes
     ----------
     attackers : Attackers or None
         The malicious clients.
+    sensitive : Sensitive or None
     secure : SecureClients or None
         The clients' side of secure aggregation.
     """
@@ -88,8 +96,11 @@ class ClientRuntime:
         secure: SecureAggregation | None = None,
         clip: float | None = None,
         attack: Attack | None = None,
+        sensitive: tuple[str, int | None] | None = None,
+        sends_group_counts: bool = False,
     ) -> None:
-        self._arguments = model, federated, client, seed, kernel, tuple(transforms), example_noise, secure, clip, attack
+        options = example_noise, secure, clip, attack, sensitive, sends_group_counts
+        self._arguments = model, federated, client, seed, kernel, tuple(transforms), *options
         self.example_noise = example_noise
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
         self.kernel = kernels.load(kernel)
@@ -98,6 +109,8 @@ class ClientRuntime:
         self.y = data.y_train.astype(model.dtype) if data.regression else data.y_train
         #: Variance of the test targets, for regression.
         self.variance = float(data.y_test.var()) if data.regression else None
+        self.sensitive = Sensitive.of(data, *sensitive) if sensitive else None
+        self._sends_group_counts = sends_group_counts
         self.partition, self._window = federated.at(1), 1
         shared = ~private_mask(client, model)  # checks the strategy's private groups
         self.pipeline = Pipeline(transforms, shared, model.dtype) if transforms and shared.any() else None
@@ -142,6 +155,7 @@ class ClientRuntime:
             self.federated.poisoned_at(round_number) or self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
             example_noise=self.example_noise, protect=secure.protect if secure else None,
+            groups=self.sensitive.train if self.sensitive else None,
         )  # fmt: skip
 
     def exchange(
@@ -193,6 +207,9 @@ class ClientRuntime:
         def train_some(some: Indices) -> Update:
             with np.errstate(all="ignore"):  # a client that diverges is reported by name
                 update, malicious = run_local_round(task, some, load_state(some)), None
+                if self.sensitive and self._sends_group_counts:
+                    counts = self.sensitive.count_shards(task, task.partition, some, task.global_weights)
+                    update = replace(update, up={**update.up, GROUP_COUNTS: counts})
                 if self.attackers:
                     malicious = self.attackers.among(task.round, some)
                     update = self.attackers.corrupt(task, update) if self.attackers.on_client else update
@@ -217,12 +234,14 @@ class ClientRuntime:
         partition = self.partition_test
 
         def evaluate_some(some: Indices) -> Evaluation:
-            weights = task.global_weights[None]
+            weights, counts = task.global_weights[None], None
             with np.errstate(all="ignore"):
                 if personalises(task.strategy, self.model):
                     weights = personalise(task, some, load_state(some))
                 loss, accuracy = evaluate_shards(task, partition, some, weights)
-            return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy))
+                if self.sensitive:
+                    counts = self.sensitive.count_shards(task, partition, some, weights)
+            return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy), groups=counts)
 
         results, failed = isolate_failures(evaluate_some, clients, task.round)
         if not results:

@@ -78,7 +78,7 @@ class FitJob:
     run_on_all_workers : callable
         Calls a function on all threads that may share this block.
     gradient, direction : callable, optional
-        The strategy's hooks, as ``gradient(rows, weights, x, y)``, used instead of the model's gradient, and
+        The strategy's hooks, as ``gradient(rows, weights, x, y, examples)``, used instead of the model's gradient, and
         ``direction(rows, grad, weights)``. Only the NumPy kernel calls them.
     private : PrivateSteps, optional
         Take the steps of DP-SGD, without `shuffles`, `batch_size` and `gradient`.
@@ -101,7 +101,7 @@ class FitJob:
     correction: Array | None
     trained: tuple[bool, ...]
     run_on_all_workers: RunWork = run_inline
-    gradient: Callable[[slice | Indices, Array, Array, Array], tuple[Array, Array]] | None = None
+    gradient: Callable[[slice | Indices, Array, Array, Array, Indices], tuple[Array, Array]] | None = None
     direction: Callable[[slice | Indices, Array, Array], Array] | None = None
     private: PrivateSteps | None = None
 

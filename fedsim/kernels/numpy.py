@@ -59,7 +59,7 @@ def fit(job: FitJob) -> FitResult:
             summed_loss, grad = noisy_gradient(job, job.private, number, rows, w, x, y)
         else:
             if job.gradient:
-                batch_loss, grad = job.gradient(rows, w, x, y)
+                batch_loss, grad = job.gradient(rows, w, x, y, examples)
             else:
                 batch_loss, grad = model.loss_and_gradient(w, x, y, out=scratch[: len(w)])
             summed_loss = batch_loss.astype(np.float64) * examples.shape[1]

@@ -26,6 +26,7 @@ from fedsim.flower import internals, records
 from fedsim.flower.internals import FIRST_NODE_ID
 from fedsim.flower.messages import Instructions, LocalGrid
 from fedsim.models import Model
+from fedsim.models.losses import predicted_labels
 from fedsim.rounds.outcome import Cohort, RoundOutcome
 from fedsim.rounds.round import run_round
 from fedsim.rounds.statistics import RoundStatistics
@@ -170,6 +171,24 @@ class RoundGrid(LocalGrid):
         parts = self.engine.workers.map(evaluate_rows, range(0, len(y), EVALUATE_ROWS))
         loss, accuracy = (sum(values) / len(y) for values in zip(*parts, strict=True))
         return loss, float(self.runtime.score(loss, accuracy))
+
+    def count_test(self, weights: NDArray[Any]) -> NDArray[np.int64] | None:
+        """Count predictions of flat weights on the test set in groups of people, shape (1, groups, 5).
+
+        None without a sensitive column.
+        """
+        sensitive = self.runtime.sensitive
+        if sensitive is None:
+            return None
+
+        def count_rows(start: int) -> NDArray[np.int64]:
+            rows = slice(start, start + EVALUATE_ROWS)
+            with np.errstate(all="ignore"):
+                predicted = predicted_labels(self.runtime.model.scores(weights[None], self._x_test[None, rows]))
+            return sensitive.count(predicted, self._y_test[None, rows], sensitive.test[None, rows])
+
+        parts = self.engine.workers.map(count_rows, range(0, len(self._y_test), EVALUATE_ROWS))
+        return np.sum(list(parts), axis=0)
 
     def take_statistics(self) -> RoundStatistics:
         """Return the statistics since the last call."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -57,6 +57,8 @@ class FedAvg(FlowerFedAvg):
         numbers of nodes default to 1 here.
     """
 
+    #: Whether clients send counts of the global model's predictions in groups of people, on their training examples.
+    needs_group_counts: ClassVar[bool] = False
     _given_options: dict[str, Any] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Self:

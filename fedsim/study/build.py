@@ -12,7 +12,7 @@ from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
-from fedsim.privacy import CentralDP
+from fedsim.privacy import CentralDP, LocalDP
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MIN_NODES, options_of
 from fedsim.study.example_privacy import example_noise
@@ -44,7 +44,25 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
         experiment.secure_aggregation,
         experiment.privacy.clip if isinstance(experiment.privacy, CentralDP) else None,
         experiment.attack,
+        None if experiment.sensitive is None else (experiment.sensitive, experiment.positive),
+        _sends_group_counts(experiment),
     )
+
+
+def _sends_group_counts(experiment: Experiment) -> bool:
+    """Return whether the server strategy needs counts in groups of people; ConfigError if it cannot have them."""
+    make: Any = experiment.server
+    cls = make.func if isinstance(make, partial) else make
+    if not getattr(cls, "needs_group_counts", False):
+        return False
+    if experiment.sensitive is None:
+        raise ConfigError(f"sensitive is None; allowed with the server {cls.__name__}: a column of groups of people")
+    if experiment.privacy or any(isinstance(transform, LocalDP) for transform in experiment.transforms):
+        raise ConfigError(
+            f"the server {cls.__name__} receives counts in groups of people, which get no noise; allowed with "
+            "differential privacy: another server"
+        )
+    return True
 
 
 def make_strategy(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from fedsim.study.result import Result
 
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
+#: The counts of an experiment with a sensitive column.
+GROUPS = "groups.csv"
 #: Files of a finished run.
 RESULTS = (
     "history.csv",
@@ -124,7 +126,7 @@ class RunDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        super().__init__(path, (*RESULTS, CHECKPOINT))
+        super().__init__(path, (*RESULTS, GROUPS, CHECKPOINT))
         self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
@@ -171,7 +173,7 @@ class RunDirectory(ResultsDirectory):
     def finish(self, result: Result, card: str) -> None:
         """Write the results and the model card, then delete the checkpoint, which marks the run as complete."""
         self.check()
-        for name in ("history", "clients", "failures"):
+        for name in ("history", "clients", "failures", *(["groups"] if self._experiment.sensitive else [])):
             write_csv(self.path / f"{name}.csv", getattr(result, name))
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
         write_whole(self.path / "model_card.md", lambda stream: stream.write(card.encode()))
@@ -188,9 +190,11 @@ def fingerprint(experiment: Experiment) -> str:
         dataset = experiment.load_data()  # a file may have changed
     if not isinstance(dataset, str):
         digest = hashlib.sha256()
-        names = sorted(dataset.groups)
-        digest.update(repr((dataset.num_classes, dataset.regression, names)).encode())
-        groups = (dataset.groups[name] for name in names)
+        names = sorted(dataset.groups), sorted(dataset.groups_test)
+        digest.update(repr((dataset.num_classes, dataset.regression, *names)).encode())
+        groups = (
+            m[name] for m, some in zip((dataset.groups, dataset.groups_test), names, strict=True) for name in some
+        )
         for values in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *groups):
             digest.update(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(values).tobytes())
         dataset = digest.hexdigest()

@@ -104,6 +104,11 @@ class Experiment:
         The server learns the sum of a round's updates only; see `fedsim.secure`.
     attack : Attack, optional
         Some clients are malicious; see `fedsim.attacks`.
+    sensitive : str, optional
+        A column of the dataset's groups of people, such as ``"sex"``: the test set, and clients that evaluate, count
+        predictions in each group after each round; see `Result.groups`.
+    positive : int, optional
+        The label that counts as positive in these counts; may be omitted with two labels, and is then 1.
 
     Raises
     ------
@@ -135,6 +140,8 @@ class Experiment:
     privacy: CentralDP | ExampleDP | None = None
     secure_aggregation: SecureAggregation | None = None
     attack: Attack | None = None
+    sensitive: str | None = None
+    positive: int | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -177,6 +184,11 @@ class Experiment:
         secure = self.secure_aggregation
         check_instance("secure_aggregation", secure, SecureAggregation | None, "a SecureAggregation object")
         check_instance("attack", self.attack, Attack | None, "an object of a class in fedsim.attacks")
+        check_instance("sensitive", self.sensitive, str | None, "the name of a column")
+        if self.positive is not None:
+            check_integer("positive", self.positive)
+            if self.sensitive is None:
+                raise ConfigError(f"positive is {self.positive}, and sensitive is None; allowed: both, or neither")
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""

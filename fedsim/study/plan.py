@@ -87,7 +87,7 @@ def table_plan(
         Entries of a ``[compare]`` table that replace those of the plan.
     """
     loaded = data.load(dataset, data_dir)
-    natural = [f"Natural({column!r})" for column in loaded.groups]
+    natural = [f"Natural({column!r})" for column in loaded.groups if column not in loaded.groups_test]
     clients = len(config.build("split", natural[0]).federate(loaded).partition) if natural else TABLE_CLIENTS
     clients = max(1, min(clients, len(loaded.x_train) // 2))
     settings: dict[str, Any] = {

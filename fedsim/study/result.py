@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,12 @@ def history_columns(score: str) -> tuple[str, ...]:
     drift = "client_drift", "gradient_diversity", "update_cosine", "weight_divergence"
     cost = "epsilon", "secure_bytes", "secure_seconds", "bytes_up", "bytes_down", "seconds"
     return ("round", *evaluation, "clients", "failures", *drift, *cost)
+
+
+def _no_groups() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,6 +79,11 @@ class Result:
         Why a callback ended the run before its last round; empty otherwise.
     privacy : str
         Epsilon of the run, with its delta and noise multiplier; empty without differential privacy.
+    groups : DataFrame
+        Counts in groups of people, if `Experiment.sensitive` is set, for `fedsim.fairness.group_gaps`. One row per
+        round, client and group: ``round, partition_id, group, num_examples, correct, true_positives, false_positives,
+        false_negatives``. Clients count the predictions of the weights with which they predict, on their own examples,
+        if they evaluate; a ``partition_id`` of -1 is the global model on the test set.
     """
 
     experiment: Experiment
@@ -84,6 +95,7 @@ class Result:
     failures: pd.DataFrame
     stop_reason: str = ""
     privacy: str = ""
+    groups: pd.DataFrame = field(default_factory=_no_groups)
 
     def __repr__(self) -> str:
         return f"Result({self.experiment!r}: test {self.score} {self.final_score:.4f} after {self.rounds} rounds)"

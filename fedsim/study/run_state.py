@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fedsim.clients.sensitive import COUNTS
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.isolation import isolate_failures
@@ -32,6 +33,10 @@ from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 Array = NDArray[Any]
 #: Columns of `Result.clients`, in order, before the score.
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
+#: Columns of `Result.groups`, in order.
+GROUPS = ("round", "partition_id", "group", *COUNTS)
+#: Value of ``partition_id`` in `Result.groups` for the server's test set.
+TEST_SET = -1
 #: Columns of `Result.failures`, in order.
 FAILURES = ("round", "partition_id", "reason")
 
@@ -51,8 +56,8 @@ class RunState:
         The global model; a server strategy may use a larger dtype than the model's.
     weights : ndarray, shape (parameters,)
         The global model in the model's dtype.
-    rows, client_rows, failures : list of dict
-        Rows of the history, of the clients' evaluations and of the failures.
+    rows, client_rows, failures, group_rows : list of dict
+        Rows of the history, of the clients' evaluations, of the failures, and of the counts in groups of people.
     strategy : Strategy
         The server strategy.
     server_hooks : ServerHooks
@@ -72,6 +77,7 @@ class RunState:
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
         self.failures: list[dict[str, Any]] = []
+        self.group_rows: list[dict[str, NDArray[Any]]] = []
         self.server_hooks = ServerHooks(
             experiment.client, self.model, lambda number: len(federated.at(number).indices), experiment.seed
         )
@@ -112,6 +118,18 @@ class RunState:
         if self.example_accountant:
             record_steps(self.example_accountant, self._grid.runtime, statistics.trained)
 
+    def record_groups(self, number: int, clients: NDArray[Any], counts: NDArray[np.int64] | None) -> None:
+        """Add rows of counts in groups of people, shape (clients, groups, 5), if there are any."""
+        if counts is not None:
+            names = counts.shape[1]
+            columns = [
+                np.full(counts[..., 0].size, number),
+                np.repeat(clients, names),
+                np.tile(np.arange(names), len(clients)),
+            ]
+            columns += list(counts.reshape(-1, len(COUNTS)).T)
+            self.group_rows.append(dict(zip(GROUPS, columns, strict=True)))
+
     def check_can_be_saved(self) -> None:
         """Raise ConfigError if a checkpoint cannot hold the state of the server strategy."""
         for name, value in strategy_state_dict(self.strategy).items():
@@ -124,6 +142,7 @@ class RunState:
             "history": self.rows,
             "clients": self.client_rows,
             "failures": self.failures,
+            "groups": self.group_rows,
             "client_state": self._grid.engine.client_state.state_dict(),
             "server_hooks": self.server_hooks.state,
             "centralised": self.centralised.weights if self.centralised else None,
@@ -167,6 +186,9 @@ class RunState:
             check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
         check_fits(all(type(row["reason"]) is str for row in self.failures), "failures")
+        self.group_rows = _rows(saved["groups"], GROUPS, np.ndarray)
+        for part in self.group_rows:
+            check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "groups")
         self._load_client_state(saved["client_state"], initial["client_state"])
         hooks = saved["server_hooks"]
         check_fits(hooks is None or is_dict_of_arrays(hooks), "server_hooks")

@@ -34,7 +34,7 @@ from fedsim.study.directory import RunDirectory
 from fedsim.study.example_privacy import ExampleBudget
 from fedsim.study.privacy import PrivacyBudget
 from fedsim.study.result import Result, history_columns
-from fedsim.study.run_state import CLIENTS, FAILURES, RunState
+from fedsim.study.run_state import CLIENTS, FAILURES, GROUPS, TEST_SET, RunState
 from fedsim.study.saving import Checkpoints
 from fedsim.text import describe, print_notice
 
@@ -195,10 +195,12 @@ class _Run:
         )
         row = dict(zip(history_columns(state.score), to_builtin(values), strict=True))
         state.rows.append(row)
+        state.record_groups(server_round, np.array([TEST_SET]), self.grid.count_test(state.weights))
         for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
+            state.record_groups(server_round, part.partition_ids, part.groups)
         for client, reason in sorted(statistics.failed.items()):
             state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
         finished = FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights)
@@ -221,8 +223,16 @@ class _Run:
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
         reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
-        weights, privacy = self._weights(), state.describe_privacy()
-        return Result(self.experiment, history, clients, weights, kernel, state.score, failures, reason, privacy)
+        weights, privacy, groups = self._weights(), state.describe_privacy(), self._groups()
+        return Result(
+            self.experiment, history, clients, weights, kernel, state.score, failures, reason, privacy, groups
+        )
+
+    def _groups(self) -> pd.DataFrame:
+        """Return the counts in groups of people, with the groups' names."""
+        parts, sensitive = self.state.group_rows, self.grid.runtime.sensitive
+        frame = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in GROUPS})
+        return frame.assign(group=np.array(sensitive.names)[frame["group"]] if sensitive else [])
 
 
 class RejectedRounds(Callback):

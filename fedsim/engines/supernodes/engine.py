@@ -26,7 +26,6 @@ from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.fingerprint import fingerprint
 from fedsim.engines.supernodes.replies import (
     ENCODED,
-    EVALUATION,
     ORDER,
     SECURE,
     SECURE_QUERY,
@@ -34,6 +33,7 @@ from fedsim.engines.supernodes.replies import (
     WEIGHTS,
     Layout,
     ReplyError,
+    evaluation_layout,
     first_line,
     read_columns,
     read_reply,
@@ -191,8 +191,11 @@ class SuperNodeEngine:
         rows, failed = self._ask("evaluate", task, clients)
         for block in self.blocks.for_evaluation(clients):
             known, lost = _split(block, rows, failed)
-            loss, accuracy = (np.array([rows[int(c)][name] for c in known]) for name in ("loss", "accuracy"))
-            yield Evaluation(known, self.runtime.partition_test.sizes[known], loss, accuracy, lost)
+            names = evaluation_layout(self.runtime)
+            columns = {name: np.array([rows[int(c)][name] for c in known]) for name in names}
+            groups = columns["groups"] if "groups" in columns and len(known) else None
+            sizes = self.runtime.partition_test.sizes[known]
+            yield Evaluation(known, sizes, columns["loss"], columns["accuracy"], lost, groups)
 
     def _ask(self, kind: str, task: Task, clients: Indices) -> tuple[Rows, dict[int, ClientError]]:
         """Return each client's rows, and the errors of clients without rows, by partition id."""
@@ -202,7 +205,9 @@ class SuperNodeEngine:
         if task.down:
             content[records.DOWN] = records.record(task.down)
         try:
-            layout = training_layout(self.runtime, task, clients) if kind == "train" else EVALUATION
+            layout = (
+                training_layout(self.runtime, task, clients) if kind == "train" else evaluation_layout(self.runtime)
+            )
             waiting = clients
         except ReplyError as error:
             failed, waiting = dict.fromkeys(map(int, clients), str(error)), clients[:0]

@@ -44,6 +44,8 @@ def fingerprint(federated: FederatedDataset) -> dict[str, int | str | list[float
         digest.update(part.offsets.astype("<i8").tobytes())
         digest.update(part.indices.astype("<i8").tobytes())
     digest.update(repr((federated.windows, federated.rounds_per_window)).encode())
+    for name, values in sorted(data.groups.items()):
+        digest.update(repr((name, values.tolist())).encode())
     columns = [data.x_train]
     if data.regression:
         columns.append(np.append(data.y_train, data.y_test.var())[:, None])

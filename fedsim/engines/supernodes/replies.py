@@ -18,9 +18,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedsim.clients.sensitive import COUNTS, possible_counts
 from fedsim.clients.task import Task, Update
 from fedsim.engines.client_state import ClientState
-from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.runtime import GROUP_COUNTS, ClientRuntime
 from fedsim.engines.supernodes.fingerprint import difference
 from fedsim.errors import FedsimError
 from fedsim.flower import internals
@@ -44,6 +45,10 @@ UP, ENCODED = "up.", "encoded."
 TRIAL_CLIENTS, TRIAL_EXAMPLES = 3, 10
 #: Length to which the reason in an error message is shortened.
 MAX_REASON_LENGTH = 300
+
+
+#: Reason for which a client's counts in groups of people are refused.
+IMPOSSIBLE_COUNTS = "its SuperNode sent impossible counts in groups"
 
 
 class ReplyError(Exception):
@@ -109,6 +114,13 @@ EVALUATION: Layout = {
     **dict.fromkeys(("partition_ids", "num_examples"), ((), np.dtype(np.int64))),
     **dict.fromkeys(("loss", "accuracy"), ((), np.dtype(np.float64))),
 }
+
+
+def evaluation_layout(runtime: ClientRuntime) -> Layout:
+    """Return the arrays that a SuperNode sends after evaluation; with a sensitive column, the counts in groups too."""
+    if runtime.sensitive is None:
+        return EVALUATION
+    return {**EVALUATION, "groups": ((len(runtime.sensitive.names), len(COUNTS)), np.dtype(np.int64))}
 
 
 def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp]) -> Layout:
@@ -299,7 +311,11 @@ def _invalid_updates(columns: Mapping[str, Array], runtime: ClientRuntime) -> di
     if not len(finite):
         return {}
     sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
-    return {int(finite[row]): reason for row, reason in invalid_rows(sent, runtime.model.dtype).items()}
+    invalid = {int(finite[row]): reason for row, reason in invalid_rows(sent, runtime.model.dtype).items()}
+    for row, counts in enumerate(columns.get(UP + GROUP_COUNTS, ())):
+        if not possible_counts(counts, columns["num_examples"][row]):
+            invalid[row] = IMPOSSIBLE_COUNTS
+    return invalid
 
 
 def _invalid_scores(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
@@ -313,4 +329,6 @@ def _invalid_scores(columns: Mapping[str, Array], runtime: ClientRuntime) -> dic
             invalid[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.model.dtype}"
         elif loss < 0 or not low <= accuracy <= 1:
             invalid[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
+        elif "groups" in columns and not possible_counts(columns["groups"][row], columns["num_examples"][row]):
+            invalid[row] = IMPOSSIBLE_COUNTS
     return invalid

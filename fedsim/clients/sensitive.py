@@ -1,0 +1,135 @@
+"""Groups of people: counts of a model's predictions in each group, from which rates and gaps are computed.
+
+Counts add up: those of several clients together are the sum of theirs, which means of rates are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.checks import check_choice, check_integer
+from fedsim.clients.full_pass import shard_batches
+from fedsim.clients.task import Task
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError
+from fedsim.models import Array
+from fedsim.models.losses import predicted_labels
+from fedsim.splits.partition import Indices, Partition
+
+#: What is counted in each group, in order. A positive is an example of the positive label, or predicted to be.
+COUNTS = ("num_examples", "correct", "true_positives", "false_positives", "false_negatives")
+#: Largest number of groups; a column with more identifies people or clients.
+MAX_GROUPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitive:
+    """A column whose groups of people are compared.
+
+    Parameters
+    ----------
+    column : str
+    names : tuple of str
+        The groups, sorted.
+    positive : int
+        The label that counts as positive.
+    train, test : ndarray of int, shape (examples,)
+        Index in `names` of the group of each example.
+    """
+
+    column: str
+    names: tuple[str, ...]
+    positive: int
+    train: Indices = field(repr=False)
+    test: Indices = field(repr=False)
+
+    @classmethod
+    def of(cls, dataset: Dataset, column: str, positive: int | None = None) -> Sensitive:
+        """Return a column of a dataset.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        column : str
+            A column in both `Dataset.groups` and `Dataset.groups_test`.
+        positive : int, optional
+            A label; may be omitted if there are two, and is then 1.
+
+        Raises
+        ------
+        ConfigError
+            The column or the label does not exist, the targets are real numbers, or there are fewer than two groups or
+            more than 100.
+        """
+        check_choice(f"sensitive for {dataset.name}", column, [c for c in dataset.groups if c in dataset.groups_test])
+        if dataset.regression:
+            raise ConfigError(f"sensitive is {column!r}, and {dataset.name} has real-valued targets; allowed: labels")
+        if positive is None and dataset.num_classes > 2:
+            raise ConfigError(
+                f"positive is None, and {dataset.name} has {dataset.num_classes} labels; allowed: one of them, 0 to "
+                f"{dataset.num_classes - 1}"
+            )
+        label = check_integer("positive", 1 if positive is None else positive, 0, dataset.num_classes - 1)
+        train, test = dataset.groups[column], dataset.groups_test[column]
+        names, codes = np.unique(np.concatenate([train, test]), return_inverse=True)
+        if not 2 <= len(names) <= MAX_GROUPS:
+            raise ConfigError(f"sensitive is {column!r}, which has {len(names)} groups; allowed: 2 to {MAX_GROUPS}")
+        return cls(column, tuple(map(str, names)), label, codes[: len(train)], codes[len(train) :])
+
+    def count(self, predicted: Array, y: Array, groups: Indices) -> NDArray[np.int64]:
+        """Count predictions in each group.
+
+        Parameters
+        ----------
+        predicted, y : ndarray, shape (sets, examples)
+            Labels.
+        groups : ndarray of int, shape (sets, examples)
+
+        Returns
+        -------
+        ndarray of int64, shape (sets, groups, 5)
+            In the order of `COUNTS`.
+        """
+        is_positive, said_positive = y == self.positive, predicted == self.positive
+        marks = (
+            np.ones_like(is_positive),
+            predicted == y,
+            is_positive & said_positive,
+            ~is_positive & said_positive,
+            is_positive & ~said_positive,
+        )
+        size = len(self.names)
+        cells = (np.arange(len(groups))[:, None] * size + groups).ravel()
+        counts = [np.bincount(cells, mark.ravel(), len(groups) * size) for mark in marks]
+        return np.stack(counts, axis=-1).astype(np.int64).reshape(len(groups), size, len(COUNTS))
+
+    def count_shards(self, task: Task, partition: Partition, clients: Indices, weights: Array) -> NDArray[np.int64]:
+        """Count the predictions of weights on each client's shard; parameters as for `evaluate_shards`.
+
+        Returns
+        -------
+        ndarray of int64, shape (clients, groups, 5)
+        """
+        counts = np.zeros((len(clients), len(self.names), len(COUNTS)), np.int64)
+        numbered = replace(task, y=np.arange(len(task.y)))
+        for rows, w, x, examples in shard_batches(numbered, partition, clients, weights):
+            predicted = predicted_labels(task.model.scores(w, x))
+            counts[rows] += self.count(predicted, task.y[examples], self.train[examples])
+        return counts
+
+
+def possible_counts(counts: NDArray[np.int64], num_examples: int) -> bool:
+    """Return whether counts, shape (groups, 5), are those of so many examples.
+
+    Counts that come from elsewhere may have any value; sums are of Python's integers, which do not overflow.
+    """
+    rows = [dict(zip(COUNTS, row, strict=True)) for row in counts.tolist()]
+    for row in rows:
+        wrong = row["false_positives"] + row["false_negatives"]
+        fits = row["true_positives"] <= row["correct"] <= row["num_examples"] - wrong
+        if min(row.values()) < 0 or not fits:
+            return False
+    return sum(row["num_examples"] for row in rows) == num_examples
