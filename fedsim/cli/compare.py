@@ -40,6 +40,7 @@ def compare(args: argparse.Namespace) -> None:
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
     print(study.table(args.target).to_string())
     if args.out:
+        tables = [*studies.TABLES, *options.write_fairness(study, args.out)]
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
@@ -49,4 +50,4 @@ def compare(args: argparse.Namespace) -> None:
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew
         for name, plot in plots.items():
             plot(Path(args.out) / name)
-        print(f"wrote {', '.join([*studies.TABLES, *plots])} to {args.out}")
+        print(f"wrote {', '.join([*tables, *plots])} to {args.out}")

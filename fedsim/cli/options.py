@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fedsim.study.experiment import Experiment
+    from fedsim.study.result import Result
+    from fedsim.study.study import Study
 
+#: The measures of fairness between clients.
+FAIRNESS = "fairness.csv"
 REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 #: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -133,6 +137,18 @@ def print_dataset(experiment: Experiment) -> None:
         )
         for note in dataset.notes:
             print_notice(f"{dataset.name}: {note}")
+
+
+def write_fairness(results: Result | Study, folder: str) -> list[str]:
+    """Write the measures of fairness between clients, if clients evaluated; return the names of the files."""
+    from fedsim.fairness import client_fairness
+    from fedsim.files import write_csv
+
+    clients = results.clients() if hasattr(results, "variants") else results.clients
+    if clients.empty:
+        return []
+    write_csv(Path(folder) / FAIRNESS, client_fairness(results))
+    return [FAIRNESS]
 
 
 def print_history(history: pd.DataFrame) -> None:

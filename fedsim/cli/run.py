@@ -79,4 +79,5 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
     if result.stop_reason:
         print(f"stopped after round {result.rounds} of {experiment.rounds}: {result.stop_reason}")
     if args.out:
-        print(f"wrote {', '.join(RESULTS)} to {args.out}")
+        fairness = options.write_fairness(result, args.out)
+        print(f"wrote {', '.join([*RESULTS, *fairness])} to {args.out}")

@@ -1,17 +1,22 @@
 """Server strategies: seeded subclasses of Flower's `Strategy` that aggregate updates as they arrive."""
 
+from fedsim.servers.agnostic import AgnosticFL
 from fedsim.servers.centered_clipping import CenteredClipping
 from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.fedavgm import FedAvgM
 from fedsim.servers.fedexp import FedExP
+from fedsim.servers.fedmgda import FedMGDA
 from fedsim.servers.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedsim.servers.krum import Bulyan, Krum, MultiKrum
 from fedsim.servers.median import FedMedian, FedTrimmedAvg
 from fedsim.servers.qfedavg import QFedAvg
 from fedsim.servers.rfa import RFA
+from fedsim.servers.term import TERM
 
 __all__ = [
     "RFA",
+    "TERM",
+    "AgnosticFL",
     "Bulyan",
     "CenteredClipping",
     "FedAdagrad",
@@ -19,6 +24,7 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedExP",
+    "FedMGDA",
     "FedMedian",
     "FedTrimmedAvg",
     "FedYogi",
