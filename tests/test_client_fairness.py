@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import same
 from hypothesis import assume, given, settings
@@ -334,3 +338,20 @@ def test_interrupted_runs_end_with_the_same_bits(name: str) -> None:
 
     experiment = replace(ROTATED, rounds=4, fraction_train=0.5, server=getattr(servers, name))
     assert same(interrupted(experiment), experiment.run())
+
+
+@pytest.mark.slow
+def test_the_script_prints_a_table_and_writes_a_picture(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "experiments" / "trust" / "fairness_clients.py"
+    small = ["--clients", "5", "--rounds", "1", "--seeds", "2"]
+    command = [sys.executable, str(script), *small, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote fairness_clients.csv, fairness_clients.png" in done.stdout
+    table = pd.read_csv(tmp_path / "fairness_clients.csv")
+    assert table["worst_decile"].between(0, table["mean"]).all()
+    assert len(table) == len(done.stdout.splitlines()) - 4
+    assert (tmp_path / "fairness_clients.png").read_bytes().startswith(b"\x89PNG")
+    refused = subprocess.run([*command, "--clients", "4"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--clients is 4; allowed: a whole number, 5 or more" in refused.stderr

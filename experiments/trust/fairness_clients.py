@@ -11,7 +11,7 @@ from __future__ import annotations
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,13 @@ from fedsim.checks import check_integer
 from fedsim.cli.guard import Parser, guard
 from fedsim.fairness import client_fairness
 from fedsim.files import writable_directory, write_csv
+from fedsim.report.intervals import half_width
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Dirichlet, Rotation
-from fedsim.study.study import Study
+from fedsim.study.study import Study, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Strategy -> its class, its parameter, and the values, from FedAvg's weights to the fairest.
 STRATEGIES: dict[str, tuple[Any, str, tuple[float, ...]]] = {
@@ -32,7 +36,14 @@ STRATEGIES: dict[str, tuple[Any, str, tuple[float, ...]]] = {
     "TERM": (servers.TERM, "t", (0.5, 1.0, 2.0, 5.0)),
     "FedMGDA+": (servers.FedMGDA, "epsilon", (0.02, 0.05, 0.1, 1.0)),
 }
-SHOWN = {"mean": "mean", "worst_decile": "worst decile", "best_decile": "best decile", "std": "std", "gini": "Gini"}
+SHOWN = {
+    "mean": "mean",
+    "worst_decile": "worst decile",
+    "worst_decile_gain": "gain",
+    "best_decile": "best decile",
+    "std": "std",
+    "gini": "Gini",
+}
 
 
 class StartLoss(clients.SGD):
@@ -49,8 +60,9 @@ def main() -> None:
     parser.add_argument("--setting", choices=["rotated", "labels"], default="rotated", help="how clients differ")
     parser.add_argument("--loss", choices=["training", "start"], default="training", help="the loss clients report")
     parser.add_argument("--clients", type=int, default=20, help="a fifth of them is the minority if rotated")
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=1, help="local epochs")
+    parser.add_argument("--lr", type=float, default=0.2, help="learning rate of the clients")
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds")
     parser.add_argument("--workers", type=int, metavar="N", help="threads, else one per core for large jobs")
     parser.add_argument("--out", metavar="DIR", default="results/fairness_clients")
@@ -63,15 +75,20 @@ def main() -> None:
     options = [("FedAvg", np.nan)] + [(name, v) for name, (_, _, values) in STRATEGIES.items() for v in values]
     made = [servers.FedAvg, *(partial(cls, **{o: v}) for cls, o, values in STRATEGIES.values() for v in values)]
     study = compare(base, server=made, **settings)
-    personal = compare(base, client=[clients.Ditto(epochs=args.epochs)], **settings)
+    personal = compare(base, client=[clients.Ditto(lr=args.lr, epochs=args.epochs)], **settings)
     options.append(("FedAvg, Ditto", np.nan))
-    study = Study((*study.variants, *(type(v)({"server": v.title}, v.results) for v in personal.variants)))
+    study = Study((*study.variants, *(Variant({"server": v.title}, v.results) for v in personal.variants)))
 
     measures = client_fairness(study).drop(columns=["server", "seeds"])
     frame = pd.concat([pd.DataFrame(options, columns=["strategy", "parameter"]), measures], axis=1)
+    for name in ("mean", "worst_decile"):
+        gains = [differences(variant, study.variants[0], name) for variant in study.variants]
+        frame[f"{name}_gain"] = [float(np.mean(gain)) for gain in gains]
+        frame[f"{name}_gain_ci95"] = [half_width(gain) for gain in gains]
     print(table(frame).to_string(index=False))
     print("A client counts once, with its accuracy on its own test examples; 95 % intervals over the seeds.")
-    draw(frame, study, out / "fairness_clients.png", args)
+    print("gain: of the worst decile over FedAvg with the same seed.")
+    draw(frame, study, out / "fairness_clients.png")
     write_csv(out / "fairness_clients.csv", frame)
     print(f"wrote fairness_clients.csv, fairness_clients.png to {out}")
 
@@ -83,11 +100,17 @@ def setting(args: Namespace) -> Experiment:
     return Experiment(
         split=rotated if args.setting == "rotated" else Dirichlet(args.clients, alpha=0.1),
         hidden=() if args.setting == "rotated" else (32,),
-        client=(StartLoss if args.loss == "start" else clients.SGD)(epochs=args.epochs),
+        client=(StartLoss if args.loss == "start" else clients.SGD)(lr=args.lr, epochs=args.epochs),
         rounds=args.rounds,
         fraction_evaluate=1.0,
         test_fraction=0.25,
     )
+
+
+def differences(variant: Variant, other: Variant, name: str) -> list[float]:
+    """Return the differences in a measure between runs with the same seed."""
+    own, others = ([float(client_fairness(run)[name].iloc[-1]) for run in v.results] for v in (variant, other))
+    return [a - b for a, b in zip(own, others, strict=True)]
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -105,38 +128,40 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def draw(frame: pd.DataFrame, study: Study, path: Path, args: Namespace) -> None:
-    """Plot the frontier of mean and worst decile, and the accuracies of the clients, in rising order."""
-    names = ["FedAvg", *STRATEGIES, "FedAvg, Ditto"]
-    with saved_figure(path, 11, 4.8) as figure:
+def draw(frame: pd.DataFrame, study: Study, path: Path) -> None:
+    """Plot the frontier of mean and worst decile, and the accuracies of the clients."""
+    styles = dict(zip(frame["strategy"].unique(), zip(["#000000", *COLOURS], "sovD^*", strict=False), strict=True))
+    with saved_figure(path, 11, 4.9) as figure:
         left, right = figure.subplots(1, 2)
-        for name, colour, mark in zip(names, ["#000000", *COLOURS[:5]], "sovD^*", strict=True):
+        for name, (colour, mark) in styles.items():
             rows = frame[frame["strategy"] == name]
+            style: dict[str, Any] = {"marker": mark, "color": colour, "ms": 11 if mark == "*" else 6}
             x, y = rows["worst_decile"], rows["mean"]
-            size = 11 if mark == "*" else 6
-            intervals: dict[str, Any] = {
-                "xerr": rows["worst_decile_ci95"].fillna(0),
-                "yerr": rows["mean_ci95"].fillna(0),
-            }
-            left.errorbar(x, y, **intervals, fmt="none", ecolor=colour, alpha=0.3, lw=1)
-            left.plot(x, y, marker=mark, ms=size, color=colour, lw=1.6, label=name)
-            best = int(rows["worst_decile"].idxmax())
-            scores = [
-                np.sort(r.clients.loc[r.clients["round"] == r.rounds, r.score]) for r in study.variants[best].results
-            ]
-            value = rows.loc[best, "parameter"]
-            label = name if np.isnan(value) else f"{name}, {STRATEGIES[name][1].split('_')[-1]} = {value:g}"
-            ranks = np.arange(1, args.clients + 1)
-            right.plot(ranks, np.mean(scores, axis=0), marker=mark, ms=size - 2, color=colour, lw=1.4, label=label)
+            across, up = rows["worst_decile_gain_ci95"].fillna(0), rows["mean_gain_ci95"].fillna(0)
+            left.errorbar(x, y, up, across, fmt="none", ecolor=colour, alpha=0.35, lw=1)
+            left.plot(x, y, **style, lw=1.6, label=name)
+            draw_clients(right, rows.loc[rows["worst_decile"].idxmax()], study, style)
         left.set_xlabel("worst decile of the clients' accuracies")
         left.set_ylabel("mean of the clients' accuracies")
-        left.set_title("Mean against worst decile", fontsize=11, pad=10)
-        left.legend(frameon=False, loc="lower right", fontsize=9)
+        left.set_title("Mean against worst decile\n(bars: 95 % of the difference from FedAvg by seed)", fontsize=11)
+        left.legend(frameon=False, loc="best", fontsize=9)
         right.set_xlabel("client, from the worst served to the best")
         right.set_ylabel("accuracy on its own test examples")
-        right.set_title("The clients, mean over the seeds", fontsize=11, pad=10)
+        right.set_title("Accuracies of the clients in rising order\n(mean over the seeds)", fontsize=11)
         right.set_ylim(top=1.01)
         right.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def draw_clients(axes: Axes, row: pd.Series[Any], study: Study, style: dict[str, Any]) -> None:
+    """Plot the clients' accuracies in rising order."""
+    from matplotlib.ticker import MaxNLocator
+
+    name, value, runs = row["strategy"], row["parameter"], study.variants[int(row.name)].results
+    label = name if np.isnan(value) else f"{name}, {STRATEGIES[name][1].split('_')[-1]} = {value:g}"
+    last = [run.clients.loc[run.clients["round"] == run.rounds, run.score] for run in runs]
+    mean = np.mean([np.sort(scores) for scores in last], axis=0)
+    axes.plot(np.arange(1, len(mean) + 1), mean, **style | {"ms": style["ms"] - 2}, lw=1.4, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 if __name__ == "__main__":
