@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -89,17 +92,25 @@ def test_ends_of_the_measures() -> None:
     assert (eleven["worst_decile"], eleven["best_decile"]) == pytest.approx((0.05, 0.95))  # two of eleven
 
 
-def test_measures_contradict_one_another() -> None:
-    """The examples of docs/trust.md."""
-    one_left_out, all_bad = fairness_measures([0.9] * 19 + [0.1]), fairness_measures([0.3] * 20)
-    assert one_left_out["jain"] > 0.96
-    assert one_left_out["worst"] == 0.1
-    assert all_bad["jain"] == pytest.approx(1)
-    assert all_bad["worst_decile"] < one_left_out["mean"]
-    # Gini and the standard deviation disagree on which of two is fairer.
-    halves, outlier = fairness_measures([0.6] * 10 + [1.0] * 10), fairness_measures([0.95] * 19 + [0.05])
-    assert halves["std"] > outlier["std"]
-    assert halves["worst_decile"] > outlier["worst_decile"]
+def test_measures_contradict_one_another_as_the_page_on_trust_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "trust.md").read_text()
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "fairness_measures" in code]
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "trust", "exec"), names)
+    for line in printed.getvalue().splitlines():
+        assert f"    {line}".rstrip() in page
+    found = names["measures"]
+    one, groups, equal = (found.loc[name] for name in found.index[:3])
+    assert one["std"] < groups["std"]
+    assert one["gini"] < groups["gini"]
+    assert one["jain"] > groups["jain"]
+    assert one["worst_decile"] < groups["worst_decile"]  # which all others contradict
+    assert equal["jain"] == pytest.approx(1)
+    assert equal["best_decile"] < groups["best_decile"]  # nobody is better off
+    accuracies, errors = (found.loc[name] for name in found.index[3:])
+    assert errors["gini"] > 10 * accuracies["gini"]
+    assert errors["variance"] == pytest.approx(accuracies["variance"])
 
 
 def test_undefined_measures_are_nan() -> None:
@@ -137,6 +148,7 @@ def test_of_a_study_there_is_a_row_per_variant() -> None:
     frame = client_fairness(study)
     assert frame["client"].tolist() == ["SGD", "LocalOnly"]
     assert frame["seeds"].tolist() == [2, 2]
+    assert frame["clients"].tolist() == [20, 20]
     both = [client_fairness(result).iloc[-1]["worst_decile"] for result in study.variants[1].results]
     assert frame["worst_decile"][1] == pytest.approx(np.mean(both))
     assert frame["worst_decile_ci95"][1] == pytest.approx(12.706 * abs(both[0] - both[1]) / 2, rel=1e-4)
@@ -199,6 +211,18 @@ def test_an_agnostic_mixture_goes_to_the_worst_client_and_comes_back() -> None:
     alone = servers.AgnosticFL()
     alone.state = {"clients": np.array([3, 8]), "mixture": np.array([0.0, 2.0])}
     np.testing.assert_array_equal(played(alone, np.array([3]), rows[:1], np.ones(1)), [0, 0])  # no weight: no change
+
+
+def test_an_agnostic_mixture_tells_node_ids_of_64_bits_apart() -> None:
+    server = servers.AgnosticFL(mixture_learning_rate=0.5)
+    ids = [np.array([2**63 + 1], np.uint64), np.array([7]), np.array([2**63 + 2], np.uint64)]
+    sent(server, np.zeros(1))
+    aggregator = server.aggregator()
+    for number, client in enumerate(ids):
+        aggregator.add(Update(client, np.ones(1, int), np.ones((1, 1)), np.array([float(number)])), np.ones(1))
+    server.step(1, np.zeros(1), aggregator.result())
+    np.testing.assert_array_equal(server.state["clients"], np.array([7, 2**63 + 1, 2**63 + 2], np.uint64))
+    np.testing.assert_allclose(server.state["mixture"], [1.0, 0.5, 1.5])
 
 
 def test_the_step_of_a_sampled_cohort_has_the_direction_of_the_gradient_in_expectation() -> None:
@@ -355,3 +379,20 @@ def test_the_script_prints_a_table_and_writes_a_picture(tmp_path: Path) -> None:
     refused = subprocess.run([*command, "--clients", "4"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "--clients is 4; allowed: a whole number, 5 or more" in refused.stderr
+
+
+def test_measures_of_an_earlier_run_do_not_stay_beside_new_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are moved with the other files of the earlier run, also by a run in which no client evaluates."""
+    from test_cli import here
+
+    monkeypatch.chdir(tmp_path)
+    Path("e.toml").write_text('split = "IID(4)"\nhidden = []\nrounds = 2\n')
+    out, _ = here(capsys, "run", "e.toml", "--set", "fraction_evaluate=1.0", "--out", "out")
+    assert out.endswith("environment.json, fairness.csv to out\n")
+    assert pd.read_csv("out/fairness.csv")["round"].tolist() == [1, 2]
+    out, _ = here(capsys, "run", "e.toml", "--out", "out")
+    assert out.endswith("environment.json to out\n")
+    assert not Path("out/fairness.csv").exists()
+    assert Path("out.1/fairness.csv").exists()

@@ -19,11 +19,12 @@ import pandas as pd
 from fedsim import Experiment, clients, compare, servers
 from fedsim.checks import check_integer
 from fedsim.cli.guard import Parser, guard
-from fedsim.fairness import client_fairness
+from fedsim.fairness import client_fairness, fairness_measures
 from fedsim.files import writable_directory, write_csv
 from fedsim.report.intervals import half_width
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Dirichlet, Rotation
+from fedsim.study.result import Result
 from fedsim.study.study import Study, Variant
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def main() -> None:
     options.append(("FedAvg, Ditto", np.nan))
     study = Study((*study.variants, *(Variant({"server": v.title}, v.results) for v in personal.variants)))
 
-    measures = client_fairness(study).drop(columns=["server", "seeds"])
+    measures = client_fairness(study).drop(columns=["server", "seeds", "clients"])
     frame = pd.concat([pd.DataFrame(options, columns=["strategy", "parameter"]), measures], axis=1)
     for name in ("mean", "worst_decile"):
         gains = [differences(variant, study.variants[0], name) for variant in study.variants]
@@ -109,8 +110,13 @@ def setting(args: Namespace) -> Experiment:
 
 def differences(variant: Variant, other: Variant, name: str) -> list[float]:
     """Return the differences in a measure between runs with the same seed."""
-    own, others = ([float(client_fairness(run)[name].iloc[-1]) for run in v.results] for v in (variant, other))
+    own, others = ([fairness_measures(last_scores(run))[name] for run in v.results] for v in (variant, other))
     return [a - b for a, b in zip(own, others, strict=True)]
+
+
+def last_scores(run: Result) -> np.ndarray[Any, Any]:
+    """Return the clients' accuracies in the last round, in rising order."""
+    return np.sort(run.clients.loc[run.clients["round"] == run.rounds, run.score])
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +164,7 @@ def draw_clients(axes: Axes, row: pd.Series[Any], study: Study, style: dict[str,
 
     name, value, runs = row["strategy"], row["parameter"], study.variants[int(row.name)].results
     label = name if np.isnan(value) else f"{name}, {STRATEGIES[name][1].split('_')[-1]} = {value:g}"
-    last = [run.clients.loc[run.clients["round"] == run.rounds, run.score] for run in runs]
-    mean = np.mean([np.sort(scores) for scores in last], axis=0)
+    mean = np.mean([last_scores(run) for run in runs], axis=0)
     axes.plot(np.arange(1, len(mean) + 1), mean, **style | {"ms": style["ms"] - 2}, lw=1.4, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

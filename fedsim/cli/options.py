@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from fedsim.study.result import Result
     from fedsim.study.study import Study
 
-#: The measures of fairness between clients.
-FAIRNESS = "fairness.csv"
 REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 #: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -143,6 +141,7 @@ def write_fairness(results: Result | Study, folder: str) -> list[str]:
     """Write the measures of fairness between clients, if clients evaluated; return the names of the files."""
     from fedsim.fairness import client_fairness
     from fedsim.files import write_csv
+    from fedsim.study.directory import FAIRNESS
 
     clients = results.clients() if hasattr(results, "variants") else results.clients
     if clients.empty:

@@ -109,9 +109,10 @@ def client_fairness(results: Result | Study) -> pd.DataFrame:
     -------
     DataFrame
         For a result, one row per evaluated round: ``round, clients`` (number of those that evaluated) and the measures
-        of `fairness_measures`. For a study, one row per variant: the axes' columns, ``seeds``, and for each measure its
-        mean over the seeds in the last evaluated round, and the half width of its 95 % interval (``..._ci95``); NaN for
-        a variant in which no client evaluated.
+        of `fairness_measures`. For a study, one row per variant: the axes' columns, ``seeds``, ``clients`` (the mean
+        number of those that evaluated; centralised training is one client), and for each measure its mean over the
+        seeds in the last evaluated round, and the half width of its 95 % interval (``..._ci95``); NaN for a variant in
+        which no client evaluated.
 
     Raises
     ------
@@ -129,6 +130,7 @@ def client_fairness(results: Result | Study) -> pd.DataFrame:
     for variant in results.variants:
         last = [_last(result) for result in variant.results]
         row: dict[str, Any] = {**variant.labels, "seeds": len(last)}
+        row["clients"] = float(np.mean([found["clients"] for found in last]))
         for name in MEASURES:
             values = [found[name] for found in last]
             row |= {name: float(np.mean(values)), f"{name}_ci95": half_width(values)}
@@ -150,5 +152,6 @@ def _last(result: Result) -> dict[str, float]:
     """Return the measures of the last evaluated round."""
     clients = result.clients
     if clients.empty:
-        return dict.fromkeys(MEASURES, math.nan)
-    return fairness_measures(clients.loc[clients["round"] == clients["round"].max(), result.score].to_numpy(float))
+        return {"clients": 0} | dict.fromkeys(MEASURES, math.nan)
+    scores = clients.loc[clients["round"] == clients["round"].max(), result.score].to_numpy(float)
+    return {"clients": len(scores), **fairness_measures(scores)}

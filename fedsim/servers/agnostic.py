@@ -63,9 +63,10 @@ class AgnosticFL(FedAvg):
     def _mixture_of(self, clients: NDArray[Any]) -> NDArray[np.float64]:
         """Return the clients' weights in the mixture, relative to a mean of 1."""
         mixture = np.ones(len(clients))
-        if "clients" in self.state:
-            known = np.isin(clients, self.state["clients"])
-            mixture[known] = self.state["mixture"][np.searchsorted(self.state["clients"], clients[known])]
+        if len(known := self.state.get("clients", clients[:0])):
+            place = np.minimum(np.searchsorted(known, clients), len(known) - 1)
+            found = known[place] == clients
+            mixture[found] = self.state["mixture"][place[found]]
         return mixture
 
 
@@ -102,7 +103,7 @@ class _MixtureMean(Mean):
         self.losses: list[NDArray[np.float64]] = []
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
-        self.clients.append(np.asarray(update.partition_ids))
+        self.clients.append(update.partition_ids.astype(np.uint64))  # on other grids, node ids of 64 bits
         self.losses.append(update.train_loss)
         super().add(update, self._mixture_of(self.clients[-1]))
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: Files of a finished run.
 RESULTS = ("history.csv", "clients.csv", "failures.csv", "weights.npz", CONFIGURATION, "environment.json")
+#: The measures of fairness between clients, which the commands write if clients evaluate.
+FAIRNESS = "fairness.csv"
 
 
 class ResultsDirectory:
@@ -116,7 +118,7 @@ class RunDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        super().__init__(path, (*RESULTS, CHECKPOINT))
+        super().__init__(path, (*RESULTS, FAIRNESS, CHECKPOINT))
         self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
