@@ -21,6 +21,7 @@ from typing import Any
 import flwr.serverapp.strategy as stock
 import numba
 import numpy as np
+import scipy
 from helpers import OnRound
 from threadpoolctl import threadpool_info
 
@@ -89,6 +90,9 @@ SERVERS: dict[str, Any] = {
     "Bulyan": partial(servers.Bulyan, num_malicious_nodes=1),
     "CenteredClipping": partial(servers.CenteredClipping, tau=0.2),
     "QFedAvg": servers.QFedAvg,
+    "AgnosticFL": servers.AgnosticFL,
+    "TERM": servers.TERM,
+    "FedMGDA": servers.FedMGDA,
     "RFA": servers.RFA,
     "NormBounding": partial(servers.NormBounding, noise=1e-3),
     "NormBounding, streaming": partial(servers.NormBounding, norm=0.3),
@@ -218,7 +222,7 @@ def interrupted(experiment: Experiment) -> Result:
 def cases() -> dict[str, Callable[[], Result]]:
     """Return what to call for each result."""
     found: dict[str, Callable[[], Result]] = {name: e.run for name, e in experiments().items()}
-    for name in ("client SCAFFOLD", "server FedAdam", "compress TopK, Int8", "split TimeOrdered"):
+    for name in ("client SCAFFOLD", "server FedAdam", "server AgnosticFL", "compress TopK, Int8", "split TimeOrdered"):
         found[f"resumed: {name}"] = partial(interrupted, experiments()[name])
     return found
 
@@ -234,7 +238,7 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what bits depend on: processor, NumPy with its BLAS, Numba."""
+    """Return what bits depend on: processor, NumPy with its BLAS, Numba, and SciPy for FedMGDA."""
     import llvmlite.binding as llvm
 
     blas = sorted(
@@ -246,6 +250,7 @@ def machine() -> dict[str, Any]:
         "blas": blas,
         "numpy": np.__version__,
         "numba": numba.__version__,
+        "scipy": scipy.__version__,
     }
 
 

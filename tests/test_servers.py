@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, LinearConstraint, brentq, minimize
 from scipy.stats import trim_mean
 
 from fedsim import Experiment, clients, servers
@@ -56,7 +56,7 @@ RNG = np.random.default_rng(0)
 
 
 def test_every_strategy_is_in_this_file() -> None:
-    assert set(OURS) - DEFENCES == {"RFA", "CenteredClipping", "FedExP", "Bulyan"}
+    assert set(OURS) - DEFENCES == {"RFA", "CenteredClipping", "FedExP", "Bulyan", "AgnosticFL", "TERM", "FedMGDA"}
     assert {class_of(name) for name in FORMULAS} == set(servers.__all__) - DEFENCES
 
 
@@ -97,8 +97,9 @@ class Recorded(clients.SGD):
 #: Round, global weights, and a row per client: partition ids, numbers of examples, weights, losses.
 Note = tuple[int, Array, Array, Array, Array, Array]
 NOTES: list[Note] = []
-#: From the round, the old weights, the clients' weights, numbers of examples and losses to the new weights.
-Formula = Callable[[int, Array, Array, Array, Array], Any]
+#: From the round, the old weights, the clients' weights, numbers of examples, losses and, if the function takes them,
+#: partition ids to the new weights.
+Formula = Callable[..., Any]
 
 
 def fedavg() -> Formula:
@@ -211,6 +212,50 @@ def centered_clipping(tau: float | None, iterations: int) -> Formula:
     return step
 
 
+def agnostic(learning_rate: float) -> Formula:
+    r: dict[int, float] = {}
+
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array, ids: Array) -> Any:
+        mixture = np.array([r.get(k, 1.0) for k in ids])
+        new = mixture @ x / mixture.sum()
+        r.update({k: m + learning_rate * (f - loss.mean()) for k, m, f in zip(ids, mixture, loss, strict=True)})
+        # The projection: the same is subtracted from all, what is then negative becomes 0, and the mean stays 1.
+        excess = brentq(lambda c: sum(max(m - c, 0) for m in r.values()) - len(r), -1e3, 1e3, xtol=1e-13)
+        r.update({k: max(m - excess, 0) for k, m in r.items()})
+        return new
+
+    return step
+
+
+def term(tilt: float) -> Formula:
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        factors = n * np.exp(tilt * loss)
+        return factors @ x / factors.sum()
+
+    return step
+
+
+def fedmgda(epsilon: float, lr: float | None) -> Formula:
+    """The quadratic program by an interior-point method."""
+
+    def step(t: int, w: Array, x: Array, n: Array, loss: Array) -> Any:
+        p, lengths = n / n.sum(), np.linalg.norm(x - w, axis=1)
+        g = (x - w) / lengths[:, None]
+        found = minimize(  # type: ignore[call-overload]
+            lambda v: float(((v @ g) ** 2).sum()),
+            p,
+            jac=lambda v: 2 * g @ (v @ g),
+            hess=lambda v: 2 * g @ g.T,
+            method="trust-constr",
+            bounds=Bounds(np.maximum(0, p - epsilon), np.minimum(1, p + epsilon)),
+            constraints=LinearConstraint(np.ones(len(p)), 1, 1),
+            options={"gtol": 1e-10, "xtol": 1e-12, "barrier_tol": 1e-12, "maxiter": 3000},
+        )
+        return w + (p @ lengths if lr is None else lr) * (found.x @ g)
+
+    return step
+
+
 EXTRAPOLATED: dict[str, set[bool]] = {"FedExP": set(), "FedExP at its floor": set()}
 #: Options and formula of each strategy.
 FORMULAS: dict[str, tuple[dict[str, Any], Callable[[], Formula]]] = {
@@ -239,6 +284,11 @@ FORMULAS: dict[str, tuple[dict[str, Any], Callable[[], Formula]]] = {
     "RFA, wide smoothing": ({"iterations": 2, "smoothing": 1.0}, lambda: rfa(2, 1.0)),
     "CenteredClipping": ({"tau": 0.4, "iterations": 3}, lambda: centered_clipping(0.4, 3)),
     "CenteredClipping by default": ({}, lambda: centered_clipping(None, 1)),
+    "AgnosticFL": ({"mixture_learning_rate": 0.8}, lambda: agnostic(0.8)),
+    "TERM": ({"t": 1.5}, lambda: term(1.5)),
+    "TERM, negative": ({"t": -2.0}, lambda: term(-2)),
+    "FedMGDA": ({"epsilon": 0.05}, lambda: fedmgda(0.05, None)),
+    "FedMGDA, any weights": ({"epsilon": 1.0, "server_learning_rate": 0.5}, lambda: fedmgda(1, 0.5)),
 }
 
 
@@ -276,9 +326,11 @@ def test_every_strategy_follows_its_formula(name: str, malicious: tuple[int, ...
     for (t, w, ids, n, x, loss), new in zip(notes, [note[1] for note in notes[1:]] + [last], strict=True):
         assert len(set(ids)) == size
         assert len(set(n)) > 5
-        expected = step(t, w, x, n, loss)
+        expected = step(*(t, w, x, n, loss, ids)[: len(inspect.signature(step).parameters)])
         assert np.abs(expected - w).max() > 1e-4
-        np.testing.assert_allclose(new, expected, rtol=1e-8, atol=1e-10)
+        # Two solvers of a quadratic program agree to their tolerances.
+        rtol, atol = (0.0, 1e-4) if class_of(name) == "FedMGDA" else (1e-8, 1e-10)
+        np.testing.assert_allclose(new, expected, rtol=rtol, atol=atol)
     if name == "FedExP":
         assert True in EXTRAPOLATED[name]
     if name == "FedExP at its floor":

@@ -24,6 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import compare as studies
     from fedsim.study import config
+    from fedsim.study.directory import FAIRNESS
     from fedsim.study.plan import make_plan, table_plan
 
     if args.target is not None:
@@ -40,6 +41,7 @@ def compare(args: argparse.Namespace) -> None:
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
     print(study.table(args.target).to_string())
     if args.out:
+        tables = [*studies.TABLES, *([FAIRNESS] if study.evaluated else [])]
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
@@ -49,4 +51,4 @@ def compare(args: argparse.Namespace) -> None:
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew
         for name, plot in plots.items():
             plot(Path(args.out) / name)
-        print(f"wrote {', '.join([*studies.TABLES, *plots])} to {args.out}")
+        print(f"wrote {', '.join([*tables, *plots])} to {args.out}")

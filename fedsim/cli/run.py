@@ -60,7 +60,7 @@ def resume(args: argparse.Namespace) -> None:
 
 
 def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
-    from fedsim.study.directory import GROUPS, RESULTS
+    from fedsim.study.directory import RESULTS, result_tables
     from fedsim.study.progress import ProgressBar
 
     engine = options.choose_engine(args)
@@ -79,4 +79,5 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
     if result.stop_reason:
         print(f"stopped after round {result.rounds} of {experiment.rounds}: {result.stop_reason}")
     if args.out:
-        print(f"wrote {', '.join((*RESULTS, *([GROUPS] if experiment.sensitive else [])))} to {args.out}")
+        names = dict.fromkeys([*RESULTS, *result_tables(result)])
+        print(f"wrote {', '.join(names)} to {args.out}")

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice, check_integer
 from fedsim.clients.sensitive import COUNTS, Sensitive
 from fedsim.errors import ConfigError, missing_extra
-from fedsim.study.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedsim.study.result import Result
 
 #: The measured gaps, in order.
 GAPS = ("demographic_parity", "equal_opportunity", "equalised_odds", "accuracy_gap")

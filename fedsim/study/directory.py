@@ -30,6 +30,8 @@ from fedsim.study import checkpoint
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fedsim.study.experiment import Experiment
     from fedsim.study.result import Result
 
@@ -46,6 +48,8 @@ RESULTS = (
     CONFIGURATION,
     "environment.json",
 )
+#: The measures of fairness between clients, of an experiment whose clients evaluate.
+FAIRNESS = "fairness.csv"
 
 
 class ResultsDirectory:
@@ -126,7 +130,7 @@ class RunDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        super().__init__(path, (*RESULTS, GROUPS, CHECKPOINT))
+        super().__init__(path, (*RESULTS, GROUPS, FAIRNESS, CHECKPOINT))
         self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
@@ -173,12 +177,24 @@ class RunDirectory(ResultsDirectory):
     def finish(self, result: Result, card: str) -> None:
         """Write the results and the model card, then delete the checkpoint, which marks the run as complete."""
         self.check()
-        for name in ("history", "clients", "failures", *(["groups"] if self._experiment.sensitive else [])):
-            write_csv(self.path / f"{name}.csv", getattr(result, name))
+        for name, table in result_tables(result).items():
+            write_csv(self.path / name, table)
         write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
         write_whole(self.path / "model_card.md", lambda stream: stream.write(card.encode()))
         self.checkpoint.unlink()
         sync_directory(self.path)
+
+
+def result_tables(result: Result) -> dict[str, pd.DataFrame]:
+    """Return the tables that are written for a result, by the name of the file."""
+    tables = {f"{name}.csv": getattr(result, name) for name in ("history", "clients", "failures")}
+    if result.experiment.sensitive:
+        tables[GROUPS] = result.groups
+    if len(result.clients):
+        from fedsim.fairness import client_fairness
+
+        tables[FAIRNESS] = client_fairness(result)
+    return tables
 
 
 def fingerprint(experiment: Experiment) -> str:

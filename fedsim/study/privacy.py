@@ -13,12 +13,14 @@ from fedsim.errors import ConfigError
 from fedsim.models import Model
 from fedsim.privacy import CentralDP, Clip, ExampleDP, LocalDP
 from fedsim.privacy.accounting import PrivacyLoss, default_delta
-from fedsim.servers import FedAvg, FLTrust, QFedAvg
+from fedsim.servers import TERM, AgnosticFL, FedAvg, FLTrust, QFedAvg
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
 
 #: Methods of a server strategy that sample the cohort and combine its updates.
 MEAN_METHODS = ("aggregator", "aggregate_train", "configure_train", "_sample", "_aggregation", "_new_weights")
+#: Server strategies whose weights in the mean depend on the clients' training losses.
+LOSS_WEIGHTED = (AgnosticFL, QFedAvg, TERM, stock.QFedAvg)
 
 
 def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, clients: int) -> PrivacyLoss | None:
@@ -41,10 +43,10 @@ def add_privacy(experiment: Experiment, strategy: Strategy, model: Model, client
     if experiment.privacy is None and local is None:
         return None
     _check_stopping(experiment)
-    if isinstance(strategy, QFedAvg | stock.QFedAvg) and not isinstance(experiment.privacy, CentralDP):
+    if isinstance(strategy, LOSS_WEIGHTED) and not isinstance(experiment.privacy, CentralDP):
         raise ConfigError(
-            "the server QFedAvg weighs updates by the clients' training losses, which get no noise; allowed with "
-            "privacy: another server"
+            f"the server {type(strategy).__name__} weighs updates by the clients' training losses, which get no noise; "
+            "allowed with privacy: another server"
         )
     if isinstance(strategy, FLTrust):
         raise ConfigError(

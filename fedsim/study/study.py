@@ -173,8 +173,16 @@ class Study:
         return pd.concat(frames, ignore_index=True)
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv`` atomically; the folder is created if needed."""
-        for name, frame in (("rounds", self.rounds()), ("clients", self.clients()), ("summary", self.summary())):
+        """Write ``rounds.csv``, ``clients.csv``, ``summary.csv`` and, if clients evaluated, ``fairness.csv``.
+
+        Each is written atomically; the folder is created if needed.
+        """
+        from fedsim.fairness import client_fairness
+
+        tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
+        if self.evaluated:
+            tables["fairness"] = client_fairness(self)
+        for name, frame in tables.items():
             write_csv(Path(directory) / f"{name}.csv", frame)
 
     @property
