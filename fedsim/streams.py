@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     QUANTISE = 17
     DROPOUT = 18
     NEIGHBOURS = 19
+    IMPORTANCE = 26
 
 
 def mix(values: Any) -> NDArray[np.uint64]:
