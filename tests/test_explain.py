@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -459,7 +462,7 @@ def test_rank_correlation_is_spearmans() -> None:
 # Names of features
 
 
-def test_feature_names_are_those_of_the_tables_columns(tmp_path: Any) -> None:
+def test_feature_names_are_those_of_the_tables_columns(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -562,8 +565,46 @@ def test_the_exact_explainer_and_the_deletion_curve_say_what_they_need() -> None
         explain.deletion_curve(regression, np.zeros((30, 4)))
 
 
-def test_pictures(tmp_path: Any) -> None:
+def test_pictures(tmp_path: Path) -> None:
     signed = np.array([[-1.0, 0.5, 0, 0]])
     plot_images([("units", signed, ["unit 3"]), ("zeros", np.zeros((1, 4)), None)], tmp_path / "a.png", "title")
     explain.permutation_importance(digits(()), repeats=2).plot(tmp_path / "b.png", 5)
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in "ab")
+
+
+def test_the_code_on_the_trust_page_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "trust.md").read_text(encoding="utf-8")
+    section = page.split("## What the model has learned")[1].split("\n## ")[0]
+    [code] = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(code, "trust", "exec"), names)
+    assert names["units"].shape == (50, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "pictures", "options"),
+    [
+        ("explain_digits", ["prototypes", "saliency"], ["--epochs", "1"]),
+        ("explain_table", ["explain_table"], ["--clients", "3", "--repeats", "2"]),
+    ],
+)
+def test_the_scripts_print_a_table_and_write_pictures(
+    name: str, pictures: list[str], options: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("shap")
+    script = Path(__file__).parents[1] / "experiments" / "trust" / f"{name}.py"
+    command = [sys.executable, str(script), "--rounds", "2", "--seeds", "2", *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {name}.csv, {', '.join(f'{picture}.png' for picture in pictures)}" in done.stdout
+    assert all((tmp_path / f"{picture}.png").stat().st_size > 10_000 for picture in pictures)
+    assert len(pd.read_csv(tmp_path / f"{name}.csv")) >= 4
+
+
+def test_a_bad_option_of_a_script_is_one_sentence(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "experiments" / "trust" / "explain_digits.py"
+    command = [sys.executable, str(script), "--seeds", "0", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--seeds is 0; allowed: a whole number, 1 or more" in done.stderr

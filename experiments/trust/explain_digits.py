@@ -2,9 +2,9 @@
 
 Trains the article's network with 50 hidden units on IID and on non-IID clients, and draws the prototype of each hidden
 unit and each class, and the saliency map and integrated gradients of one test image per class. Prints two checks of the
-pictures, with 95 % intervals over the seeds: whether another model, trained with another seed on IID clients, recognises
-the class prototypes; and how many predictions stay the same without the pixels that an attribution finds most
-important. An untrained model is the control.
+pictures, with 95 % intervals over the seeds: whether another model, of another seed and IID clients, recognises the
+class prototypes; and how many predictions stay the same without the pixels that an attribution finds most important. An
+untrained model is the control.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedsim.study.result import Result
 #: Name of an attribution -> the scores by which pixels are removed, largest first.
 ATTRIBUTIONS = ("integrated gradients", "saliency", "random")
 #: Prototypes in a row of the picture.
-ROW = 25
+ROW = 17
 
 
 def main() -> None:
@@ -68,7 +68,8 @@ def main() -> None:
     )
     splits = {"IID": IID(args.clients), "non-IID": LabelsPerClient(args.clients, args.labels)}
     judge = replace(base, split=splits["IID"], seed=seeds).run(workers=args.workers)
-    rows, first = [], {}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, Result] = {}
     for name, split in splits.items():
         for seed in range(seeds):
             result = replace(base, split=split, seed=seed).run(workers=args.workers)
@@ -79,7 +80,7 @@ def main() -> None:
     check = untrained_correlation(first["IID"])
     print(f"Rank correlation with the maps of an untrained model: {check}.")
 
-    settings = f"{data.name}, {args.clients} clients, non-IID: {args.labels} label(s) each"
+    settings = f"{data.name}, {args.clients} clients, labels per client if non-IID: {args.labels}"
     title = f"Inputs that excite hidden units and classes most ({settings})"
     plot_images(prototype_rows(first, args.radius), out / "prototypes.png", title, shape)
     plot_images(map_rows(first), out / "saliency.png", f"What the score depends on ({settings})", shape)
@@ -91,19 +92,20 @@ def measure(result: Result, judge: Result, radius: float, removed: float) -> dic
     """Return accuracy, the class prototypes that the judge recognises, and the predictions that survive deletion."""
     classes = np.arange(result.model.outputs)
     noise = generator(result.experiment.seed, Purpose.IMPORTANCE).random(result.dataset.x_test.shape)
-    values = dict(
-        zip(ATTRIBUTIONS, (explain.integrated_gradients(result), explain.saliency(result), noise), strict=True)
-    )
-    found = {"accuracy": result.final_accuracy}
-    found["prototypes recognised"] = float(
-        np.mean(judge.predict(explain.class_prototypes(result, radius=radius)) == classes)
-    )
+    maps = explain.integrated_gradients(result), explain.saliency(result), noise
+    prototypes = explain.class_prototypes(result, radius=radius)
+    found = {"accuracy": result.final_accuracy, "prototypes recognised": share(judge.predict(prototypes) == classes)}
     weights = result.model.init(generator(result.experiment.seed, Purpose.IMPORTANCE, 1))
     control = explain.class_prototypes(result, radius=radius, weights=weights)
-    found["untrained"] = float(np.mean(judge.predict(control) == classes))
-    return found | {
-        name: float(explain.deletion_curve(result, part, fractions=[removed])[0]) for name, part in values.items()
-    }
+    found["untrained"] = share(judge.predict(control) == classes)
+    for name, values in zip(ATTRIBUTIONS, maps, strict=True):
+        found[name] = share(explain.deletion_curve(result, values, fractions=[removed]))
+    return found
+
+
+def share(values: Any) -> float:
+    """Return the mean of an array."""
+    return float(np.mean(values))
 
 
 def show(frame: pd.DataFrame, removed: float) -> None:
@@ -116,9 +118,8 @@ def show(frame: pd.DataFrame, removed: float) -> None:
     print(pd.DataFrame(table).to_string())
     print("prototypes recognised: share of class prototypes that a model of another seed, trained on IID clients,")
     print("assigns to their class; untrained: the same for a model with random weights.")
-    print(
-        f"Last {len(ATTRIBUTIONS)} rows: share of predictions that stay without {removed:.0%} of the pixels, by attribution."
-    )
+    removal = f"predictions that stay without {removed:.0%} of the pixels"
+    print(f"Last {len(ATTRIBUTIONS)} rows: share of {removal}, those with the largest attribution.")
 
 
 def untrained_correlation(result: Result) -> str:
@@ -136,7 +137,7 @@ def prototype_rows(results: dict[str, Result], radius: float) -> list[tuple[str,
     """Return the rows of the picture of prototypes: hidden units of each model, then classes."""
     rows: list[tuple[str, Array, Any]] = []
     for name, result in results.items():
-        units = explain.prototypes(result, radius=radius)[: 2 * ROW]
+        units = explain.prototypes(result, radius=radius)[: 3 * ROW]
         for start in range(0, len(units), ROW):
             part = units[start : start + ROW]
             rows.append((f"{name}: hidden units\n{start + 1} to {start + len(part)}", part, None))

@@ -52,4 +52,4 @@ def plot_importances(
         axes.axvline(0, color="#444444", lw=0.8)
         axes.set_xlabel(axis)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
