@@ -79,6 +79,7 @@ def main() -> None:
     show(frame, args.removed)
     check = untrained_correlation(first["IID"])
     print(f"Rank correlation with the maps of an untrained model: {check}.")
+    print(f"Correlation of the hidden units' prototypes of seed 0: {similarity(first, args.radius)}.")
 
     settings = f"{data.name}, {args.clients} clients, labels per client if non-IID: {args.labels}"
     title = f"Inputs that excite hidden units and classes most ({settings})"
@@ -131,6 +132,17 @@ def untrained_correlation(result: Result) -> str:
         maps = method(result, target=labels), method(result, target=labels, weights=weights)
         texts.append(f"{name} {np.nanmean(explain.rank_correlation(*maps)):.2f}")
     return ", ".join(texts)
+
+
+def similarity(results: dict[str, Result], radius: float) -> str:
+    """Return the mean correlation of the IID units' prototypes, less the mean image, with others of the same seed."""
+    trained, other = results.values()
+    initial = trained.model.init(generator(trained.experiment.seed, Purpose.INIT))
+    mean = trained.dataset.x_test.mean(axis=0)
+    rows = trained.flat_weights, other.flat_weights, initial
+    made = [explain.prototypes(trained, radius=radius, weights=row) - mean for row in rows]
+    pairs = [np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(made[0], part, strict=True)]) for part in made[1:]]
+    return f"IID and non-IID {pairs[0]:.2f}, IID and initial weights {pairs[1]:.2f}"
 
 
 def prototype_rows(results: dict[str, Result], radius: float) -> list[tuple[str, Array, Any]]:
