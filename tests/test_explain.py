@@ -385,8 +385,10 @@ def test_a_model_that_is_not_an_mlp() -> None:
 
 # Shapley values
 
+EXACT = pytest.param("exact", marks=pytest.mark.slow)  # shap compiles it for some seconds
 
-@pytest.mark.parametrize("algorithm", ["exact", "kernel", "permutation"])
+
+@pytest.mark.parametrize("algorithm", [EXACT, "kernel", "permutation"])
 def test_shapley_values_of_a_linear_model(algorithm: str) -> None:
     """Lundberg and Lee, corollary 1: weights times the difference from the background's mean; and efficiency."""
     pytest.importorskip("shap")
@@ -404,7 +406,7 @@ def test_shapley_values_of_a_linear_model(algorithm: str) -> None:
     assert list(found.feature_names) == ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize("algorithm", ["exact", "permutation"])
+@pytest.mark.parametrize("algorithm", [EXACT, "permutation"])
 def test_shapley_values_are_efficient(algorithm: str) -> None:
     pytest.importorskip("shap")
     result = small()
