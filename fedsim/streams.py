@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     NEIGHBOURS = 19
     ATTACK = 20
     DEFENCE = 21
+    IMPORTANCE = 23
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

@@ -42,6 +42,11 @@ class Dataset:
         Default "0", "1", ...
     notes : tuple of str
         Messages on how the data were preprocessed.
+    feature_names : tuple of str, optional
+        Name of each feature; default none.
+    feature_columns : tuple of str, optional
+        Name of the table's column from which each feature was made: features of one categorical column have the same.
+        Default `feature_names`.
 
     Raises
     ------
@@ -61,6 +66,8 @@ class Dataset:
     groups_test: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, kw_only=True)
     label_names: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    feature_names: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    feature_columns: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -73,6 +80,7 @@ class Dataset:
         if train != test:
             raise self._error(f"x_train has examples of shape {train} but x_test of shape {test}")
         self._set_classes()
+        self._set_feature_names()
         groups = {k: self._group(f"group {k!r}", v, self.y_train) for k, v in self.groups.items()}
         tests = {k: self._group(f"group {k!r} of test examples", v, self.y_test) for k, v in self.groups_test.items()}
         object.__setattr__(self, "groups", groups)
@@ -90,6 +98,17 @@ class Dataset:
             raise self._error(f"num_classes is {self.num_classes} but a label is {classes - 1}")
         if not self.label_names:
             object.__setattr__(self, "label_names", tuple(map(str, range(self.num_strata))))
+
+    def _set_feature_names(self) -> None:
+        """Check the names of features, and fill in the default of `feature_columns`."""
+        for field_name in ("feature_names", "feature_columns"):
+            names = tuple(getattr(self, field_name) or self.feature_names)
+            if names and (self.x_train.shape[1:] != (len(names),) or not all(isinstance(n, str) for n in names)):
+                shape = self.x_train.shape[1:]
+                raise self._error(f"{field_name} has {len(names)} items; allowed: a text for each feature of {shape}")
+            object.__setattr__(self, field_name, names)
+        if len(set(self.feature_names)) < len(self.feature_names):
+            raise self._error("feature_names has a name twice; allowed: different names")
 
     def _group(self, name: str, values: Any, y: NDArray[Any]) -> NDArray[Any]:
         group = np.asarray(values)

@@ -132,7 +132,7 @@ def encode(
     y, label_names = _target(frame[label], regression, f"{name}'s label {label!r}")
     test = _choose_test(y, test_fraction) if test is None else test
     features = _drop_unnamed(frame, [label, *clients, *drop], notes)
-    x = encode_features(features, ~test, categorical, max_categories, name, notes)
+    x, made_from = encode_features(features, ~test, categorical, max_categories, name, notes)
     regression = label_names is None
     if regression:
         mean, deviation = float(y[~test].mean()), float(y[~test].std()) or 1.0
@@ -150,6 +150,8 @@ def encode(
         groups_test={column: groups[column][test] for column in people},
         label_names=names,
         notes=tuple(notes),
+        feature_names=tuple(made_from),
+        feature_columns=tuple(made_from.values()),
     )
 
 

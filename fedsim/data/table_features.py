@@ -25,11 +25,11 @@ def encode_features(
     max_categories: int,
     name: str,
     notes: list[str],
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], dict[str, str]]:
     """Return the columns as numbers, shape (rows, features), with medians, means and categories of the training rows.
 
     `train` is a mask of the training rows, shape (rows,). Messages about dropped columns, missing values and categories
-    are appended to `notes`.
+    are appended to `notes`. The second result has the name of each feature and of the column from which it is made.
     """
     import pandas as pd
 
@@ -46,7 +46,27 @@ def encode_features(
         # Categories that occur in the test rows only are handled by handle_unknown.
         warnings.filterwarnings("ignore", "Found unknown categories", UserWarning)
         x: NDArray[np.float32] = np.ascontiguousarray(encoder.transform(table), dtype=np.float32)
-    return x
+    return x, _feature_names(encoder, numeric, text)
+
+
+def _feature_names(encoder: Any, numeric: list[str], text: list[str]) -> dict[str, str]:
+    """Return the name of each feature that a fitted encoder makes, and its column, in order."""
+    parts, pairs = encoder.named_transformers_, [(c, c) for c in numeric]
+    if numeric:
+        marked = parts["numeric"][0].indicator_.features_
+        pairs += [(f"{numeric[k]} is missing", numeric[k]) for k in marked]
+    if text:
+        one_hot = parts["text"]
+        for column, kept, merged in zip(text, one_hot.categories_, one_hot.infrequent_categories_, strict=True):
+            rare = set() if merged is None else set(merged)
+            pairs += [(f"{column}: {value}", column) for value in kept if value not in rare]
+            pairs += [(f"{column}: (other)", column)] * bool(rare)
+    names: dict[str, str] = {}
+    for name, column in pairs:
+        while name in names:  # a column may be called as a feature of another one
+            name += "'"
+        names[name] = column
+    return names
 
 
 def _drop_uninformative(frame: pd.DataFrame, train: NDArray[np.bool_], name: str, notes: list[str]) -> pd.DataFrame:

@@ -159,6 +159,28 @@ class MLP(Model):
                 backward(delta, h[layer - 1])
         return losses.mean(axis=-1), grad
 
+    def input_gradient(self, parameters: Array, x: Array, direction: Array) -> Array:
+        """Return the gradient of each example's ``direction @ scores`` with respect to the example, by backpropagation.
+
+        Parameters
+        ----------
+        parameters : ndarray, shape (clients, parameters)
+        x : ndarray, shape (clients, batch, features)
+        direction : ndarray, shape (clients, batch, outputs)
+            Weights of the scores: one-hot for the score of one output.
+
+        Returns
+        -------
+        ndarray, shape (clients, batch, features)
+        """
+        weights = named_arrays(self, parameters)
+        h, delta = self._forward(weights, x), direction
+        for layer in range(len(self.sizes) - 1, 0, -1):
+            delta = delta @ weights[f"W{layer}"].swapaxes(-1, -2)
+            if layer > 1:
+                ACTIVATIONS[self.activation].backward(delta, h[layer - 1])
+        return delta
+
     def clipped_gradient(
         self, parameters: Array, x: Array, y: Array, clip: float, groups: Sequence[Group] | None = None
     ) -> tuple[Array, Array]:

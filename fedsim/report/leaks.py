@@ -1,4 +1,4 @@
-"""Plots of attacks on privacy: reconstructed images, ROC curves, label distributions."""
+"""Plots of images, and of attacks on privacy: ROC curves, label distributions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ EXACT = 54.0
 
 
 def plot_images(
-    rows: Sequence[tuple[str, Array, Array | None]],
+    rows: Sequence[tuple[str, Array, Array | Sequence[str] | None]],
     path: str | os.PathLike[str],
     title: str,
     image_shape: tuple[int, int] | None = None,
 ) -> None:
-    """Plot images in grey: a row per attack, whose label may have several lines.
+    """Plot images: a row per attack or model, whose label may have several lines.
 
     Parameters
     ----------
-    rows : sequence of (str, ndarray, ndarray or None)
-        Label, images of shape (images, pixels) with values 0 (white) to 1 (black), and their PSNR, shape (images,), if
-        they are reconstructions.
+    rows : sequence of (str, ndarray, ndarray or sequence of str or None)
+        Label, images of shape (images, pixels), and their captions: for reconstructions their PSNR, shape (images,).
+        Images with values 0 (white) to 1 (black) are grey. If a row has negative values, its images are red where they
+        are positive and blue where they are negative, each scaled to its largest absolute value.
     path : path
     title : str
     image_shape : tuple of int, optional
@@ -50,21 +51,32 @@ def plot_images(
         raise ConfigError(f"image_shape is {shorten(image_shape)}; allowed: a height and a width with {pixels} pixels")
     shape = image_shape or (side, side)
     columns = max(len(images) for _, images, _ in rows)
-    with saved_figure(path, 2.3 + 0.72 * columns, 0.5 + 0.86 * len(rows)) as figure:
+    grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
+    longest = max(len(line) for label, _, _ in rows for line in label.splitlines() or [""])
+    margin = min(3.3, 0.05 + 0.13 * longest)  # for the labels, in widths of an image
+    with saved_figure(path, 0.72 * (margin + columns) - 0.08, 0.5 + 0.86 * len(rows)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-        widths = [3.3, *[1.0] * columns]
+        widths = [margin, *[1.0] * columns]
         panels = figure.subplots(len(rows), columns + 1, squeeze=False, gridspec_kw={"width_ratios": widths})
-        for line, (label, images, scores) in zip(panels, rows, strict=True):
+        for line, (label, images, captions) in zip(panels, rows, strict=True):
             for panel in line:
                 panel.set_axis_off()
             line[0].text(0.0, 0.5, label, va="center", fontsize=9, transform=line[0].transAxes)
             for k, (panel, image) in enumerate(zip(line[1:], images, strict=False)):
-                panel.imshow(image.reshape(shape), cmap="gray_r", vmin=0, vmax=1, interpolation="none")
-                if scores is not None:
-                    exact = scores[k] >= EXACT
-                    text = "exact" if exact else f"{scores[k]:.0f} dB"
-                    panel.set_title(text, loc="center", fontsize=7, fontweight="normal", pad=2, color="#444444")
+                largest = float(np.abs(image).max()) or 1.0
+                scale = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if images.min() < 0 else grey
+                panel.imshow(image.reshape(shape), interpolation="none", **scale)
+                if captions is not None:
+                    small = {"fontsize": 7, "fontweight": "normal", "color": "#444444"}
+                    panel.set_title(_caption(captions[k]), small, loc="center", pad=2)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
+def _caption(value: float | str) -> str:
+    """Return a caption as it is, or a PSNR as text."""
+    if isinstance(value, str):
+        return value
+    return "exact" if value >= EXACT else f"{value:.0f} dB"
 
 
 def plot_roc(
