@@ -29,6 +29,8 @@ class FederatedDataset:
         Number of consecutive parts of every client's training examples; see `TimeOrdered`.
     rounds_per_window : int
         Number of rounds that clients train on each part; the last part is used until the end.
+    sizes_before : ndarray of int, shape (clients,), optional
+        Sizes of the shards before clients were removed; see `Without`. Removed clients are not counted as failures.
     """
 
     dataset: Dataset
@@ -36,6 +38,7 @@ class FederatedDataset:
     partition_test: Partition | None = None
     windows: int = 1
     rounds_per_window: int = 1
+    sizes_before: Indices | None = None
 
     def window(self, round_number: int) -> int:
         """Return the number of the part that clients train on in a round, both counted from 1."""
@@ -51,7 +54,7 @@ class FederatedDataset:
         """Return a copy with a share of each client's examples held out as its test set; see `Partition.divide`."""
         if not fraction:
             return self
-        train, test = self.partition.divide(fraction, seed)
+        train, test = self.partition.divide(fraction, seed, self.sizes_before)
         return replace(self, partition=train, partition_test=test)
 
     def pooled(self) -> FederatedDataset:
