@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     QUANTISE = 17
     DROPOUT = 18
     NEIGHBOURS = 19
+    CONTRIBUTION = 22
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

@@ -245,9 +245,9 @@ class RejectedRounds(Callback):
         self._rounds, self._rejected = experiment.rounds, 0
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Print a notice for the first rejected round."""
-        if finished.rejected is not None:
-            updates, least = finished.rejected
+        """Print a notice for the first rejected round, unless the split has removed all clients that were sampled."""
+        updates, least = finished.rejected or (0, 0)
+        if updates or (least and finished.failures):
             if not self._rejected:
                 reasons = [f"; {reason}" for _, reason in sorted(finished.failures.items())]
                 print_notice(
