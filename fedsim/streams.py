@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     NEIGHBOURS = 19
     ATTACK = 20
     DEFENCE = 21
+    CONTRIBUTION = 22
     IMPORTANCE = 23
 
 

@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.serverapp import strategy as stock
 from helpers import same
 from numpy.typing import NDArray
 
 from fedsim import Experiment, Result, compare, data, files
-from fedsim.clients import SGD, Context
+from fedsim.clients import SCAFFOLD, SGD, Context, FedNova, FedPer
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY
 from fedsim.objects import short_repr
-from fedsim.splits import IID
+from fedsim.secure import SecureAggregation
+from fedsim.servers import FedAdam, FedMedian
+from fedsim.splits import IID, Dirichlet
 from fedsim.study import config, saving
 from fedsim.study import directory as rundir
-from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
+from fedsim.study.callbacks import Callback, ClientUpdates, EarlyStopping, FinishedRound
 from fedsim.study.plan import make_plan
 from fedsim.study.progress import ProgressBar
+from fedsim.updates import TopK
 
 NAN = math.nan
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=6, kernel="numpy", client=SGD(lr=0.3))
@@ -467,3 +471,85 @@ def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytes
     assert last == f"fedsim: 2 of 3 rounds of {name} had too few updates and changed nothing"
     replace(experiment, rounds=2).run()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# Updates.
+
+
+class Reader(Callback):
+    """Keeps the updates and the model of each round."""
+
+    reads_updates = True
+
+    def __init__(self) -> None:
+        self.rounds: list[FinishedRound] = []
+        self.updates: list[ClientUpdates] = []
+        self.weights: list[dict[str, NDArray[Any]]] = []
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        self.rounds.append(finished)
+        self.updates.append(finished.updates)
+        self.weights.append(finished.weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fraction_train": 0.5},
+        {"kernel": "compiled", "hidden": (64,)},
+        {"server": FedAdam(eta=0.05)},
+        {"server": FedMedian()},
+        {"server": stock.FedAvg},
+        {"client": SCAFFOLD(lr=0.1)},
+        {"client": FedNova(lr=0.1, epochs=2)},
+        {"client": FedPer(lr=0.1)},
+        {"transforms": (TopK(0.2),)},
+        {"weight_divergence": True, "fraction_evaluate": 1.0, "test_fraction": 0.2},
+    ],
+    ids=str,
+)
+def test_reading_updates_changes_no_bit(changes: dict[str, Any]) -> None:
+    experiment = replace(replace(BASE, rounds=3, split=Dirichlet(6, alpha=0.5)), **changes)
+    reader = Reader()
+    observed = experiment.run(callbacks=[reader])
+    assert same(observed, experiment.run())
+    assert reader.updates[0].partition_ids.tolist() == []
+    clients = [len(updates.partition_ids) for updates in reader.updates]
+    assert clients == observed.history["clients"].tolist()
+
+
+def test_the_mean_of_the_updates_is_fedavgs_new_model() -> None:
+    reader = Reader()
+    experiment = replace(BASE, split=IID(5, sizes=(10, 40, 20, 80, 5)), dtype="float64", fraction_train=0.7)
+    experiment.run(callbacks=[reader])
+    for model, (ids, examples, weights) in zip(reader.weights[1:], reader.updates[1:], strict=True):
+        assert ids.tolist() == sorted(ids)
+        assert examples.tolist() == [(10, 40, 20, 80, 5)[client] for client in ids]
+        new = np.concatenate([model[name].ravel() for name in ("W1", "b1", "W2", "b2")])
+        np.testing.assert_allclose(np.average(weights, axis=0, weights=examples), new, rtol=1e-12, atol=1e-14)
+
+
+def test_private_parameters_are_in_no_update() -> None:
+    """The head is private, and the model that the server has of it never changes."""
+    reader = Reader()
+    result = replace(BASE, client=FedPer(lr=0.3)).run(callbacks=[reader])
+    head = slice(-(result.weights["W2"].size + result.weights["b2"].size), None)
+    for updates in reader.updates[1:]:
+        assert (updates.weights[:, head] == result.flat_weights[head]).all()
+
+
+def test_a_rejected_round_has_no_updates() -> None:
+    reader = Reader()
+    replace(BASE, client=SGD(lr=1e30), on_failure="exclude", rounds=1).run(callbacks=[reader])
+    assert reader.rounds[1].rejected == (0, 1)
+    assert [len(part) for part in reader.updates[1]] == [0, 0, 0]
+
+
+def test_updates_are_for_callbacks_that_ask_for_them_and_if_the_server_has_them() -> None:
+    diary = Diary()
+    replace(BASE, rounds=1).run(callbacks=[diary])
+    with pytest.raises(ConfigError, match="a callback that reads them sets reads_updates"):
+        _ = diary.rounds[1].updates
+    secure = replace(BASE, secure_aggregation=SecureAggregation())
+    with pytest.raises(ConfigError, match="callbacks has a Reader, which reads the update of each client, and with"):
+        secure.run(callbacks=[Reader()])

@@ -6,18 +6,20 @@ import inspect
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from flwr.serverapp import strategy as stock
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from fedsim import Experiment, data, splits
-from fedsim.clients import SGD
+from fedsim import Experiment, data, servers, splits
+from fedsim.clients import SGD, Context
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits import (
@@ -43,6 +45,7 @@ from fedsim.splits import (
     Shared,
     Split,
     TimeOrdered,
+    Without,
 )
 from fedsim.study import config
 
@@ -210,6 +213,54 @@ def test_changes_keep_every_example_where_it_is(
             expected = np.sort(before) if isinstance(change, TimeOrdered) else before
             assert np.array_equal(rows, expected)
             assert np.array_equal(groups["who"][rows.astype(int)], held.dataset.groups["who"][after])
+
+
+@settings(max_examples=40)
+@given(exact(), st.integers(0, 2**32), st.floats(0, 0.9), st.data())
+def test_removing_clients_changes_nothing_for_the_others(
+    case: tuple[Split, NDArray[Any], dict[str, NDArray[Any]], int], seed: int, fraction: float, chosen: st.DataObject
+) -> None:
+    """They keep their ids, their examples and their test examples, in any order of the wrappers."""
+    split, labels, groups, _ = case
+    x = np.zeros((len(labels), 1))
+    dataset = Dataset("flat", x, labels, x[:1], labels[:1], 8, groups=groups)
+    for whole in (split, LabelNoise(split, 1.0), TimeOrdered(split, 2)):
+        before = whole.federate(dataset, seed).with_tests(fraction, seed)
+        filled = np.flatnonzero(before.partition.sizes).tolist()
+        removed = chosen.draw(st.sets(st.sampled_from(filled), max_size=len(filled) - 1))
+        after = Without(whole, tuple(removed)).federate(dataset, seed).with_tests(fraction, seed)
+        assert len(after.partition) == len(before.partition)
+        assert np.array_equal(after.dataset.y_train, before.dataset.y_train)
+        for parts in ((before.at(1), after.at(1)), (before.partition_test, after.partition_test)):
+            for k, (one, other) in enumerate(zip(*[part or () for part in parts], strict=True)):
+                assert np.array_equal(other, one[:0] if k in removed else one)
+    plain = Without(split, ()).partition(labels, seed, groups)
+    assert np.array_equal(plain.indices, split.partition(labels, seed, groups).indices)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("server", [None, servers.FedMedian(), stock.FedAvg])
+def test_training_without_a_client_is_training_in_which_it_is_never_heard(fraction: float, server: Any) -> None:
+    """The others are sampled in the same rounds and draw the same batches; a removed client is no failure."""
+
+    class Silent(SGD):
+        def train(self, ctx: Context) -> NDArray[Any]:
+            assert 3 not in ctx.partition_ids, "silent"
+            return ctx.fit()
+
+    base = Experiment(split=IID(6), hidden=(), rounds=3, fraction_train=fraction, server=server, kernel="numpy")
+    silent = replace(base, client=Silent(), on_failure="exclude").run()
+    without = replace(base, split=Without(base.split, (3,))).run()
+    assert np.array_equal(silent.flat_weights, without.flat_weights)
+    assert silent.history["clients"].equals(without.history["clients"])
+    assert len(without.failures) == 0 < len(silent.failures)
+
+
+def test_clients_that_are_removed_before_their_examples_are_ordered_are_no_failures() -> None:
+    split = TimeOrdered(Without(IID(4), (2,)), 2)
+    result = Experiment(split=split, hidden=(), rounds=2, fraction_evaluate=1.0).run()
+    assert result.history["failures"].tolist() == [0, 0, 0]
+    assert set(result.clients["partition_id"]) == {0, 1, 3}
 
 
 def tiny(labels: NDArray[Any], features: int = 4) -> Dataset:
@@ -695,6 +746,14 @@ def test_regression_targets_are_split_by_deciles() -> None:
         (lambda: Rotation(IID(3), "90"), "Rotation's degrees is '90'"),  # type: ignore[arg-type]
         (lambda: Rotation(IID(3), (0, float("inf"))), "Rotation's degrees is inf"),
         (lambda: FlowerDatasets(ANY), "partitioner is 3"),
+        (lambda: Without(IID(3), ANY), "Without's clients is 3; allowed: a list of partition ids"),
+        (lambda: Without(IID(3), (0, True)), "Without's clients is True; allowed: a whole number"),
+        (lambda: Without(IID(3), (1, 1)), r"Without's clients is \(1, 1\); allowed: each partition id once"),
+        (lambda: Without(IID(3), (3,)).partition(LABELS), "Without's clients is 3; allowed: a whole number, 0 to 2"),
+        (
+            lambda: Without(IID(2), (1, 0)).partition(LABELS),
+            r"clients is \(1, 0\); allowed: all but one client at most",
+        ),
     ],
 )
 def test_bad_values_are_refused(make: Any, sentence: str) -> None:
@@ -713,6 +772,8 @@ def test_bad_values_are_refused(make: Any, sentence: str) -> None:
         "TimeOrdered(Natural, 3)",
         "Rotation(IID(8), [0, 45])",
         "FlowerDatasets('IidPartitioner', {'num_partitions': 5})",
+        "Without(Dirichlet(8, alpha=0.5), clients=(3,))",
+        "Without(IID(8), [3, 0])",
     ],
 )
 def test_splits_are_written_and_read_as_text(text: str) -> None:

@@ -71,7 +71,10 @@ def train(
     """Train a cohort and add its valid updates to the outcome."""
     task = cohort.task
     empty = task.partition.sizes[cohort.clients] == 0
-    statistics.failed |= {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
+    reasons = {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
+    outcome.failed |= reasons
+    before = engine.runtime.federated.sizes_before  # a client that the split has removed has not failed
+    statistics.failed |= {client: reason for client, reason in reasons.items() if before is None or not before[client]}
     if empty.all():
         return
     statistics.trained.append((task, cohort.clients[~empty]))

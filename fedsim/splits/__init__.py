@@ -16,6 +16,7 @@ from fedsim.splits.partition import Partition
 from fedsim.splits.shards import Shards
 from fedsim.splits.sizes import DirichletSizes, LogNormal, PowerLaw, Sizes
 from fedsim.splits.time_ordered import TimeOrdered
+from fedsim.splits.without import Without
 
 __all__ = [
     "IID",
@@ -42,5 +43,6 @@ __all__ = [
     "Sizes",
     "Split",
     "TimeOrdered",
+    "Without",
     "skew",
 ]

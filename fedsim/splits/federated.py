@@ -33,6 +33,8 @@ class FederatedDataset:
         The examples that clients train on from round `poisoned_from`, under an attack that changes those of some; as
         many of each client as in `partition`. See `fedsim.attacks`.
     poisoned_from : int
+    sizes_before : ndarray of int, shape (clients,), optional
+        Sizes of the shards before clients were removed; see `Without`. Removed clients are not counted as failures.
     """
 
     dataset: Dataset
@@ -42,6 +44,7 @@ class FederatedDataset:
     rounds_per_window: int = 1
     poisoned: Partition | None = None
     poisoned_from: int = 1
+    sizes_before: Indices | None = None
 
     def window(self, round_number: int) -> int:
         """Return the number of the part that clients train on in a round, both counted from 1."""
@@ -64,7 +67,7 @@ class FederatedDataset:
         """Return a copy with a share of each client's examples held out as its test set; see `Partition.divide`."""
         if not fraction:
             return self
-        train, test = self.partition.divide(fraction, seed)
+        train, test = self.partition.divide(fraction, seed, self.sizes_before)
         return replace(self, partition=train, partition_test=test)
 
     def pooled(self) -> FederatedDataset:

@@ -95,7 +95,7 @@ class Partition(Sequence[Indices]):
         """Return a partition with each client's examples stably sorted by a key, shape (entries,)."""
         return Partition(self.indices[np.lexsort((key, self.owners))], self.offsets)
 
-    def divide(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
+    def divide(self, fraction: float, seed: int, sizes_before: Indices | None = None) -> tuple[Partition, Partition]:
         """Divide the examples of each client at random into training and test examples.
 
         Parameters
@@ -103,19 +103,23 @@ class Partition(Sequence[Indices]):
         fraction : float
             Share of test examples, rounded; a client that has examples keeps at least one for training.
         seed : int
+        sizes_before : ndarray of int, shape (clients,), optional
+            Number of examples of each client before some clients were emptied; the division of the others is then the
+            same as before.
 
         Returns
         -------
         train, test : Partition
         """
         counts = np.minimum(np.rint(self.sizes * fraction).astype(np.intp), np.maximum(self.sizes - 1, 0))
-        for_test = self._choose(counts, generator(seed, Purpose.CLIENT_TEST))
+        before = self.sizes if sizes_before is None else sizes_before
+        draws = generator(seed, Purpose.CLIENT_TEST).random(int(before.sum()))
+        for_test = self._choose(counts, draws[np.repeat(self.sizes > 0, before)])
         return self.select(~for_test), self.select(for_test)
 
-    def _choose(self, counts: Indices, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Return a mask of `indices` that has a given number of random entries of each client."""
+    def _choose(self, counts: Indices, draws: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return a mask of `indices` that has a given number of entries of each client, those with the least draws."""
         chosen = np.empty(len(self.indices), dtype=bool)
-        draws = rng.random(len(chosen))
         chosen[np.lexsort((draws, self.owners))] = self.positions < np.repeat(counts, self.sizes)
         return chosen
 
@@ -135,7 +139,7 @@ class Partition(Sequence[Indices]):
             return self
         clients, spare = np.arange(len(self)), np.maximum(self.sizes - least, 0)
         givers = np.repeat(clients, spare)[rng.permutation(spare.sum())[:total]]
-        moved = self._choose(np.bincount(givers, minlength=len(self)), rng)
+        moved = self._choose(np.bincount(givers, minlength=len(self)), rng.random(len(self.indices)))
         owners = self.owners
         owners[moved] = np.repeat(clients, lacking)[rng.permutation(total)]
         return Partition.from_owners(owners, len(self), self.indices)

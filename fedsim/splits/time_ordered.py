@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,5 @@ class TimeOrdered(ChangingWrapper):
         if self.by is not None:
             check_choice("TimeOrdered's by", self.by, keys)
         key = indices if self.by is None else keys[self.by][indices]
-        return FederatedDataset(
-            data, federated.partition.sort(key), windows=self.windows, rounds_per_window=self.rounds_per_window
-        )
+        order = federated.partition.sort(key)
+        return replace(federated, partition=order, windows=self.windows, rounds_per_window=self.rounds_per_window)

@@ -5,16 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import Interval, check_choice, check_fields
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedsim.clients.task import Update
     from fedsim.study.experiment import Experiment
     from fedsim.study.result import Result
+
+
+class ClientUpdates(NamedTuple):
+    """The updates of a round that were aggregated, by rising partition id.
+
+    Attributes
+    ----------
+    partition_ids, num_examples : ndarray of int, shape (clients,)
+    weights : ndarray, shape (clients, parameters)
+        Each client's weights after local training, as the server received them.
+    """
+
+    partition_ids: NDArray[np.intp]
+    num_examples: NDArray[np.intp]
+    weights: NDArray[Any]
 
 
 @dataclass(eq=False)
@@ -41,6 +58,25 @@ class FinishedRound:
     rejected: tuple[int, int] | None
     _weights: Callable[[], dict[str, NDArray[Any]]]
     stop_reason: str = ""
+    _updates: Sequence[Update] | None = None
+
+    @property
+    def updates(self) -> ClientUpdates:
+        """Copies of the updates of the round; there are none after a rejected round, and in round 0.
+
+        Raises
+        ------
+        ConfigError
+            No callback of the run has `Callback.reads_updates` set.
+        """
+        if self._updates is None:
+            raise ConfigError("the updates of this round were not kept; a callback that reads them sets reads_updates")
+        columns = [[getattr(part, name) for part in self._updates] for name in ClientUpdates._fields]
+        if not self._updates:
+            return ClientUpdates(np.empty(0, np.intp), np.empty(0, np.intp), np.empty((0, 0)))
+        ids, examples, weights = map(np.concatenate, columns)
+        order = np.argsort(ids)
+        return ClientUpdates(ids[order], examples[order], weights[order])
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -53,7 +89,16 @@ class FinishedRound:
 
 
 class Callback:
-    """Observes a run. Subclasses override the methods that they need; exceptions end the run."""
+    """Observes a run. Subclasses override the methods that they need; exceptions end the run.
+
+    Attributes
+    ----------
+    reads_updates : bool
+        Whether the callback reads `FinishedRound.updates`, for which the server keeps the weights of the whole cohort
+        during a round. Results have the same bits.
+    """
+
+    reads_updates: bool = False
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Observe the start of a run.

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsim.checks import check_instance, to_builtin
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, make_engine
-from fedsim.errors import DivergenceError, FedsimError
+from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
 from fedsim.rounds.grid import RoundGrid
@@ -58,6 +58,11 @@ def run(
     check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     for callback in callbacks:
         check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
+        if callback.reads_updates and experiment.secure_aggregation:
+            raise ConfigError(
+                f"callbacks has a {type(callback).__name__}, which reads the update of each client, and with "
+                "secure_aggregation the server has their sum only; allowed: one of the two"
+            )
     with ExitStack() as stack:
         folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
         early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
@@ -86,6 +91,11 @@ class _Run:
     folder: RunDirectory | None
     stop_reason: str = ""
 
+    @property
+    def _reads_updates(self) -> bool:
+        """Whether a callback reads the updates of a round."""
+        return any(callback.reads_updates for callback in self.callbacks)
+
     def run(self, verbose: bool) -> Result:
         experiment = self.experiment
         with ExitStack() as stack:
@@ -99,7 +109,7 @@ class _Run:
             stack.enter_context(np.errstate(all="ignore"))  # values that are not finite are checked for
             if isinstance(state.strategy, FedAvg):
                 state.strategy.check_clients(len(self.grid.get_node_ids()))
-                state.strategy.streams = True  # no other code reads its replies
+                state.strategy.streams = not self._reads_updates  # no other code reads its replies
             if self.folder:
                 state.check_can_be_saved()
                 self._restore(self.folder)
@@ -203,7 +213,10 @@ class _Run:
             state.record_groups(server_round, part.partition_ids, part.groups)
         for client, reason in sorted(statistics.failed.items()):
             state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
-        finished = FinishedRound(server_round, row, statistics.failed, statistics.rejected, self._weights)
+        updates = statistics.updates if self._reads_updates else None
+        finished = FinishedRound(
+            server_round, row, statistics.failed, statistics.rejected, self._weights, _updates=updates
+        )
         for callback in self.callbacks:
             callback.round_finished(finished)
         if finished.stop_reason:
@@ -244,9 +257,9 @@ class RejectedRounds(Callback):
         self._rounds, self._rejected = experiment.rounds, 0
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Print a notice for the first rejected round."""
-        if finished.rejected is not None:
-            updates, least = finished.rejected
+        """Print a notice for the first rejected round, unless the split has removed all clients that were sampled."""
+        updates, least = finished.rejected or (0, 0)
+        if updates or (least and finished.failures):
             if not self._rejected:
                 reasons = [f"; {reason}" for _, reason in sorted(finished.failures.items())]
                 print_notice(
