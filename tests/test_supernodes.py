@@ -32,24 +32,19 @@ from fedsim.clients import SGD
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
-from fedsim.engines.supernodes.engine import SuperNodeEngine
-from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
-from fedsim.engines.supernodes.node import answer, hello
-from fedsim.engines.supernodes.replies import (
-    EVALUATION,
-    FAILED,
+from fedsim.engines.supernodes.arrays import (
     RESULT,
-    Hello,
     Layout,
     ReplyError,
     first_line,
     invalid_rows,
     read_array,
     read_columns,
-    read_hello,
-    read_reply,
-    training_layout,
 )
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
+from fedsim.engines.supernodes.node import answer, hello
+from fedsim.engines.supernodes.replies import EVALUATION, FAILED, Hello, read_hello, read_reply, training_layout
 from fedsim.engines.supernodes.roster import Roster
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import internals, records, strategies
@@ -233,7 +228,7 @@ FAULTS: dict[str, tuple[Callable[[Message, Context], Message | None], str]] = {
     "raises": (boom, "failed: OSError: the disk is full"),
     "sends NaN": (altered("weights", lambda w: w * np.nan), "training diverged|not finite"),
     "sends a number that overflows": (altered("weights", lambda w: w * 0 + 1e38), "sent weights too large for float32"),
-    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), r"training loss -1e\+09"),
+    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), r"sent a training loss of -1e\+09"),
     "sends bytes": (unreadable(b"no array"), "sent weights of bytes that are no array"),
     "sends a pickle": (unreadable(pickled), "sent weights of shape .* and dtype object"),
     "sends a header only": (unreadable(header), r"sent weights of shape \(1000000000000,\)"),

@@ -10,10 +10,17 @@ import flwr.app
 import numpy as np
 from flwr.app import Message, Metadata, RecordDict
 from flwr.app.exception import AppExitException as AppExitException
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+#: What Flower raises when it reads malformed bytes; a lost connection raises other exceptions.
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, DecodeError, LookupError, MemoryError, RecursionError, TypeError,
+    UnexpectedObjectContentError, ValueError,
+)  # fmt: skip
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
 #: Node id of partition 0 on the grids of this package.
