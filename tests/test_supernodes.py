@@ -1057,6 +1057,35 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     assert roster.missing(5) == "no SuperNode is partition 5 of 3"
 
 
+def test_a_silent_supernode_is_waited_for_once_during_a_run() -> None:
+    """Otherwise it would delay every round. When it has left and returned, it is asked again."""
+    grid = Scripted(SITE, 2)
+    roster = roster_of(grid, 2)
+    roster.wait()
+    grid.there.append(7)
+    grid.answers = {7: lambda message: None}
+    for _ in range(3):
+        roster.update()
+    assert grid.asked("query") == [[2, 3], [7]]
+    assert roster.missing(2) == (
+        "no SuperNode is partition 2 of 2; SuperNode 7 is refused: it did not answer within 60 s"
+    )
+    grid.there.remove(7)
+    roster.update()
+    grid.there.append(7)
+    roster.update()
+    assert grid.asked("query") == [[2, 3], [7], [7]]
+
+
+def test_the_first_hello_of_a_supernode_counts() -> None:
+    grid = Scripted(SITE, 2)
+    grid.answers = {2: lambda m: [grid.honest(m), broken(m)], 3: lambda m: [other_data(m), grid.honest(m)]}
+    roster = roster_of(grid, 2)
+    roster.wait()
+    assert roster.hosts == {0: 2}
+    assert "SuperNode 3 is refused: it has other data" in roster.missing(1)
+
+
 def test_a_supernode_that_is_refused_has_no_say_any_more() -> None:
     """Two and two do not agree with it when they come."""
     grid = Scripted(SITE, 5)
