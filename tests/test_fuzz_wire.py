@@ -1,7 +1,7 @@
 """Hostile messages through Flower's own Grid: the server counts the valid replies, bit for bit, and names the others.
 
 In every round most SuperNodes send a reply that was changed: arrays, records, metadata, or the bytes of its objects. A
-second implementation in plain NumPy says which clients' rows are valid. A thousand messages are sent with the other
+second implementation in plain NumPy says which clients' rows are valid. Some hundred messages are sent with the other
 tests; 100,000 by::
 
     FEDSIM_FUZZ=100000 python -m pytest tests/test_fuzz_wire.py -n 0
@@ -59,7 +59,7 @@ EXPERIMENTS = {
     "secure": replace(BASE, secure_aggregation=SecureAggregation(neighbours=6)),
 }
 #: Hostile messages of all tests together; a round has as many as there are SuperNodes that are not honest.
-MESSAGES = cases(1200)
+MESSAGES = cases(900)
 ROUNDS = -(-MESSAGES // (len(EXPERIMENTS) * (NODES - HONEST)))
 Change = Callable[[random.Random, Message], Message]
 

@@ -6,6 +6,7 @@ docs/trust.md prints the table of cases and reasons.
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -125,6 +126,16 @@ def malformed(reply: Message, earlier: list[Message]) -> list[Objects]:
     return [renamed({**objects, content: objects[content].partition(b"\x00")[0] + b"\x007"})]
 
 
+def repeated(reply: Message, earlier: list[Message]) -> list[Objects]:
+    """A chunk of 4 kB that is repeated a million times."""
+    arrays = dict(reply.content.array_records[RESULT].items())
+    arrays["weights"] = Array("float32", (2, 3), "numpy.ndarray", bytes(4096))
+    objects = with_content(reply, RecordDict({RESULT: ArrayRecord(arrays)}))[0]
+    target = next(name for name, content in objects.items() if b'"shape": [2, 3]' in content)
+    changed = objects[target].replace(b'"arraychunk_ids": [0]', b'"arraychunk_ids": [' + b"0, " * 10**6 + b"0]")
+    return [renamed({**objects, target: changed})]
+
+
 def of_another_node(reply: Message, earlier: list[Message]) -> list[Objects]:
     """The rows of another SuperNode's clients."""
     other = next(one for one in earlier if one.metadata.src_node_id == 2)
@@ -153,6 +164,10 @@ def npy(header: bytes) -> bytes:
 #: The case, as docs/trust.md prints it -> the attack, and the reason that is recorded.
 CASES: dict[str, tuple[Attack, str]] = {
     "bytes that are no message": (malformed, "SuperNode 3 failed: its reply cannot be read: AttributeError"),
+    "an array that repeats 4 kB a million times": (
+        repeated,
+        "SuperNode 3 failed: its reply cannot be read: ValueError",
+    ),
     "another SuperNode's name": (
         with_metadata(_src_node_id=2),
         "SuperNode 3 failed: its reply is in the name of 2",
@@ -223,6 +238,20 @@ def test_docs_print_the_cases_and_the_reasons() -> None:
     for name, (_, reason) in CASES.items():
         row = next((line for line in page.splitlines() if line.startswith(f"| {name} | `")), "")
         assert reason in row, name
+
+
+def test_an_array_that_repeats_a_chunk_is_refused_before_it_fills_the_memory() -> None:
+    tracemalloc.start()
+    try:
+        result = run(replace(BASE, rounds=1), [repeated])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.failures["partition_id"].tolist() == [*LOST]
+    assert peak < 2**27  # of 4 GB
+    zeros = Message(RecordDict({RESULT: ArrayRecord([np.zeros(6 * 10**6)])}), 2, "train")  # chunks of zeros repeat
+    with internals.limit_repetition():
+        assert not inflated(serialised(zeros)).content.array_records[RESULT]["0"].numpy().any()
 
 
 def test_a_second_reply_does_not_replace_the_first() -> None:

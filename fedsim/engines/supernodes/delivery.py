@@ -58,9 +58,11 @@ def _pull(grid: Grid, message: Message) -> Message | None:
     """Return the reply to a message if there is one."""
     sent = message.metadata
     try:
-        found = [r for r in grid.pull_messages([sent.message_id]) if r.metadata.reply_to_message_id == sent.message_id]
+        with internals.limit_repetition():
+            pulled = list(grid.pull_messages([sent.message_id]))
     except internals.MALFORMED as error:
         return _error(message, f"its reply cannot be read: {type(error).__name__}")
+    found = [reply for reply in pulled if reply.metadata.reply_to_message_id == sent.message_id]
     if not found:
         return None
     sender = found[0].metadata.src_node_id
