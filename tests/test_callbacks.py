@@ -506,7 +506,7 @@ class Reader(Callback):
         {"transforms": (TopK(0.2),)},
         {"weight_divergence": True, "fraction_evaluate": 1.0, "test_fraction": 0.2},
     ],
-    ids=str,
+    ids=lambda changes: "-".join(changes),
 )
 def test_reading_updates_changes_no_bit(changes: dict[str, Any]) -> None:
     experiment = replace(replace(BASE, rounds=3, split=Dirichlet(6, alpha=0.5)), **changes)

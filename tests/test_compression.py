@@ -20,8 +20,8 @@ from fedsim import Experiment, clients
 from fedsim.apps import app
 from fedsim.apps.in_process import AppGrid
 from fedsim.clients import SGD
+from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.engine import SuperNodeEngine
-from fedsim.engines.supernodes.replies import RESULT
 from fedsim.errors import ConfigError
 from fedsim.flower import strategies
 from fedsim.splits import Dirichlet

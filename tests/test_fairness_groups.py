@@ -24,7 +24,8 @@ from fedsim.clients.sensitive import COUNTS, Sensitive, possible_counts
 from fedsim.data import Dataset, load
 from fedsim.data.shared import open_shared, share
 from fedsim.data.table import encode
-from fedsim.engines.supernodes.replies import RESULT, evaluation_layout, read_reply
+from fedsim.engines.supernodes.arrays import RESULT
+from fedsim.engines.supernodes.replies import evaluation_layout, read_reply
 from fedsim.errors import ConfigError, DataError
 from fedsim.fairness import GAPS, FairFed, Reweighing, count_groups, group_gaps, group_rates, group_report, metric_frame
 from fedsim.fairness.fairfed import OMEGA, distances, opportunity_gap

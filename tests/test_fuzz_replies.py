@@ -27,9 +27,9 @@ from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.engine import SuperNodeEngine
 from fedsim.engines.supernodes.node import answer, hello
-from fedsim.engines.supernodes.replies import RESULT
 from fedsim.engines.supernodes.roster import HELLO
 from fedsim.errors import FedsimError
 from fedsim.flower import internals

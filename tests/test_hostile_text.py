@@ -23,8 +23,9 @@ from fedsim.apps.export import export
 from fedsim.apps.in_process import AppGrid
 from fedsim.cli import main as cli
 from fedsim.clients import SGD
+from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.node import received_client
-from fedsim.engines.supernodes.replies import ORDER, RESULT, WEIGHTS
+from fedsim.engines.supernodes.replies import ORDER, WEIGHTS
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import records, strategies
 from fedsim.flower.internals import FIRST_NODE_ID

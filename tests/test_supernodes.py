@@ -32,24 +32,19 @@ from fedsim.clients import SGD
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
-from fedsim.engines.supernodes.engine import SuperNodeEngine
-from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
-from fedsim.engines.supernodes.node import answer, hello
-from fedsim.engines.supernodes.replies import (
-    EVALUATION,
-    FAILED,
+from fedsim.engines.supernodes.arrays import (
     RESULT,
-    Hello,
     Layout,
     ReplyError,
     first_line,
     invalid_rows,
     read_array,
     read_columns,
-    read_hello,
-    read_reply,
-    training_layout,
 )
+from fedsim.engines.supernodes.engine import SuperNodeEngine
+from fedsim.engines.supernodes.fingerprint import ROWS, difference, fingerprint
+from fedsim.engines.supernodes.node import answer, hello
+from fedsim.engines.supernodes.replies import EVALUATION, FAILED, Hello, read_hello, read_reply, training_layout
 from fedsim.engines.supernodes.roster import Roster
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.flower import internals, records, strategies
@@ -233,7 +228,7 @@ FAULTS: dict[str, tuple[Callable[[Message, Context], Message | None], str]] = {
     "raises": (boom, "failed: OSError: the disk is full"),
     "sends NaN": (altered("weights", lambda w: w * np.nan), "training diverged|not finite"),
     "sends a number that overflows": (altered("weights", lambda w: w * 0 + 1e38), "sent weights too large for float32"),
-    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), r"training loss -1e\+09"),
+    "sends a loss below any": (altered("train_loss", lambda loss: loss * 0 - 1e9), r"sent a training loss of -1e\+09"),
     "sends bytes": (unreadable(b"no array"), "sent weights of bytes that are no array"),
     "sends a pickle": (unreadable(pickled), "sent weights of shape .* and dtype object"),
     "sends a header only": (unreadable(header), r"sent weights of shape \(1000000000000,\)"),
@@ -1060,6 +1055,35 @@ def test_what_new_supernodes_say_during_a_run_does_not_end_it(on_failure: str) -
     assert roster.hosts == {0: 9, 1: 8, 2: 7}
     assert grid.asked("query")[-1] == [9]
     assert roster.missing(5) == "no SuperNode is partition 5 of 3"
+
+
+def test_a_silent_supernode_is_waited_for_once_during_a_run() -> None:
+    """Otherwise it would delay every round. When it has left and returned, it is asked again."""
+    grid = Scripted(SITE, 2)
+    roster = roster_of(grid, 2)
+    roster.wait()
+    grid.there.append(7)
+    grid.answers = {7: lambda message: None}
+    for _ in range(3):
+        roster.update()
+    assert grid.asked("query") == [[2, 3], [7]]
+    assert roster.missing(2) == (
+        "no SuperNode is partition 2 of 2; SuperNode 7 is refused: it did not answer within 60 s"
+    )
+    grid.there.remove(7)
+    roster.update()
+    grid.there.append(7)
+    roster.update()
+    assert grid.asked("query") == [[2, 3], [7], [7]]
+
+
+def test_the_first_hello_of_a_supernode_counts() -> None:
+    grid = Scripted(SITE, 2)
+    grid.answers = {2: lambda m: [grid.honest(m), broken(m)], 3: lambda m: [other_data(m), grid.honest(m)]}
+    roster = roster_of(grid, 2)
+    roster.wait()
+    assert roster.hosts == {0: 2}
+    assert "SuperNode 3 is refused: it has other data" in roster.missing(1)
 
 
 def test_a_supernode_that_is_refused_has_no_say_any_more() -> None:

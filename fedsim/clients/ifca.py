@@ -59,8 +59,10 @@ class IFCA(SGD):
         return self._choose(ctx)[0]
 
     def weigh(self, num_examples: Array, up: Mapping[str, Array]) -> Array:
-        """Weight each client in the mean of its cluster only."""
-        return num_examples[:, None] * up["cluster"]
+        """Weight each client in the mean of its cluster only; a client that does not name one has weights of NaN."""
+        cluster = up["cluster"]
+        named = (cluster >= 0).all(axis=1) & (cluster.sum(axis=1) == 1)
+        return np.where(named[:, None], num_examples[:, None] * cluster, np.nan)
 
     def server_step(self, ctx: ServerContext) -> Array:
         """Update each model that was trained."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -10,10 +13,20 @@ import flwr.app
 import numpy as np
 from flwr.app import Message, Metadata, RecordDict
 from flwr.app.exception import AppExitException as AppExitException
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError, get_object_body
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+#: What Flower raises when it reads malformed bytes; a lost connection raises other exceptions.
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, DecodeError, LookupError, MemoryError, RecursionError, TypeError,
+    UnexpectedObjectContentError, ValueError,
+)  # fmt: skip
+#: Bytes of repeated chunks that are allowed in a received message.
+MAX_REPEATED_BYTES = 2**28
 #: Flower's id of the server side (flwr.common.constant.SUPERLINK_NODE_ID).
 SERVER_NODE_ID = 1
 #: Node id of partition 0 on the grids of this package.
@@ -60,6 +73,36 @@ def reply_metadata(node_id: int, message_id: str, message_type: str, group_id: s
 def make_message(metadata: Metadata, content: RecordDict | None = None, error: flwr.app.Error | None = None) -> Message:
     """Return a message with the given metadata, which Flower's public constructor does not accept."""
     return Message(metadata=metadata, content=content, error=error)  # type: ignore[call-overload]
+
+
+@contextmanager
+def limit_repetition() -> Iterator[None]:
+    """Let Flower raise ValueError for a message whose arrays repeat more than `MAX_REPEATED_BYTES` of their chunks.
+
+    A received array is a list of chunks, and may repeat one so often that a small message fills the memory.
+    """
+    registry: dict[str, Any] = inflatable_utils.inflatable_class_registry
+    seen, repeated = set[str](), 0
+
+    class LimitedArray(flwr.app.Array):
+        @classmethod
+        def inflate(cls, object_content: bytes, children: Any = None) -> flwr.app.Array:
+            nonlocal repeated
+            sizes = [(name, len(chunk.data)) for name, chunk in children.items()]
+            for place in json.loads(get_object_body(object_content, flwr.app.Array))["arraychunk_ids"]:
+                name, size = sizes[place]
+                repeated += size if name in seen else 0
+                seen.add(name)
+                if repeated > MAX_REPEATED_BYTES:
+                    raise ValueError(f"its arrays repeat more than {MAX_REPEATED_BYTES} bytes")
+            return flwr.app.Array.inflate(object_content, children)
+
+    plain = registry[flwr.app.Array.__qualname__]
+    registry[flwr.app.Array.__qualname__] = LimitedArray
+    try:
+        yield
+    finally:
+        registry[flwr.app.Array.__qualname__] = plain
 
 
 class Array(flwr.app.Array):

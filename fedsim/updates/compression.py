@@ -72,8 +72,11 @@ class TopK(UpdateTransform):
         return np.take_along_axis(values, index.astype(np.intp), axis=1), {"index": index}
 
     def on_server(self, values: Array, side: Mapping[str, Array], ctx: TransformContext) -> Array:
-        """Return the values at their indices, and zero elsewhere."""
-        return _scatter(values, side["index"].astype(np.intp), ctx)
+        """Return the values at their indices, and zero elsewhere; ValueError unless indices increase."""
+        index = side["index"].astype(np.intp)
+        if not (index[:, 1:] > index[:, :-1]).all():
+            raise ValueError("the indices do not increase")
+        return _scatter(values, index, ctx)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.blocks import Blocks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.arrays import Layout, ReplyError, first_line, read_columns
+from fedsim.engines.supernodes.delivery import send_and_receive
 from fedsim.engines.supernodes.fingerprint import fingerprint
 from fedsim.engines.supernodes.replies import (
     ENCODED,
@@ -31,11 +33,7 @@ from fedsim.engines.supernodes.replies import (
     SECURE_QUERY,
     UP,
     WEIGHTS,
-    Layout,
-    ReplyError,
     evaluation_layout,
-    first_line,
-    read_columns,
     read_reply,
     training_layout,
 )
@@ -218,12 +216,9 @@ class SuperNodeEngine:
             failed = {}
             messages, sent = self._messages(kind, task, waiting, content, failed)
             for node, reply in self._replies(messages, sent, failed):
-                if reply.metadata.group_id != str(task.round):
-                    failed |= dict.fromkeys(map(int, sent[node]), f"SuperNode {node} answered another message")
-                else:
-                    found, lost = read_reply(kind, self.runtime, task, sent[node], reply.content, layout)
-                    rows |= found
-                    failed |= lost
+                found, lost = read_reply(kind, self.runtime, task, sent[node], reply.content, layout)
+                rows |= found
+                failed |= lost
             waiting = np.array([c for c in waiting if int(c) in failed], dtype=np.intp)
         return rows, {client: ClientError(client, task.round, reason) for client, reason in failed.items()}
 
@@ -263,17 +258,17 @@ class SuperNodeEngine:
     ) -> Iterator[tuple[int, Message]]:
         """Send messages and yield each SuperNode's first reply, if it has content; record the other failures."""
         answered, link_error = set(), ""
-        for reply in self.grid.send_and_receive(messages, timeout=self._timeout) if messages else []:
+        for reply in send_and_receive(self.grid, messages, self._timeout) if messages else []:
             node = reply.metadata.src_node_id
             if node not in sent:  # from the SuperLink, for a SuperNode that is gone
                 link_error = first_line(reply.error.reason) if reply.has_error() else ""
             elif node not in answered:
                 answered.add(node)
-                if reply.has_content():
+                if reply.has_content() and reply.metadata.group_id == messages[0].metadata.group_id:
                     yield node, reply
-                else:
-                    reason = f"SuperNode {node} failed: {first_line(reply.error.reason)}"
-                    failed |= dict.fromkeys(map(int, sent[node]), reason)
+                    continue
+                error = f"failed: {first_line(reply.error.reason)}" if reply.has_error() else "answered another message"
+                failed |= dict.fromkeys(map(int, sent[node]), f"SuperNode {node} {error}")
         for node, own in sent.items():
             if node not in answered:
                 within = f" within {self._timeout:g} s" if self._timeout else ""

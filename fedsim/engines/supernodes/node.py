@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from fedsim import clients as client_strategies
 from fedsim.clients import ClientStrategy
 from fedsim.engines.runtime import ClientRuntime
+from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.fingerprint import fingerprint
-from fedsim.engines.supernodes.replies import FAILED, ORDER, RESULT, SECURE, WEIGHTS, columns_of, evaluation_layout
+from fedsim.engines.supernodes.replies import FAILED, ORDER, SECURE, WEIGHTS, columns_of, evaluation_layout
 from fedsim.engines.supernodes.state import NodeState
 from fedsim.errors import FedsimError
 from fedsim.flower import records

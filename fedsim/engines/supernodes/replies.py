@@ -6,53 +6,41 @@ and if the server can compute with their numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
 from typing import Any
 
-import flwr.app
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.clients.sensitive import COUNTS, possible_counts
+from fedsim.clients.sgd import overrides
 from fedsim.clients.task import Task, Update
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.runtime import GROUP_COUNTS, ClientRuntime
+from fedsim.engines.supernodes.arrays import RESULT, Layout, ReplyError, first_line, invalid_rows, read_columns
 from fedsim.engines.supernodes.fingerprint import difference
 from fedsim.errors import FedsimError
-from fedsim.flower import internals
 from fedsim.splits import Partition
-from fedsim.text import printable
+from fedsim.text import describe
 from fedsim.updates.transform import Pipeline
 
 Array = NDArray[Any]
-#: Name -> the shape of a client's row, and the dtype.
-Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 #: Names of the records of a message to a SuperNode.
 WEIGHTS, ORDER = "fedsim.weights", "fedsim.order"
 #: Record of the arrays of a step of secure aggregation, and the type of its messages.
 SECURE, SECURE_QUERY = "fedsim.secure", "query.secure"
-#: Names of a reply's records: arrays with a row per client; the reasons for clients without rows.
-RESULT, FAILED = "fedsim.result", "fedsim.failed"
+#: Name of the record with the reasons for clients without rows.
+FAILED = "fedsim.failed"
 #: Prefixes of the arrays that a reply has besides the weights.
 UP, ENCODED = "up.", "encoded."
 #: Largest number of clients that the server trains to find the arrays that a strategy sends, and of examples of each.
 TRIAL_CLIENTS, TRIAL_EXAMPLES = 3, 10
-#: Length to which the reason in an error message is shortened.
-MAX_REASON_LENGTH = 300
-
-
 #: Reason for which a client's counts in groups of people are refused.
 IMPOSSIBLE_COUNTS = "its SuperNode sent impossible counts in groups"
-
-
-class ReplyError(Exception):
-    """The reason for which a reply is not valid."""
 
 
 @dataclass(frozen=True)
@@ -165,89 +153,6 @@ def read_failures(content: RecordDict, clients: NDArray[np.intp]) -> dict[int, s
     return {client: first_line(reason) for client, reason in reasons.items() if isinstance(reason, str)}
 
 
-def read_columns(content: RecordDict, layout: Layout, clients: NDArray[np.intp]) -> dict[str, Array]:
-    """Return the arrays of a reply, with a row for each of the clients, in the reply's order.
-
-    Raises
-    ------
-    ReplyError
-        The layout or the clients differ.
-    """
-    record = content.get(RESULT)
-    arrays = dict(record.items()) if isinstance(record, ArrayRecord) else {}
-    if unknown := sorted(arrays.keys() - layout.keys()):
-        raise ReplyError(f"its SuperNode sent {unknown[0][:40]!r}, which was not asked for")
-    columns = {}
-    for name, (row, dtype) in layout.items():
-        if name not in arrays:
-            raise ReplyError(f"its SuperNode sent no {name}")
-        try:
-            columns[name] = read_array(arrays[name], (len(clients), *row), dtype)
-        except ReplyError as refused:
-            raise ReplyError(f"its SuperNode sent {name} {refused}") from None
-    if sorted(columns["partition_ids"].tolist()) != sorted(clients.tolist()):
-        raise ReplyError("its SuperNode answered for other clients")
-    return columns
-
-
-def read_array(array: flwr.app.Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return the values of a received array; nothing is allocated before its size has been checked.
-
-    Raises
-    ------
-    ReplyError
-        It is no array of that shape and dtype.
-    """
-    if isinstance(array, internals.Array):  # from this process
-        values, start, data = array.__dict__["values"], 0, b""
-        found, order, kind = values.shape, False, values.dtype
-    else:
-        data, values = array.data, None
-        try:
-            stream = BytesIO(data)
-            version = np.lib.format.read_magic(stream)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            found, order, kind = header(stream)
-            start = stream.tell()
-        except Exception:  # the parser may raise anything on arbitrary bytes
-            raise ReplyError("of bytes that are no array") from None
-    if found != shape or (kind.kind, kind.itemsize) != (dtype.kind, dtype.itemsize):
-        raise ReplyError(f"of shape {str(found)[:60]} and dtype {str(kind)[:20]}; expected {shape} and {dtype}")
-    if values is None:
-        if len(data) - start != math.prod(shape) * dtype.itemsize:
-            raise ReplyError(f"of {len(data) - start} bytes; expected {math.prod(shape) * dtype.itemsize}")
-        flat = np.frombuffer(data, kind, offset=start)
-        values = flat.reshape(shape[::-1]).T if order else flat.reshape(shape)
-    result: Array = values.astype(dtype, copy=False)
-    return result
-
-
-def invalid_rows(sent: Mapping[str, Array], dtype: str) -> dict[int, str]:
-    """Return the rows with numbers that the server cannot compute with, and the reasons.
-
-    Parameters
-    ----------
-    sent : mapping of str to ndarray, shape (clients, ...)
-    dtype : str
-        Of the model: a row that is longer than its largest number overflows when it is used.
-    """
-    invalid: dict[int, str] = {}
-    for name, rows in sent.items():
-        flat = rows.reshape(len(rows), -1).astype(np.float64)
-        finite = np.asarray(np.isfinite(flat).all(axis=1))
-        with np.errstate(all="ignore"):
-            longest = np.sqrt(np.square(flat).sum(axis=1))
-        for row in np.flatnonzero(~finite | (longest > np.finfo(dtype).max)):
-            what = f"too large for {dtype}" if finite[row] else "that are not finite"
-            invalid.setdefault(int(row), f"its SuperNode sent {name} {what}")
-    return invalid
-
-
-def first_line(text: str | None) -> str:
-    """Return the first line of a received error message."""
-    return printable(((text or "").strip() or "no reason given").splitlines()[0][:MAX_REASON_LENGTH])
-
-
 def read_reply(
     kind: str, runtime: ClientRuntime, task: Task, clients: NDArray[np.intp], content: RecordDict, layout: Layout
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
@@ -281,7 +186,7 @@ def read_reply(
         return {}, failed | dict.fromkeys(map(int, clients), str(reason))
     ids = columns["partition_ids"]
     held = (task.partition if kind == "train" else runtime.partition_test).sizes[ids]
-    invalid = _invalid_updates(columns, runtime) if kind == "train" else _invalid_scores(columns, runtime)
+    invalid = _invalid_updates(columns, runtime, task) if kind == "train" else _invalid_scores(columns, runtime)
     for row in np.flatnonzero(columns["num_examples"] != held):
         number = columns["num_examples"][row]
         invalid[int(row)] = f"its SuperNode sent num_examples of {number}; the client has {held[row]}"
@@ -300,22 +205,45 @@ def _decoded(pipeline: Pipeline, task: Task, columns: Mapping[str, Array]) -> Ar
         with np.errstate(all="ignore"):
             change = pipeline.decode(sent, task.seed, task.round, columns["partition_ids"])
             weights: Array = task.global_weights + change
-    except (KeyError, ValueError, IndexError):
-        raise ReplyError("its SuperNode sent compressed weights that cannot be decoded") from None
+    except Exception as error:  # a transform may raise anything on arbitrary numbers
+        raise ReplyError(f"its SuperNode sent an update that cannot be decoded: {describe(error)}") from None
     return weights
 
 
-def _invalid_updates(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:
-    """Return `invalid_rows` among the clients that have not diverged, as their training loss shows."""
+def _invalid_updates(columns: Mapping[str, Array], runtime: ClientRuntime, task: Task) -> dict[int, str]:
+    """Return the rows that the server cannot use among the clients that have not diverged, by their training loss."""
     finite = np.flatnonzero(np.isfinite(columns["train_loss"]))
     if not len(finite):
         return {}
     sent = {name: rows[finite] for name, rows in columns.items() if name == "weights" or name.startswith(UP)}
-    invalid = {int(finite[row]): reason for row, reason in invalid_rows(sent, runtime.model.dtype).items()}
-    for row, counts in enumerate(columns.get(UP + GROUP_COUNTS, ())):
-        if not possible_counts(counts, columns["num_examples"][row]):
+    invalid = _unweighable(task, sent, columns["partition_ids"][finite]) | invalid_rows(sent, runtime.model.dtype)
+    if _has_positive_loss(task):  # others may change the loss
+        loss = columns["train_loss"][finite]
+        invalid |= {int(k): f"its SuperNode sent a training loss of {loss[k]:.3g}" for k in np.flatnonzero(loss < 0)}
+    for row, counts in enumerate(sent.get(UP + GROUP_COUNTS, ())):
+        if not possible_counts(counts, columns["num_examples"][finite[row]]):
             invalid[row] = IMPOSSIBLE_COUNTS
-    return invalid
+    return {int(finite[row]): reason for row, reason in invalid.items()}
+
+
+def _has_positive_loss(task: Task) -> bool:
+    """Return whether a strategy has one of fedsim's losses, which are at least 0."""
+    hook = getattr(type(task.strategy), "gradient", None)
+    return hook is not None and hook.__module__.startswith("fedsim.")
+
+
+def _unweighable(task: Task, sent: Mapping[str, Array], clients: NDArray[np.intp]) -> dict[int, str]:
+    """Return the rows to which the client strategy gives no valid weight in the means, if it has weights of its own."""
+    if not overrides(task.strategy, "weigh"):
+        return {}
+    up = {name.removeprefix(UP): rows for name, rows in sent.items() if name.startswith(UP)}
+    try:
+        with np.errstate(all="ignore"):
+            weights = np.asarray(task.strategy.weigh(task.partition.sizes[clients], up), dtype=np.float64)
+    except Exception as error:  # a strategy may raise anything on arbitrary numbers
+        return dict.fromkeys(range(len(clients)), f"its SuperNode sent arrays without a weight: {describe(error)}")
+    valid = (np.isfinite(weights) & (weights >= 0)).reshape(len(clients), -1).all(axis=1)
+    return dict.fromkeys(np.flatnonzero(~valid).tolist(), "its SuperNode sent arrays that give it no valid weight")
 
 
 def _invalid_scores(columns: Mapping[str, Array], runtime: ClientRuntime) -> dict[int, str]:

@@ -10,7 +10,9 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim.engines.supernodes.replies import ORDER, Hello, ReplyError, first_line, read_hello
+from fedsim.engines.supernodes.arrays import ReplyError, first_line
+from fedsim.engines.supernodes.delivery import send_and_receive
+from fedsim.engines.supernodes.replies import ORDER, Hello, read_hello
 from fedsim.errors import FedsimError
 
 #: Type of the message that asks a SuperNode for its partition.
@@ -95,10 +97,12 @@ class Roster:
             return
         content = RecordDict({ORDER: ConfigRecord()})
         messages = [Message(content, dst_node_id=node, message_type=HELLO) for node in nodes]
-        for reply in self._grid.send_and_receive(messages, timeout=self._wait):
+        silent = set(nodes)
+        for reply in send_and_receive(self._grid, messages, self._wait):
             node = reply.metadata.src_node_id
-            if node not in nodes:
+            if node not in silent:  # another one, or a second reply
                 continue
+            silent.remove(node)
             self._failing.pop(node, None)
             if not reply.has_content():
                 self._failing[node] = first_line(reply.error.reason)
@@ -108,6 +112,8 @@ class Roster:
                 self._hellos[node] = read_hello(reply.content, self._fingerprint, self._max_partitions)
             except ReplyError as reason:
                 self._refuse(node, str(reason))
+        if self._started:  # otherwise every round would wait for it
+            self._refused |= dict.fromkeys(silent, f"it did not answer within {self._wait:g} s")
 
     def _refuse(self, node: int, reason: str) -> None:
         self._raise_at_start(f"SuperNode {node} is refused: {reason}")
