@@ -48,7 +48,7 @@ def test_the_card_says_how_clients_differ() -> None:
     result = replace(BASE, fraction_evaluate=1.0, test_fraction=0.3).run()
     scores = result.clients[result.clients["round"] == 2]["accuracy"]
     assert f"8 clients have accuracy of {scores.mean():.3f} on average" in result.card()
-    assert f"the worst {scores.min():.3f}" in result.card()
+    assert f"the worst tenth of them {scores.min():.3f}, the best tenth {scores.max():.3f}." in result.card()
     assert "had trained on" not in result.card()
     assert "had trained on" in replace(BASE, fraction_evaluate=1.0).run().card()
 
@@ -64,6 +64,19 @@ def test_the_card_names_what_is_wrong_with_a_run() -> None:
     failing = replace(BASE, client=SGD(lr=1e6), on_failure="exclude", rounds=3).run()
     assert f"{len(failing.failures)} updates of 8 clients were excluded." in failing.card()
     assert len(failing.failures) == 24
+
+
+def test_the_card_has_the_rates_of_groups_of_people() -> None:
+    digits = data.load("digits")
+    sides = {"side": np.where(digits.x_train[:, 20] > 0, "ink", "<b>")}
+    tests = {"side": np.where(digits.x_test[:, 20] > 0, "ink", "<b>")}
+    grouped = replace(digits, groups=sides, groups_test=tests)
+    card = replace(BASE, dataset=grouped, sensitive="side", positive=3).run().card()
+    assert "Rates in the groups of side on the test set:" in card
+    for name in ("ink", r"\<b\>"):
+        count = int((tests["side"] == name.replace("\\", "")).sum())
+        assert f"| {name} | {count} |" in card
+    assert "groups of people was not measured" in BASE.run().card()
 
 
 def test_names_are_text() -> None:

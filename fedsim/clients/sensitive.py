@@ -21,6 +21,8 @@ from fedsim.splits.partition import Indices, Partition
 
 #: What is counted in each group, in order. A positive is an example of the positive label, or predicted to be.
 COUNTS = ("num_examples", "correct", "true_positives", "false_positives", "false_negatives")
+#: Value of ``partition_id`` in `Result.groups` for the server's test set.
+TEST_SET = -1
 #: Largest number of groups; a column with more identifies people or clients.
 MAX_GROUPS = 100
 

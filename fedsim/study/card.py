@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.clients.local_round import personalises
+from fedsim.clients.sensitive import TEST_SET
+from fedsim.fairness import client_fairness, group_rates
 from fedsim.objects import short_repr
 from fedsim.splits.measure import summary
 from fedsim.text import printable
@@ -133,12 +135,21 @@ def _evaluation(result: Result, test_examples: int, classes: pd.DataFrame | None
             parts.append(f"The {MAX_ROWS} of {len(classes)} classes with the lowest recall:")
         parts.append(_frame(shown))
     if len(result.clients):
-        scores = result.clients[result.clients["round"] == result.clients["round"].max()][result.score]
+        found = client_fairness(result).iloc[-1]
         parts.append(
-            f"On their own examples, {len(scores)} clients have {_score_name(result)} of {scores.mean():.3f} on "
-            f"average; a tenth of them have less than {scores.quantile(0.1):.3f}, the worst {scores.min():.3f}."
+            f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
+            f"on average, the worst tenth of them {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
         )
+    if result.experiment.sensitive:
+        column = _text(result.experiment.sensitive)
+        parts += [f"Rates in the groups of {column} on the test set:", _frame(_groups(result))]
     return parts
+
+
+def _groups(result: Result) -> pd.DataFrame:
+    """Return the rates of the final global model in groups of people."""
+    counts = result.groups[(result.groups["round"] == result.rounds) & (result.groups["partition_id"] == TEST_SET)]
+    return group_rates(counts.drop(columns=["round", "partition_id"]))
 
 
 def class_scores(result: Result, data: Dataset, model: Model) -> pd.DataFrame:
@@ -191,6 +202,10 @@ def _limits(result: Result, federated: FederatedDataset, model: Model, classes: 
         limits.append("How accuracy differs between clients was not measured.")
     elif federated.partition_test is None:
         limits.append("Clients evaluated on the examples that they had trained on.")
+    if result.experiment.sensitive is None:
+        limits.append("How it works for different groups of people was not measured.")
+    if result.experiment.attack:
+        limits.append("Some clients were malicious, by simulation.")
     if len(result.failures):
         who = result.failures["partition_id"].nunique()
         limits.append(f"{len(result.failures)} updates of {who} clients were excluded.")

@@ -35,8 +35,6 @@ Array = NDArray[Any]
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
 #: Columns of `Result.groups`, in order.
 GROUPS = ("round", "partition_id", "group", *COUNTS)
-#: Value of ``partition_id`` in `Result.groups` for the server's test set.
-TEST_SET = -1
 #: Columns of `Result.failures`, in order.
 FAILURES = ("round", "partition_id", "reason")
 

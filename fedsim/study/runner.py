@@ -16,6 +16,7 @@ import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.checks import check_instance, to_builtin
+from fedsim.clients.sensitive import TEST_SET
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, make_engine
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
@@ -34,7 +35,7 @@ from fedsim.study.directory import RunDirectory
 from fedsim.study.example_privacy import ExampleBudget
 from fedsim.study.privacy import PrivacyBudget
 from fedsim.study.result import Result, history_columns
-from fedsim.study.run_state import CLIENTS, FAILURES, GROUPS, TEST_SET, RunState
+from fedsim.study.run_state import CLIENTS, FAILURES, GROUPS, RunState
 from fedsim.study.saving import Checkpoints
 from fedsim.text import describe, print_notice
 
