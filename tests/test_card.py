@@ -48,7 +48,7 @@ def test_the_card_says_how_clients_differ() -> None:
     result = replace(BASE, fraction_evaluate=1.0, test_fraction=0.3).run()
     scores = result.clients[result.clients["round"] == 2]["accuracy"]
     assert f"8 clients have accuracy of {scores.mean():.3f} on average" in result.card()
-    assert f"the worst tenth of them {scores.min():.3f}, the best tenth {scores.max():.3f}." in result.card()
+    assert f"the worst tenth {scores.min():.3f}, the best tenth {scores.max():.3f}." in result.card()
     assert "had trained on" not in result.card()
     assert "had trained on" in replace(BASE, fraction_evaluate=1.0).run().card()
 

@@ -138,7 +138,7 @@ def _evaluation(result: Result, test_examples: int, classes: pd.DataFrame | None
         found = client_fairness(result).iloc[-1]
         parts.append(
             f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
-            f"on average, the worst tenth of them {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
+            f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
         )
     if result.experiment.sensitive:
         column = _text(result.experiment.sensitive)
