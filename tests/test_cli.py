@@ -443,7 +443,8 @@ def test_the_showpiece(tmp_path: Path) -> None:
     for word in ("IID", "Shards(2)", "Dirichlet(1.0)", "Dirichlet(0.1)", "final accuracy"):
         assert word in done.stdout
     out = tmp_path / "results" / "iid_vs_noniid"
-    assert {f.name for f in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "accuracy.png", "splits.png"}
+    tables = {"rounds.csv", "clients.csv", "summary.csv", "fairness.csv"}
+    assert {f.name for f in out.iterdir()} == tables | {"accuracy.png", "splits.png"}
     assert len(pd.read_csv(out / "rounds.csv")) == 4 * 2 * 3
     assert "kept the earlier results" in call(SHOWPIECE, *QUICK, cwd=tmp_path).stdout
     assert (tmp_path / "results" / "iid_vs_noniid.1" / "accuracy.png").exists()

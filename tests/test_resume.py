@@ -323,7 +323,13 @@ def test_a_restart_before_the_first_checkpoint_leaves_nothing(monkeypatch: pytes
         (out / name).touch()
     assert same(BASE.run(directory=out), BASE.run())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert {p.name for p in out.iterdir()} == {*rundir.RESULTS, ".lock", ".mine.abcdefgh", ".history.csv.backup"}
+    assert {p.name for p in out.iterdir()} == {
+        *rundir.RESULTS,
+        rundir.FAIRNESS,
+        ".lock",
+        ".mine.abcdefgh",
+        ".history.csv.backup",
+    }
 
 
 @pytest.mark.parametrize("at", [0, 3, 6])
@@ -735,7 +741,7 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.Capt
     TINY.run(directory=tmp_path)
     kept = tmp_path.with_name(f"{tmp_path.name}.1")
     assert f"fedsim: kept the earlier results in {kept}\n" == capsys.readouterr().err
-    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
+    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS, rundir.FAIRNESS} - {"experiment.toml"}
 
 
 def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,8 +231,8 @@ def test_what_is_finished_is_written_as_it_finishes(monkeypatch: pytest.MonkeyPa
     assert seen == [[], [1], [2], [2, 1]]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # its own tables are no earlier results
     whole.to_csv(tmp_path / "again")
-    assert {p.name for p in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", ".lock"}
-    for name in ("rounds.csv", "clients.csv", "summary.csv"):
+    assert {p.name for p in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "fairness.csv", ".lock"}
+    for name in ("rounds.csv", "clients.csv", "summary.csv", "fairness.csv"):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
@@ -589,7 +589,7 @@ def test_each_dataset_of_a_study_is_loaded_once_and_all_have_the_same_score(monk
 def test_earlier_tables_and_pictures_are_kept_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    tables = ["rounds.csv", "clients.csv", "summary.csv"]
+    tables = ["rounds.csv", "clients.csv", "summary.csv", "fairness.csv"]
     pictures = ["accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png"]
     for name in (*tables, *pictures, "mine.png", ".drift.png.abcdefgh"):
         (out / name).touch()
