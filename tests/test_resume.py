@@ -741,7 +741,7 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.Capt
     TINY.run(directory=tmp_path)
     kept = tmp_path.with_name(f"{tmp_path.name}.1")
     assert f"fedsim: kept the earlier results in {kept}\n" == capsys.readouterr().err
-    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS, rundir.FAIRNESS} - {"experiment.toml"}
+    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
 
 
 def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
