@@ -3,7 +3,7 @@
 Prints the test accuracy, and the success rate of targeted attacks, with 95 % intervals over the seeds; writes them as
 CSV and as heatmaps, in which bright is good for the defender. A fifth of the clients are malicious, except for model
 replacement, which a single client tries. The defences know how many clients are malicious, where they need it. Clients
-take few steps on small batches, so that their updates differ. The defaults are 1,560 runs: several minutes on two
+take few steps on small batches, so that their updates differ. The defaults are 1,560 runs: about three minutes on two
 cores.
 """
 
