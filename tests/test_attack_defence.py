@@ -46,6 +46,8 @@ def test_a_little_is_enough_breaks_the_mean_and_passes_krum() -> None:
         clean, attacked = (measured(NON_IID, a, server, "test_accuracy") for a in (None, attack))
         assert is_larger(clean, attacked)
         assert clean.mean() - attacked.mean() > 0.05
+    iid = replace(BASE, split=IID(30))
+    assert is_larger(*(measured(iid, a, None, "test_accuracy") for a in (None, replace(attack, fraction=0.4))))
 
 
 def test_krum_prefers_updates_that_are_a_little_changed() -> None:
