@@ -41,7 +41,7 @@ from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.files import writable_directory, write_csv
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.style import saved_figure
 from fedsim.splits import IID, Dirichlet
 
@@ -173,7 +173,7 @@ def show(frame: pd.DataFrame, column: str, title: str) -> None:
     """Print a table with a row per defence and a column per attack."""
     if len(frame):
         pairs = zip(frame[column], frame[f"{column}_ci95"], strict=True)
-        text = frame.assign(text=[f"{mean:.2f}" + ("" if half != half else f" ±{half:.2f}") for mean, half in pairs])
+        text = frame.assign(text=[with_interval(mean, half, 2) for mean, half in pairs])
         table = text.pivot(index="defence", columns="attack", values="text")
         print(title, table.reindex(frame["defence"].unique())[list(frame["attack"].unique())].to_string(), sep="\n")
         print()

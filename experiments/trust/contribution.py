@@ -33,6 +33,7 @@ from fedsim.contribution import (
     unlearn,
 )
 from fedsim.files import writable_directory, write_csv
+from fedsim.report.intervals import with_interval
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Dirichlet, LabelNoise, Shards
 from fedsim.study.experiment import Experiment
@@ -103,10 +104,7 @@ def measure(experiment: Experiment, seeds: int, permutations: int, bar: Progress
 
 def table(parts: list[Contributions]) -> pd.DataFrame:
     """Return a row per client with its contribution by each method."""
-    columns = {}
-    for part in parts:
-        errors = [f" ± {half:.3f}" if np.isfinite(half) else "" for half in part.half_widths]
-        columns[part.method] = [f"{value:.3f}{error}" for value, error in zip(part.values, errors, strict=True)]
+    columns = {part.method: list(map(with_interval, part.values, part.half_widths)) for part in parts}
     return pd.DataFrame(columns, index=pd.Index(parts[0].clients, name="client"))
 
 

@@ -20,7 +20,7 @@ from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError
 from fedsim.files import writable_directory, write_csv
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Dirichlet, Split
 
@@ -68,7 +68,7 @@ def main() -> None:
     )
     frame = measure(base, splits, defences(args.clients, args.malicious), range(args.seeds))
     out = writable_directory(args.out)
-    shown = frame.assign(accuracy=[f"{a:.3f} ± {c:.3f}" for a, c in zip(frame["accuracy"], frame["ci95"], strict=True)])
+    shown = frame.assign(accuracy=list(map(with_interval, frame["accuracy"], frame["ci95"])))
     table = shown.pivot(index="defence", columns="split", values="accuracy")
     table = table.loc[frame["defence"].unique(), list(map(str, splits))]
     print(table.to_string())

@@ -23,7 +23,7 @@ from fedsim.clients import SGD
 from fedsim.errors import ConfigError
 from fedsim.files import writable_directory, write_csv
 from fedsim.models import Array
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.leaks import plot_images
 from fedsim.splits import IID, LabelsPerClient
 from fedsim.streams import Purpose, generator
@@ -113,7 +113,7 @@ def show(frame: pd.DataFrame, removed: float) -> None:
     """Print the mean of each measure over the seeds, with its interval."""
     columns = [column for column in frame.columns if column not in ("model", "seed")]
     table = {
-        model: {c: f"{part[c].mean():.2f} ± {half_width(part[c].tolist()):.2f}" for c in columns}
+        model: {c: with_interval(part[c].mean(), half_width(part[c].tolist()), 2) for c in columns}
         for model, part in frame.groupby("model", sort=False)
     }
     print(pd.DataFrame(table).to_string())

@@ -23,7 +23,7 @@ from fedsim.data.table import encode
 from fedsim.files import writable_directory, write_csv
 from fedsim.models import Array
 from fedsim.report.importances import plot_importances
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.splits import IID, Dirichlet, Natural, Split
 from fedsim.study.experiment import Experiment
 from fedsim.study.result import Result
@@ -107,9 +107,9 @@ def report(frame: pd.DataFrame, args: Namespace, data: Dataset, out: Any) -> Non
         mean, half = grouped.mean(), grouped.agg(lambda values: half_width(values.tolist()))
         top = mean["test set"].sort_values(ascending=False, kind="stable").index[: args.columns]
         scores = part.groupby("seed")["score"].first()
-        print(f"{name}: test score {scores.mean():.3f} ± {half_width(scores.tolist()):.3f}")
+        print(f"{name}: test score {with_interval(scores.mean(), half_width(scores.tolist()))}")
         print(
-            pd.DataFrame({m: [f"{mean[m][c]:.4f} ± {half[m][c]:.4f}" for c in top] for m in methods}, top).to_string()
+            pd.DataFrame({m: [with_interval(mean[m][c], half[m][c], 4) for c in top] for m in methods}, top).to_string()
         )
         ranks = mean.corr("spearman")["pooled training set"]
         total = mean["clients, not pooled"].sum() / mean["pooled training set"].sum()

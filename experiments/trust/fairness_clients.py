@@ -21,7 +21,7 @@ from fedsim.checks import check_integer
 from fedsim.cli.guard import Parser, guard
 from fedsim.fairness import client_fairness, fairness_measures
 from fedsim.files import writable_directory, write_csv
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Dirichlet, Rotation
 from fedsim.study.result import Result
@@ -131,8 +131,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         ],
     }
     for name, heading in SHOWN.items():
-        pairs = zip(frame[name], frame[f"{name}_ci95"], strict=True)
-        shown[heading] = [f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}") for mean, half in pairs]
+        shown[heading] = list(map(with_interval, frame[name], frame[f"{name}_ci95"]))
     return pd.DataFrame(shown)
 
 

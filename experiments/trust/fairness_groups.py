@@ -28,7 +28,7 @@ from fedsim.data import Dataset, adult, load
 from fedsim.fairness import FairFed, Reweighing, group_gaps, group_report
 from fedsim.files import writable_directory, write_csv
 from fedsim.privacy import CentralDP, ExampleDP
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits import IID, Natural
 from fedsim.study.baselines import centralised
@@ -174,7 +174,7 @@ def paired(rows: pd.DataFrame, measure: str) -> dict[str, list[float]]:
 
 def interval(values: Sequence[float], sign: str = "") -> str:
     """Return a mean with its 95 % interval."""
-    return f"{np.mean(values):{sign}.3f} ± {half_width(list(values)):.3f}"
+    return with_interval(float(np.mean(values)), half_width(list(values)), sign=sign)
 
 
 def few_eights() -> Dataset:

@@ -18,7 +18,7 @@ from fedsim.cli.guard import Parser, guard
 from fedsim.files import writable_directory, write_csv
 from fedsim.privacy import CentralDP
 from fedsim.privacy.accounting import default_delta
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.study import config
 from fedsim.study.compare import compare
@@ -53,7 +53,7 @@ def main() -> None:
         scores = [result.final_accuracy for result in variant.results]
         rows.append((split, epsilon, float(np.mean(scores)), half_width(scores), len(scores)))
     frame = pd.DataFrame(rows, columns=["split", "epsilon", "accuracy", "ci95", "seeds"])
-    shown = frame.assign(text=[f"{a:.3f} ± {c:.3f}" for a, c in zip(frame["accuracy"], frame["ci95"], strict=True)])
+    shown = frame.assign(text=list(map(with_interval, frame["accuracy"], frame["ci95"])))
     print(shown.pivot(index="epsilon", columns="split", values="text").to_string())
     delta = default_delta(splits[0].num_clients)
     print(f"epsilon of all rounds at delta {delta:.2g}; inf is clipping without noise; 95 % intervals over the seeds.")

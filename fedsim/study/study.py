@@ -16,7 +16,7 @@ from fedsim import data
 from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import half_width, with_interval
 from fedsim.study.result import Result
 
 if TYPE_CHECKING:
@@ -292,5 +292,4 @@ def _skew_and_score(result: Result) -> NDArray[Any]:
 
 
 def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
-    pairs = zip(summary[name], summary[f"{name}_ci95"], strict=True)
-    return ["" if math.isnan(m) else f"{m:.3f}" + ("" if math.isnan(h) else f" ± {h:.3f}") for m, h in pairs]
+    return list(map(with_interval, summary[name], summary[f"{name}_ci95"]))
