@@ -282,6 +282,10 @@ def test_fairfed_with_beta_0_is_fedavg_and_weights_add_up_to_one() -> None:
     plain, zero = BASE.run(), replace(BASE, server=FairFed(beta=0.0)).run()
     for name, values in plain.weights.items():
         np.testing.assert_allclose(zero.weights[name], values, rtol=1e-5, atol=1e-6)
+    sampled = replace(BASE, fraction_train=0.6, rounds=4)  # cohorts of different sizes
+    plain, zero = sampled.run(), replace(sampled, server=FairFed(beta=0.0)).run()
+    for name, values in plain.weights.items():
+        np.testing.assert_allclose(zero.weights[name], values, rtol=1e-5, atol=1e-6)
     from fedsim.servers.fedavg import FedAvg
 
     states = []

@@ -74,10 +74,14 @@ class ServerHooks:
         """Return the `number`-th additional set of initial weights, counted from 1, shape (parameters,)."""
         return self.model.init(generator(self.seed, Purpose.INIT, number))
 
+    def total_examples(self, server_round: int) -> int:
+        """Return the number of examples that all clients together train on in a round."""
+        return self.num_examples(server_round) if callable(self.num_examples) else self.num_examples
+
     def step(self, server_round: int, weights: Array, mean: dict[str, Array], examples: float) -> Array:
         """Return the new global weights."""
-        total = self.num_examples(server_round) if callable(self.num_examples) else self.num_examples
-        context = ServerContext(server_round, weights, mean, self._current_state(weights), examples / total)
+        share = examples / self.total_examples(server_round)
+        context = ServerContext(server_round, weights, mean, self._current_state(weights), share)
         combined, hook = self.strategy.server_step(context), "server_step"
         self.state = check_server_state(self.strategy, hook, context.state)
         return check_array(self.strategy, hook, "server_step() returned", combined, weights.shape, ("parameters",))

@@ -44,7 +44,7 @@ class FairFed(FedAvg):
     Parameters
     ----------
     beta : float
-        At least 0: how fast weights change. With 0, and all clients in every round, it is FedAvg.
+        At least 0: how fast weights change. With 0 it is FedAvg.
     **options
         As for FedAvg.
     """
@@ -58,7 +58,9 @@ class FairFed(FedAvg):
 
     def aggregator(self) -> Aggregator:
         """Keep the cohort's weights and counts until all are there."""
-        return _GapWeightedMean(self.beta, self.state)
+        hooks = self.server_hooks
+        total = hooks.total_examples(self._round) if hooks else None
+        return _GapWeightedMean(self.beta, self.state, total)
 
 
 class _GapWeightedMean:
@@ -66,8 +68,8 @@ class _GapWeightedMean:
 
     needs: ClassVar[Any] = "rows"
 
-    def __init__(self, beta: float, state: dict[str, Array]) -> None:
-        self._beta, self._state = beta, state
+    def __init__(self, beta: float, state: dict[str, Array], total_examples: int | None) -> None:
+        self._beta, self._state, self._total = beta, state, total_examples
         self._updates: list[Update] = []
 
     def add(self, update: Update, weights: NDArray[np.float64]) -> None:
@@ -84,7 +86,7 @@ class _GapWeightedMean:
         )
         counts = np.concatenate([update.up[GROUP_COUNTS] for update in self._updates])
         known = dict(zip(self._state.get(KNOWN, np.empty(0, int)).tolist(), self._state.get(OMEGA, ()), strict=True))
-        start = examples / examples.sum()
+        start = examples / (self._total or examples.sum())
         omega = np.array([known.get(int(k), share) for k, share in zip(ids, start, strict=True)])
         distance = distances(counts)
         omega -= self._beta * (distance - distance.mean())

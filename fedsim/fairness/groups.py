@@ -196,7 +196,7 @@ def _is_positive(labels: NDArray[Any], sensitive: Sensitive) -> NDArray[np.intp]
 
 def _sensitive(result: Result, column: str | None, positive: int | None) -> Sensitive:
     """Return the column of a result's dataset."""
-    chosen = column or result.experiment.sensitive
+    chosen = result.experiment.sensitive if column is None else column
     if chosen is None:
         raise ConfigError("column is None, and the experiment's sensitive too; allowed: a column of groups of people")
     label = result.experiment.positive if positive is None else positive
