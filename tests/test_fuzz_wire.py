@@ -58,9 +58,9 @@ EXPERIMENTS = {
     "compressed": replace(BASE, client=clients.FedNova(), transforms=(TopK(0.3), Int8())),
     "secure": replace(BASE, secure_aggregation=SecureAggregation(neighbours=6)),
 }
-#: Hostile messages of all tests together; a round has as many as there are SuperNodes that are not honest.
-MESSAGES = cases(900)
-ROUNDS = -(-MESSAGES // (len(EXPERIMENTS) * (NODES - HONEST)))
+#: Hostile messages of all tests but that of secure aggregation; a round has one of each SuperNode that is not honest.
+MESSAGES = cases(750)
+ROUNDS = -(-MESSAGES // ((len(EXPERIMENTS) - 1) * (NODES - HONEST)))
 Change = Callable[[random.Random, Message], Message]
 
 
