@@ -1,4 +1,4 @@
-"""Extensions of a round: an update transform, an aggregator and a callback; see the end of docs/extend.md."""
+"""Extensions of a round: an update transform, an attack, an aggregator, a callback; see the end of docs/extend.md."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import Experiment
+from fedsim.attacks import Attack, AttackContext
 from fedsim.cli.guard import guard
 from fedsim.clients import Array
 from fedsim.clients.task import Update
@@ -25,6 +26,18 @@ class Clip(UpdateTransform):
     def on_client(self, values: Array, ctx: TransformContext) -> tuple[Array, dict[str, Array]]:
         norm = np.linalg.norm(values, axis=1, keepdims=True)
         return values * np.minimum(1, self.max_norm / np.maximum(norm, 1e-12)), {}
+
+
+@dataclass(frozen=True)
+class StandStill(Attack):
+    """An attack: malicious clients send what cancels the honest updates of the round, if all have equal weights."""
+
+    @property
+    def sees(self) -> str:
+        return "all"
+
+    def corrupt(self, changes: Array, ctx: AttackContext) -> Array:
+        return np.tile(-ctx.others.sum(axis=0) / len(changes), (len(changes), 1))
 
 
 class UniformMean(Mean):
@@ -58,6 +71,7 @@ def main() -> None:
         ("FedAvg", base),
         ("clipped", replace(base, transforms=(Clip(0.5),))),
         ("uniform", replace(base, server=UniformFedAvg())),
+        ("attacked", replace(base, server=UniformFedAvg(), attack=StandStill(fraction=0.5))),
     ):
         result = experiment.run(callbacks=[StopAtDrift(limit=2.0)])
         why = f", {result.stop_reason}" if result.stop_reason else ""

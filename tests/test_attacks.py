@@ -114,6 +114,10 @@ def test_two_model_replacements_make_the_mean_their_own() -> None:
     rows = np.random.default_rng(2).normal(size=(2, 30))
     sent = ModelReplacement().corrupt(rows, context(rows[:0], 2, examples=50))
     np.testing.assert_allclose(5 * sent.sum(axis=0) / 50, rows.mean(axis=0))
+    uneven = replace(context(rows[:0], 2, examples=50), num_examples=np.array([3, 17]))
+    sent = ModelReplacement().corrupt(rows, uneven)
+    mean = np.average(rows, axis=0, weights=uneven.num_examples)
+    np.testing.assert_allclose(uneven.num_examples @ sent / 50, mean)
     np.testing.assert_allclose(ModelReplacement(boost=3.0).corrupt(rows, context(rows[:0], 2)), 3 * rows)
 
 

@@ -72,7 +72,7 @@ def test_the_card_has_the_rates_of_groups_of_people() -> None:
     tests = {"side": np.where(digits.x_test[:, 20] > 0, "ink", "<b>")}
     grouped = replace(digits, groups=sides, groups_test=tests)
     card = replace(BASE, dataset=grouped, sensitive="side", positive=3).run().card()
-    assert "Rates in the groups of side on the test set:" in card
+    assert "Rates in the groups of side on the test set; 3 is positive:" in card
     for name in ("ink", r"\<b\>"):
         count = int((tests["side"] == name.replace("\\", "")).sum())
         assert f"| {name} | {count} |" in card

@@ -474,7 +474,12 @@ def test_the_extension_example(tmp_path: Path) -> None:
 def test_the_example_of_a_round(tmp_path: Path) -> None:
     done = call(str(ROOT / "experiments" / "extend_round.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["FedAvg", "clipped", "uniform"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
+        "FedAvg",
+        "clipped",
+        "uniform",
+        "attacked",
+    ]
 
 
 def test_strategies_are_listed_with_parameters_and_papers() -> None:

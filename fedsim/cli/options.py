@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--label": {"metavar": "COLUMN", "help": "column to predict"},
     "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},
+    "--group-column": {"metavar": "COLUMN", "help": "column of groups of people; repeatable", **REPEATABLE},
     "--drop": {"metavar": "COLUMN", "help": "column to ignore; repeatable", **REPEATABLE},
     "--categorical": {"metavar": "COLUMN", "help": "numeric column to treat as categories; repeatable", **REPEATABLE},
 }
@@ -56,7 +57,7 @@ def add_engine_options(sub: argparse.ArgumentParser) -> None:
 
 def add_table_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that describe a table of the user's own."""
-    add(sub.add_argument_group("table"), "--label", "--client-column", "--drop", "--categorical")
+    add(sub.add_argument_group("table"), "--label", "--client-column", "--group-column", "--drop", "--categorical")
 
 
 def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> None:
@@ -92,7 +93,7 @@ def table_call(args: argparse.Namespace, file: str) -> str | None:
     from fedsim.data import SUFFIXES
     from fedsim.objects import format_call
 
-    names = ("label", "client_column", "drop", "categorical")
+    names = ("label", "client_column", "group_column", "drop", "categorical")
     given = {name: value for name in names if (value := getattr(args, name))}
     if not file.lower().endswith(SUFFIXES):
         if given:
@@ -101,7 +102,8 @@ def table_call(args: argparse.Namespace, file: str) -> str | None:
         return None
     if not args.label:
         raise ConfigError(f"{file!r} is a table; name the column to predict with --label COLUMN")
-    return format_call("table", [file], given)
+    options = {"group_column": "group_columns"}  # where the option of `table` has another name than the flag
+    return format_call("table", [file], {options.get(name, name): value for name, value in given.items()})
 
 
 def read_experiment(file: str | Path, modules: list[str]) -> Experiment:

@@ -66,7 +66,13 @@ class Sensitive:
             The column or the label does not exist, the targets are real numbers, or there are fewer than two groups or
             more than 100.
         """
-        check_choice(f"sensitive for {dataset.name}", column, [c for c in dataset.groups if c in dataset.groups_test])
+        columns = [name for name in dataset.groups if name in dataset.groups_test]
+        if not columns:
+            raise ConfigError(
+                f"sensitive is {column!r}, and {dataset.name} has no columns of groups of people; a table has those of "
+                "table's group_columns, or of --group-column"
+            )
+        check_choice(f"sensitive for {dataset.name}", column, columns)
         if dataset.regression:
             raise ConfigError(f"sensitive is {column!r}, and {dataset.name} has real-valued targets; allowed: labels")
         if positive is None and dataset.num_classes > 2:

@@ -24,7 +24,8 @@ class FedMGDA(GatheringFedAvg):
     """FedAvg's mean of updates of length 1, with the weights within `epsilon` of FedAvg's that make it shortest.
 
     With an `epsilon` of 1 the result reduces the loss of every client of the cohort, to first order, unless it is 0. A
-    client's loss is not used. An update of 0 is not normalised.
+    client's loss is not used. An update of 0 is not normalised: it is a client that nothing improves, so that with an
+    `epsilon` of 1 the model stays what it is. A single free rider can cause this.
 
     The quadratic program is solved by SciPy's SLSQP, whose time grows with the third power of the cohort: about 0.1 s
     for 100 clients.
@@ -36,7 +37,7 @@ class FedMGDA(GatheringFedAvg):
     server_learning_rate : float, optional
         Greater than 0; the length of the step is this times the length of the mean, which is at most 1. Default: the
         mean length of the cohort's updates, weighted as by FedAvg, with which equal updates have the same result as
-        under FedAvg. The paper tunes a rate that decays.
+        under FedAvg; one client with a huge update then determines the length. The paper tunes a rate that decays.
     **options
         As for FedAvg.
     """

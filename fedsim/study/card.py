@@ -67,7 +67,7 @@ def model_card(
         "## Training",
         _table(_training(result)),
         "## Evaluation",
-        *_evaluation(result, len(federated.dataset.y_test), classes),
+        *_evaluation(result, federated.dataset, classes),
         "## Privacy",
         _privacy(result),
         "## Contributions of clients",
@@ -123,11 +123,11 @@ def _training(result: Result) -> list[tuple[str, str]]:
     return lines
 
 
-def _evaluation(result: Result, test_examples: int, classes: pd.DataFrame | None) -> list[str]:
+def _evaluation(result: Result, data: Dataset, classes: pd.DataFrame | None) -> list[str]:
     last = result.history.iloc[-1]
     parts = [
         f"The global model has a loss of {last['test_loss']:.4f} and {_score_name(result)} of {result.final_score:.3f} "
-        f"on the test set of {test_examples:,} examples."
+        f"on the test set of {len(data.y_test):,} examples."
     ]
     if classes is not None:
         shown = classes.sort_values("recall", na_position="last").head(MAX_ROWS).sort_index()
@@ -141,8 +141,9 @@ def _evaluation(result: Result, test_examples: int, classes: pd.DataFrame | None
             f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
         )
     if result.experiment.sensitive:
-        column = _text(result.experiment.sensitive)
-        parts += [f"Rates in the groups of {column} on the test set:", _frame(_groups(result))]
+        label = 1 if result.experiment.positive is None else result.experiment.positive
+        column, positive = _text(result.experiment.sensitive), _text(data.label_names[label])
+        parts += [f"Rates in the groups of {column} on the test set; {positive} is positive:", _frame(_groups(result))]
     return parts
 
 

@@ -182,15 +182,15 @@ class Pipeline:
         return replace(update, weights=weights, state=state, encoded=encoded, update_norm=None)
 
     def encode_again(self, task: Task, update: Update, malicious: NDArray[np.bool_]) -> Update:
-        """Return updates in which some clients, whose weights an attack has changed at the server, encode them anew."""
+        """Return updates in which some clients, whose weights an attack has changed at the server, have encoded theirs.
+
+        `Update.encoded` remains, because the arrays of these clients have the same size.
+        """
         weights, ids = update.weights.copy(), update.partition_ids[malicious]
         change = weights[malicious] - task.global_weights
         encoded = self.encode(change, task.seed, task.round, ids, np.ones(len(ids), np.bool_))
         weights[malicious] = task.global_weights + self.decode(encoded, task.seed, task.round, ids)
-        sent = {name: rows.copy() for name, rows in update.encoded.items()}
-        for name, rows in sent.items():
-            rows[malicious] = encoded[name]
-        return replace(update, weights=weights, encoded=sent, update_norm=None)
+        return replace(update, weights=weights, update_norm=None)
 
     def encode(
         self,
