@@ -250,6 +250,12 @@ def test_a_projection_is_the_closest_point_of_the_simplex(values: list[float], t
     assert (multipliers <= positive[0] + 1e-9).all()
 
 
+def test_a_projection_of_large_values_does_not_lose_its_sum() -> None:
+    """Losses of a regression can be so large that 1 is less than their rounding."""
+    np.testing.assert_array_equal(project_to_simplex(np.array([3e20, 1e20, -4e20]), 3.0), [3, 0, 0])
+    np.testing.assert_array_equal(project_to_simplex(np.array([1e20, 1e20]), 2.0), [1, 1])
+
+
 def test_the_shortest_mean_of_two_directions_is_known() -> None:
     """Of two unit vectors the middle; within epsilon of other weights, the allowed ones that are closest to it."""
     gram = np.array([[1.0, 0.3], [0.3, 1.0]])

@@ -23,6 +23,7 @@ from test_supernodes import on_supernodes
 
 from fedsim import Experiment, clients, servers
 from fedsim.cli.guard import guard
+from fedsim.clients.private import private_mask
 from fedsim.clients.sgd import SGD
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.clients.task import Update
@@ -406,6 +407,25 @@ def test_the_server_trains_as_a_client_does() -> None:
     runtime = build_runtime(experiment)
     start = runtime.model.init(generator(experiment.seed, Purpose.INIT))
     np.testing.assert_allclose(root_of(experiment, 1442).train(1, start), weights, rtol=1e-10, atol=1e-12)
+
+
+def test_the_server_does_not_change_parameters_that_clients_keep() -> None:
+    """Otherwise they would add to the norm that all updates are scaled to."""
+    experiment = replace(BASE, client=clients.FedPer(), server=servers.FLTrust)
+    model = build_runtime(experiment).model
+    start = model.init(generator(experiment.seed, Purpose.INIT))
+    private = private_mask(experiment.client, model)
+    changed = root_of(experiment, 50).train(1, start) != start
+    assert changed[~private].any()
+    assert not changed[private].any()
+
+
+def test_foolsgold_compares_the_last_layer_that_clients_send() -> None:
+    """The output layer of FedPer's clients never arrives: nothing would be similar, and nobody lose weight."""
+    model = build_runtime(BASE).model
+    server = servers.FoolsGold(server_hooks=clients.ServerHooks(clients.FedPer(), model, 1, 0))
+    sent(server, model.init(generator(0, Purpose.INIT)))
+    np.testing.assert_array_equal(server._compared(), ~private_mask(clients.FedPer(), model))  # one of two layers
 
 
 def test_fltrust_gives_the_same_bits_on_supernodes() -> None:

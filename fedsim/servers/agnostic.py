@@ -33,7 +33,7 @@ class AgnosticFL(FedAvg):
     Parameters
     ----------
     mixture_learning_rate : float
-        At least 0; with 0 all clients keep the same weight. It is K times the papers' learning rate of lambda if all
+        From 0 to 1e6; with 0 all clients keep the same weight. It is K times the papers' learning rate of lambda if all
         clients train.
     **options
         As for FedAvg.
@@ -41,7 +41,7 @@ class AgnosticFL(FedAvg):
 
     def __init__(self, *, mixture_learning_rate: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
-        check_real("AgnosticFL's mixture_learning_rate", mixture_learning_rate, 0)
+        check_real("AgnosticFL's mixture_learning_rate", mixture_learning_rate, 0, 1e6)
         self.mixture_learning_rate = mixture_learning_rate
         self._mean: _MixtureMean | None = None
 
@@ -87,6 +87,7 @@ def project_to_simplex(values: NDArray[np.float64], total: float = 1.0) -> NDArr
     >>> project_to_simplex(np.array([0.5, 1.5, -1.0])).tolist()
     [0.0, 1.0, 0.0]
     """
+    values = values - values.max()  # does not move the projection; next to large values `total` would be rounded away
     ordered = np.sort(values)[::-1]
     thresholds = (np.cumsum(ordered) - total) / np.arange(1, len(values) + 1)
     last = int(np.flatnonzero(ordered > thresholds)[-1])

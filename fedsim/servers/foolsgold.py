@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_flag, check_real
-from fedsim.clients.private import parameter_mask
+from fedsim.clients.private import parameter_mask, private_groups
 from fedsim.clients.task import Update
 from fedsim.errors import ConfigError
 from fedsim.kernels.mean import RunningMean
@@ -41,8 +41,8 @@ class FoolsGold(GatheringFedAvg):
     confidence : float
         Slope of the logit that separates weights, greater than 0; the paper's kappa.
     output_layer : bool
-        Compare updates of the model's last group of parameters only, as the paper does for deep networks. With False
-        all parameters are compared. The paper can also weight features by importance, which is not offered.
+        Compare updates of the last group of parameters that clients send only, as the paper does for deep networks.
+        With False all parameters are compared. The paper can also weight features by importance, which is not offered.
     **options
         As for FedAvg.
     """
@@ -90,7 +90,8 @@ class FoolsGold(GatheringFedAvg):
         if self.server_hooks is None:
             raise ConfigError("FoolsGold's output_layer is True; allowed outside of an Experiment: False")
         model = self.server_hooks.model
-        return parameter_mask(model.groups[-1:], model)
+        private = private_groups(self.server_hooks.strategy, model)
+        return parameter_mask([group for group in model.groups if group not in private][-1:], model)
 
 
 def foolsgold_weights(history: NDArray[np.float64], confidence: float = 1.0) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.clients import SGD
+from fedsim.clients.private import private_mask
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.models import Array
@@ -44,9 +45,13 @@ class RootTraining:
         root = FederatedDataset(clean.dataset, Partition.from_sizes(chosen, np.array([count]))).replace_examples()
         self._runtime = ClientRuntime(clients.model, root, SGD.of(clients.client), seed, clients.kernel_name)
         self._runtime.prepare()
+        self._private = private_mask(clients.client, clients.model)
 
     def train(self, server_round: int, weights: Array) -> Array:
         """Return the weights after a round's training from the given ones, shape (parameters,).
+
+        Parameters that are private to clients keep their values: no client sends a change of them, and they would add
+        to the norm of the server's update.
 
         Raises
         ------
@@ -63,7 +68,7 @@ class RootTraining:
                 f"training on FLTrust's root examples diverged in round {server_round} with {task.strategy}; a smaller "
                 "lr usually helps"
             )
-        return trained
+        return np.where(self._private, weights, trained)
 
 
 def add_root_training(experiment: Experiment, strategy: object, clients: ClientRuntime) -> None:
