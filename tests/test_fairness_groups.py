@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from fedsim import Experiment
+from fedsim import Experiment, compare
 from fedsim.clients import SGD, ClientStrategy, Ditto, FedProx, FineTune, LocalOnly
 from fedsim.clients.sensitive import COUNTS, Sensitive, possible_counts
 from fedsim.data import Dataset, load
@@ -371,6 +371,17 @@ def test_groups_follow_their_examples_through_splits_and_shared_files(tmp_path: 
         assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in given_groups.items()}
     with pytest.raises(DataError, match=r"group 'kind' of test examples has shape \(400,\); allowed: \(200,\)"):
         replace(data, groups_test={"kind": data.groups["kind"]})
+
+
+def test_a_study_keeps_the_counts_of_its_runs(tmp_path: Path) -> None:
+    study = compare(replace(BASE, rounds=1), seeds=2, client=[SGD(), SGD(lr=0.5)], directory=tmp_path)
+    written = pd.read_csv(tmp_path / "groups.csv")
+    assert written.equals(study.groups())
+    gaps = group_gaps(written, by=["client", "seed", "round", "partition_id"])
+    for variant in study.variants:
+        for result in variant.results:
+            own = gaps.loc[variant.labels["client"], result.experiment.seed]
+            pd.testing.assert_frame_equal(own, group_gaps(result.groups))
 
 
 def test_a_tables_group_columns_are_groups_and_features_on_both_parts() -> None:
