@@ -179,7 +179,8 @@ class Study:
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
         """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv``.
 
-        If clients evaluated, also ``fairness.csv``, and with `Experiment.sensitive` ``groups.csv``. Each is written atomically; the folder is created if needed.
+        If clients evaluated, also ``fairness.csv``, and with `Experiment.sensitive` ``groups.csv``. Each is written
+        atomically; the folder is created if needed.
         """
         from fedsim.fairness import client_fairness
 
