@@ -384,6 +384,18 @@ def test_a_study_keeps_the_counts_of_its_runs(tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(own, group_gaps(result.groups))
 
 
+def test_a_group_and_a_setting_that_read_csv_takes_for_missing_are_counted(result: Any, tmp_path: Path) -> None:
+    counts = result.groups.assign(attack=None)
+    expected = group_gaps(counts.assign(attack="none"), by=["attack", "round"])
+    name = counts["group"].iloc[0]
+    counts["group"] = counts["group"].replace({name: "NA"})
+    counts.to_csv(tmp_path / "groups.csv", index=False)
+    found = group_gaps(pd.read_csv(tmp_path / "groups.csv"), by=["attack", "round"])
+    assert np.array_equal(found[list(GAPS)], expected[list(GAPS)], equal_nan=True)
+    with pytest.raises(ConfigError, match="by is empty"):
+        group_gaps(result.groups, by=[])
+
+
 def test_a_tables_group_columns_are_groups_and_features_on_both_parts() -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
