@@ -16,7 +16,7 @@ from fedsim.clients import SGD, LocalOnly
 from fedsim.contribution import Retraining, leave_one_out
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.splits import IID, Dirichlet
+from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study.card import class_scores
 
 BASE = Experiment(split=Dirichlet(8, alpha=0.3), rounds=2, hidden=(8,))
@@ -124,6 +124,11 @@ def test_contributions_are_shown_if_they_are_given() -> None:
     card = BASE.run().card(values)
     assert "| partition\\_id | value |\n| --- | --- |\n| 0 | 0.250 |\n| 1 | -0.125 |" in card
     assert "Not measured." not in card
+
+
+def test_a_class_that_some_clients_lack_is_not_untrained() -> None:
+    card = Experiment(split=Shards(10), rounds=1).run().card()
+    assert "No client has training examples" not in card
 
 
 def test_contributions_may_be_the_object_that_a_function_returns() -> None:
