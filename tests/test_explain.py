@@ -451,6 +451,15 @@ def test_deleting_attributed_pixels_changes_predictions_faster_than_deleting_ran
     assert integrated[2] < random[2] - 0.5
 
 
+def test_features_against_the_prediction_are_deleted_last() -> None:
+    """The order is that of the signed values, so a constant changes nothing."""
+    result = small()
+    maps = explain.integrated_gradients(result, steps=5)
+    curve = explain.deletion_curve(result, maps)
+    assert np.array_equal(explain.deletion_curve(result, maps - 2 * np.abs(maps).max()), curve)
+    assert not np.array_equal(explain.deletion_curve(result, np.abs(maps)), curve)
+
+
 def test_attributions_of_a_model_with_random_weights_differ() -> None:
     """The sanity check of Adebayo et al.: a map that survives randomisation is not of the model."""
     result = digits()
