@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from fedsim import Experiment, compare
 from fedsim.clients import SGD, ClientStrategy, Ditto, FedProx, FineTune, LocalOnly
 from fedsim.clients.sensitive import COUNTS, Sensitive, possible_counts
+from fedsim.clients.task import Update
 from fedsim.data import Dataset, load
 from fedsim.data.shared import open_shared, share
 from fedsim.data.table import encode
@@ -28,7 +29,7 @@ from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.replies import evaluation_layout, read_reply
 from fedsim.errors import ConfigError, DataError
 from fedsim.fairness import GAPS, FairFed, Reweighing, count_groups, group_gaps, group_rates, group_report, metric_frame
-from fedsim.fairness.fairfed import OMEGA, distances, opportunity_gap
+from fedsim.fairness.fairfed import OMEGA, _GapWeightedMean, distances, opportunity_gap
 from fedsim.fairness.reweighing import example_weights
 from fedsim.flower import records
 from fedsim.privacy import CentralDP, ExampleDP
@@ -276,6 +277,18 @@ def test_fairfed_follows_its_formula() -> None:
     assert np.isnan(opportunity_gap(alone)[1])
     # The second client has no gap: the difference of its accuracy, 2/4, from that of all, 9/12.
     np.testing.assert_allclose(distances(alone), [0.0, 0.25])
+
+
+def test_fairfed_takes_weight_from_the_client_that_is_far_from_the_global_gap() -> None:
+    """Distances 0 and 1/4, as above: omega is 8/12 + beta / 8 and 4/12 - beta / 8."""
+    counts = np.array([[[4, 4, 2, 0, 0], [4, 3, 1, 0, 1]], [[4, 2, 0, 2, 0], [0, 0, 0, 0, 0]]])
+    rows, state = np.array([[0.0], [1.0]]), {}  # type: ignore[var-annotated]
+    update = Update(np.arange(2), np.array([8, 4]), rows, np.ones(2), {"group_counts": counts})
+    for rounds in (1, 2):
+        aggregator = _GapWeightedMean(0.5, state)
+        aggregator.add(update, np.ones(2))
+        assert aggregator.result() == pytest.approx(4 / 12 - rounds * 0.5 / 8)
+    assert state[OMEGA] == pytest.approx([8 / 12 + 1 / 8, 4 / 12 - 1 / 8])
 
 
 def test_fairfed_with_beta_0_is_fedavg_and_weights_add_up_to_one() -> None:
