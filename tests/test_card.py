@@ -13,8 +13,10 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from fedsim import Experiment, data
 from fedsim.clients import SGD, LocalOnly
+from fedsim.contribution import Retraining, leave_one_out
 from fedsim.data import Dataset
-from fedsim.splits import IID, Dirichlet
+from fedsim.errors import ConfigError
+from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study.card import class_scores
 
 BASE = Experiment(split=Dirichlet(8, alpha=0.3), rounds=2, hidden=(8,))
@@ -122,6 +124,21 @@ def test_contributions_are_shown_if_they_are_given() -> None:
     card = BASE.run().card(values)
     assert "| partition\\_id | value |\n| --- | --- |\n| 0 | 0.250 |\n| 1 | -0.125 |" in card
     assert "Not measured." not in card
+
+
+def test_a_class_that_some_clients_lack_is_not_untrained() -> None:
+    card = Experiment(split=Shards(10), rounds=1).run().card()
+    assert "No client has training examples" not in card
+
+
+def test_contributions_may_be_the_object_that_a_function_returns() -> None:
+    experiment = Experiment(split=IID(3), rounds=1)
+    result, found = experiment.run(), leave_one_out(Retraining(experiment))
+    assert result.card(found) == result.card(found.to_frame())
+    many = result.card(pd.DataFrame({"client": range(21), "value": 0.5}))
+    assert "The first 20 of 21 rows:" in many
+    with pytest.raises(ConfigError, match=r"contributions is 'shapley'; allowed: a DataFrame"):
+        result.card("shapley")
 
 
 def test_scores_do_not_depend_on_how_many_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedsim import Experiment, Result
+from fedsim.attacks import SignFlip
 from fedsim.clients import IFCA, SCAFFOLD, SGD, Context, FedNova, LocalOnly
 from fedsim.contribution import (
     CoalitionGame,
@@ -223,6 +224,16 @@ def test_seeds_share_the_clients_and_not_the_shuffles() -> None:
     assert not same(one.run(), other.run())
     fixed = replace(BASE, split=IID(3, seed=9))
     assert [e.split.seed for e in repeat(fixed, 2)] == [9, 9]
+
+
+def test_seeds_share_the_malicious_clients() -> None:
+    experiment = Experiment(split=IID(10), attack=SignFlip(fraction=0.3), seed=4)
+    assert experiment.attack
+    malicious = experiment.attack.malicious(10, 4)
+    assert not np.array_equal(malicious, experiment.attack.malicious(10, 5))
+    for repeated in repeat(experiment, seeds=3):
+        assert repeated.attack
+        assert np.array_equal(repeated.attack.malicious(10, repeated.seed), malicious)
 
 
 def test_coalitions_that_are_never_sampled_have_the_untrained_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -438,6 +449,8 @@ def test_regression_has_r_squared_as_its_score() -> None:
         (lambda: combine([]), "parts has no contributions"),
         (lambda: combine([replace_values(1), replace_values(1, "other")]), "those of several methods"),
         (lambda: combine([replace_values(1), replace_values(1, clients=3)]), "parts has contributions of different cl"),
+        (lambda: combine(["x"]), "an item of parts is 'x'; allowed: what a method"),  # type: ignore[list-item]
+        (lambda: exact_shapley(BASE), "game is .*; allowed: a CoalitionGame, such as Retraining"),  # type: ignore[arg-type]
         (lambda: repeat(BASE, 0), "seeds is 0; allowed: a whole number, 1 to"),
         (lambda: class_influence(BASE, clients=[4]), "clients is 4; allowed: a whole number, 0 to 3"),
         (lambda: class_influence(BASE, clients=[]), r"clients is \[\]; allowed: a list of at least one partition id"),

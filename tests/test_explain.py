@@ -354,6 +354,17 @@ def test_clients_agree_with_the_pooled_examples_if_their_data_are_iid() -> None:
     assert np.isnan(clients.half_widths).all()
 
 
+def test_a_client_with_one_example_cannot_measure_importance() -> None:
+    data = gaussian(60, 3, groups={"client": np.minimum(np.arange(60), 31)})
+    result = Experiment(dataset=data, split=Natural("client"), rounds=1).run()
+    found = explain.client_importance(result)
+    assert found.num_examples.tolist() == [0] * 31 + [29]
+    assert found.mean == pytest.approx(found.values[-1])
+    alone = replace(result.experiment, split=IID(60)).run()
+    with pytest.raises(ConfigError, match="no client has two examples"):
+        explain.client_importance(alone)
+
+
 def test_each_client_may_have_its_own_weights_and_test_examples() -> None:
     result = untrained(gaussian(40, 2), split=IID(2), test_fraction=0.5)
     useful, useless = (linear_weights(result, np.array(w, float)) for w in ([[-9, 9], [0, 0]], [[0, 0], [0, 0]]))
@@ -440,6 +451,15 @@ def test_deleting_attributed_pixels_changes_predictions_faster_than_deleting_ran
     assert integrated[2] < random[2] - 0.5
 
 
+def test_features_against_the_prediction_are_deleted_last() -> None:
+    """The order is that of the signed values, so a constant changes nothing."""
+    result = small()
+    maps = explain.integrated_gradients(result, steps=5)
+    curve = explain.deletion_curve(result, maps)
+    assert np.array_equal(explain.deletion_curve(result, maps - 2 * np.abs(maps).max()), curve)
+    assert not np.array_equal(explain.deletion_curve(result, np.abs(maps)), curve)
+
+
 def test_attributions_of_a_model_with_random_weights_differ() -> None:
     """The sanity check of Adebayo et al.: a map that survives randomisation is not of the model."""
     result = digits()
@@ -520,6 +540,9 @@ ODD: list[tuple[Callable[[Result], Any], str]] = [
     (lambda r: explain.saliency(r, weights=np.zeros((2, 44))), r"weights has shape \(2, 44\); allowed: \(44,\)"),
     (lambda r: explain.saliency(r, weights=np.full(44, np.inf)), "weights has values that are NaN or infinite"),
     (lambda r: explain.saliency(r, weights={"W1": np.zeros((4, 6))}), "weights has no array 'b1'"),
+    (lambda r: explain.saliency(r, weights=r.weights | {"W1": r.weights["W1"].T}), "weights has W1 of shape"),
+    (lambda r: explain.saliency("digits"), "result is 'digits'; allowed: the Result of an experiment"),  # type: ignore[arg-type]
+    (lambda r: explain.permutation_importance(r, np.zeros((1, 4)), np.zeros(1)), "x has 1 example; allowed: at least"),
     (lambda r: explain.integrated_gradients(r, steps=0), "steps is 0; allowed: a whole number, 1 or more"),
     (lambda r: explain.integrated_gradients(r, baseline=np.zeros(3)), "baseline has shape"),
     (lambda r: explain.integrated_gradients(r, baseline=np.zeros((2, 4))), "baseline has 2 examples; allowed: 1, or"),

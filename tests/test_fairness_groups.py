@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from fedsim import Experiment
+from fedsim import Experiment, compare
 from fedsim.clients import SGD, ClientStrategy, Ditto, FedProx, FineTune, LocalOnly
 from fedsim.clients.sensitive import COUNTS, Sensitive, possible_counts
+from fedsim.clients.task import Update
 from fedsim.data import Dataset, load
 from fedsim.data.shared import open_shared, share
 from fedsim.data.table import encode
@@ -28,7 +29,7 @@ from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.replies import evaluation_layout, read_reply
 from fedsim.errors import ConfigError, DataError
 from fedsim.fairness import GAPS, FairFed, Reweighing, count_groups, group_gaps, group_rates, group_report, metric_frame
-from fedsim.fairness.fairfed import OMEGA, distances, opportunity_gap
+from fedsim.fairness.fairfed import OMEGA, _GapWeightedMean, distances, opportunity_gap
 from fedsim.fairness.reweighing import example_weights
 from fedsim.flower import records
 from fedsim.privacy import CentralDP, ExampleDP
@@ -278,6 +279,18 @@ def test_fairfed_follows_its_formula() -> None:
     np.testing.assert_allclose(distances(alone), [0.0, 0.25])
 
 
+def test_fairfed_takes_weight_from_the_client_that_is_far_from_the_global_gap() -> None:
+    """Distances 0 and 1/4, as above: omega is 8/12 + beta / 8 and 4/12 - beta / 8."""
+    counts = np.array([[[4, 4, 2, 0, 0], [4, 3, 1, 0, 1]], [[4, 2, 0, 2, 0], [0, 0, 0, 0, 0]]])
+    rows, state = np.array([[0.0], [1.0]]), {}  # type: ignore[var-annotated]
+    update = Update(np.arange(2), np.array([8, 4]), rows, np.ones(2), {"group_counts": counts})
+    for rounds in (1, 2):
+        aggregator = _GapWeightedMean(0.5, state)
+        aggregator.add(update, np.ones(2))
+        assert aggregator.result() == pytest.approx(4 / 12 - rounds * 0.5 / 8)
+    assert state[OMEGA] == pytest.approx([8 / 12 + 1 / 8, 4 / 12 - 1 / 8])
+
+
 def test_fairfed_with_beta_0_is_fedavg_and_weights_add_up_to_one() -> None:
     plain, zero = BASE.run(), replace(BASE, server=FairFed(beta=0.0)).run()
     for name, values in plain.weights.items():
@@ -375,6 +388,29 @@ def test_groups_follow_their_examples_through_splits_and_shared_files(tmp_path: 
         assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in given_groups.items()}
     with pytest.raises(DataError, match=r"group 'kind' of test examples has shape \(400,\); allowed: \(200,\)"):
         replace(data, groups_test={"kind": data.groups["kind"]})
+
+
+def test_a_study_keeps_the_counts_of_its_runs(tmp_path: Path) -> None:
+    study = compare(replace(BASE, rounds=1), seeds=2, client=[SGD(), SGD(lr=0.5)], directory=tmp_path)
+    written = pd.read_csv(tmp_path / "groups.csv")
+    assert written.equals(study.groups())
+    gaps = group_gaps(written, by=["client", "seed", "round", "partition_id"])
+    for variant in study.variants:
+        for result in variant.results:
+            own = gaps.loc[variant.labels["client"], result.experiment.seed]
+            pd.testing.assert_frame_equal(own, group_gaps(result.groups))
+
+
+def test_a_group_and_a_setting_that_read_csv_takes_for_missing_are_counted(result: Any, tmp_path: Path) -> None:
+    counts = result.groups.assign(attack=None)
+    expected = group_gaps(counts.assign(attack="none"), by=["attack", "round"])
+    name = counts["group"].iloc[0]
+    counts["group"] = counts["group"].replace({name: "NA"})
+    counts.to_csv(tmp_path / "groups.csv", index=False)
+    found = group_gaps(pd.read_csv(tmp_path / "groups.csv"), by=["attack", "round"])
+    assert np.array_equal(found[list(GAPS)], expected[list(GAPS)], equal_nan=True)
+    with pytest.raises(ConfigError, match="by is empty"):
+        group_gaps(result.groups, by=[])
 
 
 def test_a_tables_group_columns_are_groups_and_features_on_both_parts() -> None:

@@ -24,7 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import compare as studies
     from fedsim.study import config
-    from fedsim.study.directory import FAIRNESS
+    from fedsim.study.directory import FAIRNESS, GROUPS
     from fedsim.study.plan import make_plan, table_plan
 
     if args.target is not None:
@@ -41,7 +41,11 @@ def compare(args: argparse.Namespace) -> None:
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
     print(study.table(args.target).to_string())
     if args.out:
-        tables = [*studies.TABLES, *([FAIRNESS] if study.evaluated else [])]
+        tables = [
+            *studies.TABLES,
+            *([FAIRNESS] if study.evaluated else []),
+            *([GROUPS] if study.counted_groups else []),
+        ]
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, check_real
+from fedsim.checks import check_instance, check_integer, check_real
 from fedsim.contribution.contributions import Contributions, Floats, standard_error
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.streams import Purpose, generator
@@ -87,6 +87,7 @@ def leave_one_out(game: CoalitionGame) -> Contributions:
     ----------
     game : CoalitionGame
     """
+    _check_game(game)
     game.requested.clear()
     everybody, _ = game.extremes()
     values = everybody - game.values(~np.eye(len(game.clients), dtype=bool))
@@ -105,6 +106,7 @@ def exact_shapley(game: CoalitionGame) -> Contributions:
     ConfigError
         There are more than `MOST_EXACT` clients.
     """
+    _check_game(game)
     count = len(game.clients)
     if count > MOST_EXACT:
         raise ConfigError(
@@ -138,6 +140,7 @@ def monte_carlo_shapley(game: CoalitionGame, *, permutations: int = 50, toleranc
         The rest of a permutation contributes 0 once the utility is closer than this to that of all clients, at least 0.
         With 0 nothing is truncated and the estimate is unbiased; the standard errors do not include the bias.
     """
+    _check_game(game)
     check_integer("permutations", permutations, 2, MOST_PERMUTATIONS)
     check_real("tolerance", tolerance, 0)
     game.requested.clear()
@@ -172,6 +175,10 @@ def marginal_contributions(game: CoalitionGame, orders: NDArray[np.intp], tolera
         marginal[rows, client] = after - utility
         utility = after
     return marginal
+
+
+def _check_game(game: object) -> None:
+    check_instance("game", game, CoalitionGame, "a CoalitionGame, such as Retraining(experiment)")
 
 
 def _contributions(

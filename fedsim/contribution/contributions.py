@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_instance
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import t_quantile
 
@@ -76,6 +77,8 @@ def combine(parts: Sequence[Contributions]) -> Contributions:
     ConfigError
         There are none, or they are of several methods or of other clients.
     """
+    for part in parts:
+        check_instance("an item of parts", part, Contributions, "what a method of fedsim.contribution returns")
     if not parts or any(part.method != parts[0].method for part in parts):
         raise ConfigError("parts has no contributions, or those of several methods; allowed: those of one method")
     if any(not np.array_equal(part.clients, parts[0].clients) for part in parts):

@@ -31,6 +31,9 @@ UTILITIES = ("score", "loss")
 def repeat(experiment: Experiment, seeds: int) -> list[Experiment]:
     """Return the experiment with several seeds and the same clients: the split has the first seed in all of them.
 
+    The malicious clients of an attack are those of the first seed, too. With `Experiment.test_fraction`, each seed
+    holds out other examples of a client.
+
     Parameters
     ----------
     experiment : Experiment
@@ -41,7 +44,11 @@ def repeat(experiment: Experiment, seeds: int) -> list[Experiment]:
     split = experiment.split
     if split.seed is None:
         split = replace(split, seed=experiment.seed)
-    return [replace(experiment, split=split, seed=experiment.seed + k) for k in range(seeds)]
+    attack = experiment.attack
+    if attack is not None:
+        num_clients = len(experiment.federate(experiment.load_data()).partition)
+        attack = replace(attack, clients=tuple(attack.malicious(num_clients, experiment.seed).tolist()))
+    return [replace(experiment, split=split, attack=attack, seed=experiment.seed + k) for k in range(seeds)]
 
 
 class Retraining(CoalitionGame):

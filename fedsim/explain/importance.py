@@ -126,6 +126,8 @@ def permutation_importance(
         raise ConfigError("x and y are not given together; allowed: both, or neither for the test set")
     examples = subject.examples(x)
     labels = subject.dataset.y_test if y is None else _check_labels(y, examples, subject)
+    if len(examples) < 2:
+        raise ConfigError("x has 1 example; allowed: at least 2, whose values can be exchanged")
     measure = _Measure(subject, result.score, columns, repeats, seed)
     with one_blas_thread():
         values = measure.decreases(subject.row, examples, labels, 0)
@@ -158,7 +160,12 @@ def client_importance(
     Returns
     -------
     Importance
-        A row per client; clients without examples have zeros and weight 0.
+        A row per client; clients with fewer than two examples, which they cannot permute, have zeros and weight 0.
+
+    Raises
+    ------
+    ConfigError
+        An argument is not allowed, or no client has two examples.
     """
     subject = Subject.of(result)
     federated = result.experiment.federate(subject.dataset)
@@ -173,10 +180,13 @@ def client_importance(
     x, y = federated.dataset.x_train, federated.dataset.y_train
     with one_blas_thread():
         for client, indices in enumerate(partition):
-            if len(indices):
+            if len(indices) > 1:
                 own, examples = rows[client % len(rows)][None], x[indices].astype(subject.model.dtype)
                 values[client] = measure.decreases(own, examples, y[indices], client + 1).mean(axis=0)
-    return measure.importance(values, partition.sizes, "client")
+    num_examples = np.where(partition.sizes > 1, partition.sizes, 0)
+    if not num_examples.any():
+        raise ConfigError("no client has two examples whose values can be exchanged; allowed: at least one such client")
+    return measure.importance(values, num_examples, "client")
 
 
 class _Measure:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_integer, shorten
+from fedsim.checks import check_instance, check_integer, shorten
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models import Array, Model
@@ -37,6 +37,7 @@ class Subject(NamedTuple):
     @classmethod
     def of(cls, result: Result, weights: Weights | None = None) -> Subject:
         """Return the model of a result with its final global weights, or with other weights of the same shape."""
+        check_instance("result", result, Result, "the Result of an experiment")
         model, row = result.model, result.flat_weights
         if weights is not None:
             row = check_rows(flat(model, weights), model)
@@ -79,12 +80,17 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def flat(model: Model, weights: Weights) -> Array:
-    """Return parameters as rows; named arrays are put in the order of the model's layout."""
+    """Return parameters as rows; named arrays are put in the order of the model's layout.
+
+    ConfigError for an array that is missing or has another shape.
+    """
     if not isinstance(weights, Mapping):
         return np.asarray(weights)
-    for name in model.layout:
+    for name, (_, shape) in model.layout.items():
         if name not in weights:
             raise ConfigError(f"weights has no array {name!r}; allowed: arrays named {', '.join(model.layout)}")
+        if np.shape(weights[name]) != shape:
+            raise ConfigError(f"weights has {name} of shape {np.shape(weights[name])}; allowed: {shape}")
     return np.concatenate([np.ravel(weights[name]) for name in model.layout])
 
 

@@ -94,19 +94,22 @@ def group_gaps(
         of groups for which some rate is missing, separated by commas.
     """
     columns = list(by)
+    if not columns:
+        raise ConfigError("by is empty; allowed: at least one column")
     for column in columns:
         check_choice("an item of by", column, [c for c in counts.columns if c not in (*COUNTS, "group")])
-    summed = counts.groupby([*columns, "group"], sort=True)[list(COUNTS)].sum().reset_index()
+    # pd.read_csv reads the group "NA" and the setting "None" as missing; their rows count as all others.
+    summed = counts.groupby([*columns, "group"], sort=True, dropna=False)[list(COUNTS)].sum().reset_index()
     rates = group_rates(summed, min_examples)
-    spread = rates.groupby(columns)[list(RATES)].agg(_spread)
+    spread = rates.groupby(columns, dropna=False)[list(RATES)].agg(_spread)
     missing = rates[list(RATES)].isna().any(axis=1)
-    left_out = rates["group"].where(missing).groupby([rates[column] for column in columns])
+    left_out = rates["group"].map(str).where(missing).groupby([rates[column] for column in columns], dropna=False)
     return spread.assign(
         demographic_parity=spread["selection_rate"],
         equal_opportunity=spread["true_positive_rate"],
         equalised_odds=spread[["true_positive_rate", "false_positive_rate"]].max(axis=1, skipna=False),
         accuracy_gap=spread["accuracy"],
-        left_out=left_out.agg(lambda names: ",".join(map(str, names.dropna()))),
+        left_out=left_out.agg(lambda names: ",".join(names.dropna())),
     )[[*GAPS, "left_out"]]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.checks import check_instance
 from fedsim.clients.local_round import personalises
 from fedsim.clients.sensitive import TEST_SET
 from fedsim.fairness import client_fairness, group_rates
@@ -49,9 +50,7 @@ _DESCRIBED = (
 )
 
 
-def model_card(
-    result: Result, federated: FederatedDataset, model: Model, contributions: pd.DataFrame | None = None
-) -> str:
+def model_card(result: Result, federated: FederatedDataset, model: Model, contributions: Any = None) -> str:
     """Return the model card of a run, as `Result.card`, given the data and the model of the run."""
     experiment, title = result.experiment, federated.dataset.name
     classes = class_scores(result, federated.dataset, model) if result.score == "accuracy" else None
@@ -71,7 +70,7 @@ def model_card(
         "## Privacy",
         _privacy(result),
         "## Contributions of clients",
-        *_contributions(result, contributions),
+        *_contributions(contributions),
         "## Known limits",
         "\n".join(f"- {limit}" for limit in _limits(result, federated, model, classes)),
     ]
@@ -183,10 +182,15 @@ def _privacy(result: Result) -> str:
     return f"{spent} The server sees {seen}."
 
 
-def _contributions(result: Result, contributions: pd.DataFrame | None) -> list[str]:
-    if contributions is not None:
-        return [_frame(contributions.head(MAX_ROWS))]
-    return ["Not measured."]
+def _contributions(contributions: Any) -> list[str]:
+    import pandas as pd
+
+    if contributions is None:
+        return ["Not measured."]
+    frame = contributions.to_frame() if hasattr(contributions, "to_frame") else contributions
+    check_instance("contributions", frame, pd.DataFrame, "a DataFrame, or an object of fedsim.contribution")
+    cut = [f"The first {MAX_ROWS} of {len(frame)} rows:"] if len(frame) > MAX_ROWS else []
+    return [*cut, _frame(frame.head(MAX_ROWS))]
 
 
 def _limits(result: Result, federated: FederatedDataset, model: Model, classes: pd.DataFrame | None) -> list[str]:

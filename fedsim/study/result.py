@@ -179,13 +179,18 @@ class Result:
         scores = self.scores(x, model)
         return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
 
-    def card(self, contributions: pd.DataFrame | None = None) -> str:
+    def card(self, contributions: Any = None) -> str:
         """Return a model card in Markdown: data, training, evaluation, privacy, known limits; see `fedsim.study.card`.
 
         Parameters
         ----------
-        contributions : DataFrame, optional
-            Values of the clients to show, such as those of `fedsim.contribution`.
+        contributions : DataFrame or object with a method to_frame, optional
+            Values of the clients to show, such as what the functions of `fedsim.contribution` return.
+
+        Raises
+        ------
+        ConfigError
+            `contributions` is something else.
         """
         from fedsim.study.card import model_card
 

@@ -160,6 +160,10 @@ class Study:
         """Return the clients' evaluations of all runs in one frame, with columns for the axes and the seed."""
         return self._concatenate("clients")
 
+    def groups(self) -> pd.DataFrame:
+        """Return the counts in groups of people of all runs in one frame, with columns for the axes and the seed."""
+        return self._concatenate("groups")
+
     def _concatenate(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
@@ -173,15 +177,18 @@ class Study:
         return pd.concat(frames, ignore_index=True)
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv``, ``summary.csv`` and, if clients evaluated, ``fairness.csv``.
+        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv``.
 
-        Each is written atomically; the folder is created if needed.
+        If clients evaluated, also ``fairness.csv``, and with `Experiment.sensitive` ``groups.csv``. Each is written
+        atomically; the folder is created if needed.
         """
         from fedsim.fairness import client_fairness
 
         tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
         if self.evaluated:
             tables["fairness"] = client_fairness(self)
+        if self.counted_groups:
+            tables["groups"] = self.groups()
         for name, frame in tables.items():
             write_csv(Path(directory) / f"{name}.csv", frame)
 
@@ -189,6 +196,11 @@ class Study:
     def evaluated(self) -> bool:
         """Whether any clients evaluated on their own examples."""
         return any(bool(r.history[f"local_{self.score}"].notna().any()) for v in self.variants for r in v.results)
+
+    @property
+    def counted_groups(self) -> bool:
+        """Whether predictions were counted in groups of people."""
+        return any(len(r.groups) for v in self.variants for r in v.results)
 
     @property
     def measured_drift(self) -> bool:
