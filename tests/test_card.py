@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from fedsim import Experiment, data
+from fedsim.attacks import Backdoor
 from fedsim.clients import SGD, LocalOnly
 from fedsim.contribution import Retraining, leave_one_out
 from fedsim.data import Dataset
@@ -147,3 +148,10 @@ def test_scores_do_not_depend_on_how_many_are_computed_together(monkeypatch: pyt
     monkeypatch.setattr("fedsim.study.result.SCORED_ROWS", 7)
     np.testing.assert_allclose(result.scores(), whole, rtol=1e-5, atol=1e-6)
     assert result.scores(np.empty((0, 64))).shape == (0, 10)
+
+
+def test_the_card_says_how_often_an_attack_succeeds() -> None:
+    result = replace(BASE, attack=Backdoor(fraction=0.5, target=3), client=SGD(lr=0.5), rounds=4).run()
+    success = result.history["attack_success"].iloc[-1]
+    assert success > 0
+    assert f"Their attack succeeds on {success:.2f} of the targeted examples." in result.card()

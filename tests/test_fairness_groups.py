@@ -285,7 +285,7 @@ def test_fairfed_takes_weight_from_the_client_that_is_far_from_the_global_gap() 
     rows, state = np.array([[0.0], [1.0]]), {}  # type: ignore[var-annotated]
     update = Update(np.arange(2), np.array([8, 4]), rows, np.ones(2), {"group_counts": counts})
     for rounds in (1, 2):
-        aggregator = _GapWeightedMean(0.5, state)
+        aggregator = _GapWeightedMean(0.5, state, None)
         aggregator.add(update, np.ones(2))
         assert aggregator.result() == pytest.approx(4 / 12 - rounds * 0.5 / 8)
     assert state[OMEGA] == pytest.approx([8 / 12 + 1 / 8, 4 / 12 - 1 / 8])
@@ -343,7 +343,6 @@ def test_fairfed_is_refused_where_counts_would_leak(changes: dict[str, Any], mes
         ({"sensitive": "kind", "positive": 2}, "positive is 2; allowed: a whole number, 0 to 1"),
         ({"sensitive": "kind", "dataset": people(regression=True), "loss": "mse"}, "has real-valued targets"),
         ({"sensitive": 3}, "sensitive is 3; allowed: the name of a column"),
-        ({"sensitive": None, "positive": 1}, "positive is 1, and sensitive is None; allowed: both, or neither"),
         ({"positive": True}, "positive is True"),
         ({"positive": float("nan")}, "positive is nan"),
         ({"sensitive": None, "client": Reweighing()}, "client Reweighing uses groups of people, and sensitive is None"),

@@ -66,8 +66,8 @@ def main() -> None:
     base = Experiment(
         dataset=args.dataset, data_dir=args.data_dir, rounds=args.rounds, client=SGD(epochs=args.epochs), kernel="numpy"
     )
-    frame = measure(base, splits, defences(args.clients, args.malicious), range(args.seeds))
     out = writable_directory(args.out)
+    frame = measure(base, splits, defences(args.clients, args.malicious), range(args.seeds))
     shown = frame.assign(accuracy=list(map(with_interval, frame["accuracy"], frame["ci95"])))
     table = shown.pivot(index="defence", columns="split", values="accuracy")
     table = table.loc[frame["defence"].unique(), list(map(str, splits))]

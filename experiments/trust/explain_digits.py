@@ -81,7 +81,7 @@ def main() -> None:
     print(f"Rank correlation with the maps of an untrained model: {check}.")
     print(f"Correlation of the hidden units' prototypes of seed 0: {similarity(first, args.radius)}.")
 
-    settings = f"{data.name}, {args.clients} clients, labels per client if non-IID: {args.labels}"
+    settings = f"{data.name}, {args.clients} clients; non-IID: {args.labels} label{'s' * (args.labels > 1)} per client"
     title = f"Inputs that excite hidden units and classes most ({settings})"
     plot_images(prototype_rows(first, args.radius), out / "prototypes.png", title, shape)
     plot_images(map_rows(first), out / "saliency.png", f"What the score depends on ({settings})", shape)

@@ -210,7 +210,9 @@ def _limits(result: Result, federated: FederatedDataset, model: Model, classes: 
     if result.experiment.sensitive is None:
         limits.append("How it works for different groups of people was not measured.")
     if result.experiment.attack:
-        limits.append("Some clients were malicious, by simulation.")
+        success = result.history["attack_success"].iloc[-1]
+        share = "" if np.isnan(success) else f" Their attack succeeds on {success:.2f} of the targeted examples."
+        limits.append(f"Some clients were malicious, by simulation.{share}")
     if len(result.failures):
         who = result.failures["partition_id"].nunique()
         limits.append(f"{len(result.failures)} updates of {who} clients were excluded.")

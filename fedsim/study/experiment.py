@@ -108,7 +108,8 @@ class Experiment:
         A column of the dataset's groups of people, such as ``"sex"``: the test set, and clients that evaluate, count
         predictions in each group after each round; see `Result.groups`.
     positive : int, optional
-        The label that counts as positive in these counts; may be omitted with two labels, and is then 1.
+        Number of the label that counts as positive in these counts, in the order of `Dataset.label_names`; may be
+        omitted with two labels, and is then 1. It has no effect without ``sensitive``.
 
     Raises
     ------
@@ -187,8 +188,6 @@ class Experiment:
         check_instance("sensitive", self.sensitive, str | None, "the name of a column")
         if self.positive is not None:
             check_integer("positive", self.positive)
-            if self.sensitive is None:
-                raise ConfigError(f"positive is {self.positive}, and sensitive is None; allowed: both, or neither")
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""
