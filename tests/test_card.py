@@ -124,7 +124,9 @@ def test_contributions_are_shown_if_they_are_given() -> None:
     values = pd.DataFrame({"partition_id": [0, 1], "value": [0.25, -0.125]})
     card = BASE.run().card(values)
     assert "| partition\\_id | value |\n| --- | --- |\n| 0 | 0.250 |\n| 1 | -0.125 |" in card
-    assert "Not measured." not in card
+    assert "was not measured" not in card.partition("## Known limits")[0]
+    sizes = np.sort(BASE.federate(data.load("digits")).partition.sizes)[::-1]
+    assert f"8 clients have training examples; the largest has {sizes[0] / sizes.sum():.1%} of them" in card
 
 
 def test_a_class_that_some_clients_lack_is_not_untrained() -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.checks import check_instance
 from fedsim.clients.local_round import personalises
@@ -70,7 +71,7 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
         "## Privacy",
         _privacy(result),
         "## Contributions of clients",
-        *_contributions(contributions),
+        *_contributions(federated.partition.sizes, contributions),
         "## Known limits",
         "\n".join(f"- {limit}" for limit in _limits(result, federated, model, classes)),
     ]
@@ -182,15 +183,20 @@ def _privacy(result: Result) -> str:
     return f"{spent} The server sees {seen}."
 
 
-def _contributions(contributions: Any) -> list[str]:
+def _contributions(sizes: NDArray[np.intp], contributions: Any) -> list[str]:
     import pandas as pd
 
+    largest, tenth = np.sort(sizes)[::-1] / sizes.sum(), -(-len(sizes) // 10)
+    shares = (
+        f"{np.count_nonzero(sizes)} clients have training examples; the largest has {largest[0]:.1%} of them, the "
+        f"largest tenth of the clients {largest[:tenth].sum():.1%}."
+    )
     if contributions is None:
-        return ["Not measured."]
+        return [f"{shares} What the model owes to each of them was not measured; `fedsim.contribution` does."]
     frame = contributions.to_frame() if hasattr(contributions, "to_frame") else contributions
     check_instance("contributions", frame, pd.DataFrame, "a DataFrame, or an object of fedsim.contribution")
     cut = [f"The first {MAX_ROWS} of {len(frame)} rows:"] if len(frame) > MAX_ROWS else []
-    return [*cut, _frame(frame.head(MAX_ROWS))]
+    return [shares, *cut, _frame(frame.head(MAX_ROWS))]
 
 
 def _limits(result: Result, federated: FederatedDataset, model: Model, classes: pd.DataFrame | None) -> list[str]:
