@@ -256,6 +256,19 @@ def test_training_without_a_client_is_training_in_which_it_is_never_heard(fracti
     assert len(without.failures) == 0 < len(silent.failures)
 
 
+def test_clients_removed_twice_are_removed_once() -> None:
+    """Whether at once or one after the other, the remaining clients hold out the same examples."""
+    split = IID(5)
+    nested, flat = (
+        made.federate(data.load("digits")).with_tests(0.3, 0)
+        for made in (Without(Without(split, (1,)), (3,)), Without(split, (1, 3)))
+    )
+    assert nested.partition_test is not None
+    assert flat.partition_test is not None
+    assert np.array_equal(nested.partition_test.indices, flat.partition_test.indices)
+    assert np.array_equal(nested.partition.indices, flat.partition.indices)
+
+
 def test_clients_that_are_removed_before_their_examples_are_ordered_are_no_failures() -> None:
     split = TimeOrdered(Without(IID(4), (2,)), 2)
     result = Experiment(split=split, hidden=(), rounds=2, fraction_evaluate=1.0).run()
