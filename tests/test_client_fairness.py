@@ -376,7 +376,7 @@ def test_the_script_prints_a_table_and_writes_a_picture(tmp_path: Path) -> None:
     small = ["--clients", "5", "--rounds", "1", "--seeds", "2"]
     command = [sys.executable, str(script), *small, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert "wrote fairness_clients.csv, fairness_clients.png" in done.stdout
     table = pd.read_csv(tmp_path / "fairness_clients.csv")
     assert table["worst_decile"].between(0, table["mean"]).all()

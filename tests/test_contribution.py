@@ -493,7 +493,7 @@ def test_the_script_tells_the_story(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "experiments" / "trust" / "contribution.py"
     command = [sys.executable, str(script), "--rounds", "1", "--seeds", "1", "--permutations", "5", "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     frame = pd.read_csv(tmp_path / "out" / "contribution.csv")
     assert len(frame) == 4 * 8
     quality = frame.pivot(index="client", columns="method", values="value")

@@ -507,7 +507,7 @@ def test_the_script_shows_its_findings_in_small(tmp_path: Path) -> None:
         "2",
     ]
     done = run_script(tmp_path, *given_options, "--data-dir", str(folder))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     noise = pd.read_csv(tmp_path / "out" / "fairness_digits.csv")
     digits = noise.groupby(["epsilon", "group"])["accuracy"].mean().unstack()
     lost = digits.loc["no privacy"] - digits.loc["2"]
