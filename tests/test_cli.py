@@ -103,6 +103,10 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
         "accuracy.png",
         "drift.png",
         "splits.png",
+        "study.toml",
+        "environment.json",
+        "runs.csv",
+        "runs",
         ".lock",
     }
 
@@ -113,7 +117,7 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
     )
     assert done.returncode == 2, done.stderr
     told, error = done.stderr.strip().splitlines()
-    assert told.endswith(f"the study ended early; 1 of 2 runs were written to {tmp_path / 'out'}")
+    assert f"the study ended early; 1 of 2 runs are finished in {tmp_path / 'out'}" in told
     assert "training diverged in round 1" in error
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 
@@ -234,12 +238,12 @@ def test_an_error_of_fedsim_itself_keeps_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(tmp_path: Path) -> None:
+def test_a_study_that_ends_before_its_first_run_says_that_nothing_is_finished(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text('rounds = 1\nclient = "SGD(lr=1e9)"\n\n[compare]\nseeds = 1\n')
     done = fedsim("compare", "study.toml", "--out", "results", cwd=tmp_path)
     assert done.returncode == 2
-    assert "the study ended early; 0 of 1 runs were written to results" in done.stderr
-    assert not list((tmp_path / "results").glob("*.csv"))
+    assert "the study ended early; 0 of 1 runs are finished in results" in done.stderr
+    assert [p.name for p in (tmp_path / "results").glob("*.csv")] == ["runs.csv"]
 
 
 BUSY = """
@@ -972,11 +976,11 @@ def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.Ca
 def test_resume_says_what_there_is_not(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "run").mkdir()
     said = here(capsys, "resume", "run", code=2)[1]
-    assert "'run' has no experiment.toml; allowed: a directory that fedsim run --out wrote" in said
+    assert "'run' has neither experiment.toml nor study.toml; allowed: a directory that fedsim run --out" in said
     (small / "run/experiment.toml").write_text("rounds = 1\n")
     said = here(capsys, "resume", "run", code=2)[1]
-    assert "the run in 'run' has no checkpoint.npz; there is nothing to resume" in said
-    (small / "run/history.csv").touch()
+    assert "the run in 'run' has no checkpoint; there is nothing to resume" in said
+    (small / "run/SHA256SUMS").touch()
     assert "the run in 'run' is complete; there is nothing to resume" in here(capsys, "resume", "run", code=2)[1]
 
 

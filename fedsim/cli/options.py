@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "type": int,
         "help": "threads, actors or SuperNodes (default: by the size of the job)",
+    },
+    "--jobs": {
+        "metavar": "N",
+        "type": int,
+        "help": "runs at the same time, in processes (default: one per core for small runs)",
     },
     "--label": {"metavar": "COLUMN", "help": "column to predict"},
     "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},
@@ -72,6 +78,39 @@ def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> No
     sub.add_argument("--out", metavar="DIR", type=nonempty_path, help=out)
     add(sub, "--data-dir")
     add_engine_options(sub)
+
+
+def grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the axes of ``--grid``: ``client.lr=0.01,0.1``, or ``split=IID(50);Dirichlet(50, alpha=0.1)``.
+
+    Values are separated by semicolons if there are any, else by commas, but not inside of brackets and quotes.
+    """
+    from fedsim.toml import read_assignment
+
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        parts = _split(values, ";")
+        parts = parts if len(parts) > 1 else _split(values, ",")
+        axes[key.strip()] = [read_assignment("--grid", f"{key}={part}")[1] for part in parts]
+    return axes
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split a text at the separators that are outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == separator and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def choose_engine(args: argparse.Namespace) -> Any:

@@ -96,9 +96,13 @@ class Callback:
     reads_updates : bool
         Whether the callback reads `FinishedRound.updates`, for which the server keeps the weights of the whole cohort
         during a round. Results have the same bits.
+    passive : bool
+        Whether the callback only observes: it never ends a run and keeps nothing between runs. Runs whose callbacks are
+        all passive may go to worker processes.
     """
 
     reads_updates: bool = False
+    passive: bool = False
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Observe the start of a run.

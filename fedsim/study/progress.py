@@ -42,11 +42,15 @@ class ProgressBar(Callback):
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Count the rounds that a resumed run has already finished."""
         if len(history) > 1:
-            self._bar.update(len(history) - 1)
+            self.add(len(history) - 1, history[-1])
 
     def round_finished(self, finished: FinishedRound) -> None:
         """Count the round, and show the test score."""
         if finished.number:
-            self._bar.update()
-            score = "accuracy" if "test_accuracy" in finished.metrics else "r2"
-            self._bar.set_postfix({score: f"{finished.metrics[f'test_{score}']:.3f}"})
+            self.add(1, finished.metrics)
+
+    def add(self, rounds: int, metrics: Mapping[str, float]) -> None:
+        """Count rounds, and show the test score in the last row of the history."""
+        self._bar.update(rounds)
+        score = "accuracy" if "test_accuracy" in metrics else "r2"
+        self._bar.set_postfix({score: f"{metrics[f'test_{score}']:.3f}"})

@@ -40,6 +40,7 @@ from fedsim.study.saving import Checkpoints
 from fedsim.text import describe, print_notice
 
 if TYPE_CHECKING:
+    from fedsim.data import Dataset
     from fedsim.study.experiment import Experiment
 
 #: Exceptions that a state of wrong types or shapes causes.
@@ -54,8 +55,20 @@ def run(
     verbose: bool,
     directory: str | os.PathLike[str] | None,
     engine: str | Callable[..., Engine],
+    dataset: Dataset | None = None,
+    reuse: bool = False,
 ) -> Result:
-    """Run an experiment; parameters as for `Experiment.run`."""
+    """Run an experiment.
+
+    Parameters
+    ----------
+    experiment, workers, block_size, callbacks, verbose, directory, engine
+        As for `Experiment.run`.
+    dataset : Dataset, optional
+        The experiment's dataset, if it has been loaded.
+    reuse : bool
+        As for `RunDirectory`.
+    """
     check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     for callback in callbacks:
         check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
@@ -65,10 +78,16 @@ def run(
                 "secure_aggregation the server has their sum only; allowed: one of the two"
             )
     with ExitStack() as stack:
-        folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
+        folder = None
+        if directory is not None:
+            folder = stack.enter_context(RunDirectory(directory, experiment, dataset, reuse))
+            if folder.complete:
+                result = Result.load(folder.path, experiment)
+                replay(result, callbacks)
+                return result
         early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
         callbacks = [RejectedRounds(), *early, *callbacks]
-        runtime = build_runtime(experiment)
+        runtime = build_runtime(experiment, dataset)
         grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:
@@ -76,6 +95,15 @@ def run(
     for callback in callbacks:
         callback.run_finished(result)
     return result
+
+
+def replay(result: Result, callbacks: Sequence[Callback]) -> None:
+    """Show a finished run to callbacks, as a resumed run of which all rounds are done."""
+    rows = result.history.to_dict("records")
+    for callback in callbacks:
+        callback.run_started(result.experiment, rows)
+    for callback in callbacks:
+        callback.run_finished(result)
 
 
 class _EndOfRunError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,19 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """All labels in one line."""
-        return ", ".join(self.labels.values())
+        """All labels in one line; numbers with the name of their setting."""
+        return ", ".join(_titled(axis, label) for axis, label in self.labels.items())
 
     @property
     def title(self) -> str:
         """The label, or "all" if there are no axes."""
         return self.label or "all"
+
+
+def _titled(axis: str, label: str) -> str:
+    """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
+    is_name = label[:1].isalpha() and label not in ("True", "False", "None", "nan", "inf")
+    return label if is_name else f"{axis.rpartition('.')[2]}={label}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,21 +182,70 @@ class Study:
                 frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 
-    def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv``.
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the study into a directory, as `compare` does with a directory: its runs, their index and the tables.
 
-        If clients evaluated, also ``fairness.csv``, and with `Experiment.sensitive` ``groups.csv``. Each is written
-        atomically; the folder is created if needed.
+        Parameters
+        ----------
+        directory : path
+            Created if it does not exist. Runs that it has already are not written again.
+
+        Raises
+        ------
+        ConfigError
+            The directory cannot be written.
+        """
+        from fedsim.study.store import save_study
+
+        save_study(self, directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], modules: Sequence[str] = ()) -> Study:
+        """Return the study in a directory, with the runs that are finished.
+
+        Parameters
+        ----------
+        directory : path
+        modules : sequence of str
+            As for `Result.load`.
+
+        Raises
+        ------
+        ConfigError
+            The directory has no study, no run of it is finished, or a file is damaged.
+        """
+        from fedsim.study.store import load_results
+
+        return cls.of(load_results(Path(directory), modules))
+
+    @classmethod
+    def of(cls, results: Iterable[tuple[Mapping[str, str], Result]]) -> Study:
+        """Return the study of labelled results; those with the same labels are the seeds of one variant."""
+        variants: dict[tuple[str, ...], Variant] = {}
+        for labels, result in results:
+            before = variants.get(tuple(labels.values()), Variant(labels, ()))
+            variants[tuple(labels.values())] = Variant(labels, (*before.results, result))
+        return cls(tuple(variants.values()))
+
+    def to_csv(self, directory: str | os.PathLike[str]) -> None:
+        """Write `tables` as CSV files, each atomically; the folder is created if needed."""
+        for name, frame in self.tables().items():
+            write_csv(Path(directory) / name, frame)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables by the name of their file.
+
+        ``rounds.csv``, ``clients.csv`` and ``summary.csv``; if clients evaluated, also ``fairness.csv``, and with
+        `Experiment.sensitive` ``groups.csv``.
         """
         from fedsim.fairness import client_fairness
 
-        tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
+        tables = {"rounds.csv": self.rounds(), "clients.csv": self.clients(), "summary.csv": self.summary()}
         if self.evaluated:
-            tables["fairness"] = client_fairness(self)
+            tables["fairness.csv"] = client_fairness(self)
         if self.counted_groups:
-            tables["groups"] = self.groups()
-        for name, frame in tables.items():
-            write_csv(Path(directory) / f"{name}.csv", frame)
+            tables["groups.csv"] = self.groups()
+        return tables
 
     @property
     def evaluated(self) -> bool:
