@@ -812,7 +812,7 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     assert table == study.table(0.15).to_string().splitlines()
     names = ["accuracy", "drift", "splits", "local_accuracy", "accuracy_by_skew"]
     pictures = ", ".join(f"{name}.png" for name in names)
-    assert last == f"wrote rounds.csv, clients.csv, summary.csv, fairness.csv, {pictures} to out"
+    assert last == f"wrote the runs, rounds.csv, clients.csv, summary.csv, fairness.csv, {pictures} to out"
     assert pd.read_csv("out/summary.csv")["split"].tolist() == ["IID", "Dirichlet(0.5)"]
     said = here(capsys, "compare", "s.toml", "--set", "dataset=mnist", "--data-dir", "nowhere", code=2)[1]
     assert "data_dir is 'nowhere' but contains neither" in said
