@@ -29,6 +29,7 @@ from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
 from fedsim.errors import FedsimError
 from fedsim.models import Model
+from fedsim.models.losses import score
 from fedsim.secure import SecureAggregation
 from fedsim.secure.clients import SecureClients
 from fedsim.splits import FederatedDataset, Partition
@@ -108,7 +109,7 @@ class ClientRuntime:
         self.x = np.ascontiguousarray(data.x_train, dtype=model.dtype)
         self.y = data.y_train.astype(model.dtype) if data.regression else data.y_train
         #: Variance of the test targets, for regression.
-        self.variance = float(data.y_test.var()) if data.regression else None
+        self.variance = data.test_variance
         self.sensitive = Sensitive.of(data, *sensitive) if sensitive else None
         self._sends_group_counts = sends_group_counts
         self.partition, self._window = federated.at(1), 1
@@ -249,7 +250,5 @@ class ClientRuntime:
         return replace(concatenate(results), failed=failed)
 
     def score(self, loss: Any, accuracy: Any) -> Any:
-        """Return the accuracy; for regression R squared, ``1 - loss / variance of the test targets``."""
-        if self.variance is None:
-            return accuracy
-        return 1 - loss / self.variance if self.variance else loss * np.nan
+        """Return the accuracy or, for regression, R squared; see `fedsim.models.losses.score`."""
+        return score(loss, accuracy, self.variance)

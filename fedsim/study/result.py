@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.models import Model
+from fedsim.models import Model, flat_parameters
 from fedsim.models.losses import predicted_labels
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Result:
     @property
     def flat_weights(self) -> NDArray[Any]:
         """The final global model as a flat row, shape (parameters,)."""
-        return np.concatenate([array.ravel() for array in self.weights.values()])
+        return flat_parameters(self.model, self.weights)
 
     def scores(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
         """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
@@ -160,7 +160,8 @@ class Result:
             Default `model`.
         """
         model = model or self.model
-        examples, weights = np.asarray(self.dataset.x_test if x is None else x), self.flat_weights[None]
+        examples = np.asarray(self.dataset.x_test if x is None else x)
+        weights = flat_parameters(model, self.weights)[None]
         parts = [
             examples[k : k + SCORED_ROWS].astype(model.dtype) for k in range(0, max(len(examples), 1), SCORED_ROWS)
         ]
