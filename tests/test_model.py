@@ -360,7 +360,7 @@ def test_flat_parameters_are_the_inverse_of_named_arrays() -> None:
 
 def test_the_score_is_the_accuracy_or_r_squared() -> None:
     y = np.array([1.0, 2.0, 4.0, 5.0])
-    predicted = y + [0.5, -1.0, 0.0, 1.0]
+    predicted = np.array([1.5, 1.0, 4.0, 6.0])
     assert score(((predicted - y) ** 2).mean(), 0.0, y.var()) == pytest.approx(r2_score(y, predicted))
     assert score(1.0, 0.25, None) == 0.25
     assert np.isnan(score(1.0, 0.25, 0.0))

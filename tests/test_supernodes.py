@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from helpers import OnRound, same
+from helpers import OnRound, mean_margin, same
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedsim import Experiment, clients, servers
@@ -74,8 +74,8 @@ def on_supernodes(experiment: Experiment, nodes: int, client_app: ClientApp = ap
         replace(BASE, client=clients.SCAFFOLD()),
         replace(BASE, client=clients.FedDyn()),
         replace(BASE, client=clients.FedNova(momentum=0.5)),
-        replace(BASE, client=clients.FedPer()),
-        replace(BASE, client=clients.Ditto()),
+        replace(BASE, client=clients.FedPer(), metrics=("macro_f1", "recall")),
+        replace(BASE, client=clients.Ditto(), metrics=("log_loss", mean_margin)),
         replace(BASE, client=clients.MOON()),
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, client=clients.FedLC(), server=servers.FedMedian),

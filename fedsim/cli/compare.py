@@ -24,7 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import compare as studies
     from fedsim.study import config
-    from fedsim.study.directory import FAIRNESS, GROUPS
+    from fedsim.study.directory import FAIRNESS, GROUPS, METRICS
     from fedsim.study.plan import make_plan, table_plan
 
     if args.target is not None:
@@ -45,8 +45,9 @@ def compare(args: argparse.Namespace) -> None:
             *studies.TABLES,
             *([FAIRNESS] if study.evaluated else []),
             *([GROUPS] if study.counted_groups else []),
+            *([METRICS] if study.has_metrics else []),
         ]
-        plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
+        plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
         plots["splits.png"] = study.plot_splits

@@ -45,6 +45,7 @@ def build_runtime(experiment: Experiment) -> ClientRuntime:
         experiment.privacy.clip if isinstance(experiment.privacy, CentralDP) else None,
         experiment.attack,
         None if experiment.sensitive is None else (experiment.sensitive, experiment.positive),
+        experiment.metrics,
         _sends_group_counts(experiment),
     )
 

@@ -15,7 +15,7 @@ from fedsim import data, objects
 from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
-from fedsim.study.directory import FAIRNESS, GROUPS, ResultsDirectory
+from fedsim.study.directory import FAIRNESS, GROUPS, METRICS, ResultsDirectory
 from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
 from fedsim.study.study import Study, Variant
@@ -183,7 +183,7 @@ class _StudyDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], total: int) -> None:
-        super().__init__(path, (*TABLES, FAIRNESS, GROUPS, *PICTURES))
+        super().__init__(path, (*TABLES, FAIRNESS, GROUPS, METRICS, *PICTURES))
         self._total, self._finished, self._written = total, 0, 0
         self._study = Study(())
         self._started, self._writing = time.perf_counter(), 0.0

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
 #: The counts of an experiment with a sensitive column.
 GROUPS = "groups.csv"
+#: The metrics of an experiment that has some besides the loss and the accuracy.
+METRICS = "metrics.csv"
 #: Files of a finished run.
 RESULTS = (
     "history.csv",
@@ -130,7 +132,7 @@ class RunDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        super().__init__(path, (*RESULTS, GROUPS, FAIRNESS, CHECKPOINT))
+        super().__init__(path, (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT))
         self.checkpoint = self.path / CHECKPOINT
         self._experiment = experiment
         self._saved: dict[str, Any] | None = None
@@ -190,6 +192,8 @@ def result_tables(result: Result) -> dict[str, pd.DataFrame]:
     tables = {f"{name}.csv": getattr(result, name) for name in ("history", "clients", "failures")}
     if result.experiment.sensitive:
         tables[GROUPS] = result.groups
+    if result.experiment.metrics:
+        tables[METRICS] = result.metrics
     if len(result.clients):
         from fedsim.fairness import client_fairness
 

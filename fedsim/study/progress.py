@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -45,8 +46,12 @@ class ProgressBar(Callback):
             self._bar.update(len(history) - 1)
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Count the round, and show the test score."""
+        """Count the round, and show the test score, or the clients' score if there is no global model."""
         if finished.number:
             self._bar.update()
             score = "accuracy" if "test_accuracy" in finished.metrics else "r2"
-            self._bar.set_postfix({score: f"{finished.metrics[f'test_{score}']:.3f}"})
+            value = finished.metrics[f"test_{score}"]
+            if math.isnan(value):
+                value, score = finished.metrics[f"local_{score}"], f"local {score}"
+            if not math.isnan(value):
+                self._bar.set_postfix({score: f"{value:.3f}"})
