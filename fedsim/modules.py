@@ -1,4 +1,4 @@
-"""The user's own classes, named in text as ``module:Class``, and the modules that a text may import.
+"""The user's own classes and functions, named in text as ``module:Class``, and the modules that a text may import.
 
 Importing a module runs its code, so the permitted modules depend on the author of the text. The user of this machine
 may name any module that Python finds. A file, which anyone may have written, may name modules in the current folder and
@@ -13,10 +13,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
@@ -88,8 +89,30 @@ def load_class(field: str, path: str, base: type, modules: Modules) -> type:
         The text does not have that form, or names a module that may not or cannot be imported, or names anything but a
         concrete subclass of `base`.
     """
+    cls: type = _load(field, path, "Class", modules)
+    if not issubclass(type(cls), type) or not issubclass(cls, base) or inspect.isabstract(cls):
+        raise ConfigError(f"{field} is {path!r}; allowed: a concrete subclass of {base.__name__}")
+    return cls
+
+
+def load_function(field: str, path: str, modules: Modules) -> Callable[..., Any]:
+    """Return the function that ``module:function`` names; parameters and errors as for `load_class`.
+
+    The module must define the function itself, so that a text cannot call what the module only imports; functions of
+    fedsim and Flower are refused.
+    """
+    function: Callable[..., Any] = _load(field, path, "function", modules)
+    module = path.partition(":")[0]
+    own = inspect.isfunction(function) and function.__module__ == module
+    if not own or Modules().allow(module):
+        raise ConfigError(f"{field} is {path!r}; allowed: a function that a module of your own defines")
+    return function
+
+
+def _load(field: str, path: str, kind: str, modules: Modules) -> Any:
+    """Return what ``module:name`` names; `kind` is the word for it in the error for another form."""
     if not FORM.fullmatch(path):
-        raise ConfigError(f"{field} names {shorten(path)}; allowed: module:Class")
+        raise ConfigError(f"{field} names {shorten(path)}; allowed: module:{kind}")
     name, _, attribute = path.partition(":")
     if not modules.allow(name):
         if modules.folder is None:
@@ -109,7 +132,4 @@ def load_class(field: str, path: str, base: type, modules: Modules) -> type:
     if found is None:
         names = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")
-    cls: type = found
-    if not issubclass(type(found), type) or not issubclass(cls, base) or inspect.isabstract(cls):
-        raise ConfigError(f"{field} is {path!r}; allowed: a concrete subclass of {base.__name__}")
-    return cls
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.experiment import Experiment
@@ -27,12 +28,18 @@ class OnRound(Callback):
         self._function(finished.metrics)
 
 
+def mean_margin(y: NDArray[Any], scores: NDArray[Any]) -> float:
+    """A metric of one's own: the mean score of the label, minus the mean of all scores."""
+    return float(scores[np.arange(len(y)), y].mean() - scores.mean())
+
+
 def same(a: Result, b: Result) -> bool:
     """Whether two results have the same bits: weights and history but for the clock."""
     weights = all(np.array_equal(a.weights[k], b.weights[k]) for k in a.weights)
     timings = ["seconds", "secure_seconds"]
     history = a.history.drop(columns=timings).equals(b.history.drop(columns=timings))
-    return weights and history and a.clients.equals(b.clients)
+    frames = all(getattr(a, name).equals(getattr(b, name)) for name in ("clients", "groups", "metrics"))
+    return weights and history and frames
 
 
 def cases(usual: int) -> int:

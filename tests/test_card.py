@@ -13,12 +13,11 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from fedsim import Experiment, data
 from fedsim.attacks import Backdoor
-from fedsim.clients import SGD, LocalOnly
+from fedsim.clients import SGD, FineTune
 from fedsim.contribution import Retraining, leave_one_out
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.splits import IID, Dirichlet, Shards
-from fedsim.study.card import class_scores
 
 BASE = Experiment(split=Dirichlet(8, alpha=0.3), rounds=2, hidden=(8,))
 
@@ -28,7 +27,7 @@ def test_recall_and_precision_are_those_of_scikit_learn() -> None:
     precision, recall, _, support = precision_recall_fscore_support(
         result.dataset.y_test, result.predict(), zero_division=np.nan
     )
-    scores = class_scores(result, result.dataset, result.model)
+    scores = result.class_scores()
     np.testing.assert_allclose(scores[["recall", "precision"]], np.column_stack([recall, precision]))
     assert scores["test_examples"].tolist() == support.tolist()
     best = int(np.nanargmax(precision))
@@ -60,7 +59,7 @@ def test_the_card_names_what_is_wrong_with_a_run() -> None:
     few = Dataset(
         "few", np.eye(4)[[0, 1, 0, 1]], np.arange(4) % 2, np.eye(4)[:2], np.arange(2), 3, label_names=("a", "b", "c")
     )
-    card = Experiment(dataset=few, split=IID(2), rounds=1, client=LocalOnly()).run().card()
+    card = Experiment(dataset=few, split=IID(2), rounds=1, client=FineTune()).run().card()
     assert "No client has training examples of class c." in card
     assert "There are no test examples of class c." in card
     assert "Clients predict with models of their own" in card
@@ -92,7 +91,7 @@ def test_names_are_text() -> None:
     assert "\x1b" not in card
     assert not re.search(r"^# c", card, re.MULTILINE)
     columns = {line.replace("\\|", "").count("|") for line in card.splitlines() if line.startswith("| ")}
-    assert columns == {3, 5}
+    assert columns == {3, 5, 6}
     assert "\n- \\# note \\<i\\>\n" in card
 
 
@@ -100,7 +99,7 @@ def test_of_many_classes_the_worst_are_listed() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(300, 5)), np.arange(300) % 30
     result = Experiment(dataset=Dataset("many", x, y, x, y), split=IID(5), rounds=1).run()
-    scores = class_scores(result, result.dataset, result.model)
+    scores = result.class_scores()
     card = result.card()
     assert "The 20 of 30 classes with the lowest recall" in card
     listed = [int(n) for n in re.findall(r"^\| (\d+) \| 10 \|", card, re.MULTILINE)]

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import r2_score
 
 from fedsim import Experiment, clients, kernels
 from fedsim.clients import SGD, Array, ClientStrategy, Context
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DataError
-from fedsim.models import MLP, Model, make_layout, named_arrays
+from fedsim.models import MLP, Model, flat_parameters, make_layout, named_arrays
 from fedsim.models.conformance import ModelError
-from fedsim.models.losses import LOSSES, cross_entropy
+from fedsim.models.losses import LOSSES, cross_entropy, score
 from fedsim.servers import QFedAvg
 from fedsim.splits import IID, FeatureNoise, FeatureScale, Rotation
 from fedsim.study import config
@@ -347,3 +348,19 @@ def test_what_needs_sgds_hyperparameters_says_so() -> None:
         replace(BASE, client=OneStep(), weight_divergence=True).run()
     with pytest.raises(ConfigError, match="client_learning_rate is missing"):
         replace(BASE, client=OneStep(), server=QFedAvg).run()
+
+
+def test_flat_parameters_are_the_inverse_of_named_arrays() -> None:
+    model = MLP((3, 4, 2))
+    flat = model.init(np.random.default_rng(0))
+    arrays = named_arrays(model, flat)
+    assert np.array_equal(flat_parameters(model, arrays), flat)
+    assert np.array_equal(flat_parameters(model, dict(reversed(arrays.items()))), flat)  # in the order of the layout
+
+
+def test_the_score_is_the_accuracy_or_r_squared() -> None:
+    y = np.array([1.0, 2.0, 4.0, 5.0])
+    predicted = np.array([1.5, 1.0, 4.0, 6.0])
+    assert score(((predicted - y) ** 2).mean(), 0.0, y.var()) == pytest.approx(r2_score(y, predicted))
+    assert score(1.0, 0.25, None) == 0.25
+    assert np.isnan(score(1.0, 0.25, 0.0))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import same
+from helpers import mean_margin, same
 from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, compare, servers
@@ -51,7 +51,7 @@ def _cluster() -> Iterator[None]:
     [
         BASE,
         pytest.param(replace(BASE, kernel="compiled"), marks=pytest.mark.slow),  # each actor loads the kernel
-        replace(BASE, client=clients.SCAFFOLD()),
+        replace(BASE, client=clients.SCAFFOLD(), metrics=("auc", "confusion_matrix", mean_margin)),
         replace(BASE, attack=ModelReplacement(start=2), transforms=(TopK(0.2),)),  # changed examples, and at the server
         pytest.param(replace(BASE, client=clients.FedPer()), marks=pytest.mark.slow),
         pytest.param(replace(BASE, client=clients.MOON()), marks=pytest.mark.slow),

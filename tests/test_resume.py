@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, clients, data, files, servers
 from fedsim.errors import ConfigError
+from fedsim.models import Group, Model
 from fedsim.rounds.validity import ValidityChecks
 from fedsim.secure import SecureAggregation
 from fedsim.signals import handle_signals
@@ -75,7 +76,7 @@ def _every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     "experiment",
     [
         BASE,
-        replace(BASE, client=clients.FedPer(), fraction_train=0.3),
+        replace(BASE, client=clients.FedPer(), fraction_train=0.3, metrics=("macro_f1",)),
         replace(BASE, client=clients.IFCA()),
         replace(BASE, client=clients.FedALA(first_epochs=2)),
         replace(BASE, server=partial(servers.FedYogi, eta=0.05)),
@@ -113,9 +114,17 @@ class Explodes(clients.SGD):
         return weights
 
 
-def test_a_resumed_run_knows_which_losses_are_divergence(tmp_path: Path) -> None:
+class PrivatelyExplodes(Explodes):
+    """The same without a global model, whose test loss is not in the history."""
+
+    def private_groups(self, model: Model) -> Sequence[Group]:
+        return model.groups[-1:]
+
+
+@pytest.mark.parametrize("client", [Explodes(), PrivatelyExplodes()])
+def test_a_resumed_run_knows_which_losses_are_divergence(client: clients.SGD, tmp_path: Path) -> None:
     """The limit follows from the untrained model's loss, which a resumed run does not measure again."""
-    experiment = replace(BASE, client=Explodes(), fraction_train=1.0, on_failure="exclude")
+    experiment = replace(BASE, client=client, fraction_train=1.0, on_failure="exclude")
     whole = experiment.run()
     assert whole.failures[["round", "partition_id"]].to_numpy().tolist() == [[4, 3]]
     with pytest.raises(PowerError):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import flwr.serverapp.strategy as stock
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -74,8 +75,8 @@ def on_supernodes(experiment: Experiment, nodes: int, client_app: ClientApp = ap
         replace(BASE, client=clients.SCAFFOLD()),
         replace(BASE, client=clients.FedDyn()),
         replace(BASE, client=clients.FedNova(momentum=0.5)),
-        replace(BASE, client=clients.FedPer()),
-        replace(BASE, client=clients.Ditto()),
+        replace(BASE, client=clients.FedPer(), metrics=("macro_f1", "recall")),
+        replace(BASE, client=clients.Ditto(), metrics=("log_loss", "confusion_matrix")),
         replace(BASE, client=clients.MOON()),
         replace(BASE, client=clients.IFCA(), dtype="float64"),
         replace(BASE, client=clients.FedLC(), server=servers.FedMedian),
@@ -124,7 +125,12 @@ def test_an_exported_app_is_the_experiment(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("field", "text"),
-    [("client", "own_parts:Client"), ("server", "own_parts:Server"), ("transforms", "own_parts:Half")],
+    [
+        ("client", "own_parts:Client"),
+        ("server", "own_parts:Server"),
+        ("transforms", "own_parts:Half"),
+        ("metrics", "own_parts:half"),
+    ],
 )
 def test_an_exported_app_has_the_files_of_ones_own_classes(
     field: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,13 +138,19 @@ def test_an_exported_app_has_the_files_of_ones_own_classes(
     (tmp_path / "own_parts.py").write_text(
         "from fedsim.clients import SGD\nfrom fedsim.updates.compression import Float16\n"
         "from fedsim.servers import FedAvg\n\n\n"
-        "class Client(SGD):\n    pass\n\n\nclass Half(Float16):\n    pass\n\n\nclass Server(FedAvg):\n    pass\n"
+        "class Client(SGD):\n    pass\n\n\nclass Half(Float16):\n    pass\n\n\nclass Server(FedAvg):\n    pass\n\n\n"
+        "def half(y, scores):\n    return float(scores.mean()) / 2\n"
     )
     monkeypatch.chdir(tmp_path)
-    made = config.build(field, text)
-    changed: dict[str, Any] = {field: (made,) if field == "transforms" else made}
-    folder = export(replace(BASE, **changed), tmp_path / "app")
+    made = config.value_of(field, [text] if field in ("transforms", "metrics") else text)
+    experiment = replace(BASE, **{field: made})
+    folder = export(experiment, tmp_path / "app")
     assert (folder / "own_parts.py").read_text() == (tmp_path / "own_parts.py").read_text()
+    if field == "metrics":  # the app's SuperNodes find the function
+        server_app, client_app, run_config, _ = load_app(folder)
+        run_flower(server_app, client_app, 2, run_config=run_config | {"out": str(tmp_path / "out")})
+        written = pd.read_csv(tmp_path / "out" / "metrics.csv", float_precision="round_trip")
+        assert written["value"].equals(experiment.run().metrics["value"])
 
 
 # Faults. Partition p of 4 holds the clients whose id is p modulo 4.

@@ -78,7 +78,8 @@ def main(grid: Grid, context: Context, folder: Path | None = None) -> None:
     )
     out = str(settings.get("out", "")) or None
     result = experiment.run(engine=engine, directory=out, callbacks=[_PrintMetrics()])
-    print(f"fedsim: done after {result.rounds} rounds, {result.score}={result.final_score:.4g}", flush=True)
+    score = f"{result.score}={result.final_score:.4g}" if result.has_global_model else "no global model"
+    print(f"fedsim: done after {result.rounds} rounds, {score}", flush=True)
 
 
 def _exit_with_parent() -> None:

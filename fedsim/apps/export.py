@@ -67,7 +67,8 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{str(place)!r} exists and is not empty; give another folder")
-    parts = (experiment.client, experiment.split, experiment.server, experiment.attack, *experiment.transforms)
+    metrics = [metric for metric in experiment.metrics if not isinstance(metric, str)]
+    parts = experiment.client, experiment.split, experiment.server, experiment.attack, *experiment.transforms, *metrics
     files = [file for part in parts if (file := _source_file(part))]
     place = writable_directory(place)
     defaults = {"out": "", "nodes": 0, "wait": 120.0, "timeout": 0.0, "retries": 0, "supervised": False}
@@ -89,8 +90,9 @@ def export(experiment: Experiment, folder: str | os.PathLike[str], **settings: A
 
 
 def _source_file(part: Any) -> Path | None:
-    """Return the file of a user's class; None for classes of fedsim and Flower."""
-    cls: Any = part.func if isinstance(part, partial) else part if inspect.isclass(part) else type(part)
+    """Return the file of a user's class or function; None for those of fedsim and Flower."""
+    named = inspect.isclass(part) or inspect.isfunction(part)
+    cls: Any = part.func if isinstance(part, partial) else part if named else type(part)
     package = cls.__module__.partition(".")[0]
     if part is None or package in ("fedsim", "flwr"):
         return None

@@ -55,7 +55,7 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     )
     print(study.table(args.target).to_string())
     if args.out:
-        plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
+        plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
         plots["splits.png"] = study.plot_splits

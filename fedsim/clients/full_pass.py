@@ -33,6 +33,31 @@ def shard_batches(
             yield rows, own, task.x.take(examples, axis=0), task.y.take(examples, axis=0)
 
 
+def shard_scores(task: Task, partition: Partition, clients: Indices, weights: Array) -> Iterator[tuple[Indices, Array]]:
+    """Yield for each client the positions of its examples and the scores of weights on them.
+
+    Parameters
+    ----------
+    task, partition, clients, weights
+        As for `evaluate_shards`.
+
+    Yields
+    ------
+    examples : ndarray of int, shape (examples,)
+    scores : ndarray, shape (examples, outputs)
+    """
+    shape = int(partition.sizes[clients].sum()), task.model.outputs
+    stops = np.cumsum(partition.sizes[clients])
+    starts = stops - partition.sizes[clients]
+    done, scores = np.zeros(len(clients), dtype=np.intp), np.empty(shape, task.model.dtype)
+    for rows, w, x, _ in shard_batches(task, partition, clients, weights):
+        places = (starts + done)[rows, None] + np.arange(x.shape[1])
+        scores[places] = task.model.scores(w, x)
+        done[rows] += x.shape[1]
+    for client, start, stop in zip(clients, starts, stops, strict=True):
+        yield partition[int(client)], scores[start:stop]
+
+
 def evaluate_shards(
     task: Task, partition: Partition, clients: Indices, weights: Array
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

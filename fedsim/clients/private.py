@@ -27,6 +27,11 @@ def private_groups(strategy: ClientStrategy, model: Model) -> Sequence[Group]:
     return check_groups(strategy, strategy.private_groups(model), model.groups)
 
 
+def has_global_model(strategy: ClientStrategy, model: Model) -> bool:
+    """Return whether clients send all parameters, so that the server has a complete model."""
+    return not private_groups(strategy, model)
+
+
 def private_mask(strategy: ClientStrategy, model: Model) -> NDArray[np.bool_]:
     """Return a mask of the parameters that are private to a strategy's clients, shape (parameters,)."""
     return parameter_mask(private_groups(strategy, model), model)

@@ -5,24 +5,26 @@ Counts add up: those of several clients together are the sum of theirs, which me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_choice, check_integer
-from fedsim.clients.full_pass import shard_batches
-from fedsim.clients.task import Task
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models import Array
 from fedsim.models.losses import predicted_labels
-from fedsim.splits.partition import Indices, Partition
+from fedsim.splits.partition import Indices
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What is counted in each group, in order. A positive is an example of the positive label, or predicted to be.
 COUNTS = ("num_examples", "correct", "true_positives", "false_positives", "false_negatives")
-#: Value of ``partition_id`` in `Result.groups` for the server's test set.
-TEST_SET = -1
+#: Columns of `Result.groups`, in order.
+COLUMNS = ("round", "partition_id", "group", *COUNTS)
 #: Largest number of groups; a column with more identifies people or clients.
 MAX_GROUPS = 100
 
@@ -42,6 +44,7 @@ class Sensitive:
         Index in `names` of the group of each example.
     """
 
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int64)
     column: str
     names: tuple[str, ...]
     positive: int
@@ -114,19 +117,27 @@ class Sensitive:
         counts = [np.bincount(cells, mark.ravel(), len(groups) * size) for mark in marks]
         return np.stack(counts, axis=-1).astype(np.int64).reshape(len(groups), size, len(COUNTS))
 
-    def count_shards(self, task: Task, partition: Partition, clients: Indices, weights: Array) -> NDArray[np.int64]:
-        """Count the predictions of weights on each client's shard; parameters as for `evaluate_shards`.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the counts of a set of examples."""
+        return len(self.names), len(COUNTS)
 
-        Returns
-        -------
-        ndarray of int64, shape (clients, groups, 5)
-        """
-        counts = np.zeros((len(clients), len(self.names), len(COUNTS)), np.int64)
-        numbered = replace(task, y=np.arange(len(task.y)))
-        for rows, w, x, examples in shard_batches(numbered, partition, clients, weights):
-            predicted = predicted_labels(task.model.scores(w, x))
-            counts[rows] += self.count(predicted, task.y[examples], self.train[examples])
-        return counts
+    def measure(self, y: Array, scores: Array, examples: Indices | None) -> Array:
+        """Count the predictions on a set of examples, shape (groups, 5); see `Measure.measure`."""
+        groups = self.test if examples is None else self.train[examples]
+        return self.count(predicted_labels(scores)[None], y[None], groups[None])[0]
+
+    def refusal(self, value: Array, num_examples: int) -> str:
+        """Return what is wrong with counts, or an empty text; see `Measure.refusal`."""
+        return "" if possible_counts(value, num_examples) else "impossible counts in groups"
+
+    def to_frame(self, rounds: Indices, clients: Indices, values: Array) -> pd.DataFrame:
+        """Return a row per set of examples and group, with the columns `COLUMNS`; see `Measure.to_frame`."""
+        import pandas as pd
+
+        count, names = len(self.names), np.tile(np.array(self.names), len(rounds))
+        columns = (np.repeat(rounds, count), np.repeat(clients, count), names, *values.reshape(-1, len(COUNTS)).T)
+        return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def possible_counts(counts: NDArray[np.int64], num_examples: int) -> bool:

@@ -130,9 +130,8 @@ class Evaluation:
     loss, accuracy : ndarray of float64, shape (clients,)
     failed : dict of int to FedsimError
         Partition id -> the error of a client that is not among the rows.
-    groups : ndarray of int64, shape (clients, groups, 5), optional
-        Counts of predictions in each group of people, in the order of `fedsim.clients.sensitive.COUNTS`, if the
-        experiment has a sensitive column.
+    measured : dict of str to ndarray, shape (clients, ...)
+        The values of the experiment's measures; see `fedsim.clients.measures`.
     """
 
     partition_ids: Indices
@@ -140,7 +139,7 @@ class Evaluation:
     loss: NDArray[np.float64]
     accuracy: NDArray[np.float64]
     failed: Mapping[int, FedsimError] = field(default_factory=dict)
-    groups: NDArray[np.int64] | None = None
+    measured: Mapping[str, Array] = field(default_factory=dict)
 
 
 def mean_evaluation(parts: Sequence[Evaluation]) -> tuple[float, float]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fedsim.contribution.contributions import Floats, standard_error
 from fedsim.contribution.retraining import check_clients, clients_of, fixed, repeat, retrain
 from fedsim.engines.engine import Engine
-from fedsim.errors import ConfigError
 from fedsim.report.intervals import t_quantile
 from fedsim.study.callbacks import Callback
 from fedsim.study.experiment import Experiment
@@ -79,12 +78,8 @@ def class_recall(result: Result) -> Floats:
     ConfigError
         The targets are real numbers.
     """
-    data = result.dataset
-    if data.regression:
-        raise ConfigError(f"{data.name} has real-valued targets; allowed: a dataset with classes, which have a recall")
-    total = np.bincount(data.y_test, minlength=data.num_classes)
-    found = np.bincount(data.y_test[result.predict() == data.y_test], minlength=data.num_classes)
-    return np.divide(found, total, out=np.full(data.num_classes, np.nan), where=total > 0)
+    recall: Floats = result.class_scores()["recall"].to_numpy()
+    return recall
 
 
 def class_influence(

@@ -24,7 +24,8 @@ from fedsim.contribution.retraining import UTILITIES, clients_of, fixed
 from fedsim.data import Dataset
 from fedsim.engines.engine import Engine
 from fedsim.errors import ConfigError
-from fedsim.models import Model
+from fedsim.models import Model, flat_parameters
+from fedsim.models.losses import score
 from fedsim.streams import Purpose, generator
 from fedsim.study.callbacks import Callback, ClientUpdates, FinishedRound
 from fedsim.study.experiment import Experiment
@@ -58,7 +59,7 @@ class ReconstructedRound(CoalitionGame):
         self._examples = updates.num_examples.astype(np.float64)
         self._x = data.x_test[None].astype(model.dtype, copy=False)
         self._y = data.y_test.astype(model.dtype) if data.regression else data.y_test
-        self._variance = float(data.y_test.var()) if data.regression else None
+        self._variance = data.test_variance
 
     def mean(self, members: Members) -> Array:
         """Return the models of coalitions, shape (coalitions, parameters)."""
@@ -78,13 +79,9 @@ class ReconstructedRound(CoalitionGame):
             models = self.mean(members[part])
             labels = np.broadcast_to(self._y, (len(models), count))
             loss, correct = self._model.evaluate(models, self._x, labels)
-            utilities[part] = self._utilities(loss / count, correct / count)
+            loss, accuracy = loss / count, correct / count
+            utilities[part] = -loss if self._utility == "loss" else score(loss, accuracy, self._variance)
         return utilities
-
-    def _utilities(self, loss: Floats, accuracy: Floats) -> Floats:
-        if self._utility == "loss":
-            return -loss
-        return accuracy if self._variance is None else 1 - loss / self._variance
 
 
 class GTGShapley(Callback):
@@ -138,9 +135,9 @@ class GTGShapley(Callback):
 
     def round_finished(self, finished: FinishedRound) -> None:
         """Add the contributions of a round."""
-        weights: Array = np.concatenate([finished.weights[name].ravel() for name in self._model.layout])
-        score = "r2" if self._data.regression else "accuracy"
-        utility = finished.metrics[f"test_{score}"] if self.utility == "score" else -finished.metrics["test_loss"]
+        weights = flat_parameters(self._model, finished.weights)
+        name = "r2" if self._data.regression else "accuracy"
+        utility = finished.metrics[f"test_{name}"] if self.utility == "score" else -finished.metrics["test_loss"]
         if finished.number and len(finished.updates.partition_ids):
             game = ReconstructedRound(self._model, self._data, self._weights, finished.updates, self.utility)
             self._check_mean(game, weights, finished.number)

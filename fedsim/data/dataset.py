@@ -142,6 +142,11 @@ class Dataset:
         """The number of classes in `strata`."""
         return DECILES if self.regression else self.num_classes
 
+    @cached_property
+    def test_variance(self) -> float | None:
+        """The variance of the test targets, on which R squared is based; None for labels."""
+        return float(self.y_test.var()) if self.regression else None
+
     def _error(self, sentence: str) -> DataError:
         return DataError(f"dataset {self.name!r}: {sentence}")
 

@@ -22,6 +22,8 @@ from fedsim.clients.local_round import (
     personalises,
     run_local_round,
 )
+from fedsim.clients.measures import Measure, measure_shards
+from fedsim.clients.metrics import Metrics
 from fedsim.clients.private import private_mask
 from fedsim.clients.sensitive import Sensitive
 from fedsim.clients.sgd import numpy_hooks, overrides
@@ -29,6 +31,8 @@ from fedsim.clients.task import Evaluation, Task, Update
 from fedsim.engines.isolation import concatenate, isolate_failures
 from fedsim.errors import FedsimError
 from fedsim.models import Model
+from fedsim.models.losses import score
+from fedsim.models.metrics import AnyMetric
 from fedsim.secure import SecureAggregation
 from fedsim.secure.clients import SecureClients
 from fedsim.splits import FederatedDataset, Partition
@@ -72,6 +76,8 @@ class ClientRuntime:
         Some clients are malicious; `federated` has their examples already.
     sensitive : tuple of str and int or None, optional
         The arguments of `Sensitive.of`: clients that evaluate count their predictions in groups of people.
+    metrics : sequence of str or callable
+        As for `Metrics`: clients that evaluate compute them.
     sends_group_counts : bool
         Whether clients that train send these counts too, of the global weights on their training examples.
 
@@ -79,7 +85,8 @@ class ClientRuntime:
     ----------
     attackers : Attackers or None
         The malicious clients.
-    sensitive : Sensitive or None
+    measures : dict of str to Measure
+        What clients that evaluate measure besides the loss and the accuracy: ``"groups"`` and ``"metrics"``, if any.
     secure : SecureClients or None
         The clients' side of secure aggregation.
     """
@@ -97,9 +104,10 @@ class ClientRuntime:
         clip: float | None = None,
         attack: Attack | None = None,
         sensitive: tuple[str, int | None] | None = None,
+        metrics: Sequence[AnyMetric] = (),
         sends_group_counts: bool = False,
     ) -> None:
-        options = example_noise, secure, clip, attack, sensitive, sends_group_counts
+        options = example_noise, secure, clip, attack, sensitive, tuple(metrics), sends_group_counts
         self._arguments = model, federated, client, seed, kernel, tuple(transforms), *options
         self.example_noise = example_noise
         self.model, self.federated, self.client, self.seed, self.kernel_name = model, federated, client, seed, kernel
@@ -108,8 +116,13 @@ class ClientRuntime:
         self.x = np.ascontiguousarray(data.x_train, dtype=model.dtype)
         self.y = data.y_train.astype(model.dtype) if data.regression else data.y_train
         #: Variance of the test targets, for regression.
-        self.variance = float(data.y_test.var()) if data.regression else None
-        self.sensitive = Sensitive.of(data, *sensitive) if sensitive else None
+        self.variance = data.test_variance
+        self._sensitive = Sensitive.of(data, *sensitive) if sensitive else None
+        self.measures: dict[str, Measure] = {}
+        if self._sensitive:
+            self.measures["groups"] = self._sensitive
+        if metrics:
+            self.measures["metrics"] = Metrics(metrics, data, model)
         self._sends_group_counts = sends_group_counts
         self.partition, self._window = federated.at(1), 1
         shared = ~private_mask(client, model)  # checks the strategy's private groups
@@ -155,7 +168,7 @@ class ClientRuntime:
             self.federated.poisoned_at(round_number) or self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
             example_noise=self.example_noise, protect=secure.protect if secure else None,
-            groups=self.sensitive.train if self.sensitive else None,
+            groups=self._sensitive.train if self._sensitive else None,
         )  # fmt: skip
 
     def exchange(
@@ -207,9 +220,10 @@ class ClientRuntime:
         def train_some(some: Indices) -> Update:
             with np.errstate(all="ignore"):  # a client that diverges is reported by name
                 update, malicious = run_local_round(task, some, load_state(some)), None
-                if self.sensitive and self._sends_group_counts:
-                    counts = self.sensitive.count_shards(task, task.partition, some, task.global_weights)
-                    update = replace(update, up={**update.up, GROUP_COUNTS: counts})
+                if self._sensitive and self._sends_group_counts:
+                    measures = {GROUP_COUNTS: self._sensitive}
+                    counts = measure_shards(measures, task, task.partition, some, task.global_weights)
+                    update = replace(update, up={**update.up, **counts})
                 if self.attackers:
                     malicious = self.attackers.among(task.round, some)
                     update = self.attackers.corrupt(task, update) if self.attackers.on_client else update
@@ -234,14 +248,13 @@ class ClientRuntime:
         partition = self.partition_test
 
         def evaluate_some(some: Indices) -> Evaluation:
-            weights, counts = task.global_weights[None], None
+            weights = task.global_weights[None]
             with np.errstate(all="ignore"):
                 if personalises(task.strategy, self.model):
                     weights = personalise(task, some, load_state(some))
                 loss, accuracy = evaluate_shards(task, partition, some, weights)
-                if self.sensitive:
-                    counts = self.sensitive.count_shards(task, partition, some, weights)
-            return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy), groups=counts)
+                measured = measure_shards(self.measures, task, partition, some, weights)
+            return Evaluation(some, partition.sizes[some], loss, self.score(loss, accuracy), measured=measured)
 
         results, failed = isolate_failures(evaluate_some, clients, task.round)
         if not results:
@@ -249,7 +262,5 @@ class ClientRuntime:
         return replace(concatenate(results), failed=failed)
 
     def score(self, loss: Any, accuracy: Any) -> Any:
-        """Return the accuracy; for regression R squared, ``1 - loss / variance of the test targets``."""
-        if self.variance is None:
-            return accuracy
-        return 1 - loss / self.variance if self.variance else loss * np.nan
+        """Return the accuracy or, for regression, R squared; see `fedsim.models.losses.score`."""
+        return score(loss, accuracy, self.variance)

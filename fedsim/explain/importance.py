@@ -22,7 +22,7 @@ from fedsim.checks import check_instance, check_integer, check_seed, shorten
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.explain.subject import Subject, Weights, check_examples, check_rows, flat, one_blas_thread
-from fedsim.models import Array, Model
+from fedsim.models import Array, Model, losses
 from fedsim.streams import Purpose, keys, permutations
 from fedsim.study.result import Result
 
@@ -198,7 +198,7 @@ class _Measure:
         self.columns = _check_columns(columns, subject.dataset)
         self.repeats = check_integer("repeats", repeats, 1)
         self.seed = check_seed("seed", seed)
-        self.variance = float(np.var(subject.dataset.y_test)) if score == "r2" else 1.0
+        self.variance = subject.dataset.test_variance
         if self.variance == 0:
             raise ConfigError("the test targets are all equal, so R squared is not defined; allowed: different targets")
 
@@ -221,7 +221,8 @@ class _Measure:
     def _scores(self, row: Array, x: Array, y: Array) -> NDArray[np.float64]:
         """Return the score of each set of examples, x of shape (sets, examples, ...)."""
         loss, correct = self.model.evaluate(row, x, np.broadcast_to(y, x.shape[:2]))
-        return 1 - loss / x.shape[1] / self.variance if self.score == "r2" else correct / x.shape[1]
+        scores: NDArray[np.float64] = losses.score(loss / x.shape[1], correct / x.shape[1], self.variance)
+        return scores
 
     def importance(self, values: NDArray[np.float64], num_examples: NDArray[np.intp], rows: str) -> Importance:
         """Return the importance with these rows."""

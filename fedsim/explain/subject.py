@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_instance, check_integer, shorten
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.models import Array, Model
+from fedsim.models import Array, Model, flat_parameters
 from fedsim.models.losses import predicted_labels
 from fedsim.study.result import Result
 
@@ -91,7 +91,7 @@ def flat(model: Model, weights: Weights) -> Array:
             raise ConfigError(f"weights has no array {name!r}; allowed: arrays named {', '.join(model.layout)}")
         if np.shape(weights[name]) != shape:
             raise ConfigError(f"weights has {name} of shape {np.shape(weights[name])}; allowed: {shape}")
-    return np.concatenate([np.ravel(weights[name]) for name in model.layout])
+    return flat_parameters(model, weights)
 
 
 def check_rows(rows: Array, model: Model) -> Array:

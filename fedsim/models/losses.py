@@ -6,6 +6,7 @@ Each loss includes the sigmoid or softmax, in a form that does not overflow.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +66,18 @@ def predicted_labels(scores: Array) -> NDArray[np.intp]:
 def is_correct(scores: Array, y: Array) -> NDArray[np.bool_]:
     """Return whether each example is classified correctly; targets of a single output are rounded to 0 or 1."""
     return predicted_labels(scores) == (y > 0.5 if scores.shape[-1] == 1 else y)
+
+
+def score(loss: Any, accuracy: Any, variance: float | None) -> Any:
+    """Return the accuracy or, for regression, R squared: ``1 - loss / variance``.
+
+    Parameters
+    ----------
+    loss, accuracy : float or ndarray
+        Means over examples.
+    variance : float, optional
+        Of the test targets, for regression; see `Dataset.test_variance`. R squared is NaN if it is 0.
+    """
+    if variance is None:
+        return accuracy
+    return 1 - loss / variance if variance else loss * np.nan

@@ -187,3 +187,8 @@ def named_arrays(model: Model, parameters: Array) -> dict[str, Array]:
     """
     lead = parameters.shape[:-1]
     return {name: parameters[..., place].reshape(lead + shape) for name, (place, shape) in model.layout.items()}
+
+
+def flat_parameters(model: Model, arrays: Mapping[str, Array]) -> Array:
+    """Return the flat parameters of named arrays, shape (parameters,); the inverse of `named_arrays` for one model."""
+    return np.concatenate([np.ravel(arrays[name]) for name in model.layout])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ SCORES = {
     "local": "{score} of clients' models on their own examples",
 }
 NAMES = {"accuracy": "accuracy", "r2": "R²"}
+#: Why a variant has no line in `plot_accuracy`, by evaluation.
+REASONS = {"test": "no global model", "local": "no evaluation by clients"}
 #: The panels of `plot_drift`: column of the history -> axis label, smallest and largest possible value.
 DRIFTS = {
     "client_drift": ("client drift\n$\\|w_k - w\\|$", 0.0, np.inf),
@@ -41,7 +44,8 @@ def plot_accuracy(
     """Plot accuracy (or R squared) by round: a line per variant (mean over seeds) with its 95 % confidence interval.
 
     Where the seeds of a variant end in different rounds (early stopping), each counts with its last value from then
-    on. If there are more variants than colours, the colours are used again with dashed lines.
+    on. If there are more variants than colours, the colours are used again with dashed lines. Variants without a score
+    have no line and are listed below the axis.
 
     Parameters
     ----------
@@ -58,14 +62,17 @@ def plot_accuracy(
 
     with saved_figure(path, 8, 4.6) as figure:
         axes = figure.subplots()
-        ends = _draw_curves(histories, f"{evaluation}_{score}", axes, (0, 1))
+        column = f"{evaluation}_{score}"
+        ends = _draw_curves(histories, column, axes, (0, 1))
         heights = _separate([value for value, _, _ in ends], 0.055)
         bold: dict[str, Any] = {"va": "center", "fontweight": "bold", "annotation_clip": False}
         for height, (value, label, colour) in zip(heights, ends, strict=True):
             text, coordinates = f"{label}  {value:.3f}", ("axes fraction", "data")
             axes.annotate(text, (1, height), (8, 0), coordinates, "offset points", color=colour, **bold)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="round", ylabel=SCORES[evaluation].format(score=NAMES[score]), ylim=(0, 1))
+        missing = ", ".join(label for label, seeds in histories if all(h[column].isna().all() for h in seeds))
+        note = "\n" + textwrap.fill(f"{REASONS[evaluation]}: {missing}", 100) if missing else ""
+        axes.set(xlabel=f"round{note}", ylabel=SCORES[evaluation].format(score=NAMES[score]), ylim=(0, 1))
         axes.set_title(f"Federated learning on {data} ({_describe_seeds(histories)})", fontsize=11, pad=14)
 
 
@@ -145,12 +152,14 @@ def _line_style(number: int) -> dict[str, Any]:
 def _draw_curves(
     histories: Histories, column: str, axes: Axes, bounds: Sequence[float]
 ) -> list[tuple[float, str, str]]:
-    """Draw a column of the history by round; return each variant's last value, label and colour."""
+    """Draw a column of the history by round; return the last value, label and colour of each variant that has it."""
     ends: list[tuple[float, str, str]] = []
     for number, (label, seeds) in enumerate(histories):
         style = _line_style(number)
         longest = max(map(len, seeds))
         curves = np.array([np.pad(history[column], (0, longest - len(history)), mode="edge") for history in seeds])
+        if np.isnan(curves).all():
+            continue
         rounds, mean = np.arange(curves.shape[1]), curves.mean(axis=0)
         axes.plot(rounds, mean, **style)
         if len(curves) > 1:

@@ -26,7 +26,6 @@ from fedsim.flower import internals, records
 from fedsim.flower.internals import FIRST_NODE_ID
 from fedsim.flower.messages import Instructions, LocalGrid
 from fedsim.models import Model
-from fedsim.models.losses import predicted_labels
 from fedsim.rounds.outcome import Cohort, RoundOutcome
 from fedsim.rounds.round import run_round
 from fedsim.rounds.statistics import RoundStatistics
@@ -172,23 +171,19 @@ class RoundGrid(LocalGrid):
         loss, accuracy = (sum(values) / len(y) for values in zip(*parts, strict=True))
         return loss, float(self.runtime.score(loss, accuracy))
 
-    def count_test(self, weights: NDArray[Any]) -> NDArray[np.int64] | None:
-        """Count predictions of flat weights on the test set in groups of people, shape (1, groups, 5).
+    def measure_test(self, weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the experiment's measures of flat weights on the test set, by name; see `fedsim.clients.measures`."""
+        measures = self.runtime.measures
+        if not measures:
+            return {}
 
-        None without a sensitive column.
-        """
-        sensitive = self.runtime.sensitive
-        if sensitive is None:
-            return None
-
-        def count_rows(start: int) -> NDArray[np.int64]:
-            rows = slice(start, start + EVALUATE_ROWS)
+        def score_rows(start: int) -> NDArray[Any]:
             with np.errstate(all="ignore"):
-                predicted = predicted_labels(self.runtime.model.scores(weights[None], self._x_test[None, rows]))
-            return sensitive.count(predicted, self._y_test[None, rows], sensitive.test[None, rows])
+                return self.runtime.model.scores(weights[None], self._x_test[None, start : start + EVALUATE_ROWS])[0]
 
-        parts = self.engine.workers.map(count_rows, range(0, len(self._y_test), EVALUATE_ROWS))
-        return np.sum(list(parts), axis=0)
+        parts = self.engine.workers.map(score_rows, range(0, len(self._y_test), EVALUATE_ROWS))
+        scores = np.concatenate(list(parts))
+        return {name: measure.measure(self._y_test, scores, None) for name, measure in measures.items()}
 
     def take_statistics(self) -> RoundStatistics:
         """Return the statistics since the last call."""

@@ -46,6 +46,7 @@ def build_runtime(experiment: Experiment, dataset: Dataset | None = None) -> Cli
         experiment.privacy.clip if isinstance(experiment.privacy, CentralDP) else None,
         experiment.attack,
         None if experiment.sensitive is None else (experiment.sensitive, experiment.positive),
+        experiment.metrics,
         _sends_group_counts(experiment),
     )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedsim.checks import Interval, check_choice, check_fields
 from fedsim.errors import ConfigError
+from fedsim.models.metrics import METRICS
 
 if TYPE_CHECKING:
     from fedsim.clients.task import Update
@@ -121,8 +122,12 @@ class Callback:
         """Observe the result of a run that was not interrupted."""
 
 
-#: Metrics of `EarlyStopping`. Losses should fall, scores should rise.
-METRICS = ("test_loss", "test_accuracy", "test_r2", "train_loss", "local_loss", "local_accuracy", "local_r2")
+#: Metrics of `EarlyStopping`, besides those of `Experiment.metrics`. Losses should fall, scores should rise.
+COLUMNS = ("test_loss", "test_accuracy", "test_r2", "train_loss", "local_loss", "local_accuracy", "local_r2")
+#: All metrics of `EarlyStopping` -> whether they should rise.
+RISING = {name: not name.endswith("loss") for name in COLUMNS} | {
+    f"test_{name}": metric.rises for name, metric in METRICS.items() if not metric.axes
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     metric : str
-        A column of `Result.history`: a loss, which should fall, or an accuracy or R squared, which should rise.
+        A column of `Result.history`: a loss, which should fall, an accuracy or R squared, which should rise, or one of
+        fedsim's metrics in `Experiment.metrics`, such as ``"test_macro_f1"``.
     target : float, optional
         Stop once the metric is as good as this.
     patience : int, optional
@@ -152,7 +158,7 @@ class EarlyStopping(Callback):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_choice("EarlyStopping's metric", self.metric, METRICS)
+        check_choice("EarlyStopping's metric", self.metric, RISING)
         if self.target is None and self.patience is None:
             raise ConfigError("EarlyStopping has neither target nor patience; allowed: one of them, or both")
 
@@ -165,12 +171,12 @@ class EarlyStopping(Callback):
     @property
     def _sign(self) -> int:
         """The factor that makes larger values better."""
-        return -1 if self.metric.endswith("loss") else 1
+        return 1 if RISING[self.metric] else -1
 
     def _add(self, row: Mapping[str, float]) -> float:
         """Add the best value so far to the list of best values; return the round's value. Larger is better in both."""
         if self.metric not in row:
-            columns = ", ".join(name for name in METRICS if name in row)
+            columns = ", ".join(name for name in RISING if name in row)
             raise ConfigError(f"EarlyStopping's metric is {self.metric!r}; this experiment has {columns}")
         value = self._sign * row[self.metric]
         before = self._best[-1] if self._best else -math.inf

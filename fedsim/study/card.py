@@ -6,8 +6,7 @@ Mitchell, Wu, Zaldivar, Barnes, Vasserman, Hutchinson, Spitzer, Raji and Gebru, 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,22 +16,30 @@ from numpy.typing import NDArray
 
 from fedsim.checks import check_instance
 from fedsim.clients.local_round import personalises
-from fedsim.clients.sensitive import TEST_SET
+from fedsim.clients.measures import TEST_SET
+from fedsim.clients.metrics import has_class_scores
+from fedsim.clients.private import private_groups
+from fedsim.clients.sensitive import COUNTS
 from fedsim.fairness import client_fairness, group_rates
+from fedsim.models.metrics import metric_name, metric_title
 from fedsim.objects import short_repr
+from fedsim.report.markdown import frame_table, markdown_text, settings_table
 from fedsim.splits.measure import summary
+from fedsim.study import scoring
 from fedsim.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fedsim.data import Dataset
-    from fedsim.models import Model
+    from fedsim.models import Array, Model
     from fedsim.splits import FederatedDataset
     from fedsim.study.result import Result
 
 #: Largest number of classes, and of clients, that a table lists.
 MAX_ROWS = 20
+#: Largest number of classes of a confusion matrix.
+MAX_MATRIX = 10
 #: Largest number of characters of a setting's value that is shown.
 MAX_LENGTH = 300
 #: Settings that other lines of a card describe.
@@ -48,26 +55,30 @@ _DESCRIBED = (
     "client",
     "rounds",
     "seed",
+    "metrics",
 )
 
 
 def model_card(result: Result, federated: FederatedDataset, model: Model, contributions: Any = None) -> str:
     """Return the model card of a run, as `Result.card`, given the data and the model of the run."""
     experiment, title = result.experiment, federated.dataset.name
-    classes = class_scores(result, federated.dataset, model) if result.score == "accuracy" else None
+    data, classes = federated.dataset, None
+    scores = result.scores(data.x_test, model) if result.has_global_model else None
+    if scores is not None and not data.regression:
+        classes = scoring.class_scores(scores, data)
     parts = [
-        f"# Model card: {_text(title)}",
+        f"# Model card: {markdown_text(title)}",
         f"Trained by {result.rounds} rounds of federated learning on {len(federated.partition)} clients with "
-        f"`{_code(experiment.client)}`, seed {experiment.seed}. Test {_score_name(result)}: {result.final_score:.3f}.",
+        f"`{_code(experiment.client)}`, seed {experiment.seed}. {_headline(result)}",
         "## Model",
-        _table(_model(result, model)),
+        settings_table(_model(result, model)),
         "## Training data",
-        _table(_data(federated, experiment.split)),
-        *["\n".join(f"- {_text(note)}" for note in federated.dataset.notes)][: len(federated.dataset.notes)],
+        settings_table(_data(federated, experiment.split)),
+        *["\n".join(f"- {markdown_text(note)}" for note in federated.dataset.notes)][: len(federated.dataset.notes)],
         "## Training",
-        _table(_training(result)),
+        settings_table(_training(result)),
         "## Evaluation",
-        *_evaluation(result, federated.dataset, classes),
+        *_evaluation(result, data, model, scores, classes),
         "## Privacy",
         _privacy(result),
         "## Contributions of clients",
@@ -78,14 +89,25 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
     return "\n\n".join(parts) + "\n"
 
 
+def _headline(result: Result) -> str:
+    """Return the final score: of the global model or, without one, of the clients' own models."""
+    if result.has_global_model:
+        return f"Test {_score_name(result)}: {result.final_score:.3f}."
+    local = result.history[f"local_{result.score}"].dropna()
+    known = f" Their mean {_score_name(result)} on their own examples: {local.iloc[-1]:.3f}." if len(local) else ""
+    return f"There is no global model: each client predicts with a model of its own.{known}"
+
+
 def _model(result: Result, model: Model) -> list[tuple[str, str]]:
     from importlib.metadata import version
 
     experiment = result.experiment
     arrays = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, (_, shape) in model.layout.items())
     kind = f"MLP with {experiment.activation} units" if experiment.model is None else type(model).__name__
+    private = ", ".join(name for group in private_groups(experiment.client, model) for name in group)
     return [
         ("architecture", f"{kind}: {arrays}; {model.num_parameters:,} parameters of {model.dtype}"),
+        *([("private parameters", f"{private}: each client has its own")] if private else []),
         ("loss", model.loss),
         ("software", ", ".join(f"{name} {version(name)}" for name in ("fedsim", "flwr", "numpy"))),
     ]
@@ -111,7 +133,7 @@ def _data(federated: FederatedDataset, split: Any) -> list[tuple[str, str]]:
 def _training(result: Result) -> list[tuple[str, str]]:
     experiment, rounds = result.experiment, result.history.iloc[1:]
     lines = [("client strategy", f"`{_code(experiment.client)}`")]
-    ended = f" of {experiment.rounds}: {_text(result.stop_reason)}" if result.stop_reason else ""
+    ended = f" of {experiment.rounds}: {markdown_text(result.stop_reason)}" if result.stop_reason else ""
     lines.append(("rounds", f"{result.rounds}{ended}"))
     lines.append(
         ("clients per round", f"{rounds['clients'].mean():.1f} aggregated, {rounds['failures'].mean():.1f} excluded")
@@ -120,63 +142,68 @@ def _training(result: Result) -> list[tuple[str, str]]:
         value = getattr(experiment, setting.name)
         if setting.name not in _DESCRIBED and value != setting.default and value is not None:
             lines.append((setting.name, f"`{_code(value)}`"))
+    if experiment.metrics:
+        lines.append(("metrics", f"{markdown_text(', '.join(map(metric_name, experiment.metrics)))}"))
     return lines
 
 
-def _evaluation(result: Result, data: Dataset, classes: pd.DataFrame | None) -> list[str]:
-    last = result.history.iloc[-1]
-    parts = [
-        f"The global model has a loss of {last['test_loss']:.4f} and {_score_name(result)} of {result.final_score:.3f} "
-        f"on the test set of {len(data.y_test):,} examples."
-    ]
+def _evaluation(
+    result: Result, data: Dataset, model: Model, scores: Array | None, classes: pd.DataFrame | None
+) -> list[str]:
+    parts = [] if scores is None else _global_model(result, data, model, scores)
     if classes is not None:
         shown = classes.sort_values("recall", na_position="last").head(MAX_ROWS).sort_index()
         if len(shown) < len(classes):
             parts.append(f"The {MAX_ROWS} of {len(classes)} classes with the lowest recall:")
-        parts.append(_frame(shown))
+        parts.append(frame_table(shown))
     if len(result.clients):
         found = client_fairness(result).iloc[-1]
         parts.append(
             f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
             f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
         )
-    if result.experiment.sensitive:
+    elif not result.has_global_model:
+        parts.append("The clients' models were not evaluated.")
+    if result.experiment.sensitive and (result.has_global_model or len(result.clients)):
         label = 1 if result.experiment.positive is None else result.experiment.positive
-        column, positive = _text(result.experiment.sensitive), _text(data.label_names[label])
-        parts += [f"Rates in the groups of {column} on the test set; {positive} is positive:", _frame(_groups(result))]
+        column, positive = markdown_text(result.experiment.sensitive), markdown_text(data.label_names[label])
+        where = "on the test set" if result.has_global_model else "on the clients' own examples"
+        parts += [f"Rates in the groups of {column} {where}; {positive} is positive:", frame_table(_groups(result))]
+    return parts
+
+
+def _global_model(result: Result, data: Dataset, model: Model, scores: Array) -> list[str]:
+    """Return the measures of the final global model on the test set."""
+    import pandas as pd
+
+    parts = [
+        f"The global model has a loss of {result.history['test_loss'].iloc[-1]:.4f} and {_score_name(result)} of "
+        f"{result.final_score:.3f} on the test set of {len(data.y_test):,} examples."
+    ]
+    if has_class_scores(data, model):
+        found = scoring.measure(scores, data, model)
+        metrics = {"metric": map(metric_title, found), "value": found.values()}
+        parts.append(frame_table(pd.DataFrame(metrics)))
+        if not data.regression and data.num_classes <= MAX_MATRIX:
+            matrix = scoring.confusion_matrix(scores, data, model)
+            matrix.insert(0, "class", matrix.index)
+            parts += ["Number of test examples of each class by predicted class:", frame_table(matrix)]
     return parts
 
 
 def _groups(result: Result) -> pd.DataFrame:
-    """Return the rates of the final global model in groups of people."""
-    counts = result.groups[(result.groups["round"] == result.rounds) & (result.groups["partition_id"] == TEST_SET)]
-    return group_rates(counts.drop(columns=["round", "partition_id"]))
-
-
-def class_scores(result: Result, data: Dataset, model: Model) -> pd.DataFrame:
-    """Return recall and precision of each class on the test set.
-
-    Returns
-    -------
-    DataFrame
-        One row per class: ``class, test_examples, recall, precision``; NaN for a class without test examples, and for
-        the precision of a class that is never predicted.
-    """
-    import pandas as pd
-
-    true, predicted = data.y_test, result.predict(data.x_test, model)
-    examples, found, right = (
-        np.bincount(labels, minlength=data.num_classes) for labels in (true, predicted, true[true == predicted])
-    )
-    with np.errstate(invalid="ignore"):
-        recall, precision = right / examples, right / found
-    columns = {"class": data.label_names, "test_examples": examples, "recall": recall, "precision": precision}
-    return pd.DataFrame(columns)
+    """Return the rates in groups of people: of the final global model or, without one, of the clients together."""
+    groups = result.groups
+    if result.has_global_model:
+        rows = groups[(groups["round"] == result.rounds) & (groups["partition_id"] == TEST_SET)]
+    else:
+        rows = groups[groups["round"] == groups["round"].max()]
+    return group_rates(rows.groupby("group", as_index=False)[list(COUNTS)].sum())
 
 
 def _privacy(result: Result) -> str:
     experiment = result.experiment
-    spent = f"Differential privacy: {_text(result.privacy)}." if result.privacy else "No differential privacy."
+    spent = f"Differential privacy: {markdown_text(result.privacy)}." if result.privacy else "No differential privacy."
     if experiment.privacy and not getattr(experiment.privacy, "system_noise", False):
         spent += " The noise is a function of the seed, so that this holds for whoever does not know the seed."
     seen = "the sum of a round's updates only" if experiment.secure_aggregation else "each client's update"
@@ -196,7 +223,7 @@ def _contributions(sizes: NDArray[np.intp], contributions: Any) -> list[str]:
     frame = contributions.to_frame() if hasattr(contributions, "to_frame") else contributions
     check_instance("contributions", frame, pd.DataFrame, "a DataFrame, or an object of fedsim.contribution")
     cut = [f"The first {MAX_ROWS} of {len(frame)} rows:"] if len(frame) > MAX_ROWS else []
-    return [shares, *cut, _frame(frame.head(MAX_ROWS))]
+    return [shares, *cut, frame_table(frame.head(MAX_ROWS))]
 
 
 def _limits(result: Result, federated: FederatedDataset, model: Model, classes: pd.DataFrame | None) -> list[str]:
@@ -205,9 +232,11 @@ def _limits(result: Result, federated: FederatedDataset, model: Model, classes: 
         "These are the results of one seed; how much they vary by chance is not known.",
         "The test set has the distribution of the dataset, not that of any single client or of any other population.",
     ]
-    if personalises(result.experiment.client, model):
+    if not result.has_global_model:
+        limits.append("Each client predicts with a model of its own, which was not evaluated on the test set.")
+    elif personalises(result.experiment.client, model):
         limits.append("Clients predict with models of their own, not with the global model that this card describes.")
-    if classes is not None:
+    if not federated.dataset.regression:
         limits += _class_limits(classes, federated)
     if not len(result.clients):
         limits.append("How accuracy differs between clients was not measured.")
@@ -227,53 +256,32 @@ def _limits(result: Result, federated: FederatedDataset, model: Model, classes: 
     return limits
 
 
-def _class_limits(classes: pd.DataFrame, federated: FederatedDataset) -> list[str]:
-    limits = []
-    untrained = np.flatnonzero(federated.label_counts().sum(axis=0) == 0)
-    if len(untrained):
-        limits.append(f"No client has training examples of {_names(classes['class'][untrained])}.")
-    if classes["recall"].isna().any():
-        limits.append(f"There are no test examples of {_names(classes['class'][classes['recall'].isna()])}.")
-    if classes["recall"].notna().any():
+def _class_limits(classes: pd.DataFrame | None, federated: FederatedDataset) -> list[str]:
+    limits, names = [], np.array(federated.dataset.label_names, dtype=object)
+    untrained = federated.label_counts().sum(axis=0) == 0
+    if untrained.any():
+        limits.append(f"No client has training examples of {_names(names[untrained])}.")
+    untested = np.bincount(federated.dataset.y_test, minlength=len(names)) == 0
+    if untested.any():
+        limits.append(f"There are no test examples of {_names(names[untested])}.")
+    if classes is not None and classes["recall"].notna().any():
         worst = classes.loc[classes["recall"].idxmin()]
-        examples = f"{worst['test_examples']} test examples"
-        limits.append(f"Recall is lowest, {worst['recall']:.2f}, for class {_text(worst['class'])} ({examples}).")
+        name, examples = markdown_text(worst["class"]), f"{worst['test_examples']} test examples"
+        limits.append(f"Recall is lowest, {worst['recall']:.2f}, for class {name} ({examples}).")
     return limits
 
 
 def _names(names: Iterable[object]) -> str:
     known = list(names)
     more = f" and {len(known) - MAX_ROWS} more" if len(known) > MAX_ROWS else ""
-    return f"class {', '.join(map(_text, known[:MAX_ROWS]))}{more}"
+    return f"class {', '.join(map(markdown_text, known[:MAX_ROWS]))}{more}"
 
 
 def _score_name(result: Result) -> str:
     return {"accuracy": "accuracy", "r2": "R squared"}[result.score]
 
 
-def _text(value: object) -> str:
-    """Return a text on one line in which Markdown and HTML have no meaning."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", printable(str(value)))
-
-
 def _code(value: Any) -> str:
     """Return the text of a setting's value for a code span in a table."""
     text = printable(short_repr(value) if isinstance(value, partial | type) else repr(value))
     return (text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ...").replace("`", "'").replace("|", "\\|")
-
-
-def _table(lines: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *[f"| {name} | {value} |" for name, value in lines]])
-
-
-def _frame(frame: pd.DataFrame) -> str:
-    """Return a data frame as a table; fractions have three decimals."""
-
-    def cell(value: object) -> str:
-        if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.3f}"
-        return _text(value)
-
-    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
-    lines = [[_text(name) for name in frame], ["---"] * len(frame.columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -22,7 +22,7 @@ from typing import Any
 from fedsim import attacks, clients, privacy, splits, updates
 from fedsim.checks import check_choice, shorten, suggest
 from fedsim.errors import ConfigError
-from fedsim.modules import EVERY, Modules, load_class
+from fedsim.modules import EVERY, Modules, load_class, load_function
 from fedsim.objects import (
     class_name,
     classes_of,
@@ -98,6 +98,11 @@ def value_of(field: str, raw: Any, modules: Modules = EVERY) -> Any:
     """Return the Python argument for a TOML value."""
     if field == "transforms" and isinstance(raw, list | tuple):
         return tuple(build(field, text, modules) if isinstance(text, str) else text for text in raw)
+    if field == "metrics" and isinstance(raw, list | tuple):
+        return tuple(
+            load_function("an item of metrics", item, modules) if isinstance(item, str) and ":" in item else item
+            for item in raw
+        )
     if field in OPTIONAL and raw == "none":
         return None
     if field in (*OBJECTS, "server") and isinstance(raw, str):
@@ -223,6 +228,8 @@ def to_plain(name: str, value: Any) -> Any:
     if name == "server":
         made = value if isinstance(value, partial) else partial(value)
         return format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
+    if name == "metrics":
+        return [item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}" for item in value]
     if name in OBJECTS:
         names = known_classes(name)[1]
         return [to_text(part, names) for part in value] if isinstance(value, tuple | list) else to_text(value, names)

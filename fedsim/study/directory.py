@@ -21,6 +21,7 @@ from fedsim.study.result_files import (
     CHECKSUMS,
     FAIRNESS,
     GROUPS,
+    METRICS,
     RESULTS,
     damage,
     write_result,
@@ -137,7 +138,7 @@ class RunDirectory(ResultsDirectory):
         dataset: Dataset | None = None,
         reuse: bool = False,
     ) -> None:
-        super().__init__(path, (*RESULTS, GROUPS, FAIRNESS, CHECKPOINT, PREVIOUS))
+        super().__init__(path, (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS))
         self.checkpoint, self.previous = self.path / CHECKPOINT, self.path / PREVIOUS
         self.complete = False
         self._experiment, self._dataset, self._reuse = experiment, dataset, reuse

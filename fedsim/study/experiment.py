@@ -28,6 +28,7 @@ from fedsim.clients.check_hooks import check_signatures
 from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Model
+from fedsim.models.metrics import AnyMetric, check_metrics
 from fedsim.objects import short_repr
 from fedsim.privacy import CentralDP, ExampleDP
 from fedsim.secure import SecureAggregation
@@ -111,6 +112,11 @@ class Experiment:
         Number of the label that counts as positive in these counts, in the order of `Dataset.label_names`; may be
         omitted with two labels, and is then 1. It has no effect without ``sensitive``.
 
+    metrics : sequence of str or callable
+        Metrics besides the loss and the accuracy, of the global model on the test set, and of clients that evaluate on
+        their own examples: names in `fedsim.models.metrics.METRICS`, such as ``"macro_f1"``, or functions of labels or
+        targets, shape (examples,), and scores as of `Result.scores`, which return a number; see `Result.metrics`.
+
     Raises
     ------
     ConfigError
@@ -143,6 +149,7 @@ class Experiment:
     attack: Attack | None = None
     sensitive: str | None = None
     positive: int | None = None
+    metrics: tuple[AnyMetric, ...] = ()
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -188,6 +195,7 @@ class Experiment:
         check_instance("sensitive", self.sensitive, str | None, "the name of a column")
         if self.positive is not None:
             check_integer("positive", self.positive)
+        object.__setattr__(self, "metrics", check_metrics(self.metrics))
 
     def _values(self) -> list[Any]:
         """Return the values of the fields; a partial as a tuple of its parts, which can be compared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -45,12 +46,16 @@ class ProgressBar(Callback):
             self.add(len(history) - 1, history[-1])
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Count the round, and show the test score."""
+        """Count the round, and show its score."""
         if finished.number:
             self.add(1, finished.metrics)
 
     def add(self, rounds: int, metrics: Mapping[str, float]) -> None:
-        """Count rounds, and show the test score in the last row of the history."""
+        """Count rounds; show the last test score, or the clients' score if there is no global model."""
         self._bar.update(rounds)
         score = "accuracy" if "test_accuracy" in metrics else "r2"
-        self._bar.set_postfix({score: f"{metrics[f'test_{score}']:.3f}"})
+        value = metrics[f"test_{score}"]
+        if math.isnan(value):
+            value, score = metrics.get(f"local_{score}", math.nan), f"local {score}"
+        if not math.isnan(value):
+            self._bar.set_postfix({score: f"{value:.3f}"})

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.models import Model
+from fedsim.models import Model, flat_parameters
 from fedsim.models.losses import predicted_labels
+from fedsim.models.metrics import AnyMetric
+from fedsim.study import scoring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,15 +28,15 @@ if TYPE_CHECKING:
 SCORED_ROWS = 10_000
 
 
-def history_columns(score: str) -> tuple[str, ...]:
-    """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"``."""
+def history_columns(score: str, metrics: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"`` and other metrics."""
     evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}", "attack_success"
     drift = "client_drift", "gradient_diversity", "update_cosine", "weight_divergence"
     cost = "epsilon", "secure_bytes", "secure_seconds", "bytes_up", "bytes_down", "seconds"
-    return ("round", *evaluation, "clients", "failures", *drift, *cost)
+    return ("round", *evaluation, *(f"test_{name}" for name in metrics), "clients", "failures", *drift, *cost)
 
 
-def _no_groups() -> pd.DataFrame:
+def _empty() -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame()
@@ -50,11 +52,14 @@ class Result:
     history : DataFrame
         One row per round; round 0 is the untrained model.
 
-        - ``test_loss, test_accuracy``: of the global model on the test set.
+        - ``test_loss, test_accuracy``: of the global model on the test set; NaN if there is none, see
+          `has_global_model`.
         - ``train_loss``: mean over the cohort's examples, measured before each update.
         - ``local_loss, local_accuracy``: mean over the examples of the clients that evaluated; NaN if none did.
         - ``attack_success``: share of the examples of a targeted attack that the global model labels as the attacker
-          wants; NaN without one. See `fedsim.attacks.Attack.success_examples`.
+          wants; NaN without one, or without a global model. See `fedsim.attacks.Attack.success_examples`.
+        - ``test_macro_f1`` and so on: the metrics of `Experiment.metrics` that are numbers, of the global model on the
+          test set.
         - ``clients, failures``: numbers of aggregated and of excluded clients.
         - ``client_drift, gradient_diversity, update_cosine``: see `fedsim.rounds.statistics.Drift`.
         - ``weight_divergence``: from centralised training; NaN unless `Experiment.weight_divergence` is set.
@@ -70,7 +75,7 @@ class Result:
         One row per client and evaluated round: ``round, partition_id, num_examples, loss, accuracy`` of the weights
         with which the client predicts, on its own examples; empty unless ``fraction_evaluate`` is positive.
     weights : dict of ndarray
-        The final global model: ``W1, b1, W2, b2, ...``.
+        The final global model: ``W1, b1, W2, b2, ...``. Private parameters have their initial values.
     kernel : {"numpy", "compiled"}
         The kernel that trained the clients.
     score : {"accuracy", "r2"}
@@ -85,7 +90,11 @@ class Result:
         Counts in groups of people, if `Experiment.sensitive` is set, for `fedsim.fairness.group_gaps`. One row per
         round, client and group: ``round, partition_id, group, num_examples, correct, true_positives, false_positives,
         false_negatives``. Clients count the predictions of the weights with which they predict, on their own examples,
-        if they evaluate; a ``partition_id`` of -1 is the global model on the test set.
+        if they evaluate; a ``partition_id`` of -1 is the global model on the test set, if there is one.
+    metrics : DataFrame
+        The metrics of `Experiment.metrics`. One row per round, client, metric and class: ``round, partition_id, metric,
+        class, predicted, value``, with ``class`` and ``predicted`` empty where a metric has no classes, as in `groups`.
+        A confusion matrix has a row per true class ``class`` and predicted class ``predicted``.
     """
 
     experiment: Experiment
@@ -97,10 +106,12 @@ class Result:
     failures: pd.DataFrame
     stop_reason: str = ""
     privacy: str = ""
-    groups: pd.DataFrame = field(default_factory=_no_groups)
+    groups: pd.DataFrame = field(default_factory=_empty)
+    metrics: pd.DataFrame = field(default_factory=_empty)
 
     def __repr__(self) -> str:
-        return f"Result({self.experiment!r}: test {self.score} {self.final_score:.4f} after {self.rounds} rounds)"
+        score = f"test {self.score} {self.final_score:.4f}" if self.has_global_model else "no global model"
+        return f"Result({self.experiment!r}: {score} after {self.rounds} rounds)"
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -113,8 +124,13 @@ class Result:
         return len(self.history) - 1
 
     @property
+    def has_global_model(self) -> bool:
+        """Whether there is a global model: not if the client strategy has private parameters, such as FedPer's."""
+        return bool(self.history["test_loss"].notna().any())  # a test loss that is not finite ends a run
+
+    @property
     def test_scores(self) -> NDArray[np.float64]:
-        """Test accuracy, or R squared for regression, by round from round 0."""
+        """Test accuracy, or R squared for regression, by round from round 0; NaN if there is no global model."""
         scores: NDArray[np.float64] = self.history[f"test_{self.score}"].to_numpy(dtype=float)
         return scores
 
@@ -149,7 +165,7 @@ class Result:
     @property
     def flat_weights(self) -> NDArray[Any]:
         """The final global model as a flat row, shape (parameters,)."""
-        return np.concatenate([array.ravel() for array in self.weights.values()])
+        return flat_parameters(self.model, self.weights)
 
     def scores(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
         """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
@@ -160,9 +176,21 @@ class Result:
             Preprocessed as the dataset's; default its test set.
         model : Model, optional
             Default `model`.
+
+        Raises
+        ------
+        ConfigError
+            There is no global model.
         """
+        if not self.has_global_model:
+            name = type(self.experiment.client).__name__
+            raise ConfigError(
+                f"there is no global model that predicts, because the clients of {name} have private parameters; "
+                "Result.clients has the scores of the clients' own models"
+            )
         model = model or self.model
-        examples, weights = np.asarray(self.dataset.x_test if x is None else x), self.flat_weights[None]
+        examples = np.asarray(self.dataset.x_test if x is None else x)
+        weights = flat_parameters(model, self.weights)[None]
         parts = [
             examples[k : k + SCORED_ROWS].astype(model.dtype) for k in range(0, max(len(examples), 1), SCORED_ROWS)
         ]
@@ -180,6 +208,49 @@ class Result:
         """
         scores = self.scores(x, model)
         return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
+
+    def measure(self, metrics: Sequence[AnyMetric] = ()) -> dict[str, Any]:
+        """Return metrics of the final global model on the test set, by name.
+
+        Parameters
+        ----------
+        metrics : sequence of str or callable, optional
+            As for `Experiment.metrics`; default those of fedsim that are numbers.
+
+        Returns
+        -------
+        dict of str to float or ndarray
+            ``"recall"`` has shape (classes,), ``"confusion_matrix"`` (true classes, predicted classes).
+
+        Raises
+        ------
+        ConfigError
+            A metric does not fit the dataset or the model, or there is no global model.
+        """
+        return scoring.measure(self.scores(), self.dataset, self.model, metrics)
+
+    def confusion_matrix(self) -> pd.DataFrame:
+        """Return the number of test examples of each class (rows) that the final global model predicts as each class.
+
+        Rows and columns have the names of the labels. Errors as for `measure`.
+        """
+        return scoring.confusion_matrix(self.scores(), self.dataset, self.model)
+
+    def class_scores(self) -> pd.DataFrame:
+        """Return recall and precision of each class on the test set, of the final global model.
+
+        Returns
+        -------
+        DataFrame
+            One row per class: ``class, test_examples, recall, precision``; NaN for a class without test examples, and
+            for the precision of a class that is never predicted.
+
+        Raises
+        ------
+        ConfigError
+            The targets are real numbers, or there is no global model.
+        """
+        return scoring.class_scores(self.scores(), self.dataset)
 
     def card(self, contributions: Any = None) -> str:
         """Return a model card in Markdown: data, training, evaluation, privacy, known limits; see `fedsim.study.card`.

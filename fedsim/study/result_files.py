@@ -35,6 +35,8 @@ CONFIGURATION, SUMMARY, ENVIRONMENT, CARD = "experiment.toml", "result.toml", "e
 WEIGHTS, CHECKSUMS = "weights.npz", "SHA256SUMS"
 #: The counts of an experiment with a sensitive column, and the measures of fairness between clients that evaluated.
 GROUPS, FAIRNESS = "groups.csv", "fairness.csv"
+#: The metrics of an experiment that has some besides the loss and the accuracy.
+METRICS = "metrics.csv"
 #: Files that every complete result has.
 RESULTS = (
     "history.csv",
@@ -48,7 +50,7 @@ RESULTS = (
     CHECKSUMS,
 )
 #: Fields of a `Result` that are tables, and those that are text.
-TABLES = ("history", "clients", "failures", "groups")
+TABLES = ("history", "clients", "failures", "groups", "metrics")
 TEXTS = ("kernel", "score", "stop_reason", "privacy")
 
 
@@ -57,6 +59,8 @@ def result_tables(result: Result) -> dict[str, pd.DataFrame]:
     tables = {f"{name}.csv": getattr(result, name) for name in TABLES}
     if not result.experiment.sensitive:
         del tables[GROUPS]
+    if not result.experiment.metrics:
+        del tables[METRICS]
     if len(result.clients):
         from fedsim.fairness import client_fairness
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim.clients.sensitive import COUNTS
+from fedsim.clients import metrics, sensitive
+from fedsim.clients.metrics import Metrics
+from fedsim.clients.private import has_global_model
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.engines.client_state import ClientState
 from fedsim.engines.isolation import isolate_failures
 from fedsim.flower import records
 from fedsim.flower.strategies import load_sampling_state, sampling_state
+from fedsim.models.metrics import scalar_metrics
 from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.streams import Purpose, generator
@@ -30,11 +34,16 @@ from fedsim.study.root import add_root_training
 from fedsim.study.secure import check_secure_aggregation
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Array = NDArray[Any]
 #: Columns of `Result.clients`, in order, before the score.
 CLIENTS = ("round", "partition_id", "num_examples", "loss")
-#: Columns of `Result.groups`, in order.
-GROUPS = ("round", "partition_id", "group", *COUNTS)
+#: Arrays of the measures of some sets of examples; see `fedsim.clients.measures`.
+MEASURED = ("round", "partition_id", "value")
+#: Name of each measure -> the columns of its frame in the result.
+MEASURE_COLUMNS = {"groups": sensitive.COLUMNS, "metrics": metrics.COLUMNS}
 #: Columns of `Result.failures`, in order.
 FAILURES = ("round", "partition_id", "reason")
 
@@ -54,8 +63,16 @@ class RunState:
         The global model; a server strategy may use a larger dtype than the model's.
     weights : ndarray, shape (parameters,)
         The global model in the model's dtype.
-    rows, client_rows, failures, group_rows : list of dict
-        Rows of the history, of the clients' evaluations, of the failures, and of the counts in groups of people.
+    has_global_model : bool
+        Whether clients send all parameters; scores of the global model are NaN otherwise.
+    columns : tuple of str
+        Of the history.
+    untrained_loss : float
+        The test loss of the initial weights.
+    rows, client_rows, failures : list of dict
+        Rows of the history, of the clients' evaluations, and of the failures.
+    measured : dict of str to list of dict
+        The values of each measure.
     strategy : Strategy
         The server strategy.
     server_hooks : ServerHooks
@@ -72,10 +89,13 @@ class RunState:
         self.score = "r2" if federated.dataset.regression else "accuracy"
         self.weights = self.model.init(generator(experiment.seed, Purpose.INIT))
         self.arrays = records.to_record(self.model, self.weights)
+        self.has_global_model = has_global_model(experiment.client, self.model)
+        self.untrained_loss = math.nan
+        self.columns = history_columns(self.score, scalar_metrics(experiment.metrics))
         self.rows: list[dict[str, float]] = []
         self.client_rows: list[dict[str, NDArray[Any]]] = []
         self.failures: list[dict[str, Any]] = []
-        self.group_rows: list[dict[str, NDArray[Any]]] = []
+        self.measured: dict[str, list[dict[str, Array]]] = {name: [] for name in runtime.measures}
         self.server_hooks = ServerHooks(
             experiment.client, self.model, lambda number: len(federated.at(number).indices), experiment.seed
         )
@@ -92,8 +112,8 @@ class RunState:
 
     def attack_success(self) -> float:
         """Return the share of a targeted attack's examples that the global model labels as wanted, or NaN."""
-        if self.success_examples is None or not len(self.success_examples[1]):
-            return float("nan")
+        if not self.has_global_model or self.success_examples is None or not len(self.success_examples[1]):
+            return math.nan
         x, y = self.success_examples
         return self._grid.evaluate_examples(self.weights, np.ascontiguousarray(x, dtype=self.model.dtype), y)[1]
 
@@ -116,17 +136,28 @@ class RunState:
         if self.example_accountant:
             record_steps(self.example_accountant, self._grid.runtime, statistics.trained)
 
-    def record_groups(self, number: int, clients: NDArray[Any], counts: NDArray[np.int64] | None) -> None:
-        """Add rows of counts in groups of people, shape (clients, groups, 5), if there are any."""
-        if counts is not None:
-            names = counts.shape[1]
-            columns = [
-                np.full(counts[..., 0].size, number),
-                np.repeat(clients, names),
-                np.tile(np.arange(names), len(clients)),
-            ]
-            columns += list(counts.reshape(-1, len(COUNTS)).T)
-            self.group_rows.append(dict(zip(GROUPS, columns, strict=True)))
+    def test_metrics(self, measured: Mapping[str, Array]) -> list[float]:
+        """Return the metrics in the history from the measures on the test set; NaN without a global model."""
+        measure = self._grid.runtime.measures.get("metrics")
+        if not isinstance(measure, Metrics):
+            return []
+        return list(measure.scalars(measured.get("metrics", np.full(measure.shape, math.nan))).values())
+
+    def record_measures(self, number: int, clients: NDArray[Any], measured: Mapping[str, Array]) -> None:
+        """Add the values of measures, shape (clients, ...), in a round."""
+        for name, values in measured.items():
+            columns = np.full(len(clients), number), clients, values
+            self.measured[name].append(dict(zip(MEASURED, columns, strict=True)))
+
+    def frame_of(self, name: str) -> pd.DataFrame:
+        """Return the values of a measure as a frame; empty if the experiment does not have it."""
+        import pandas as pd
+
+        parts = self.measured.get(name)
+        if not parts:
+            return pd.DataFrame(columns=list(MEASURE_COLUMNS[name]))
+        columns = (np.concatenate([part[column] for part in parts]) for column in MEASURED)
+        return self._grid.runtime.measures[name].to_frame(*columns)
 
     def check_can_be_saved(self) -> None:
         """Raise ConfigError if a checkpoint cannot hold the state of the server strategy."""
@@ -137,10 +168,11 @@ class RunState:
         """Return the state for a checkpoint."""
         return {
             "arrays": self.arrays,
+            "untrained_loss": self.untrained_loss,
             "history": self.rows,
             "clients": self.client_rows,
             "failures": self.failures,
-            "groups": self.group_rows,
+            "measured": self.measured,
             "client_state": self._grid.engine.client_state.state_dict(),
             "server_hooks": self.server_hooks.state,
             "centralised": self.centralised.weights if self.centralised else None,
@@ -176,7 +208,7 @@ class RunState:
         check_fits(type(saved["arrays"]) is ArrayRecord, "arrays")
         self.arrays = saved["arrays"]
         self.weights = records.to_flat(self.model, self.arrays)
-        self.rows = _rows(saved["history"], history_columns(self.score), (int, float))
+        self.rows = _rows(saved["history"], self.columns, (int, float))
         check_fits(0 < len(self.rows) <= self._experiment.rounds + 1, "history")
         check_fits([row["round"] for row in self.rows] == list(range(len(self.rows))), "history")
         self.client_rows = _rows(saved["clients"], (*CLIENTS, self.score), np.ndarray)
@@ -184,9 +216,7 @@ class RunState:
             check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "clients")
         self.failures = _rows(saved["failures"], FAILURES, (int, str))
         check_fits(all(type(row["reason"]) is str for row in self.failures), "failures")
-        self.group_rows = _rows(saved["groups"], GROUPS, np.ndarray)
-        for part in self.group_rows:
-            check_fits({values.shape for values in part.values()} == {(len(part["round"]),)}, "groups")
+        self._load_measured(saved["measured"])
         self._load_client_state(saved["client_state"], initial["client_state"])
         hooks = saved["server_hooks"]
         check_fits(hooks is None or is_dict_of_arrays(hooks), "server_hooks")
@@ -202,7 +232,20 @@ class RunState:
         load_sampling_state(saved["sampling"])
         if self.example_accountant:
             self.example_accountant.load_state_dict(saved["example_steps"])
-        self._grid.checks.limit_loss(self.rows[0]["test_loss"])
+        check_fits(type(saved["untrained_loss"]) is float and math.isfinite(saved["untrained_loss"]), "untrained_loss")
+        self.untrained_loss = saved["untrained_loss"]
+        self._grid.checks.limit_loss(self.untrained_loss)
+
+    def _load_measured(self, saved: Any) -> None:
+        """Load the values of the measures after comparing their shapes with the experiment's measures."""
+        measures = self._grid.runtime.measures
+        check_fits(isinstance(saved, dict) and saved.keys() == measures.keys(), "measured")
+        for name, measure in measures.items():
+            for part in _rows(saved[name], MEASURED, np.ndarray):
+                sets = part["round"].shape
+                check_fits(len(sets) == 1 and part["partition_id"].shape == sets, name)
+                check_fits((part["value"].shape, part["value"].dtype) == (sets + measure.shape, measure.dtype), name)
+        self.measured = saved
 
     def _load_client_state(self, state: Any, initial: Mapping[str, Array]) -> None:
         """Load client state after comparing its shapes with those of a new client."""

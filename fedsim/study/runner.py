@@ -16,9 +16,11 @@ import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.checks import check_instance, to_builtin
-from fedsim.clients.sensitive import TEST_SET
+from fedsim.clients.measures import TEST_SET
+from fedsim.clients.private import has_global_model
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, make_engine
+from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.flower import internals, records, strategies
 from fedsim.models import named_arrays
@@ -28,14 +30,14 @@ from fedsim.servers import FedAvg
 from fedsim.signals import handle_signals
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
-from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
 from fedsim.study.card import model_card
 from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
 from fedsim.study.example_privacy import ExampleBudget
 from fedsim.study.privacy import PrivacyBudget
-from fedsim.study.result import Result, history_columns
-from fedsim.study.run_state import CLIENTS, FAILURES, GROUPS, RunState
+from fedsim.study.result import Result
+from fedsim.study.run_state import CLIENTS, FAILURES, RunState
 from fedsim.study.saving import Checkpoints
 from fedsim.text import describe, print_notice
 
@@ -88,6 +90,7 @@ def run(
         early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
         callbacks = [RejectedRounds(), *early, *callbacks]
         runtime = build_runtime(experiment, dataset)
+        _check_early_stopping(callbacks, runtime)
         grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
         result = _Run(experiment, grid, callbacks, folder).run(verbose)
         if folder:
@@ -211,8 +214,12 @@ class _Run:
                 f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
+            state.untrained_loss = loss
             self.grid.checks.limit_loss(loss)
+        if not state.has_global_model:
+            loss = accuracy = float("nan")
         divergence = state.centralised.divergence(server_round, state.weights) if state.centralised else float("nan")
+        measured = self.grid.measure_test(state.weights) if state.has_global_model else {}
         now = time.perf_counter()
         values = (
             server_round,
@@ -221,6 +228,7 @@ class _Run:
             statistics.train_loss,
             *mean_evaluation(statistics.evaluations),
             state.attack_success(),
+            *state.test_metrics(measured),
             statistics.clients,
             len(statistics.failed),
             *statistics.drift(),
@@ -232,14 +240,14 @@ class _Run:
             statistics.bytes_down,
             now - self._round_started,
         )
-        row = dict(zip(history_columns(state.score), to_builtin(values), strict=True))
+        row = dict(zip(state.columns, to_builtin(values), strict=True))
         state.rows.append(row)
-        state.record_groups(server_round, np.array([TEST_SET]), self.grid.count_test(state.weights))
+        state.record_measures(server_round, np.array([TEST_SET]), {name: v[None] for name, v in measured.items()})
         for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)
             state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
-            state.record_groups(server_round, part.partition_ids, part.groups)
+            state.record_measures(server_round, part.partition_ids, part.measured)
         for client, reason in sorted(statistics.failed.items()):
             state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
         updates = statistics.updates if self._reads_updates else None
@@ -259,22 +267,16 @@ class _Run:
 
     def _result(self) -> Result:
         state = self.state
-        history = pd.DataFrame(state.rows, columns=list(history_columns(state.score)))
+        history = pd.DataFrame(state.rows, columns=list(state.columns))
         parts, columns = state.client_rows, (*CLIENTS, state.score)
         clients = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in columns})
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
         reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
-        weights, privacy, groups = self._weights(), state.describe_privacy(), self._groups()
         return Result(
-            self.experiment, history, clients, weights, kernel, state.score, failures, reason, privacy, groups
-        )
-
-    def _groups(self) -> pd.DataFrame:
-        """Return the counts in groups of people, with the groups' names."""
-        parts, sensitive = self.state.group_rows, self.grid.runtime.sensitive
-        frame = pd.DataFrame({c: np.concatenate([part[c] for part in parts]) if parts else [] for c in GROUPS})
-        return frame.assign(group=np.array(sensitive.names)[frame["group"]] if sensitive else [])
+            self.experiment, history, clients, self._weights(), kernel, state.score, failures, reason,
+            state.describe_privacy(), state.frame_of("groups"), state.frame_of("metrics"),
+        )  # fmt: skip
 
 
 class RejectedRounds(Callback):
@@ -302,6 +304,20 @@ class RejectedRounds(Callback):
         if self._rejected > 1:
             print_notice(
                 f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing"
+            )
+
+
+def _check_early_stopping(callbacks: Sequence[Callback], runtime: ClientRuntime) -> None:
+    """Raise ConfigError if early stopping needs the test score of a global model and there is none."""
+    if has_global_model(runtime.client, runtime.model):
+        return
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.metric.startswith("test_"):
+            local = "local_accuracy" if runtime.variance is None else "local_r2"
+            raise ConfigError(
+                f"EarlyStopping's metric is {callback.metric!r}, and there is no global model to test, because the "
+                f"clients of {type(runtime.client).__name__} have private parameters; allowed: {local}, local_loss, "
+                "train_loss"
             )
 
 

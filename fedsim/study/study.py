@@ -16,6 +16,7 @@ from fedsim import data
 from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
+from fedsim.models.metrics import metric_title, scalar_metrics
 from fedsim.report.intervals import half_width, with_interval
 from fedsim.study.result import Result
 
@@ -51,6 +52,11 @@ class Variant:
         """The label, or "all" if there are no axes."""
         return self.label or "all"
 
+    @property
+    def has_global_model(self) -> bool:
+        """Whether the runs have a global model; see `Result.has_global_model`."""
+        return all(result.has_global_model for result in self.results)
+
 
 def _titled(axis: str, label: str) -> str:
     """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
@@ -79,8 +85,13 @@ class Study:
 
     @property
     def target(self) -> float:
-        """The default target: 95 % of the best variant's mean final accuracy (or R squared), rounded to 2 decimals."""
-        best = float(max(np.mean([r.final_score for r in v.results]) for v in self.variants))
+        """The default target: 95 % of the best variant's mean final accuracy (or R squared), rounded to 2 decimals.
+
+        Variants without a global model do not count; NaN if no variant has one.
+        """
+        if not self.has_global_model:
+            return math.nan
+        best = float(np.nanmax([np.mean([r.final_score for r in v.results]) for v in self.variants]))
         return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
     def summary(self, target: float | None = None) -> pd.DataFrame:
@@ -97,10 +108,12 @@ class Study:
             The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
             own examples, in the last round; NaN if none evaluated), ``attack_success, attack_success_ci95`` (in the
-            last round; NaN without a targeted attack), ``final_loss, target, rounds_to_target`` (mean
-            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run),
-            ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
-            For regression, every name has ``r2`` in place of ``accuracy``.
+            last round; NaN without a targeted attack), for each of `Experiment.metrics` that is a number, such as
+            macro_f1, ``final_macro_f1, final_macro_f1_ci95`` (on the test set), ``final_loss, target,
+            rounds_to_target`` (mean over the seeds that reached it), ``reached`` (their number), ``megabytes_sent``
+            (both ways, per run), ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
+            For regression, every name has ``r2`` in place of ``accuracy``. Scores of the global model are NaN for
+            a client strategy with private parameters, which has none.
         """
         import pandas as pd
 
@@ -123,6 +136,7 @@ class Study:
                     f"local_{score}_ci95": half_width(local),
                     "attack_success": float(np.mean(success)),
                     "attack_success_ci95": half_width(success),
+                    **self._final_metrics(variant),
                     "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
                     "target": goal,
                     "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
@@ -133,25 +147,44 @@ class Study:
             )
         return pd.DataFrame(rows)
 
+    @property
+    def _metric_names(self) -> list[str]:
+        """The metrics of `Experiment.metrics` that are numbers, of all variants."""
+        found = (r.experiment.metrics for v in self.variants for r in v.results)
+        return list(dict.fromkeys(name for metrics in found for name in scalar_metrics(metrics)))
+
+    def _final_metrics(self, variant: Variant) -> dict[str, float]:
+        """Return each metric of the global models after the last round: the mean and the half width over seeds."""
+        found: dict[str, float] = {}
+        for name in self._metric_names:
+            values = [float(r.history.get(f"test_{name}", math.nan * r.test_scores)[r.rounds]) for r in variant.results]
+            found |= {f"final_{name}": float(np.mean(values)), f"final_{name}_ci95": half_width(values)}
+        return found
+
     def table(self, target: float | None = None) -> pd.DataFrame:
         """Return the summary as text: one row per variant, accuracy with its 95 % interval over seeds."""
         import pandas as pd
 
         summary = self.summary(target)
         rounds = []
-        for row in summary.itertuples():
+        for row, variant in zip(summary.itertuples(), self.variants, strict=True):
             mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
             share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
-            rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
+            never = "not reached" if variant.has_global_model else ""
+            rounds.append(f"{mean:.1f}{share}" if reached else never)
         shown = {axis: summary[axis] for axis in self.variants[0].labels}
         name = {"accuracy": "accuracy", "r2": "R2"}[self.score]
-        shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
+        if self.has_global_model:
+            shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
+        for metric in self._metric_names:
+            shown[f"final {metric_title(metric)}"] = _with_interval(summary, f"final_{metric}")
         if self.evaluated:
             shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
         if summary["attack_success"].notna().any():
             shown["attack success"] = _with_interval(summary, "attack_success")
-        shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
-        shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
+        if self.has_global_model:
+            shown[f"best {name}"] = ["" if np.isnan(m) else f"{m:.3f}" for m in summary[f"best_{self.score}"]]
+            shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
         if summary["epsilon"].notna().any():
             shown["epsilon"] = ["" if np.isnan(e) else f"{e:.2f}" for e in summary["epsilon"]]
@@ -169,6 +202,10 @@ class Study:
     def groups(self) -> pd.DataFrame:
         """Return the counts in groups of people of all runs in one frame, with columns for the axes and the seed."""
         return self._concatenate("groups")
+
+    def metrics(self) -> pd.DataFrame:
+        """Return the metrics (`Result.metrics`) of all runs in one frame, with columns for the axes and the seed."""
+        return self._concatenate("metrics")
 
     def _concatenate(self, name: str) -> pd.DataFrame:
         import pandas as pd
@@ -235,8 +272,8 @@ class Study:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables by the name of their file.
 
-        ``rounds.csv``, ``clients.csv`` and ``summary.csv``; if clients evaluated, also ``fairness.csv``, and with
-        `Experiment.sensitive` ``groups.csv``.
+        ``rounds.csv``, ``clients.csv`` and ``summary.csv``; if clients evaluated, also ``fairness.csv``, with
+        `Experiment.sensitive` ``groups.csv``, and with `Experiment.metrics` ``metrics.csv``.
         """
         from fedsim.fairness import client_fairness
 
@@ -245,7 +282,14 @@ class Study:
             tables["fairness.csv"] = client_fairness(self)
         if self.counted_groups:
             tables["groups.csv"] = self.groups()
+        if self.has_metrics:
+            tables["metrics.csv"] = self.metrics()
         return tables
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether any variant has a global model; see `Result.has_global_model`."""
+        return any(variant.has_global_model for variant in self.variants)
 
     @property
     def evaluated(self) -> bool:
@@ -256,6 +300,11 @@ class Study:
     def counted_groups(self) -> bool:
         """Whether predictions were counted in groups of people."""
         return any(len(r.groups) for v in self.variants for r in v.results)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the runs have metrics besides the loss and the accuracy."""
+        return any(len(r.metrics) for v in self.variants for r in v.results)
 
     @property
     def measured_drift(self) -> bool:
@@ -286,13 +335,16 @@ class Study:
         Raises
         ------
         ConfigError
-            `evaluation` is another word, or it is ``"local"`` and no client evaluated.
+            `evaluation` is another word, it is ``"local"`` and no client evaluated, or it is ``"test"`` and no
+            variant has a global model.
         """
         from fedsim.report.plots import SCORES, plot_accuracy
 
         check_choice("evaluation", evaluation, SCORES)
         if evaluation == "local":
             self._check_evaluated()
+        elif not self.has_global_model:
+            raise ConfigError("no variant has a global model to plot the test scores of; allowed: evaluation 'local'")
         plot_accuracy(self._histories, path, self._about, self.score, evaluation)
 
     def plot_drift(self, path: str | os.PathLike[str]) -> None:

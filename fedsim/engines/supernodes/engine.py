@@ -191,9 +191,9 @@ class SuperNodeEngine:
             known, lost = _split(block, rows, failed)
             names = evaluation_layout(self.runtime)
             columns = {name: np.array([rows[int(c)][name] for c in known]) for name in names}
-            groups = columns["groups"] if "groups" in columns and len(known) else None
+            measured = {name: columns[name] for name in self.runtime.measures} if len(known) else {}
             sizes = self.runtime.partition_test.sizes[known]
-            yield Evaluation(known, sizes, columns["loss"], columns["accuracy"], lost, groups)
+            yield Evaluation(known, sizes, columns["loss"], columns["accuracy"], lost, measured)
 
     def _ask(self, kind: str, task: Task, clients: Indices) -> tuple[Rows, dict[int, ClientError]]:
         """Return each client's rows, and the errors of clients without rows, by partition id."""

@@ -15,7 +15,7 @@ from fedsim.clients import ClientStrategy
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.fingerprint import fingerprint
-from fedsim.engines.supernodes.replies import FAILED, ORDER, SECURE, WEIGHTS, columns_of, evaluation_layout
+from fedsim.engines.supernodes.replies import EVALUATION, FAILED, ORDER, SECURE, WEIGHTS, columns_of
 from fedsim.engines.supernodes.state import NodeState
 from fedsim.errors import FedsimError
 from fedsim.flower import records
@@ -90,7 +90,7 @@ def answer(message: Message, context: Context, runtime: ClientRuntime, kind: str
 
     if kind == "evaluate":
         scores = runtime.evaluate(task, clients, load_state)
-        failed, columns = scores.failed, {name: getattr(scores, name) for name in evaluation_layout(runtime)}
+        failed, columns = scores.failed, {name: getattr(scores, name) for name in EVALUATION} | {**scores.measured}
     else:
         update = runtime.train(task, clients, load_state)
         failed, columns = update.failed, columns_of(update)

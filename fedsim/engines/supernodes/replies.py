@@ -15,7 +15,6 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.clients.sensitive import COUNTS, possible_counts
 from fedsim.clients.sgd import overrides
 from fedsim.clients.task import Task, Update
 from fedsim.engines.client_state import ClientState
@@ -39,8 +38,6 @@ FAILED = "fedsim.failed"
 UP, ENCODED = "up.", "encoded."
 #: Largest number of clients that the server trains to find the arrays that a strategy sends, and of examples of each.
 TRIAL_CLIENTS, TRIAL_EXAMPLES = 3, 10
-#: Reason for which a client's counts in groups of people are refused.
-IMPOSSIBLE_COUNTS = "its SuperNode sent impossible counts in groups"
 
 
 @dataclass(frozen=True)
@@ -105,10 +102,8 @@ EVALUATION: Layout = {
 
 
 def evaluation_layout(runtime: ClientRuntime) -> Layout:
-    """Return the arrays that a SuperNode sends after evaluation; with a sensitive column, the counts in groups too."""
-    if runtime.sensitive is None:
-        return EVALUATION
-    return {**EVALUATION, "groups": ((len(runtime.sensitive.names), len(COUNTS)), np.dtype(np.int64))}
+    """Return the arrays that a SuperNode sends after evaluation, with those of the experiment's measures."""
+    return {**EVALUATION, **{name: (measure.shape, measure.dtype) for name, measure in runtime.measures.items()}}
 
 
 def training_layout(runtime: ClientRuntime, task: Task, clients: NDArray[np.intp]) -> Layout:
@@ -221,8 +216,8 @@ def _invalid_updates(columns: Mapping[str, Array], runtime: ClientRuntime, task:
         loss = columns["train_loss"][finite]
         invalid |= {int(k): f"its SuperNode sent a training loss of {loss[k]:.3g}" for k in np.flatnonzero(loss < 0)}
     for row, counts in enumerate(sent.get(UP + GROUP_COUNTS, ())):
-        if not possible_counts(counts, columns["num_examples"][finite[row]]):
-            invalid[row] = IMPOSSIBLE_COUNTS
+        if refusal := runtime.measures["groups"].refusal(counts, columns["num_examples"][finite[row]]):
+            invalid[row] = f"its SuperNode sent {refusal}"
     return {int(finite[row]): reason for row, reason in invalid.items()}
 
 
@@ -257,6 +252,8 @@ def _invalid_scores(columns: Mapping[str, Array], runtime: ClientRuntime) -> dic
             invalid[row] = f"its SuperNode sent a loss or accuracy too large for {runtime.model.dtype}"
         elif loss < 0 or not low <= accuracy <= 1:
             invalid[row] = f"its SuperNode sent a loss of {loss:g} and an accuracy of {accuracy:g}"
-        elif "groups" in columns and not possible_counts(columns["groups"][row], columns["num_examples"][row]):
-            invalid[row] = IMPOSSIBLE_COUNTS
+        else:
+            for name, measure in runtime.measures.items():
+                if refusal := measure.refusal(columns[name][row], columns["num_examples"][row]):
+                    invalid[row] = f"its SuperNode sent {refusal}"
     return invalid

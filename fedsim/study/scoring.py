@@ -1,0 +1,46 @@
+"""Metrics of a model's scores on the test set of a dataset; `Result` has methods for its final global model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedsim.clients.metrics import Metrics
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError
+from fedsim.models import Array, Model
+from fedsim.models import metrics as definitions
+from fedsim.models.losses import predicted_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def measure(
+    scores: Array, data: Dataset, model: Model, metrics: Sequence[definitions.AnyMetric] = ()
+) -> dict[str, Any]:
+    """Return metrics, as `Result.measure`, of the scores of `model`, shape (examples, outputs)."""
+    chosen = definitions.check_metrics(metrics) or definitions.default_metrics(data.regression)
+    found = Metrics(chosen, data, model)
+    y = data.y_test.astype(model.dtype) if data.regression else data.y_test
+    return found.named(found.measure(y, scores))
+
+
+def confusion_matrix(scores: Array, data: Dataset, model: Model) -> pd.DataFrame:
+    """Return the confusion matrix, as `Result.confusion_matrix`."""
+    import pandas as pd
+
+    counts = measure(scores, data, model, ["confusion_matrix"])["confusion_matrix"].astype(int)
+    names = list(data.label_names)
+    return pd.DataFrame(counts, pd.Index(names, name="true"), pd.Index(names, name="predicted"))
+
+
+def class_scores(scores: Array, data: Dataset) -> pd.DataFrame:
+    """Return recall and precision of each class, as `Result.class_scores`."""
+    import pandas as pd
+
+    if data.regression:
+        raise ConfigError(f"{data.name} has real-valued targets; allowed: a dataset with classes, which have a recall")
+    found = definitions.class_scores(data.y_test, predicted_labels(scores), data.num_classes)
+    columns = {"test_examples": found.num_examples, "recall": found.recall, "precision": found.precision}
+    return pd.DataFrame({"class": data.label_names, **columns})
