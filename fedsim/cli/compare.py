@@ -22,6 +22,7 @@ def compare(args: argparse.Namespace) -> None:
     """Run a study (a file with a [compare] table) and print its table."""
     from fedsim.checks import check_real
     from fedsim.modules import Modules
+    from fedsim.report.terminal import to_text
     from fedsim.study import compare as studies
     from fedsim.study import config
     from fedsim.study.directory import FAIRNESS, GROUPS
@@ -39,7 +40,7 @@ def compare(args: argparse.Namespace) -> None:
     settings: dict[str, Any] = {**plan.axes, "workers": args.workers, "verbose": args.verbose, "directory": args.out}
     engine = options.choose_engine(args)
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
-    print(study.table(args.target).to_string())
+    print(to_text(study.table(args.target)))
     if args.out:
         tables = [
             *studies.TABLES,

@@ -21,6 +21,7 @@ from fedsim.clients.sensitive import TEST_SET
 from fedsim.fairness import client_fairness, group_rates
 from fedsim.objects import short_repr
 from fedsim.splits.measure import summary
+from fedsim.splits.names import describe_client
 from fedsim.text import printable
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Largest number of classes, and of clients, that a table lists.
 MAX_ROWS = 20
+#: Number of clients with the lowest scores that are named.
+WORST_CLIENTS = 3
 #: Largest number of characters of a setting's value that is shown.
 MAX_LENGTH = 300
 #: Settings that other lines of a card describe.
@@ -67,7 +70,7 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
         "## Training",
         _table(_training(result)),
         "## Evaluation",
-        *_evaluation(result, federated.dataset, classes),
+        *_evaluation(result, federated, classes),
         "## Privacy",
         _privacy(result),
         "## Contributions of clients",
@@ -123,8 +126,8 @@ def _training(result: Result) -> list[tuple[str, str]]:
     return lines
 
 
-def _evaluation(result: Result, data: Dataset, classes: pd.DataFrame | None) -> list[str]:
-    last = result.history.iloc[-1]
+def _evaluation(result: Result, federated: FederatedDataset, classes: pd.DataFrame | None) -> list[str]:
+    data, last = federated.dataset, result.history.iloc[-1]
     parts = [
         f"The global model has a loss of {last['test_loss']:.4f} and {_score_name(result)} of {result.final_score:.3f} "
         f"on the test set of {len(data.y_test):,} examples."
@@ -139,12 +142,23 @@ def _evaluation(result: Result, data: Dataset, classes: pd.DataFrame | None) -> 
         parts.append(
             f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
             f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
+            f"{_worst_clients(result, federated.client_names)}"
         )
     if result.experiment.sensitive:
         label = 1 if result.experiment.positive is None else result.experiment.positive
         column, positive = _text(result.experiment.sensitive), _text(data.label_names[label])
         parts += [f"Rates in the groups of {column} on the test set; {positive} is positive:", _frame(_groups(result))]
     return parts
+
+
+def _worst_clients(result: Result, names: Sequence[str]) -> str:
+    """Return the clients with the lowest scores in the last evaluated round, if clients have names."""
+    if not names:
+        return ""
+    last = result.clients[result.clients["round"] == result.clients["round"].max()]
+    worst = last.nsmallest(WORST_CLIENTS, result.score)
+    rows = zip(worst["partition_id"], worst[result.score], strict=True)
+    return f" Lowest: {'; '.join(f'{_text(describe_client(client, names))} {score:.3f}' for client, score in rows)}."
 
 
 def _groups(result: Result) -> pd.DataFrame:
