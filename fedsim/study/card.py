@@ -153,10 +153,10 @@ def _evaluation(result: Result, federated: FederatedDataset, classes: pd.DataFra
 
 def _worst_clients(result: Result, names: Sequence[str]) -> str:
     """Return the clients with the lowest scores in the last evaluated round, if clients have names."""
-    if not names:
-        return ""
     last = result.clients[result.clients["round"] == result.clients["round"].max()]
-    worst = last.nsmallest(WORST_CLIENTS, result.score)
+    worst = last.nsmallest(WORST_CLIENTS, result.score)  # without NaN
+    if not names or worst.empty:
+        return ""
     rows = zip(worst["partition_id"], worst[result.score], strict=True)
     return f" Lowest: {'; '.join(f'{_text(describe_client(client, names))} {score:.3f}' for client, score in rows)}."
 
