@@ -27,10 +27,12 @@ def terminal_width() -> int | None:
 def to_text(frame: pd.DataFrame) -> str:
     """Return a table with all of its rows and columns; columns for which a terminal is too narrow follow below.
 
-    The index is shown if it has a name.
+    An index that only numbers the rows is not shown.
     """
-    has_index = any(name is not None for name in frame.index.names)
-    return frame.to_string(index=has_index, line_width=terminal_width())
+    import pandas as pd
+
+    numbers_rows = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
+    return frame.to_string(index=not numbers_rows, line_width=terminal_width())
 
 
 def history_text(history: pd.DataFrame, width: int | None = None) -> tuple[str, str]:
