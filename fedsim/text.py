@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return escape(" ".join(text.split()))
 
 
+def cut(text: str, most: int) -> str:
+    """Return a text, with an ellipsis at the end if it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception on one printable line; empty if its ``__str__`` fails."""
     try:
@@ -24,7 +29,10 @@ def one_line(error: BaseException) -> str:
 
 def escape(text: object) -> str:
     """Return a text with escapes in the place of control characters other than line feeds, for a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_notice(sentence: str) -> None:

@@ -468,7 +468,7 @@ def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytes
         "the model is unchanged; training diverged in round 1 at client 0 (weights or loss not finite) with "
         f"{experiment.client}; a smaller lr usually helps; Result.failures has all reasons"
     )
-    assert last == f"fedsim: 2 of 3 rounds of {name} had too few updates and changed nothing"
+    assert last == f"fedsim: 2 of 3 rounds of {name} were rejected and changed nothing"
     replace(experiment, rounds=2).run()
     assert len(capsys.readouterr().err.splitlines()) == 1
 

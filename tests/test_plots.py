@@ -197,7 +197,7 @@ def test_bubbles_are_as_large_as_what_a_client_holds(drawn: list[Figure]) -> Non
     assert np.asarray(found.get_offsets()).tolist() == [[0, 0], [1, 1]]
     sizes = cast(Any, found).get_sizes()
     assert sizes[0] / sizes[1] == pytest.approx(4)  # their areas
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a" * 14, "b"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a" * 13 + "…", "b"]
     assert (axes.get_ylabel(), axes.get_ylim(), drawn[0].legends) == ("label", (-0.7, 1.7), [])
     split_plots.plot_splits({"A": np.ones((90, 2), dtype=int)}, "x.png", "pets", "bubbles")
     assert drawn[1].axes[0].get_xlabel() == "clients (60 of 90)"

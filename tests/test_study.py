@@ -421,7 +421,8 @@ def test_every_worker_takes_part_in_data_parallel_training() -> None:
 
 
 def test_bars_are_sorted_by_the_label_a_client_holds_most() -> None:
-    shown = split_plots._sample(np.random.default_rng(0).integers(0, 50, (80, 6)), 100)
+    table = np.random.default_rng(0).integers(0, 50, (80, 6))
+    shown = table[split_plots._sample(table, 100)]
     labels, most = shown.argmax(axis=1), shown.max(axis=1)
     assert (np.diff(labels) >= 0).all()
     for label in range(6):

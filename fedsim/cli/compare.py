@@ -43,6 +43,7 @@ def compare(args: argparse.Namespace) -> None:
 def execute(plan: Plan, args: argparse.Namespace) -> None:
     """Run a study, print its table, and draw its pictures if it has a directory."""
     from fedsim.checks import check_real
+    from fedsim.report.terminal import to_text
     from fedsim.study.compare import run_plan
     from fedsim.study.store import TABLES
 
@@ -53,7 +54,7 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     study = run_plan(
         plan, workers=args.workers, jobs=args.jobs, verbose=args.verbose, engine=engine, directory=args.out
     )
-    print(study.table(args.target).to_string())
+    print(to_text(study.table(args.target)))
     if args.out:
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}
         if study.measured_drift:

@@ -176,7 +176,11 @@ def print_dataset(experiment: Experiment) -> None:
             print_notice(f"{dataset.name}: {note}")
 
 
-def print_history(history: pd.DataFrame) -> None:
-    """Print a run's history without its empty columns."""
-    known = history.dropna(axis="columns", how="all")
-    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+def print_history(history: pd.DataFrame, out: str | None) -> None:
+    """Print a run's history: all of it to a file or a pipe, and what fits to a terminal."""
+    from fedsim.report.terminal import history_text, terminal_width
+
+    text, omission = history_text(history, terminal_width())
+    print(text)
+    if omission:
+        print(f"showing {omission}; {'' if out else 'with --out DIR, '}history.csv has all")

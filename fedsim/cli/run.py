@@ -88,7 +88,7 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
         if args.out:
             print(f"interrupted; resume the run with: fedsim resume {args.out}", file=sys.stderr)
         raise
-    options.print_history(result.history)
+    options.print_history(result.history, args.out)
     if result.privacy:
         print(f"differential privacy: {result.privacy}")
     if result.stop_reason:

@@ -48,7 +48,8 @@ class FinishedRound:
     failures : dict of int to str
         Partition id -> reason, for clients that were excluded.
     rejected : tuple of two int, optional
-        Of a round that was not accepted: the number of its updates, and the number required.
+        Of a round that was not accepted: the number of its updates, and the number required. Under secure aggregation
+        there may be enough updates, and too few clients left to recover their sum.
     stop_reason : str
         Why the run ends after this round; empty if it continues.
     """

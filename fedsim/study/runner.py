@@ -28,6 +28,7 @@ from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
 from fedsim.signals import handle_signals
+from fedsim.splits.names import describe_client, insert_names
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
@@ -124,6 +125,11 @@ class _Run:
     stop_reason: str = ""
 
     @property
+    def _client_names(self) -> Sequence[str]:
+        """The names of clients by partition id; empty if clients have numbers only."""
+        return self.grid.runtime.federated.client_names
+
+    @property
     def _reads_updates(self) -> bool:
         """Whether a callback reads the updates of a round."""
         return any(callback.reads_updates for callback in self.callbacks)
@@ -211,7 +217,7 @@ class _Run:
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{self._describe_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
             state.untrained_loss = loss
@@ -262,6 +268,13 @@ class _Run:
         self._round_started = time.perf_counter()
         return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
 
+    def _describe_largest(self, statistics: RoundStatistics) -> str:
+        """Describe the largest update of a round."""
+        if not statistics.clients or np.isnan(statistics.largest_update[1]):
+            return ""
+        client, length = statistics.largest_update
+        return f"; the largest update was {describe_client(client, self._client_names)}'s, of length {length:.3g}"
+
     def _weights(self) -> dict[str, Any]:
         return {name: values.copy() for name, values in named_arrays(self.state.model, self.state.weights).items()}
 
@@ -273,9 +286,11 @@ class _Run:
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
         reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
+        tables = clients, failures, state.frame_of("groups"), state.frame_of("metrics")
+        clients, failures, groups, metrics = (insert_names(table, self._client_names) for table in tables)
         return Result(
             self.experiment, history, clients, self._weights(), kernel, state.score, failures, reason,
-            state.describe_privacy(), state.frame_of("groups"), state.frame_of("metrics"),
+            state.describe_privacy(), groups, metrics,
         )  # fmt: skip
 
 
@@ -293,8 +308,9 @@ class RejectedRounds(Callback):
         if updates or (least and finished.failures):
             if not self._rejected:
                 reasons = [f"; {reason}" for _, reason in sorted(finished.failures.items())]
+                few = f"fewer than min_clients = {least}" if updates < least else "whose sum could not be recovered"
                 print_notice(
-                    f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
+                    f"round {finished.number} of {self._name} had {updates} updates, {few}: "
                     f"the model is unchanged{''.join(reasons[:1])}; Result.failures has all reasons"
                 )
             self._rejected += 1
@@ -302,9 +318,7 @@ class RejectedRounds(Callback):
     def run_finished(self, result: Result) -> None:
         """Print how many rounds were rejected."""
         if self._rejected > 1:
-            print_notice(
-                f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing"
-            )
+            print_notice(f"{self._rejected} of {self._rounds} rounds of {self._name} were rejected and changed nothing")
 
 
 def _check_early_stopping(callbacks: Sequence[Callback], runtime: ClientRuntime) -> None:
@@ -325,11 +339,3 @@ def _raised_by_flower(error: BaseException) -> bool:
     """Return whether Flower's own code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
-
-
-def _describe_largest(statistics: RoundStatistics) -> str:
-    """Describe the largest update of a round."""
-    if not statistics.clients or np.isnan(statistics.largest_update[1]):
-        return ""
-    client, length = statistics.largest_update
-    return f"; the largest update was client {client}'s, of length {length:.3g}"

@@ -79,6 +79,12 @@ class Study:
         runs = sum(len(v.results) for v in self.variants)
         return f"Study({', '.join(v.title for v in self.variants)}; runs: {runs})"
 
+    def __str__(self) -> str:
+        """Return `table` with all of its columns; those for which a terminal is too narrow follow below."""
+        from fedsim.report.terminal import to_text
+
+        return to_text(self.table())
+
     def _repr_html_(self) -> str:
         html: str = self.table().to_html(index=bool(self.variants[0].labels))
         return html
@@ -210,14 +216,15 @@ class Study:
     def _concatenate(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        frames = []
+        frames: list[pd.DataFrame] = []
         for variant in self.variants:
             for result in variant.results:
                 frame = getattr(result, name).copy()
                 for place, (axis, label) in enumerate([*variant.labels.items(), ("seed", result.experiment.seed)]):
                     frame.insert(place, axis, label)
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
+        widest = max(frames, key=lambda frame: len(frame.columns))  # clients have names in some variants only
+        return pd.concat(frames, ignore_index=True)[list(widest)]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the study into a directory, as `compare` does with a directory: its runs, their index and the tables.
@@ -374,13 +381,14 @@ class Study:
         """
         from fedsim.report.split_plots import plot_splits
 
-        counts, names = {}, set()
+        counts, clients, names = {}, {}, set()
         for variant in self.variants:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
-            counts[variant.title] = experiment.split.federate(dataset, experiment.seed).label_counts()
+            federated = experiment.split.federate(dataset, experiment.seed)
+            counts[variant.title], clients[variant.title] = federated.label_counts(), federated.client_names
             names.add(tuple(dataset.label_names))
-        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else ())
+        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else (), clients)
 
     @property
     def _histories(self) -> list[tuple[str, list[pd.DataFrame]]]:
