@@ -27,6 +27,7 @@ from fedsim.files import EARLIER
 from fedsim.study import compare as study
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
+from fedsim.study.study import TABLES
 
 #: Operations by which files come, change and go.
 OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")
@@ -121,7 +122,7 @@ class Storm:
 
     def found(self, out: Path) -> dict[str, Any]:
         """Return what a folder of results holds, but for the clock."""
-        names = rundir.RESULTS[:3] if self.kind == "run" else study.TABLES
+        names = rundir.RESULTS[:3] if self.kind == "run" else [name for name in TABLES if (out / name).exists()]
         tables = {name: pd.read_csv(out / name) for name in names}
         found: dict[str, Any] = {n: t.drop(columns="seconds", errors="ignore").to_csv() for n, t in tables.items()}
         if self.kind == "run":
@@ -146,7 +147,7 @@ class Storm:
             held = {f.name for f in (folder / place).iterdir()}
             assert held
             assert not [n for n in held if n.startswith(".")]
-            for table in held & set(study.TABLES):
+            for table in held & set(TABLES):
                 assert len(pd.read_csv(folder / place / table))
         assert not (folder / "out" / EARLIER).exists()
         shutil.rmtree(folder)

@@ -24,7 +24,6 @@ def compare(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import compare as studies
     from fedsim.study import config
-    from fedsim.study.directory import FAIRNESS, GROUPS
     from fedsim.study.plan import make_plan, table_plan
 
     if args.target is not None:
@@ -39,13 +38,8 @@ def compare(args: argparse.Namespace) -> None:
     settings: dict[str, Any] = {**plan.axes, "workers": args.workers, "verbose": args.verbose, "directory": args.out}
     engine = options.choose_engine(args)
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
-    print(study.table(args.target).to_string())
+    print("\n".join([study.table(args.target).to_string(), *study.notes]))
     if args.out:
-        tables = [
-            *studies.TABLES,
-            *([FAIRNESS] if study.evaluated else []),
-            *([GROUPS] if study.counted_groups else []),
-        ]
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
@@ -55,4 +49,4 @@ def compare(args: argparse.Namespace) -> None:
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew
         for name, plot in plots.items():
             plot(Path(args.out) / name)
-        print(f"wrote {', '.join([*tables, *plots])} to {args.out}")
+        print(f"wrote {', '.join([*study.files, *plots])} to {args.out}")

@@ -15,18 +15,17 @@ from fedsim import data, objects
 from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
-from fedsim.study.directory import FAIRNESS, GROUPS, ResultsDirectory
+from fedsim.study.directory import ResultsDirectory
 from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
-from fedsim.study.study import Study, Variant
+from fedsim.study.study import TABLES, Study, Variant
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
     from fedsim.study.callbacks import Callback
 
-#: Files of a study's directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
-TABLES = ("rounds.csv", "clients.csv", "summary.csv")
+#: Pictures that ``fedsim compare`` draws in a study's directory.
 PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
 #: The largest share of a study's time that is spent on writing tables while it runs.
 WRITING_SHARE = 0.1
@@ -183,7 +182,7 @@ class _StudyDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str], total: int) -> None:
-        super().__init__(path, (*TABLES, FAIRNESS, GROUPS, *PICTURES))
+        super().__init__(path, (*TABLES, *PICTURES))
         self._total, self._finished, self._written = total, 0, 0
         self._study = Study(())
         self._started, self._writing = time.perf_counter(), 0.0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from fedsim import data
 from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
-from fedsim.report.intervals import half_width, with_interval
+from fedsim.report.intervals import MIN_SEEDS, bootstrap_interval, half_width, with_interval
+from fedsim.study import significance, time_to_target
+from fedsim.study.directory import FAIRNESS, GROUPS
 from fedsim.study.result import Result
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: `Study.table`'s default target: this share of the best variant's mean final accuracy.
 TARGET_SHARE = 0.95
+#: Intervals of means in `Study.summary`.
+INTERVALS = ("t", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,10 @@ class Study:
         return f"Study({', '.join(v.title for v in self.variants)}; runs: {runs})"
 
     def _repr_html_(self) -> str:
-        html: str = self.table().to_html(index=bool(self.variants[0].labels))
-        return html
+        from html import escape
+
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"{self.table().to_html(index=bool(self.variants[0].labels))}{notes}"
 
     @property
     def target(self) -> float:
@@ -77,13 +82,16 @@ class Study:
         best = float(max(np.mean([r.final_score for r in v.results]) for v in self.variants))
         return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
-    def summary(self, target: float | None = None) -> pd.DataFrame:
+    def summary(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
         """Return one row per variant, as numbers.
 
         Parameters
         ----------
         target : float, optional
             Test accuracy to which rounds are counted; default `Study.target`.
+        interval : {"t", "bootstrap"}
+            95 % intervals of means, for at least three seeds: Student's t; or the bootstrap, whose limits
+            ``..._low, ..._high`` replace the half widths ``..._ci95``, see `fedsim.report.intervals`.
 
         Returns
         -------
@@ -91,66 +99,164 @@ class Study:
             The axes' columns, then ``seeds, final_accuracy, final_accuracy_ci95`` (half width), ``best_accuracy``
             (mean over seeds of each run's best round), ``local_accuracy, local_accuracy_ci95`` (of clients on their
             own examples, in the last round; NaN if none evaluated), ``attack_success, attack_success_ci95`` (in the
-            last round; NaN without a targeted attack), ``final_loss, target, rounds_to_target`` (mean
-            over the seeds that reached it), ``reached`` (their number), ``megabytes_sent`` (both ways, per run),
-            ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
-            For regression, every name has ``r2`` in place of ``accuracy``.
+            last round; NaN without a targeted attack), ``final_loss, target, rounds_to_target, megabytes_to_target,
+            seconds_to_target`` (medians, see `time_to_target`), ``reached`` (number of seeds that reached it),
+            ``megabytes_sent`` (both ways, per run), ``epsilon`` (privacy loss; NaN without differential privacy,
+            infinite without noise). For regression, every name has ``r2`` in place of ``accuracy``.
         """
         import pandas as pd
 
+        check_choice("interval", interval, INTERVALS)
         goal, score = self.target if target is None else target, self.score
+        times = dict(iter(time_to_target.time_to_target(self, goal).groupby("quantity")))
         rows = []
-        for variant in self.variants:
+        for number, variant in enumerate(self.variants):
             final = [r.final_score for r in variant.results]
             local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
             success = [float(r.history["attack_success"].iloc[-1]) for r in variant.results]
-            reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
             sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
             rows.append(
                 {
                     **variant.labels,
                     "seeds": len(final),
-                    f"final_{score}": float(np.mean(final)),
-                    f"final_{score}_ci95": half_width(final),
+                    **_mean(f"final_{score}", final, interval),
                     f"best_{score}": float(np.mean([r.test_scores.max() for r in variant.results])),
-                    f"local_{score}": float(np.mean(local)),
-                    f"local_{score}_ci95": half_width(local),
-                    "attack_success": float(np.mean(success)),
-                    "attack_success_ci95": half_width(success),
+                    **_mean(f"local_{score}", local, interval),
+                    **_mean("attack_success", success, interval),
                     "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
                     "target": goal,
-                    "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
-                    "reached": len(reached),
+                    **{f"{name}_to_target": times[name]["median"].iloc[number] for name in time_to_target.QUANTITIES},
+                    "reached": times["rounds"]["reached"].iloc[number],
                     "megabytes_sent": float(np.mean(sent)) / 1e6,
                     "epsilon": float(np.mean([r.history["epsilon"].iloc[-1] for r in variant.results])),
                 }
             )
         return pd.DataFrame(rows)
 
-    def table(self, target: float | None = None) -> pd.DataFrame:
-        """Return the summary as text: one row per variant, accuracy with its 95 % interval over seeds."""
+    def table(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
+        """Return the summary as text, one row per variant; `notes` explains it.
+
+        With three seeds or more, means have 95 % intervals, and the column "against best" says which variants are worse
+        than the best of their condition (see `test`).
+
+        Parameters
+        ----------
+        target, interval
+            As of `summary`.
+        """
         import pandas as pd
 
-        summary = self.summary(target)
-        rounds = []
-        for row in summary.itertuples():
-            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
-            share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
-            rounds.append(f"{mean:.1f}{share}" if reached else "not reached")
+        summary = self.summary(target, interval)
         shown = {axis: summary[axis] for axis in self.variants[0].labels}
         name = {"accuracy": "accuracy", "r2": "R2"}[self.score]
         shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
+        if any(marks := significance.against_best(self)):
+            shown["against best"] = marks
         if self.evaluated:
             shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
         if summary["attack_success"].notna().any():
             shown["attack success"] = _with_interval(summary, "attack_success")
         shown[f"best {name}"] = [f"{m:.3f}" for m in summary[f"best_{self.score}"]]
-        shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
+        goal = float(summary["target"].iloc[0])
+        shown[f"rounds to {goal:.2f}"] = time_to_target.median_rounds(self, goal)
         shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
         if summary["epsilon"].notna().any():
             shown["epsilon"] = ["" if np.isnan(e) else f"{e:.2f}" for e in summary["epsilon"]]
         frame = pd.DataFrame(shown)
         return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that explain `table`."""
+        return significance.notes(self)
+
+    def test(
+        self,
+        metric: str | None = None,
+        axis: str | Sequence[str] | None = None,
+        reference: str | None = None,
+        method: str = "t",
+    ) -> pd.DataFrame:
+        """Test which differences between variants hold: paired tests by seed, corrected for their number.
+
+        Runs with the same seed have the same initial weights and, where the settings allow it, the same split and
+        cohorts.
+
+        Parameters
+        ----------
+        metric : str, optional
+            A column of `Result.history`, compared in the last round; default the test accuracy (or R squared).
+        axis : str or sequence of str, optional
+            Axes whose values are compared with each other, within each combination of the other axes. Default: all but
+            the dataset, the split and the attack if there are others, otherwise all.
+        reference : str, optional
+            Label on `axis` that all others are compared with; default: all pairs.
+        method : {"t", "wilcoxon"}
+            Paired t test, or Wilcoxon's signed-rank test, which needs no normal distribution, but at least six seeds to
+            reach 5 %.
+
+        Returns
+        -------
+        DataFrame
+            A row per pair: the other axes' columns, ``variant, against, metric, seeds`` (those that both have), ``mean,
+            mean_against, difference, difference_low, difference_high`` (95 % interval, Student's t), ``effect_size,
+            effect_size_low, effect_size_high`` (Hedges' g_z, see `fedsim.statistics.paired.effect_size`), ``test,
+            statistic, p, p_holm`` (p corrected by Holm's method for all rows), ``holds`` (whether ``p_holm`` is below
+            5 %), ``note``. Intervals are those of single comparisons. What is not defined is NaN, and the note says
+            why; fewer than three seeds have differences only.
+
+        Raises
+        ------
+        ConfigError
+            An argument is not allowed.
+        """
+        return significance.paired_tests(self, metric, axis, reference, method)
+
+    def ranks(self, axis: str | Sequence[str] | None = None, metric: str | None = None) -> pd.DataFrame:
+        """Rank the values of an axis within each condition, and test the mean ranks (Demšar 2006).
+
+        A condition is a combination of the other axes, such as a split; its scores are means over seeds. Values without
+        any score are left out, and then conditions in which one is missing.
+
+        Parameters
+        ----------
+        axis, metric
+            As of `test`.
+
+        Returns
+        -------
+        DataFrame
+            A row per value, the best first: ``variant, metric, conditions`` (their number), ``mean_rank, behind_best,
+            critical_difference`` (Nemenyi's at 5 %), ``worse_than_best`` (whether a mean rank is behind the best by the
+            critical difference), ``friedman, p`` (see `fedsim.statistics.ranks`).
+
+        Raises
+        ------
+        ConfigError
+            There are fewer than two values or conditions, or an argument is not allowed.
+        """
+        return significance.mean_ranks(self, axis, metric)
+
+    def time_to_target(self, target: float | None = None) -> pd.DataFrame:
+        """Return rounds, megabytes and seconds to a test accuracy, as censored data.
+
+        A run that ends before it reaches the target counts as one that would have needed longer (Kaplan-Meier), also if
+        early stopping ended it.
+
+        Parameters
+        ----------
+        target : float, optional
+            As of `summary`.
+
+        Returns
+        -------
+        DataFrame
+            A row per quantity and variant: the axes' columns, ``quantity, target, seeds, reached`` (number of seeds),
+            ``median, low, high`` (95 % interval; a median that is not reached is NaN), ``restricted_mean`` (up to the
+            horizon), ``horizon`` (the shortest variant's largest value), ``longest`` (the largest value). See
+            `fedsim.statistics.censored`.
+        """
+        return time_to_target.time_to_target(self, self.target if target is None else target)
 
     def rounds(self) -> pd.DataFrame:
         """Return the histories of all runs in one frame, with columns for the axes and the seed."""
@@ -177,20 +283,23 @@ class Study:
         return pd.concat(frames, ignore_index=True)
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv``.
+        """Write the tables of `files` to a folder, which is created if needed; each file is written atomically."""
+        for name in self.files:
+            write_csv(Path(directory) / name, TABLES[name][1](self))
 
-        If clients evaluated, also ``fairness.csv``, and with `Experiment.sensitive` ``groups.csv``. Each is written
-        atomically; the folder is created if needed.
+    @property
+    def files(self) -> list[str]:
+        """The files of `to_csv`: ``rounds.csv``, ``clients.csv``, ``summary.csv``.
+
+        With three seeds and two variants also ``tests.csv``; if clients evaluated, ``fairness.csv``; with
+        `Experiment.sensitive`, ``groups.csv``.
         """
-        from fedsim.fairness import client_fairness
+        return [name for name, (present, _) in TABLES.items() if present(self)]
 
-        tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
-        if self.evaluated:
-            tables["fairness"] = client_fairness(self)
-        if self.counted_groups:
-            tables["groups"] = self.groups()
-        for name, frame in tables.items():
-            write_csv(Path(directory) / f"{name}.csv", frame)
+    @property
+    def tested(self) -> bool:
+        """Whether there are enough variants and seeds to test differences."""
+        return len(self.variants) > 1 and any(len(v.results) >= MIN_SEEDS for v in self.variants)
 
     @property
     def evaluated(self) -> bool:
@@ -303,5 +412,40 @@ def _skew_and_score(result: Result) -> NDArray[Any]:
     return np.column_stack([emd.reindex(last["partition_id"]), last[result.score]])
 
 
+def _mean(name: str, values: list[float], interval: str) -> dict[str, float]:
+    """Return columns of the summary: the mean and its interval."""
+    mean = {name: float(np.mean(values))}
+    if interval == "t":
+        return mean | {f"{name}_ci95": half_width(values)}
+    return mean | dict(zip((f"{name}_low", f"{name}_high"), bootstrap_interval(values), strict=True))
+
+
 def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
-    return list(map(with_interval, summary[name], summary[f"{name}_ci95"]))
+    if f"{name}_ci95" in summary:
+        return list(map(with_interval, summary[name], summary[f"{name}_ci95"]))
+    limits = [
+        "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        for low, high in zip(summary[f"{name}_low"], summary[f"{name}_high"], strict=True)
+    ]
+    return [with_interval(mean, np.nan) + limit for mean, limit in zip(summary[name], limits, strict=True)]
+
+
+def _fairness(study: Study) -> pd.DataFrame:
+    from fedsim.fairness import client_fairness
+
+    return client_fairness(study)
+
+
+def _always(study: Study) -> bool:
+    return True
+
+
+#: The tables of a study's folder: file name -> whether a study has it, and the function that makes it.
+TABLES: dict[str, tuple[Callable[[Study], bool], Callable[[Study], pd.DataFrame]]] = {
+    "rounds.csv": (_always, Study.rounds),
+    "clients.csv": (_always, Study.clients),
+    "summary.csv": (_always, Study.summary),
+    "tests.csv": (lambda study: study.tested, Study.test),
+    FAIRNESS: (lambda study: study.evaluated, _fairness),
+    GROUPS: (lambda study: study.counted_groups, Study.groups),
+}
