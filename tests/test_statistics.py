@@ -13,7 +13,7 @@ from scipy import stats
 
 from fedsim.report.intervals import bootstrap_interval, half_width
 from fedsim.statistics.censored import kaplan_meier
-from fedsim.statistics.paired import effect_size, holm, smallest_wilcoxon_p, t_test, wilcoxon_test
+from fedsim.statistics.paired import effect_sizes, holm, smallest_wilcoxon_p, t_test, wilcoxon_test
 from fedsim.statistics.ranks import rank_levels
 
 NAN = math.nan
@@ -35,7 +35,7 @@ def test_the_paired_t_test_is_scipys(seeds: int) -> None:
     interval = expected.confidence_interval(0.95)
     found = t_test(a - b)
     for mine, theirs in zip(
-        (found.seeds, found.mean, found.low, found.high, found.statistic, found.p),
+        (found.seeds, found.difference, found.difference_low, found.difference_high, found.statistic, found.p),
         (np.full(20, seeds), (a - b).mean(axis=1), interval.low, interval.high, expected.statistic, expected.pvalue),
         strict=True,
     ):
@@ -59,18 +59,18 @@ def test_the_effect_size_is_the_mean_in_standard_deviations_without_its_bias() -
     d = samples(50, 6, 0.8)
     found = t_test(d)
     raw = d.mean(axis=1) / d.std(axis=1, ddof=1)
-    np.testing.assert_allclose(found.effect, raw * (1 - 3 / (4 * 5 - 1)), rtol=2e-3)
-    for t, low, high in zip(found.statistic, found.effect_low, found.effect_high, strict=True):
+    np.testing.assert_allclose(found.effect_size, raw * (1 - 3 / (4 * 5 - 1)), rtol=2e-3)
+    for t, low, high in zip(found.statistic, found.effect_size_low, found.effect_size_high, strict=True):
         assert stats.nct.sf(t, 5, low * math.sqrt(6)) == pytest.approx(0.025, abs=1e-6)
         assert stats.nct.cdf(t, 5, high * math.sqrt(6)) == pytest.approx(0.025, abs=1e-6)
-    assert all(np.isnan(part).all() for part in effect_size(np.array([NAN]), np.array([4])))
+    assert all(np.isnan(part).all() for part in effect_sizes(np.array([NAN]), np.array([4])))
 
 
 def test_the_effect_size_is_unbiased_and_its_interval_and_that_of_the_mean_cover_the_truth() -> None:
     """20,000 samples of five differences with the mean 0.8 standard deviations."""
     found = t_test(samples(20_000, 5, 0.8))
-    assert found.effect.mean() == pytest.approx(0.8, abs=0.02)
-    for low, high in ((found.low, found.high), (found.effect_low, found.effect_high)):
+    assert found.effect_size.mean() == pytest.approx(0.8, abs=0.02)
+    for low, high in ((found.difference_low, found.difference_high), (found.effect_size_low, found.effect_size_high)):
         assert np.mean((low <= 0.8) & (high >= 0.8)) == pytest.approx(0.95, abs=0.005)
 
 
@@ -82,7 +82,7 @@ def test_wilcoxons_test_is_scipys(seeds: int) -> None:
         expected = stats.wilcoxon(d[row], method="exact")
         assert (found.statistic[row], found.p[row]) == (expected.statistic, expected.pvalue)
     assert (found.p >= smallest_wilcoxon_p(d)).all()
-    assert found.mean == pytest.approx(d.mean(axis=1))
+    assert found.difference == pytest.approx(d.mean(axis=1))
 
 
 def test_wilcoxons_p_is_exact_with_ties_and_zeros() -> None:
@@ -99,7 +99,7 @@ def test_fewer_than_three_seeds_have_a_difference_and_nothing_else() -> None:
     for test in (t_test, wilcoxon_test):
         found = test([[0.1, 0.2, NAN], [0.4, NAN, NAN], [NAN, NAN, NAN]])
         assert found.seeds.tolist() == [2, 1, 0]
-        np.testing.assert_allclose(found.mean, [0.15, 0.4, NAN])
+        np.testing.assert_allclose(found.difference, [0.15, 0.4, NAN])
         for part in found[2:]:
             assert np.isnan(part).all()
 
@@ -109,9 +109,9 @@ def test_differences_without_variance() -> None:
     d = [[0.0] * 4, [0.25] * 4, [0.9 - 0.8, 0.5 - 0.4, 0.3 - 0.2, 0.1]]
     found = t_test(d)
     np.testing.assert_array_equal(found.p, [1.0, NAN, NAN])
-    np.testing.assert_array_equal(found.low, [0.0, NAN, NAN])
-    np.testing.assert_array_equal(found.high, [0.0, NAN, NAN])
-    assert np.isnan(found.effect).all()
+    np.testing.assert_array_equal(found.difference_low, [0.0, NAN, NAN])
+    np.testing.assert_array_equal(found.difference_high, [0.0, NAN, NAN])
+    assert np.isnan(found.effect_size).all()
     assert np.isnan(found.statistic).all()
     assert wilcoxon_test(d).p.tolist() == [1.0, 2 / 16, 2 / 16]  # signs are known without variance
 

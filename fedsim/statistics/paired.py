@@ -25,21 +25,21 @@ class PairedStatistics(NamedTuple):
     ----------
     seeds : ndarray of int
         Number of differences.
-    mean, low, high : ndarray
+    difference, difference_low, difference_high : ndarray
         Mean difference with its 95 % interval (Student's t).
-    effect, effect_low, effect_high : ndarray
-        Hedges' g_z with a 95 % interval, see `effect_size`.
+    effect_size, effect_size_low, effect_size_high : ndarray
+        Hedges' g_z with a 95 % interval, see `effect_sizes`.
     statistic, p : ndarray
         Of the test, two-sided.
     """
 
     seeds: NDArray[np.int64]
-    mean: Floats
-    low: Floats
-    high: Floats
-    effect: Floats
-    effect_low: Floats
-    effect_high: Floats
+    difference: Floats
+    difference_low: Floats
+    difference_high: Floats
+    effect_size: Floats
+    effect_size_low: Floats
+    effect_size_high: Floats
     statistic: Floats
     p: Floats
 
@@ -73,10 +73,10 @@ def t_test(differences: ArrayLike) -> PairedStatistics:
     p[(spread == 0) & (mean == 0)] = 1.0
     half = stdtrit(np.maximum(n - 1, 1), 0.975) * spread / np.sqrt(np.maximum(n, 1))
     half[constant & (mean != 0)] = np.nan
-    return PairedStatistics(n, mean, mean - half, mean + half, *effect_size(t, n), t, p)
+    return PairedStatistics(n, mean, mean - half, mean + half, *effect_sizes(t, n), t, p)
 
 
-def effect_size(t: Floats, seeds: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+def effect_sizes(t: Floats, seeds: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
     """Return the effect sizes of paired differences, Hedges' g_z, with the limits of their 95 % intervals.
 
     d_z is the mean difference divided by the standard deviation of the differences (D. Lakens, "Calculating and

@@ -121,18 +121,10 @@ def paired_tests(
             "variant": [level(variant, compared) for variant in first],
             "against": [level(variant, compared) for variant in second],
             "metric": metric,
-            "seeds": found.seeds,
+            "test": method,
             "mean": means[0],
             "mean_against": means[1],
-            "difference": found.mean,
-            "difference_low": found.low,
-            "difference_high": found.high,
-            "effect_size": found.effect,
-            "effect_size_low": found.effect_low,
-            "effect_size_high": found.effect_high,
-            "test": method,
-            "statistic": found.statistic,
-            "p": found.p,
+            **found._asdict(),
             "p_holm": corrected,
             "holds": pd.array(corrected < LEVEL, dtype="boolean"),
         }
@@ -154,16 +146,20 @@ def _notes_of_tests(a: Floats, b: Floats, found: paired.PairedStatistics, method
         if seeds == 0:
             note = "no seed has a value in both"
         elif seeds < MIN_SEEDS:
-            note = f"{seeds} seed{'s' if seeds > 1 else ''}: a test needs at least {MIN_SEEDS}"
-        elif found.low[k] == found.high[k] == 0:
+            note = f"{_seeds(seeds)}: a test needs at least {MIN_SEEDS}"
+        elif found.difference_low[k] == found.difference_high[k] == 0:
             note = "equal in every seed"
         elif not tested[k]:
             note = "the same difference in every seed: the t test needs variance"
         elif powerless[k]:
             note = f"cannot reach 5 %: p is at least {least[k]:.2g}, before the correction for {number} tests"
-        left = f"{unpaired[k]} seed{'s' if unpaired[k] > 1 else ''} without a pair left out" if unpaired[k] else ""
+        left = f"{_seeds(unpaired[k])} without a pair left out" if unpaired[k] else ""
         notes.append("; ".join(filter(None, (note, left))))
     return notes
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def against_best(study: Study) -> list[str]:
@@ -205,9 +201,7 @@ def notes(study: Study) -> list[str]:
     if seeds >= MIN_SEEDS:
         means = "Means over seeds with 95 % intervals."
     else:
-        means = (
-            f"{seeds} seed{'s' if seeds > 1 else ''}: no intervals and no tests, which need at least {MIN_SEEDS} seeds."
-        )
+        means = f"{_seeds(seeds)}: no intervals and no tests, which need at least {MIN_SEEDS} seeds."
     lines = [f"{means} Rounds are medians; a seed that missed the target counts as longer (Kaplan-Meier)."]
     if any(against_best(study)):
         others = split_axes(study, None)[1]

@@ -198,12 +198,12 @@ class Study:
         Returns
         -------
         DataFrame
-            A row per pair: the other axes' columns, ``variant, against, metric, seeds`` (those that both have), ``mean,
-            mean_against, difference, difference_low, difference_high`` (95 % interval, Student's t), ``effect_size,
-            effect_size_low, effect_size_high`` (Hedges' g_z, see `fedsim.statistics.paired.effect_size`), ``test,
-            statistic, p, p_holm`` (p corrected by Holm's method for all rows), ``holds`` (whether ``p_holm`` is below
-            5 %), ``note``. Intervals are those of single comparisons. What is not defined is NaN, and the note says
-            why; fewer than three seeds have differences only.
+            A row per pair: the other axes' columns, ``variant, against, metric, test, mean, mean_against, seeds``
+            (number of seeds that both have), ``difference, difference_low, difference_high`` (95 % interval, Student's
+            t), ``effect_size, effect_size_low, effect_size_high`` (Hedges' g_z, see
+            `fedsim.statistics.paired.effect_sizes`), ``statistic, p, p_holm`` (corrected by Holm's method for all
+            rows), ``holds`` (whether ``p_holm`` is below 5 %), ``note``. Intervals are those of single comparisons.
+            What is not defined is NaN, and the note says why; fewer than three seeds have differences only.
 
         Raises
         ------

@@ -28,10 +28,10 @@ def cost_to_target(result: Result, target: float) -> tuple[dict[str, float], boo
     rounds = result.rounds_to(target)
     reached = not math.isnan(rounds)
     history = result.history
-    megabytes = (history["bytes_up"] + history["bytes_down"]).cumsum() / 1e6
+    spent = (history["bytes_up"].to_numpy() + history["bytes_down"].to_numpy()) / 1e6, history["seconds"].to_numpy()
     end = rounds if reached else float(result.rounds)
     numbers = np.arange(len(history))
-    used = (float(np.interp(end, numbers, column)) for column in (megabytes, history["seconds"].cumsum()))
+    used = (float(np.interp(end, numbers, np.cumsum(column))) for column in spent)
     return dict(zip(QUANTITIES, (end, *used), strict=True)), reached
 
 
