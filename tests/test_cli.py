@@ -331,6 +331,10 @@ def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_
         "Dirichlet(0.1)",
     ]
     assert (tmp_path / "out" / "accuracy_by_skew.png").stat().st_size > 5_000
+    assert "against best" in done.stdout  # three seeds
+    assert "Against best: paired t tests of all pairs, by seed, with Holm's correction." in done.stdout
+    assert "summary.csv, tests.csv, fairness.csv" in done.stdout
+    assert len(pd.read_csv(tmp_path / "out" / "tests.csv")) == 3
     chosen = ["--split", "IID(4)", "--client", "SGD", "--client", "FedProx", "--seeds", "2", "--set", "rounds=2"]
     assert "FedProx" in fedsim(*command, *chosen).stdout
 

@@ -210,7 +210,32 @@ def notes(study: Study) -> list[str]:
             f"Against best: paired t tests of all pairs{same}, by seed, with Holm's correction. "
             "Worse: p < 0.05; unclear: these seeds do not show a difference."
         )
+    if study.ranked:
+        ranks = mean_ranks(study)
+        shown = ", ".join(f"{row.variant} {row.mean_rank:.1f}" for row in ranks.itertuples())
+        first = ranks.iloc[0]
+        lines.append(
+            f"Mean ranks over {first['conditions']} conditions: {shown}. They differ with p = {first['p']:.2g} "
+            f"(Friedman); ranks {first['critical_difference']:.1f} or more behind the best are worse at 5 % (Nemenyi)."
+        )
     return lines
+
+
+def scores_by_condition(
+    study: Study, axis: str | Sequence[str] | None = None, metric: str | None = None
+) -> tuple[str, pd.DataFrame]:
+    """Return the metric's name and its means over seeds: a row per condition that has all, a column per level.
+
+    Conditions with a single variant, such as baselines, and levels without any value are left out.
+    """
+    import pandas as pd
+
+    compared, others = split_axes(study, axis)
+    metric, _ = values_by_seed(study, metric)
+    means = [float(np.mean([r.history[metric].iloc[-1] for r in v.results])) for v in study.variants]
+    groups = [group for group in conditions(study, others).values() if len(group) > 1]
+    table = pd.DataFrame([{level(study.variants[k], compared): means[k] for k in group} for group in groups])
+    return metric, table.dropna(axis="columns", how="all").dropna()
 
 
 def mean_ranks(study: Study, axis: str | Sequence[str] | None = None, metric: str | None = None) -> pd.DataFrame:
@@ -219,20 +244,13 @@ def mean_ranks(study: Study, axis: str | Sequence[str] | None = None, metric: st
 
     from fedsim.statistics.ranks import rank_levels
 
-    compared, others = split_axes(study, axis)
-    metric, _ = values_by_seed(study, metric)
-    means = [float(np.mean([r.history[metric].iloc[-1] for r in v.results])) for v in study.variants]
-    groups = [group for group in conditions(study, others).values() if len(group) > 1]
-    table = pd.DataFrame([{level(study.variants[k], compared): means[k] for k in group} for group in groups])
-    table = table.dropna(axis="columns", how="all")
-    complete = table.dropna()
+    metric, complete = scores_by_condition(study, axis, metric)
     if min(complete.shape) < 2:
         raise ConfigError(
-            f"ranks need 2 values of {', '.join(compared) or 'an axis'} and 2 conditions, combinations of the other "
-            f"axes; the study has {complete.shape[1]} and {complete.shape[0]} with all scores"
+            f"ranks need 2 values of {', '.join(split_axes(study, axis)[0]) or 'an axis'} and 2 conditions, "
+            f"combinations of the other axes; the study has {complete.shape[1]} and {complete.shape[0]} with all scores"
         )
-    scores = complete.to_numpy() * (-1 if metric.endswith(SMALLER_IS_BETTER) else 1)
-    found = rank_levels(scores)
+    found = rank_levels(complete.to_numpy() * (-1 if metric.endswith(SMALLER_IS_BETTER) else 1))
     behind = found.mean_ranks - found.mean_ranks.min()
     frame = pd.DataFrame(
         {

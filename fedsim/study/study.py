@@ -291,8 +291,8 @@ class Study:
     def files(self) -> list[str]:
         """The files of `to_csv`: ``rounds.csv``, ``clients.csv``, ``summary.csv``.
 
-        With three seeds and two variants also ``tests.csv``; if clients evaluated, ``fairness.csv``; with
-        `Experiment.sensitive`, ``groups.csv``.
+        With three seeds and two variants also ``tests.csv``; with two conditions ``ranks.csv``; if clients evaluated,
+        ``fairness.csv``; with `Experiment.sensitive`, ``groups.csv``.
         """
         return [name for name, (present, _) in TABLES.items() if present(self)]
 
@@ -300,6 +300,11 @@ class Study:
     def tested(self) -> bool:
         """Whether there are enough variants and seeds to test differences."""
         return len(self.variants) > 1 and any(len(v.results) >= MIN_SEEDS for v in self.variants)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether there are enough variants and conditions for `ranks`."""
+        return min(significance.scores_by_condition(self)[1].shape) > 1
 
     @property
     def evaluated(self) -> bool:
@@ -446,6 +451,7 @@ TABLES: dict[str, tuple[Callable[[Study], bool], Callable[[Study], pd.DataFrame]
     "clients.csv": (_always, Study.clients),
     "summary.csv": (_always, Study.summary),
     "tests.csv": (lambda study: study.tested, Study.test),
+    "ranks.csv": (lambda study: study.ranked, Study.ranks),
     FAIRNESS: (lambda study: study.evaluated, _fairness),
     GROUPS: (lambda study: study.counted_groups, Study.groups),
 }
