@@ -335,6 +335,10 @@ def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_
         "Dirichlet(0.1)",
     ]
     assert (tmp_path / "out" / "accuracy_by_skew.png").stat().st_size > 5_000
+    assert "against best" in done.stdout  # three seeds
+    assert "Against best: paired t tests of all pairs, by seed, with Holm's correction." in done.stdout
+    assert "summary.csv, tests.csv, fairness.csv" in done.stdout
+    assert len(pd.read_csv(tmp_path / "out" / "tests.csv")) == 3
     chosen = ["--split", "IID(4)", "--client", "SGD", "--client", "FedProx", "--seeds", "2", "--set", "rounds=2"]
     assert "FedProx" in fedsim(*command, *chosen).stdout
 
@@ -809,7 +813,11 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     base = Experiment(**SMALL, fraction_evaluate=1.0, client=SGD(lr=0.2), data_dir="7")
     study = compare(base, split=[IID(3), Dirichlet(3, alpha=0.5)], seeds=2)
     *table, last = out.splitlines()
-    assert table == study.table(0.15).to_string().splitlines()
+    assert table == [*study.table(0.15).to_string().splitlines(), *study.notes]
+    assert study.notes == [
+        "2 seeds: no intervals and no tests, which need at least 3 seeds. Rounds are medians; a seed that missed the "
+        "target counts as longer (Kaplan-Meier)."
+    ]
     names = ["accuracy", "drift", "splits", "local_accuracy", "accuracy_by_skew"]
     pictures = ", ".join(f"{name}.png" for name in names)
     assert last == f"wrote the runs, rounds.csv, clients.csv, summary.csv, fairness.csv, {pictures} to out"

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from functools import partial
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -438,7 +438,7 @@ def test_the_text_of_an_experiment_is_the_call_without_what_is_as_by_default() -
 
 
 def cells(html: str) -> list[str]:
-    return re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+    return list(map(unescape, re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)))
 
 
 def test_results_and_studies_have_short_texts_and_html() -> None:

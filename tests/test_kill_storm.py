@@ -26,6 +26,7 @@ from fedsim.cli import main as cli
 from fedsim.files import EARLIER
 from fedsim.study import result_files, store
 from fedsim.study import saving as run
+from fedsim.study.tables import TABLES
 
 #: Operations by which files come, change and go.
 OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "mkdir")
@@ -70,6 +71,10 @@ def command(place: Path, arguments: list[str], kill_at: int | None = None) -> No
         cli.main(arguments)
     finally:
         Path("count").write_text(str(count))
+
+
+def without_clock(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns=["seconds", "seconds_to_target"], errors="ignore")
 
 
 class Storm:
@@ -127,9 +132,10 @@ class Storm:
 
     def found(self, out: Path) -> dict[str, Any]:
         """Return what a folder of results holds, but for the clock."""
-        names = result_files.RESULTS[:3] if self.kind == "run" else (*store.TABLES[:4], store.INDEX)
+        names = result_files.RESULTS[:3] if self.kind == "run" else (*TABLES, store.INDEX)
+        names = tuple(name for name in names if (out / name).exists())
         tables = {name: pd.read_csv(out / name) for name in names}
-        found: dict[str, Any] = {n: t.drop(columns="seconds", errors="ignore").to_csv() for n, t in tables.items()}
+        found: dict[str, Any] = {n: without_clock(t).to_csv() for n, t in tables.items()}
         if self.kind == "run":
             with np.load(out / "weights.npz") as weights:
                 found |= {name: weights[name].tobytes() for name in weights.files}
@@ -152,7 +158,7 @@ class Storm:
             held = {f.name for f in (folder / place).iterdir()}
             assert held
             assert not [n for n in held if n.startswith(".")]
-            for table in held & set(store.TABLES):
+            for table in held & set(TABLES):
                 assert len(pd.read_csv(folder / place / table))
         assert not (folder / "out" / EARLIER).exists()
         shutil.rmtree(folder)

@@ -45,7 +45,6 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     from fedsim.checks import check_real
     from fedsim.report.terminal import to_text
     from fedsim.study.compare import run_plan
-    from fedsim.study.store import TABLES
 
     if args.target is not None:
         check_real("--target", args.target)
@@ -54,7 +53,7 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     study = run_plan(
         plan, workers=args.workers, jobs=args.jobs, verbose=args.verbose, engine=engine, directory=args.out
     )
-    print(to_text(study.table(args.target)))
+    print("\n".join([to_text(study.table(args.target)), *study.notes]))
     if args.out:
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}
         if study.measured_drift:
@@ -65,5 +64,4 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew
         for name, plot in plots.items():
             plot(Path(args.out) / name)
-        tables = [name for name in TABLES if (Path(args.out) / name).exists()]
-        print(f"wrote the runs, {', '.join([*tables, *plots])} to {args.out}")
+        print(f"wrote the runs, {', '.join([*study.files, *plots])} to {args.out}")

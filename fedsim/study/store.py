@@ -29,7 +29,8 @@ from fedsim.files import keep_earlier, remove_temporary, writable_directory, wri
 from fedsim.study.directory import CHECKPOINT, LOCK, PREVIOUS, save_result
 from fedsim.study.identity import run_name
 from fedsim.study.result import Result
-from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, FAIRNESS, GROUPS, METRICS, damage, environment
+from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
+from fedsim.study.tables import TABLES
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
 CONFIGURATION, INDEX, RUNS = "study.toml", "runs.csv", "runs"
 #: The last columns of the index.
 COLUMNS = ("seed", "run")
-#: The tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
-TABLES = ("rounds.csv", "clients.csv", "summary.csv", FAIRNESS, GROUPS, METRICS)
+#: The pictures that ``fedsim compare`` draws.
 PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
 #: The states of a run.
 FINISHED, INTERRUPTED, NOT_STARTED = "finished", "interrupted", "not started"
