@@ -15,6 +15,7 @@ from fedsim import data, objects
 from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
+from fedsim.study.callbacks import Callback, check_callbacks
 from fedsim.study.directory import FAIRNESS, GROUPS, ResultsDirectory
 from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
@@ -23,7 +24,6 @@ from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
-    from fedsim.study.callbacks import Callback
 
 #: Files of a study's directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
 TABLES = ("rounds.csv", "clients.csv", "summary.csv")
@@ -140,6 +140,7 @@ def compare(
     check_instance("baselines", baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
     for name in baselines:
         check_choice("baselines", name, BASELINES)
+    check_callbacks(callbacks)
     chosen = variants(base, **axes)
     if baselines and not axes:
         chosen = [({"training": "federated"}, base)]
@@ -158,6 +159,8 @@ def compare(
             found.append(Variant(labels, ()))
             for experiment in experiments:
                 bar.describe(", ".join([*labels.values(), f"seed {experiment.seed}"]))
+                for callback in callbacks:
+                    callback.label_run(labels)
                 dataset = experiment.dataset
                 if isinstance(dataset, str):
                     dataset = load(dataset, experiment.data_dir)  # type: ignore[arg-type]  # mypy: PathLike is hashable
