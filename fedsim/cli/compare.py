@@ -37,6 +37,7 @@ def compare(args: argparse.Namespace) -> None:
         plan = make_plan(config.read(args.file), changes, chosen, Modules.here(args.module))
     options.print_dataset(plan.base)
     settings: dict[str, Any] = {**plan.axes, "workers": args.workers, "verbose": args.verbose, "directory": args.out}
+    settings["callbacks"] = options.make_trackers(args)
     engine = options.choose_engine(args)
     study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
     print(study.table(args.target).to_string())

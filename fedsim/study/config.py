@@ -182,6 +182,11 @@ def to_toml(experiment: Experiment) -> str:
         raise ConfigError("an experiment on arrays of your own has no TOML form; its dataset has no name")
     if experiment.model is not None:
         raise ConfigError("an experiment with a model of your own has no TOML form; its model has no name")
+    return tomli_w.dumps(to_settings(experiment))
+
+
+def to_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the TOML settings that describe the experiment; a dataset of arrays and a model stay as they are."""
     settings: dict[str, Any] = {}
     for setting in fields(experiment):
         value = getattr(experiment, setting.name)
@@ -196,4 +201,4 @@ def to_toml(experiment: Experiment) -> str:
         elif isinstance(value, os.PathLike):
             value = os.fspath(value)
         settings[setting.name] = value
-    return tomli_w.dumps(settings)
+    return settings
