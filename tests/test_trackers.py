@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import socket
 import struct
@@ -585,3 +586,13 @@ def test_a_missing_extra_is_named(cls: type[Tracker], monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ConfigError, match=f"needs the extra '{cls.package}'"):
         cls()
+
+
+def test_the_code_on_the_page_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "trackers.md"
+    [code] = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    [iid, skewed] = [v.results[0] for v in names["study"].variants]
+    for series, values, _ in tensorboard_runs(tmp_path / "tensorboard"):
+        check_history(series, iid if values["study.split"] == "IID" else skewed)
