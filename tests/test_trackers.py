@@ -221,32 +221,26 @@ def test_a_run_is_identified_by_its_first_row() -> None:
 # What is logged.
 
 
-def test_a_run_is_logged_with_its_history_parameters_and_status(records: Records) -> None:
+def test_a_run_is_logged_with_its_history_parameters_summary_and_status(records: Records) -> None:
+    """With the failures of all rounds and the reason why the run ended."""
     made = records.make()
-    experiment = replace(BASE, early_stopping=EarlyStopping("test_loss", target=0.0, patience=4))
-    result = experiment.run(callbacks=[made])
-    assert same(result, experiment.run())
+    experiment = replace(BASE, client=Fails(lr=0.3), on_failure="exclude")
+    result = experiment.run(callbacks=[made, StopsAt(4)])
+    assert same(result, experiment.run(callbacks=[StopsAt(4)]))
     series, values, status = records.run()
     check_history(series, result)
     for name, value in parameters(experiment).items():
-        assert values[name] == (str(value) if isinstance(made, MLflow) else value)
-    assert status == "FINISHED"
-
-
-def test_the_summary_is_that_of_the_result(records: Records) -> None:
-    """With the failures of all rounds and the reason why the run ended."""
-    experiment = replace(BASE, client=Fails(lr=0.3), on_failure="exclude", rounds=4)
-    result = experiment.run(callbacks=[records.make(), StopsAt(3)])
-    series, values, _ = records.run()
+        if name != "rounds" or not isinstance(made, WandB):  # whose summary has it too
+            assert values[name] == (str(value) if isinstance(made, MLflow) else value)
     logged = values | {name: points[-1][1] for name, points in series.items()}
     expected = summary(result)
     assert expected["total_failures"] == 1.0 == series["failures"][2][1]
     assert expected["best_accuracy"] == result.history["test_accuracy"].max()
     assert expected["total_seconds"] == pytest.approx(result.history["seconds"].sum())
-    del logged["rounds"]  # a parameter too
-    for name in set(expected) - {"rounds"}:
-        assert float(logged[name]) == pytest.approx(expected[name], rel=1e-6)
+    for name, value in expected.items():
+        assert float(logged[name]) == pytest.approx(value, rel=1e-6)
     assert values["stop_reason"] == "seen enough"
+    assert status == "FINISHED"
 
 
 class Fails(SGD):
@@ -439,10 +433,12 @@ def free_port() -> int:
         return port
 
 
-def test_runs_are_logged_to_a_server_and_survive_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mlflow.server", reason="mlflow's server is not installed")
+def test_runs_are_logged_to_a_server_and_survive_its_end(
+    database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("flask", reason="the server of mlflow is not installed")
     uri = f"http://127.0.0.1:{free_port()}"
-    options = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "a")]
+    options = ["--backend-store-uri", database, "--artifacts-destination", str(tmp_path / "artifacts")]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", uri.rpartition(":")[2], *options],
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
@@ -451,11 +447,11 @@ def test_runs_are_logged_to_a_server_and_survive_its_end(tmp_path: Path, capsys:
     )
     try:
         wait_for(f"{uri}/health", server)
-        result = BASE.run(callbacks=[MLflow(uri)])
-        [(series, values, status)] = mlflow_runs(uri, "fedsim")
+        result = BASE.run(callbacks=[MLflow(uri, "server")])
+        [(series, values, status)] = mlflow_runs(uri, "server")
         check_history(series, result)
         assert (values["client.lr"], status) == ("0.3", "FINISHED")
-        assert list((tmp_path / "a").rglob("weights.npz"))
+        assert list((tmp_path / "artifacts").rglob("weights.npz"))
 
         class StopsServer(Callback):
             def round_finished(self, finished: FinishedRound) -> None:
@@ -488,10 +484,10 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 def test_each_run_of_a_study_is_a_run_with_its_labels(records: Records) -> None:
     made = records.make()
-    study = compare(replace(BASE, rounds=1), split=[IID(3), Dirichlet(3, alpha=1.0)], seeds=2, callbacks=[made])
+    study = compare(replace(BASE, rounds=1), split=[IID(3), Dirichlet(3, alpha=1.0)], seeds=[7], callbacks=[made])
     results = {(v.label, r.experiment.seed): r for v in study.variants for r in v.results}
     runs = records.runs()
-    assert len(runs) == 4
+    assert len(runs) == 2
     for series, values, status in runs:
         check_history(series, results[values["study.split"], int(values["seed"])])
         assert status == "FINISHED"
@@ -502,9 +498,9 @@ def test_trackers_log_in_forked_worker_processes(records: Records) -> None:
     made = records.make()
     replace(BASE, seed=9, rounds=1).run(callbacks=[made])  # the parent's connections are not the workers'
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        results = list(pool.map(partial(run_with, made), [replace(BASE, seed=seed) for seed in range(3)]))
+        results = list(pool.map(partial(run_with, made), [replace(BASE, seed=seed) for seed in (0, 1)]))
     runs = {int(values["seed"]): (series, status) for series, values, status in records.runs()}
-    assert sorted(runs) == [0, 1, 2, 9]
+    assert sorted(runs) == [0, 1, 9]
     for seed, result in enumerate(results):
         check_history(runs[seed][0], result)
         assert runs[seed][1] == "FINISHED"
