@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,12 +39,12 @@ from fedsim.splits import IID, Dirichlet, LabelNoise
 from fedsim.study import config, saving
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
 from fedsim.trackers import MLflow, TensorBoard, Tracker, WandB, tracker
-from fedsim.trackers.description import RunDescription, metrics, parameters, run_id, summary
+from fedsim.trackers.description import RunDescription, describe_run, git_revision, metrics, parameters, run_id, summary
 from fedsim.updates import Int8, TopK
 
-pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
+for package in ("mlflow", "tensorboard", "wandb"):
+    if find_spec(package) is None:
+        pytest.skip(f"the extra {package} is not installed", allow_module_level=True)
 pytestmark = pytest.mark.xdist_group("trackers")  # the packages are imported by one worker
 
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=5, kernel="numpy", client=SGD(lr=0.3))
@@ -131,6 +133,8 @@ def tensorboard_runs(logdir: Path) -> list[tuple[Series, dict[str, Any], str]]:
 
 def wandb_runs(folder: Path) -> list[tuple[Series, dict[str, Any], str]]:
     """Read the last file of each run, once the service has written them."""
+    import wandb
+
     wandb.teardown()
     files = sorted(folder.glob("wandb*/wandb/offline-run-*/run-*.wandb"))
     return [wandb_run(file) for file in {file.name: file for file in files}.values()]
@@ -216,6 +220,17 @@ def test_a_run_is_identified_by_its_first_row() -> None:
     rows = [BASE.run().history.iloc[0].to_dict() for _ in range(2)]
     assert run_id(rows[0]) == run_id(json.loads(json.dumps(rows[0]))) != run_id(rows[1])
     assert metrics({"round": 1, "a": 0.5, "b": math.nan}) == {"a": 0.5}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_the_git_revision_is_that_of_the_current_folder(tmp_path: Path) -> None:
+    assert git_revision() == ""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert "git_revision" not in describe_run(BASE, {}, {}).tags
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    written = subprocess.run([*git, "log", "--format=%H"], check=True, capture_output=True, text=True).stdout
+    assert describe_run(BASE, {}, {}).tags["git_revision"] == written.strip() != ""
 
 
 # What is logged.
@@ -318,6 +333,8 @@ def test_a_killed_run_that_is_resumed_is_one_run_with_each_round_once(
 ) -> None:
     """The process was killed with rounds logged that are not in its checkpoint, or with rounds not logged yet."""
     monkeypatch.setattr(tracker, "LOGGING_SECONDS", seconds)
+    import wandb
+
     killed = records.make()
     wandb.teardown()  # the child starts a service of its own, which ends with it
     process = get_context("fork").Process(

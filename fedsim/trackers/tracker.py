@@ -44,7 +44,7 @@ class Tracker(Callback, ABC):
     """Logs runs, by `open_run` of a subclass.
 
     Rounds are logged every `LOGGING_SECONDS`, and the rest at the end. If logging fails, a notice is printed, and the
-    run continues without it. The object can be sent to worker processes between runs.
+    run continues without it. An object logs one run at a time; between runs it can be sent to worker processes.
 
     Attributes
     ----------
