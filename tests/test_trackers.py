@@ -451,8 +451,9 @@ def free_port() -> int:
 
 
 def test_runs_are_logged_to_a_server_and_survive_its_end(
-    database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     pytest.importorskip("flask", reason="the server of mlflow is not installed")
     uri = f"http://127.0.0.1:{free_port()}"
     options = ["--backend-store-uri", database, "--artifacts-destination", str(tmp_path / "artifacts")]
