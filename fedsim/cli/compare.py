@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim.cli import options
 
@@ -50,9 +50,13 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
         check_real("--target", args.target)
     options.print_dataset(plan.base)
     engine = options.choose_engine(args)
-    study = run_plan(
-        plan, workers=args.workers, jobs=args.jobs, verbose=args.verbose, engine=engine, directory=args.out
-    )
+    settings: dict[str, Any] = {
+        "workers": args.workers,
+        "jobs": args.jobs,
+        "verbose": args.verbose,
+        "directory": args.out,
+    }
+    study = run_plan(plan, callbacks=options.make_trackers(args), engine=engine, **settings)
     print("\n".join([to_text(study.table(args.target)), *study.notes]))
     if args.out:
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fedsim.study.experiment import Experiment
+    from fedsim.trackers import Tracker
 
 REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 #: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
@@ -32,6 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "type": int,
         "help": "runs at the same time, in processes (default: one per core for small runs)",
+    },
+    "--track": {
+        "metavar": "TRACKER",
+        "help": "log to mlflow, tensorboard or wandb, or as in \"MLflow(uri='sqlite:///mlflow.db')\"; repeatable",
+        **REPEATABLE,
     },
     "--label": {"metavar": "COLUMN", "help": "column to predict"},
     "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},
@@ -76,7 +82,7 @@ def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> No
     add_table_options(sub)
     out = "write results to this directory; earlier results are moved to a numbered directory beside it"
     sub.add_argument("--out", metavar="DIR", type=nonempty_path, help=out)
-    add(sub, "--data-dir")
+    add(sub, "--track", "--data-dir")
     add_engine_options(sub)
 
 
@@ -158,6 +164,20 @@ def assignments(args: argparse.Namespace) -> list[str]:
     import tomli_w
 
     return [*args.set, *([tomli_w.dumps({"data_dir": args.data_dir})] if args.data_dir else [])]
+
+
+def make_trackers(args: argparse.Namespace) -> list[Tracker]:
+    """Return the trackers of ``--track``."""
+    from functools import partial
+
+    from fedsim import trackers
+    from fedsim.modules import EVERY, load_class
+    from fedsim.objects import classes_of, from_text
+
+    classes = classes_of(trackers, trackers.Tracker)
+    names = {name.lower(): cls for name, cls in classes.items()} | classes
+    load = partial(load_class, "--track", base=trackers.Tracker, modules=EVERY)
+    return [from_text("--track", text, names, load_class=load) for text in args.track]
 
 
 def print_dataset(experiment: Experiment) -> None:

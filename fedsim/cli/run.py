@@ -23,7 +23,7 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
 def add_resume_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim resume``."""
     sub.add_argument("out", metavar="DIR", type=options.nonempty_path, help="the --out directory of the run or study")
-    options.add(sub, "--module", "--jobs")
+    options.add(sub, "--module", "--jobs", "--track")
     options.add_engine_options(sub)
 
 
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
     if args.engine == "deployment":
         from fedsim.cli.deploy import run_on_supernodes
 
+        if args.track:
+            raise ConfigError("--track is for runs in this process; --engine is 'deployment'")
         settings = {} if args.workers is None else {"nodes": args.workers}
         run_on_supernodes(experiment, args.address or "local", settings, args)
     else:
@@ -78,11 +80,15 @@ def _execute(experiment: Experiment, args: argparse.Namespace) -> None:
     from fedsim.study.progress import ProgressBar
     from fedsim.study.result_files import RESULTS, result_tables
 
-    engine = options.choose_engine(args)
+    engine, trackers = options.choose_engine(args), options.make_trackers(args)
     try:
         with ProgressBar(experiment.rounds, leave=False) as bar:
             result = experiment.run(
-                workers=args.workers, callbacks=[bar], verbose=args.verbose, directory=args.out, engine=engine
+                workers=args.workers,
+                callbacks=[bar, *trackers],
+                verbose=args.verbose,
+                directory=args.out,
+                engine=engine,
             )
     except KeyboardInterrupt:
         if args.out:

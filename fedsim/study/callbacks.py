@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, check_choice, check_fields
+from fedsim.checks import Interval, check_choice, check_fields, check_instance
 from fedsim.errors import ConfigError
 from fedsim.models.metrics import METRICS
 
@@ -106,6 +106,9 @@ class Callback:
     reads_updates: bool = False
     passive: bool = False
 
+    def label_run(self, labels: Mapping[str, str]) -> None:
+        """Observe the labels of a study's run, which starts next: the names of its axes and of their values."""
+
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Observe the start of a run.
 
@@ -121,6 +124,19 @@ class Callback:
 
     def run_finished(self, result: Result) -> None:
         """Observe the result of a run that was not interrupted."""
+
+    def run_failed(self, error: BaseException) -> None:
+        """Observe the error that ends a run, such as DivergenceError, KeyboardInterrupt or that of another callback.
+
+        The run may have failed before `run_started`, and after `run_finished` of this callback.
+        """
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise ConfigError unless `callbacks` is a list of objects of classes that extend `Callback`."""
+    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
+    for callback in callbacks:
+        check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
 
 
 #: Metrics of `EarlyStopping`, besides those of `Experiment.metrics`. Losses should fall, scores should rise.

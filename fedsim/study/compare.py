@@ -12,7 +12,7 @@ from fedsim import data
 from fedsim.checks import check_integer
 from fedsim.engines.workers import MAX_WORKERS
 from fedsim.errors import ConfigError
-from fedsim.study.callbacks import Callback
+from fedsim.study.callbacks import Callback, check_callbacks
 from fedsim.study.execution import Execution
 from fedsim.study.experiment import Experiment
 from fedsim.study.plan import Plan
@@ -106,6 +106,7 @@ def run_plan(
     directory: str | os.PathLike[str] | None = None,
 ) -> Study:
     """Run the study of a plan; see `compare`."""
+    check_callbacks(callbacks)
     if jobs is not None:
         check_integer("jobs", jobs, 1, MAX_WORKERS)
     load = cache(data.load)

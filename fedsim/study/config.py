@@ -206,17 +206,7 @@ def _with_option(server: Any, name: str, value: Any) -> partial[Any]:
 
 
 def to_settings(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings of an experiment as TOML values.
-
-    Raises
-    ------
-    ConfigError
-        Its dataset is given as arrays, or its model by a function, which have no TOML form.
-    """
-    if not isinstance(experiment.dataset, str):
-        raise ConfigError("an experiment on arrays of your own has no TOML form; its dataset has no name")
-    if experiment.model is not None:
-        raise ConfigError("an experiment with a model of your own has no TOML form; its model has no name")
+    """Return the settings of an experiment as TOML values; a dataset of arrays and a model stay as they are."""
     values = {field.name: getattr(experiment, field.name) for field in fields(experiment)}
     return {name: to_plain(name, value) for name, value in values.items() if value is not None}
 
@@ -237,7 +227,17 @@ def to_plain(name: str, value: Any) -> Any:
 
 
 def to_toml(experiment: Experiment) -> str:
-    """Return the text of the TOML file that describes the experiment; errors as for `to_settings`."""
+    """Return the text of the TOML file that describes the experiment.
+
+    Raises
+    ------
+    ConfigError
+        Its dataset is given as arrays, or its model by a function, which have no TOML form.
+    """
     import tomli_w
 
+    if not isinstance(experiment.dataset, str):
+        raise ConfigError("an experiment on arrays of your own has no TOML form; its dataset has no name")
+    if experiment.model is not None:
+        raise ConfigError("an experiment with a model of your own has no TOML form; its model has no name")
     return tomli_w.dumps(to_settings(experiment))

@@ -67,6 +67,7 @@ class Execution:
         for number, folder in enumerate(self.folders):
             if folder and not damage(folder):
                 result = Result.load(folder, self.runs[number].experiment)
+                self._label(number)
                 replay(result, [bar, *self.callbacks])
                 yield number, result
             else:
@@ -115,6 +116,7 @@ class Execution:
     def run(self, number: int, callbacks: Sequence[Callback], workers: int | None) -> Result | None:
         """Execute a run in this process; return None if another process works on it."""
         planned, folder = self.runs[number], self.folders[number]
+        self._label(number)
         try:
             return run(
                 planned.experiment,
@@ -129,6 +131,11 @@ class Execution:
             )
         except DirectoryInUseError:
             return None
+
+    def _label(self, number: int) -> None:
+        """Tell the callbacks which run starts next."""
+        for callback in self.callbacks:
+            callback.label_run(self.runs[number].labels)
 
     def _default_jobs(self) -> int:
         """Return the number of small runs at the same time."""
@@ -162,7 +169,7 @@ class _Reporter(Callback):
     def run_started(self, experiment: Any, history: Sequence[Mapping[str, float]]) -> None:
         """Report the rounds that were finished earlier."""
         if len(history) > 1:
-            self._report((len(history) - 1, history[-1]))
+            self._report((len(history) - 1, history[-1], True))
 
     def round_finished(self, finished: FinishedRound) -> None:
         """Report the round."""

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsim.checks import check_instance, to_builtin
+from fedsim.checks import to_builtin
 from fedsim.clients.measures import TEST_SET
 from fedsim.clients.private import has_global_model
 from fedsim.clients.task import mean_evaluation
@@ -31,7 +31,7 @@ from fedsim.signals import handle_signals
 from fedsim.splits.names import describe_client, insert_names
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
-from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
+from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound, check_callbacks
 from fedsim.study.card import model_card
 from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
@@ -72,32 +72,36 @@ def run(
     reuse : bool
         As for `RunDirectory`.
     """
-    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
+    check_callbacks(callbacks)
     for callback in callbacks:
-        check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
         if callback.reads_updates and experiment.secure_aggregation:
             raise ConfigError(
                 f"callbacks has a {type(callback).__name__}, which reads the update of each client, and with "
                 "secure_aggregation the server has their sum only; allowed: one of the two"
             )
-    with ExitStack() as stack:
-        folder = None
-        if directory is not None:
-            folder = stack.enter_context(RunDirectory(directory, experiment, dataset, reuse))
-            if folder.complete:
-                result = Result.load(folder.path, experiment)
-                replay(result, callbacks)
-                return result
-        early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
-        callbacks = [RejectedRounds(), *early, *callbacks]
-        runtime = build_runtime(experiment, dataset)
-        _check_early_stopping(callbacks, runtime)
-        grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
-        result = _Run(experiment, grid, callbacks, folder).run(verbose)
-        if folder:
-            folder.finish(result, model_card(result, runtime.federated, runtime.model))
-    for callback in callbacks:
-        callback.run_finished(result)
+    early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
+    own, callbacks = callbacks, [RejectedRounds(), *early, *callbacks]
+    try:
+        with ExitStack() as stack:
+            folder = None
+            if directory is not None:
+                folder = stack.enter_context(RunDirectory(directory, experiment, dataset, reuse))
+                if folder.complete:
+                    result = Result.load(folder.path, experiment)
+                    replay(result, own)
+                    return result
+            runtime = build_runtime(experiment, dataset)
+            _check_early_stopping(callbacks, runtime)
+            grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
+            result = _Run(experiment, grid, callbacks, folder).run(verbose)
+            if folder:
+                folder.finish(result, model_card(result, runtime.federated, runtime.model))
+        for callback in callbacks:
+            callback.run_finished(result)
+    except BaseException as error:
+        for callback in callbacks:
+            callback.run_failed(error)
+        raise
     return result
 
 
