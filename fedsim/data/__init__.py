@@ -16,7 +16,7 @@ from fedsim.data.hub import hub
 from fedsim.data.table import table
 from fedsim.data.table_reader import SUFFIXES, locate
 from fedsim.errors import ConfigError
-from fedsim.objects import make, parse_call
+from fedsim.objects import check_call, make, parse_call
 
 __all__ = ["DATASETS", "SUFFIXES", "Dataset", "check", "hub", "load", "synthetic", "table"]
 
@@ -48,10 +48,7 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     if name not in DATASETS:
         hint = "; a file is table('FILE', label='COLUMN')" if name.endswith(SUFFIXES) else suggest(name, DATASETS)
         raise ConfigError(f"dataset is {text!r}; allowed: {', '.join(DATASETS)}{hint}")
-    try:
-        inspect.signature(DATASETS[name]).bind(*args, **keywords)
-    except TypeError:
-        make("dataset", DATASETS[name], name, args, keywords)
+    check_call("dataset", DATASETS[name], name, args, keywords)
     return name, args, keywords
 
 

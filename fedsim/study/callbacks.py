@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_choice, check_fields
 from fedsim.errors import ConfigError
 
@@ -122,7 +123,7 @@ METRICS = ("test_loss", "test_accuracy", "test_r2", "train_loss", "local_loss", 
 
 
 @dataclass(frozen=True)
-class EarlyStopping(Callback):
+class EarlyStopping(CheckedInit, Callback):
     """Ends a run when a metric has reached a target, or has not improved for some rounds.
 
     Parameters

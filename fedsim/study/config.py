@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import attacks, clients, privacy, splits, updates
+from fedsim import splits
 from fedsim.checks import check_choice, shorten, suggest
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
@@ -32,36 +32,10 @@ from fedsim.objects import (
     read_call,
     to_text,
 )
-from fedsim.privacy.settings import Privacy
-from fedsim.secure import SecureAggregation
-from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
+from fedsim.study.settings import OBJECTS, OPTIONAL, suggest_class, suggest_part, suggest_setting
+from fedsim.study.settings import known_classes as known_classes
 from fedsim.toml import read_assignment, read_toml
-from fedsim.updates import UpdateTransform
-
-#: Setting -> the class that its objects extend, and the classes that its text may name without a module.
-OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
-    "split": (splits.Split, classes_of(splits, splits.Split)),
-    "client": (clients.ClientStrategy, classes_of(clients, clients.ClientStrategy)),
-    "transforms": (UpdateTransform, classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)),
-    "early_stopping": (EarlyStopping, {"EarlyStopping": EarlyStopping}),
-    "privacy": (Privacy, classes_of(privacy, Privacy)),
-    "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
-    "attack": (attacks.Attack, classes_of(attacks, attacks.Attack)),
-}
-#: Settings that ``"none"`` switches off, as one of the values that a study compares.
-OPTIONAL = ("early_stopping", "privacy", "secure_aggregation", "attack")
-
-
-def known_classes(field: str) -> tuple[type, dict[str, Any]]:
-    """Return the entry of a setting in `OBJECTS`, or of ``"server"``, whose classes import Flower."""
-    if field != "server":
-        return OBJECTS[field]
-    from flwr.serverapp import strategy as stock
-
-    from fedsim import servers
-
-    return stock.Strategy, classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -82,11 +56,11 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
         import, or arguments that the class does not take.
     """
     base, classes = known_classes(field)
-    load = partial(load_class, field, base=base, modules=modules)
+    load, hint = partial(load_class, field, base=base, modules=modules), partial(suggest_class, field)
     if field != "server":
         nested = classes_of(splits, splits.Split, splits.Sizes) if field == "split" else {}
-        return from_text(field, text, classes, nested, load)
-    target, _, args, keywords = read_call(field, text, classes, {}, load)
+        return from_text(field, text, classes, nested, load, hint)
+    target, _, args, keywords = read_call(field, text, classes, {}, load, hint)
     if args:
         raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
     from fedsim.servers.options import check_server
@@ -126,7 +100,7 @@ def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> E
     if "compare" in settings:
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
-        check_choice("setting", name, known)
+        check_choice("setting", name, known, suggest_setting)
     return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
@@ -154,6 +128,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         key, raw = read_assignment("--set", assignment)
         outer, dot, inner = key.partition(".")
         if not dot:
+            check_choice("setting", outer, [f.name for f in fields(base)], partial(suggest_setting, base=base))
             experiment({outer: raw}, EVERY)  # errors name this setting only
             base = replace(base, **{outer: value_of(outer, raw)})
             continue
@@ -161,7 +136,8 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner, names)}")
+            hint = suggest(inner, names) if names else suggest_part(outer, inner, raw)
+            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{hint}")
         with constructor_errors("--set", shorten(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
         base = replace(base, **{outer: changed})

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.arguments import check_methods
 from fedsim.clients import ClientStrategy
-from fedsim.clients.check_hooks import check_signatures
 from fedsim.models.conformance import ModelError, check_model
 from fedsim.testing.checks import StrategyChecks, StrategyError
 from fedsim.text import describe
@@ -51,7 +51,7 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
             raise StrategyError(
                 f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default"
             ) from error
-    check_signatures(strategy)
+    check_methods(strategy)
     checks = StrategyChecks(strategy)
     passed, failures, skipped = [], [], ""
     for name in CHECKS:

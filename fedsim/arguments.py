@@ -1,0 +1,136 @@
+"""Calls whose arguments do not fit: one sentence with the parameters and a hint, in place of Python's TypeError."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from fedsim.checks import Hint, suggest
+from fedsim.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def misfit(
+    target: Callable[..., Any], name: str, args: Sequence[Any], keywords: Mapping[str, Any], hint: Hint = suggest
+) -> str:
+    """Return why a call's arguments do not fit, or an empty string if they do.
+
+    Parameters
+    ----------
+    target : callable
+    name : str
+        Name of the callable in the sentence.
+    args : sequence
+    keywords : mapping
+    hint : callable
+        Returns the hint for a keyword that the callable does not take.
+    """
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some compiled functions have none
+        return ""
+    try:
+        signature.bind(*args, **keywords)
+    except TypeError as error:
+        reason = str(error)
+    else:
+        return ""
+    kinds = {parameter.name: parameter.kind for parameter in signature.parameters.values()}
+    taken = ", ".join(f"**{n}" if kind is inspect.Parameter.VAR_KEYWORD else n for n, kind in kinds.items())
+    unknown = [key for key in keywords if key not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values()]
+    advice = "".join(dict.fromkeys(hint(key, list(kinds)) for key in unknown))
+    if unknown:
+        reason = f"got an unexpected keyword argument {unknown[0]!r}"
+    elif named := [n for n, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY]:
+        advice = f"; name the arguments, as in {named[0]}=..." if reason.startswith("too many positional") else ""
+    return f"{name} takes {taken or 'no arguments'} ({reason}){advice}"
+
+
+def checked_arguments(function: F) -> F:
+    """Make a function or a method raise ConfigError, with its parameters, for arguments that it does not take.
+
+    The ``__init__`` of a class is named by the class, whose attribute ``suggest_argument`` gives the hints if it is
+    defined. Exceptions from inside the function are unchanged.
+    """
+
+    @wraps(function)
+    def checked(*args: Any, **keywords: Any) -> Any:
+        try:
+            return function(*args, **keywords)
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:  # raised inside the function
+                raise
+            name, hint = function.__qualname__.rpartition("<locals>.")[2], suggest
+            target: Callable[..., Any] = function
+            if args and "self" in inspect.signature(function).parameters:
+                if function.__name__ == "__init__":
+                    inherits = type(args[0]).__init__ is checked
+                    name = type(args[0]).__name__ if inherits else name.removesuffix(".__init__")
+                    hint = getattr(args[0], "suggest_argument", suggest)
+                target, args = partial(function, args[0]), args[1:]
+            sentence = misfit(target, name, args, keywords, hint)
+            if not sentence:
+                raise
+            raise ConfigError(sentence) from None
+
+    checked.__dict__["checks_arguments"] = True
+    return cast("F", checked)
+
+
+class CheckedInit:
+    """Base class of classes whose constructors raise ConfigError, with their parameters, for arguments that do not fit.
+
+    Subclasses may be dataclasses. Their ``__init__`` does not exist yet when ``__init_subclass__`` is called, so it is
+    replaced when the first object is made.
+    """
+
+    if not TYPE_CHECKING:  # type checkers would take the signature from __new__
+
+        def __new__(cls, *args: Any, **keywords: Any) -> Any:
+            """Make the ``__init__`` of the class check its arguments, if it does not yet."""
+            owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+            if issubclass(owner, CheckedInit) and not hasattr(owner.__init__, "checks_arguments"):
+                owner.__init__ = checked_arguments(owner.__init__)
+            return super().__new__(cls)
+
+
+def refusal(instance: Any, method: str, sentence: str) -> ConfigError:
+    """Return the error for a method of a user's class, with the method's file and line.
+
+    Parameters
+    ----------
+    instance : object
+    method : str
+        The name of the method.
+    sentence : str
+        What is wrong and what is allowed, without the name of the class and without a full stop.
+    """
+    code = getattr(inspect.unwrap(getattr(type(instance), method)), "__code__", None)
+    location = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return ConfigError(f"{type(instance).__name__}'s {sentence}{location}")
+
+
+def check_methods(instance: Any) -> None:
+    """Raise ConfigError if a method of a user's class does not take the arguments of fedsim's method that it overrides.
+
+    Parameters
+    ----------
+    instance : object
+        Of a class of fedsim, for which nothing is checked, or of one that extends it.
+    """
+    base = next((cls for cls in type(instance).__mro__ if cls.__module__.startswith("fedsim.")), type(instance))
+    if base is type(instance):
+        return
+    for name, method in inspect.getmembers(base, inspect.isfunction):
+        own = getattr(type(instance), name)
+        if name.startswith("_") or own is method or not inspect.isfunction(own):
+            continue
+        expected, taken = list(inspect.signature(method).parameters), inspect.signature(own)
+        try:
+            taken.bind(*expected)
+        except TypeError:
+            names = ", ".join(map(str, taken.parameters))
+            raise refusal(instance, name, f"{name}() takes ({names}); allowed: ({', '.join(expected)})") from None
