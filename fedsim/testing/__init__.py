@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 
 from fedsim.arguments import check_methods
@@ -46,6 +48,7 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
         raise StrategyError(f"{strategy!r} is not a client strategy: extend fedsim.clients.SGD or ClientStrategy")
     if isinstance(strategy, type):
         try:
+            inspect.signature(strategy).bind()
             strategy = strategy()
         except TypeError as error:
             raise StrategyError(
