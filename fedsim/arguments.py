@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fedsim.checks import Hint, suggest
+from fedsim.checks import Hint, suggest, translate
 from fedsim.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def misfit(
-    target: Callable[..., Any], name: str, args: Sequence[Any], keywords: Mapping[str, Any], hint: Hint = suggest
+    target: Callable[..., Any],
+    name: str,
+    args: Sequence[Any],
+    keywords: Mapping[str, Any],
+    hint: Hint | None = None,
 ) -> str:
     """Return why a call's arguments do not fit, or an empty string if they do.
 
@@ -25,9 +30,10 @@ def misfit(
         Name of the callable in the sentence.
     args : sequence
     keywords : mapping
-    hint : callable
-        Returns the hint for a keyword that the callable does not take.
+    hint : callable, optional
+        Returns the hint for a keyword that the callable does not take; default the class's ``suggest_argument``.
     """
+    hint = hint or getattr(target, "suggest_argument", suggest)
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some compiled functions have none
@@ -52,8 +58,7 @@ def misfit(
 def checked_arguments(function: F) -> F:
     """Make a function or a method raise ConfigError, with its parameters, for arguments that it does not take.
 
-    The ``__init__`` of a class is named by the class, whose attribute ``suggest_argument`` gives the hints if it is
-    defined. Exceptions from inside the function are unchanged.
+    Exceptions from inside the function are unchanged. If it is the ``__init__`` of a class, this extends `CheckedInit`.
     """
 
     @wraps(function)
@@ -63,13 +68,14 @@ def checked_arguments(function: F) -> F:
         except TypeError as error:
             if error.__traceback__ and error.__traceback__.tb_next:  # raised inside the function
                 raise
-            name, hint = function.__qualname__.rpartition("<locals>.")[2], suggest
+            name = function.__qualname__.rpartition("<locals>.")[2]
+            hint: Hint | None = None
             target: Callable[..., Any] = function
             if args and "self" in inspect.signature(function).parameters:
                 if function.__name__ == "__init__":
                     inherits = type(args[0]).__init__ is checked
                     name = type(args[0]).__name__ if inherits else name.removesuffix(".__init__")
-                    hint = getattr(args[0], "suggest_argument", suggest)
+                    hint = args[0].suggest_argument
                 target, args = partial(function, args[0]), args[1:]
             sentence = misfit(target, name, args, keywords, hint)
             if not sentence:
@@ -95,6 +101,28 @@ class CheckedInit:
             if issubclass(owner, CheckedInit) and not hasattr(owner.__init__, "checks_arguments"):
                 owner.__init__ = checked_arguments(owner.__init__)
             return super().__new__(cls)
+
+    @classmethod
+    def suggest_argument(cls, word: Any, allowed: list[str]) -> str:
+        """Return a hint for a keyword that the constructor does not take: a parameter, or a class that has it."""
+        if hint := suggest(word, allowed):
+            return hint
+        family = cls.__mro__[cls.__mro__.index(CheckedInit) - 1]  # such as Split
+        having = [(other.__name__, translate(word, _field_names(other))) for other in _public_subclasses(family)]
+        found = [f"{other} has {name}" for other, name in having if name]
+        return f"; {', '.join(found[:3])}" if found else ""
+
+
+def _field_names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls) if field.init] if is_dataclass(cls) else []
+
+
+def _public_subclasses(cls: type) -> Iterator[type]:
+    """Yield the subclasses of a class in fedsim that have public names, also indirect ones."""
+    for sub in cls.__subclasses__():
+        if sub.__module__.startswith("fedsim.") and not sub.__name__.startswith("_"):
+            yield sub
+        yield from _public_subclasses(sub)
 
 
 def refusal(instance: Any, method: str, sentence: str) -> ConfigError:

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 from fedsim.errors import ConfigError
-from fedsim.synonyms import is_synonym, normalised
+from fedsim.synonyms import SYNONYMS, normalised
 
 #: The default upper bound of a whole number, because some code stores counts and sizes in 32 bits.
 LARGEST = 2**31 - 1
@@ -34,13 +34,15 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:90]} ... {text[-90:]}"
 
 
-def translate(word: Any, allowed: Iterable[str]) -> str:
+def translate(word: Any, allowed: Iterable[str], synonyms: bool = True) -> str:
     """Return the allowed word that is `word` in another spelling, or else a synonym of it, or an empty string."""
     if not isinstance(word, str) or len(word) > 100 or not normalised(word):
         return ""
-    words = list(allowed)
-    same = (name for name in words if normalised(name) == normalised(word))
-    return next(same, "") or next((name for name in words if is_synonym(word, name)), "")
+    words, given = list(allowed), normalised(word)
+    same = next((name for name in words if normalised(name) == given), "")
+    if same or not synonyms:
+        return same
+    return next((name for name in words if given in SYNONYMS.get(name, "").split()), "")
 
 
 def suggest(word: Any, allowed: Iterable[str]) -> str:

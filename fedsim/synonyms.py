@@ -15,7 +15,7 @@ SYNONYMS: dict[str, str] = {
     "participationrate eligibleperc sample clientsperround numclientsperround",
     "fraction_evaluate": "fractioneval evalfraction",
     "test_fraction": "testsize valsplit validationsplit testsplit",
-    "min_clients": "minfitclients mintrainclients",
+    "min_clients": "mincompletionclients",
     "seed": "randomstate randomseed initseed manualseed rng",
     "hidden": "hiddenlayers hiddenlayersizes hiddenunits hiddensize hiddensizes hiddendim layers units net",
     "activation": "nonlinearity activationfunction act",
@@ -83,7 +83,7 @@ SYNONYMS: dict[str, str] = {
     "delta": "targetdelta",
     # classes
     "SGD": "fedavg localsgd adam adamw rmsprop fedavgm fedadam",
-    "LocalOnly": "local standalone individual separate",
+    "LocalOnly": "local localtraining standalone individual separate",
     "FineTune": "finetuning fedavgft",
     "FedAvg": "mean average weightedaverage sgd fedsgd",
     "FedAdam": "adam fedopt",
@@ -111,7 +111,7 @@ SYNONYMS: dict[str, str] = {
     "InnerProduct": "ipm",
     "FreeRider": "freeriding",
     "Backdoor": "badnets trigger",
-    "CentralDP": "dpfedavg dpftrl userleveldp clientleveldp dp gaussian",
+    "CentralDP": "dpfedavg dpftrl userleveldp clientleveldp dp",
     "ExampleDP": "dpsgd opacus",
     "LocalDP": "ldp",
     "SecureAggregation": "secagg secaggplus",
@@ -143,9 +143,3 @@ SYNONYMS: dict[str, str] = {
 def normalised(name: str) -> str:
     """Return a name in lower case, without underscores, dashes and other punctuation."""
     return re.sub(r"[\W_]", "", name).lower()
-
-
-def is_synonym(word: str, name: str) -> bool:
-    """Return whether a word, in any spelling, is a name or another word for it."""
-    found = normalised(word)
-    return found == normalised(name) or found in SYNONYMS.get(name, "").split()

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import cache, partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data, objects
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.study.baselines import BASELINES
 from fedsim.study.directory import FAIRNESS, GROUPS, ResultsDirectory
 from fedsim.study.experiment import Experiment
 from fedsim.study.progress import ProgressBar
+from fedsim.study.settings import suggest_setting
 from fedsim.study.study import Study, Variant
 from fedsim.text import print_notice
 
@@ -62,7 +65,14 @@ def check_axes(axes: Iterable[str]) -> None:
     """Raise ConfigError if an axis is not a setting of an experiment, or is the seed."""
     known = [f.name for f in fields(Experiment) if f.name != "seed"]
     for axis in axes:
-        check_choice("an axis of compare", axis, known)
+        check_choice("an axis of compare", axis, known, _suggest_axis)
+
+
+def _suggest_axis(word: Any, allowed: list[str]) -> str:
+    """Return a hint for a name that is not an axis, such as the plural of a setting."""
+    singular = str(word).removesuffix("s")
+    known = [*allowed, *(p.name for p in signature(compare).parameters.values() if p.kind is p.KEYWORD_ONLY)]
+    return f"; did you mean {singular!r}?" if singular in allowed else suggest_setting(word, known)
 
 
 def _short(value: Any) -> str:
@@ -86,6 +96,7 @@ def _seeds(seeds: Any, first: int) -> Sequence[int]:
     return seeds
 
 
+@checked_arguments
 def compare(
     base: Experiment,
     *,
@@ -136,6 +147,7 @@ def compare(
     >>> [variant.label for variant in study.variants]
     ['IID', 'Shards(2)']
     """
+    check_instance("base", base, Experiment, "an Experiment")
     seeds = _seeds(seeds, base.seed)
     check_instance("baselines", baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
     for name in baselines:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import splits
-from fedsim.checks import check_choice, shorten, suggest
+from fedsim.checks import check_choice, shorten
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class
 from fedsim.objects import (
@@ -136,7 +136,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
         names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            hint = suggest(inner, names) if names else suggest_part(outer, inner, raw)
+            hint = part.suggest_argument(inner, names) if names else suggest_part(outer, inner, raw)
             raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{hint}")
         with constructor_errors("--set", shorten(assignment)):
             changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]

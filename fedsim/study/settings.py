@@ -30,7 +30,7 @@ OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
 #: Settings that ``"none"`` switches off, as one of the values that a study compares.
 OPTIONAL = ("early_stopping", "privacy", "secure_aggregation", "attack")
 #: Classes that hints name first.
-COMMON = (clients.SGD, clients.FedProx, splits.IID, splits.Dirichlet, splits.Shards)
+COMMON = ("SGD", "FedProx", "IID", "Dirichlet", "Shards", "FedAdam")
 
 
 def known_classes(field: str) -> tuple[type, dict[str, Any]]:
@@ -44,8 +44,8 @@ def known_classes(field: str) -> tuple[type, dict[str, Any]]:
     return stock.Strategy, classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
 
 
-def _classes() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the settings of objects with their classes, those of ``"server"`` last."""
+def _all_classes() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the settings of objects with their classes, those of ``"server"``, which import Flower, last."""
     for setting in (*OBJECTS, "server"):
         yield setting, known_classes(setting)[1]
 
@@ -59,10 +59,10 @@ def _parameters(cls: Any) -> list[str]:
     return list(options_of(cls))
 
 
-def _find_parameter(word: str, known: dict[str, Any]) -> tuple[str, str]:
+def _find_parameter(word: str, known: dict[str, Any], synonyms: bool = True) -> tuple[str, str]:
     """Return the class that has a parameter of this name, or of a synonym, and the parameter's name; or "" twice."""
-    ordered = sorted(known.values(), key=lambda cls: cls not in COMMON)  # stable
-    found = ((cls.__name__, translate(word, _parameters(cls))) for cls in ordered)
+    ordered = sorted(known, key=lambda name: (name not in COMMON, COMMON.index(name) if name in COMMON else 0))
+    found = ((cls, translate(word, _parameters(known[cls]), synonyms)) for cls in ordered)
     return next(((cls, name) for cls, name in found if name), ("", ""))
 
 
@@ -83,32 +83,35 @@ def suggest_setting(word: Any, allowed: list[str], base: Any = None) -> str:
         part = getattr(base, setting, None)
         if is_dataclass(part) and (name := translate(word, _parameters(part))):
             return f"; did you mean '{setting}.{name}'?"
-    for setting, known in _classes():
-        cls, name = _find_parameter(word, known)
-        if name and setting in allowed:
-            return f"; did you mean {setting} = {cls}({name}=...)?"
+    common = [(setting, {n: cls for n, cls in known.items() if n in COMMON}) for setting, (_, known) in OBJECTS.items()]
+    for classes, synonyms in ((common, True), (_all_classes(), False), (_all_classes(), True)):
+        for setting, known in classes:
+            cls, name = _find_parameter(word, known, synonyms)
+            if name and setting in allowed:
+                return f"; did you mean {setting} = {cls}({name}=...)?"
     return suggest(word, allowed)
 
 
 def suggest_class(field: str, word: Any, allowed: list[str]) -> str:
     """Return a hint for a name that is not a class of a setting: a class, and the setting to which the name belongs."""
     own = translate(word, allowed)
-    hint = f"; did you mean {own!r}?" if own else ""
-    if own.lower() != str(word).lower():
-        found = ((translate(word, known), setting) for setting, known in _classes() if setting != field)
-        name, setting = next(((name, setting) for name, setting in found if name), ("", ""))
-        if name:
-            return f"{hint}{'' if own else ';'} {name} is allowed in the setting {setting}"
-    return hint or suggest(word, allowed)
+    if own and translate(word, allowed, synonyms=False):
+        return f"; did you mean {own!r}?"
+    places = {f"in the setting {setting}": known for setting, known in _all_classes() if setting != field}
+    places["as sizes, as in IID(50, sizes=LogNormal())"] = classes_of(splits, splits.Sizes)
+    for synonyms in (False,) if own else (False, True):
+        for place, known in places.items():
+            if name := translate(word, known, synonyms):
+                return f"; did you mean {own!r}? {name} is allowed {place}" if own else f"; {name} is allowed {place}"
+    return suggest(word, allowed)
 
 
 def suggest_part(setting: str, name: str, value: Any) -> str:
-    """Return a hint for a parameter of an object that is not given: the whole object."""
+    """Return a hint for ``--set SETTING.NAME=VALUE`` if there is no object whose field can be changed: the object."""
     known = known_classes(setting)[1] if setting in (*OBJECTS, "server") else {}
     cls, parameter = _find_parameter(name, known)
-    if not cls:
-        return ""
-    return f"; the experiment has no {setting}, give it first, as in '{setting}={cls}({parameter}={value!r})'"
+    missing = f"{setting} is not set, so give" if setting in OPTIONAL else "give"
+    return f"; {missing} the whole object, as in '{setting}={cls}({parameter}={value!r})'" if cls else ""
 
 
 def check_object(setting: str, value: Any, allowed: str, field: str = "") -> None:
