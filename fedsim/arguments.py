@@ -33,7 +33,7 @@ def misfit(
     hint : callable, optional
         Returns the hint for a keyword that the callable does not take; default the class's ``suggest_argument``.
     """
-    hint = hint or getattr(target, "suggest_argument", suggest)
+    give_hint: Hint = hint or getattr(target, "suggest_argument", suggest)
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some compiled functions have none
@@ -47,7 +47,7 @@ def misfit(
     kinds = {parameter.name: parameter.kind for parameter in signature.parameters.values()}
     taken = ", ".join(f"**{n}" if kind is inspect.Parameter.VAR_KEYWORD else n for n, kind in kinds.items())
     unknown = [key for key in keywords if key not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values()]
-    advice = "".join(dict.fromkeys(hint(key, list(kinds)) for key in unknown))
+    advice = "".join(dict.fromkeys(give_hint(key, list(kinds)) for key in unknown))
     if unknown:
         reason = f"got an unexpected keyword argument {unknown[0]!r}"
     elif named := [n for n, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY]:
@@ -119,10 +119,11 @@ def _field_names(cls: type) -> list[str]:
 
 def _public_subclasses(cls: type) -> Iterator[type]:
     """Yield the subclasses of a class in fedsim that have public names, also indirect ones."""
-    for sub in cls.__subclasses__():
-        if sub.__module__.startswith("fedsim.") and not sub.__name__.startswith("_"):
-            yield sub
-        yield from _public_subclasses(sub)
+    subclasses: list[type] = cls.__subclasses__()
+    for subclass in subclasses:
+        if subclass.__module__.startswith("fedsim.") and not subclass.__name__.startswith("_"):
+            yield subclass
+        yield from _public_subclasses(subclass)
 
 
 def refusal(instance: Any, method: str, sentence: str) -> ConfigError:
@@ -141,19 +142,22 @@ def refusal(instance: Any, method: str, sentence: str) -> ConfigError:
     return ConfigError(f"{type(instance).__name__}'s {sentence}{location}")
 
 
-def check_methods(instance: Any) -> None:
-    """Raise ConfigError if a method of a user's class does not take the arguments of fedsim's method that it overrides.
+def check_methods(instance: Any, protocol: type | None = None) -> None:
+    """Raise ConfigError if a method of a user's class does not take the arguments with which fedsim calls it.
 
     Parameters
     ----------
     instance : object
-        Of a class of fedsim, for which nothing is checked, or of one that extends it.
+        Nothing is checked for an object of fedsim's own class.
+    protocol : type, optional
+        Declares the methods; default the class of fedsim that the user's class extends.
     """
-    base = next((cls for cls in type(instance).__mro__ if cls.__module__.startswith("fedsim.")), type(instance))
-    if base is type(instance):
+    own_class = type(instance).__module__.startswith("fedsim.")
+    base = protocol or next((cls for cls in type(instance).__mro__ if cls.__module__.startswith("fedsim.")), None)
+    if own_class or base is None:
         return
     for name, method in inspect.getmembers(base, inspect.isfunction):
-        own = getattr(type(instance), name)
+        own = getattr(type(instance), name, None)
         if name.startswith("_") or own is method or not inspect.isfunction(own):
             continue
         expected, taken = list(inspect.signature(method).parameters), inspect.signature(own)

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Options | None]]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the `fedsim` command."""
     args = parser().parse_args(arguments)
-    guard(lambda: args.action(args))
+    guard(lambda: args.action(args), getattr(args, "verbose", False))
 
 
 def parser() -> Parser:

@@ -56,7 +56,8 @@ class RoundGrid(LocalGrid):
         super().__init__()
         runtime = engine.runtime
         self.engine, self.runtime = engine, runtime
-        self.checks = ValidityChecks(runtime.model.dtype, on_failure)
+        attack = runtime.attackers.attack if runtime.attackers else None
+        self.checks = ValidityChecks(runtime.model.dtype, on_failure, attack)
         self.statistics = RoundStatistics()
         data = runtime.federated.dataset
         self._x_test = np.ascontiguousarray(data.x_test, dtype=runtime.model.dtype)

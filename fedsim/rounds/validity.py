@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.attacks import Attack
 from fedsim.checks import check_choice
 from fedsim.clients.task import Task, Update
 from fedsim.errors import DivergenceError, FedsimError
@@ -21,10 +22,13 @@ class ValidityChecks:
         Of the weights: an update longer than its largest number has diverged.
     on_failure : {"raise", "exclude"}
         Whether a failure ends the run or excludes the client from the round.
+    attack : Attack, optional
+        The attack on training, for errors.
     """
 
-    def __init__(self, dtype: str, on_failure: str = "raise") -> None:
+    def __init__(self, dtype: str, on_failure: str = "raise", attack: Attack | None = None) -> None:
         check_choice("on_failure", on_failure, ("raise", "exclude"))
+        self._attack = attack
         self.on_failure = on_failure
         self._max_loss = float(np.finfo(np.float64).max)
         self._max_norm = float(np.finfo(dtype).max)
@@ -32,6 +36,13 @@ class ValidityChecks:
     def limit_loss(self, untrained_loss: float) -> None:
         """Set the largest valid training loss from the untrained model's test loss."""
         self._max_loss = MAX_LOSS_RATIO * max(untrained_loss, 1.0)
+
+    def advice(self, round_number: int) -> str:
+        """Return what may help against divergence in a round."""
+        lr = "a smaller lr usually helps"
+        if self._attack is None or round_number < self._attack.start:
+            return lr
+        return f"the attack {self._attack} may be the cause; without an attack, {lr}"
 
     def fail(self, client: int, error: FedsimError, failed: dict[int, str]) -> None:
         """Raise the error, or record its reason in `failed`."""
@@ -67,7 +78,7 @@ class ValidityChecks:
         if not abs(loss) <= self._max_loss:
             raise DivergenceError(
                 f"training diverged in round {task.round} (the clients' mean training loss is {loss:.3g}) with "
-                f"{task.strategy}; a smaller lr usually helps"
+                f"{task.strategy}; {self.advice(task.round)}"
             )
 
     def _diverged(self, task: Task, update: Update, row: int) -> DivergenceError:
@@ -80,5 +91,5 @@ class ValidityChecks:
             what = f"norm of the update {norm:.3g}"
         return DivergenceError(
             f"training diverged in round {task.round} at client {update.partition_ids[row]} ({what}) "
-            f"with {task.strategy}; a smaller lr usually helps"
+            f"with {task.strategy}; {self.advice(task.round)}"
         )

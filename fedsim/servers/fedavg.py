@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
-from fedsim.arguments import CheckedInit
+from fedsim.arguments import CheckedInit, check_methods
 from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Update, mean_evaluation
@@ -211,10 +211,11 @@ class FedAvg(CheckedInit, FlowerFedAvg):
             aggregator = self.privacy.aggregator(server_round, self.global_weights, clip, self._add_weighted)
         else:
             aggregator = self.aggregator()
-        if isinstance(aggregator, type) or not hasattr(aggregator, "result"):
+        if isinstance(aggregator, type) or not (hasattr(aggregator, "add") and hasattr(aggregator, "result")):
             raise ConfigError(
                 f"{type(self).__name__}'s aggregator() returned {shorten(aggregator)}; allowed: an Aggregator object"
             )
+        check_methods(aggregator, Aggregator)
         aggregation = Aggregation(aggregator, self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             aggregation.add(update)

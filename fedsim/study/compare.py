@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import data, objects
 from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, named_run
 from fedsim.study.baselines import BASELINES
 from fedsim.study.directory import FAIRNESS, GROUPS, ResultsDirectory
 from fedsim.study.experiment import Experiment
@@ -169,13 +169,15 @@ def compare(
         for labels, experiments in runs:
             found.append(Variant(labels, ()))
             for experiment in experiments:
-                bar.describe(", ".join([*labels.values(), f"seed {experiment.seed}"]))
-                dataset = experiment.dataset
-                if isinstance(dataset, str):
-                    dataset = load(dataset, experiment.data_dir)  # type: ignore[arg-type]  # mypy: PathLike is hashable
-                result = replace(experiment, dataset=dataset).run(
-                    workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine
-                )
+                label = ", ".join([*labels.values(), f"seed {experiment.seed}"])
+                bar.describe(label)
+                with named_run(label):
+                    dataset = experiment.dataset
+                    if isinstance(dataset, str):
+                        dataset = load(dataset, experiment.data_dir)  # type: ignore[arg-type]  # PathLike is hashable
+                    result = replace(experiment, dataset=dataset).run(
+                        workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine
+                    )
                 if found[0].results and result.score != found[0].results[0].score:
                     raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
                 found[-1] = replace(found[-1], results=(*found[-1].results, replace(result, experiment=experiment)))

@@ -132,14 +132,14 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
             experiment({outer: raw}, EVERY)  # errors name this setting only
             base = replace(base, **{outer: value_of(outer, raw)})
             continue
-        part = getattr(base, outer, None)
+        part: Any = getattr(base, outer, None)
         names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
         if inner not in names:
             allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
             hint = part.suggest_argument(inner, names) if names else suggest_part(outer, inner, raw)
             raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{hint}")
         with constructor_errors("--set", shorten(assignment)):
-            changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
+            changed: Any = replace(part, **{inner: raw})
         base = replace(base, **{outer: changed})
     return base
 

@@ -184,8 +184,6 @@ class Experiment(CheckedInit):
         check_object("privacy", self.privacy, "a CentralDP or ExampleDP object")
         check_object("secure_aggregation", self.secure_aggregation, "a SecureAggregation object")
         check_object("attack", self.attack, "an object of a class in fedsim.attacks")
-        for part in (self.split, self.client, self.attack, *self.transforms):
-            check_methods(part)
         check_instance("sensitive", self.sensitive, str | None, "the name of a column")
         if self.positive is not None:
             check_integer("positive", self.positive)
@@ -281,6 +279,7 @@ class Experiment(CheckedInit):
         model = self.model(dataset) if self.model else self._mlp(dataset)
         if not isinstance(model, Model):
             raise ConfigError(f"model returned {shorten(model)}; allowed: a fedsim.models.Model")
+        check_methods(model, Model)
         if model.num_parameters > LARGEST:
             cause = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
             raise ConfigError(f"{cause} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")

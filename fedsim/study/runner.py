@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedsim.arguments import check_methods
 from fedsim.checks import check_instance, to_builtin
 from fedsim.clients.sensitive import TEST_SET
 from fedsim.clients.task import mean_evaluation
@@ -59,6 +60,7 @@ def run(
     check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     for callback in callbacks:
         check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
+        check_methods(callback)
         if callback.reads_updates and experiment.secure_aggregation:
             raise ConfigError(
                 f"callbacks has a {type(callback).__name__}, which reads the update of each client, and with "
@@ -180,7 +182,7 @@ class _Run:
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{_describe_largest(statistics)}; {self.grid.checks.advice(server_round)}"
             )
         if server_round == 0:
             self.grid.checks.limit_loss(loss)

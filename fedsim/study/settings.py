@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fedsim import attacks, clients, privacy, splits, updates
-from fedsim.arguments import misfit
+from fedsim.arguments import check_methods, misfit
 from fedsim.checks import shorten, suggest, translate
 from fedsim.errors import ConfigError
 from fedsim.models import MLP
@@ -117,6 +117,8 @@ def suggest_part(setting: str, name: str, value: Any) -> str:
 def check_object(setting: str, value: Any, allowed: str, field: str = "") -> None:
     """Raise ConfigError, with a hint, unless `value` is an object of a setting, or None for an optional setting.
 
+    The methods that a user's class overrides must take the arguments with which fedsim calls them.
+
     Parameters
     ----------
     setting : str
@@ -128,6 +130,7 @@ def check_object(setting: str, value: Any, allowed: str, field: str = "") -> Non
     """
     if not isinstance(value, OBJECTS[setting][0]) and not (value is None and setting in OPTIONAL):
         raise ConfigError(f"{field or setting} is {shorten(value)}; allowed: {allowed}{suggest_object(setting, value)}")
+    check_methods(value)
 
 
 def check_server(value: Any) -> Any:

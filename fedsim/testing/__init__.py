@@ -57,6 +57,7 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
     check_methods(strategy)
     checks = StrategyChecks(strategy)
     passed, failures, skipped = [], [], ""
+    causes: list[Exception] = []
     for name in CHECKS:
         title = name.replace("_", " ")
         try:
@@ -65,15 +66,17 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
             passed.append(title)
         except StrategyError as error:
             failures.append(f"{title}: {error}")
+            causes.append(error)
         except Exception as error:
             failures.append(f"{title}: {describe(error)}{_hint(error)}")
+            causes.append(error)
         if failures and name == "trains":
             skipped = " (the others run once these pass)"
             break
     if failures:
         tried = len(passed) + len(failures)
         summary = f"{cls.__name__} fails {len(failures)} of {tried} checks{skipped}"
-        raise StrategyError("\n  ".join([summary, *failures]))
+        raise StrategyError("\n  ".join([summary, *failures])) from causes[0]
     return passed
 
 
