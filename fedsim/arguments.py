@@ -33,7 +33,7 @@ def misfit(
     hint : callable, optional
         Returns the hint for a keyword that the callable does not take; default the class's ``suggest_argument``.
     """
-    give_hint: Hint = hint or getattr(target, "suggest_argument", suggest)
+    give_hint: Hint = getattr(target, "suggest_argument", suggest) if hint is None else hint
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some compiled functions have none
