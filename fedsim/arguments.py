@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fedsim.checks import Hint, suggest, translate
-from fedsim.errors import ConfigError
+from fedsim.checks import Hint, shorten, suggest, translate
+from fedsim.errors import ConfigError, FedsimError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,34 +58,68 @@ def misfit(
 
 
 def checked_arguments(function: F) -> F:
-    """Make a function or a method raise ConfigError, with its parameters, for arguments that it does not take.
+    """Make a function or a method raise ConfigError for arguments that it does not take, and for those of a wrong type.
 
-    Exceptions from inside the function are unchanged. If it is the ``__init__`` of a class, this extends `CheckedInit`.
+    Types are compared with annotations only if the function raises another exception than fedsim's; otherwise its
+    exceptions are unchanged. If it is the ``__init__`` of a class, the class extends `CheckedInit`.
     """
 
     @wraps(function)
     def checked(*args: Any, **keywords: Any) -> Any:
         try:
             return function(*args, **keywords)
-        except TypeError as error:
-            if error.__traceback__ and error.__traceback__.tb_next:  # raised inside the function
-                raise
-            name = function.__qualname__.rpartition("<locals>.")[2]
-            hint: Hint | None = None
-            target: Callable[..., Any] = function
-            if args and "self" in inspect.signature(function).parameters:
-                if function.__name__ == "__init__":
-                    inherits = type(args[0]).__init__ is checked
-                    name = type(args[0]).__name__ if inherits else name.removesuffix(".__init__")
-                    hint = args[0].suggest_argument
-                target, args = partial(function, args[0]), args[1:]
-            sentence = misfit(target, name, args, keywords, hint)
+        except FedsimError:
+            raise
+        except Exception as error:
+            inside = error.__traceback__ and error.__traceback__.tb_next
+            sentence = wrong_type(function, args, keywords) if inside else _misfit_of(checked, function, args, keywords)
             if not sentence:
                 raise
-            raise ConfigError(sentence) from None
+            raise ConfigError(sentence) from (error if inside else None)
 
     checked.__dict__["checks_arguments"] = True
     return cast("F", checked)
+
+
+def _misfit_of(
+    checked: Callable[..., Any], function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
+) -> str:
+    """Return why the arguments of a function, a method or a constructor do not fit, as `misfit` does."""
+    name = function.__qualname__.rpartition("<locals>.")[2]
+    if not args or "self" not in inspect.signature(function).parameters:
+        return misfit(function, name, args, keywords)
+    hint: Hint | None = None
+    if function.__name__ == "__init__":
+        name = type(args[0]).__name__ if type(args[0]).__init__ is checked else name.removesuffix(".__init__")
+        hint = args[0].suggest_argument
+    return misfit(partial(function, args[0]), name, args[1:], keywords, hint)
+
+
+def wrong_type(function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+    """Return which argument is no object of the classes in its annotation, or an empty string.
+
+    Annotations with other parts than names of classes and None are not compared. A class that is imported for type
+    checking only is recognised by its name.
+    """
+    signature = inspect.signature(function)
+    for name, value in signature.bind(*args, **keywords).arguments.items():
+        declared: Any = signature.parameters[name].annotation
+        written = declared.__name__ if isinstance(declared, type) else str(declared)
+        kinds = [part.strip().rpartition(".")[2] for part in written.split("|")]
+        classes = [function.__globals__.get(kind, vars(builtins).get(kind, kind)) for kind in kinds if kind != "None"]
+        named = all(isinstance(cls, type) or (isinstance(cls, str) and cls.isidentifier()) for cls in classes)
+        if not named or (value is None and "None" in kinds) or any(_is_object(value, cls) for cls in classes):
+            continue
+        allowed = " or ".join(f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}" for kind in kinds if kind != "None")
+        return f"{name} is {shorten(value)}; allowed: {allowed}"
+    return ""
+
+
+def _is_object(value: Any, cls: type | str) -> bool:
+    if isinstance(cls, str):
+        return any(base.__name__ == cls for base in type(value).__mro__)
+    numbers: dict[type, Any] = {bool: Integral, int: Integral, float: Real}
+    return isinstance(value, numbers.get(cls, cls))
 
 
 class CheckedInit:

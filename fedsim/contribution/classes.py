@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.contribution.contributions import Floats, standard_error
 from fedsim.contribution.retraining import check_clients, clients_of, fixed, repeat, retrain
 from fedsim.engines.engine import Engine
@@ -71,6 +72,7 @@ class ClassInfluence:
         return pd.DataFrame(columns)
 
 
+@checked_arguments
 def class_recall(result: Result) -> Floats:
     """Return the recall of each class on the test set, shape (classes,); NaN for a class without test examples.
 
@@ -87,6 +89,7 @@ def class_recall(result: Result) -> Floats:
     return np.divide(found, total, out=np.full(data.num_classes, np.nan), where=total > 0)
 
 
+@checked_arguments
 def class_influence(
     experiment: Experiment,
     *,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.contribution.coalitions import CoalitionGame, Members, marginal_contributions
 from fedsim.contribution.contributions import Contributions, Floats, standard_error
@@ -188,6 +189,7 @@ class GTGShapley(Callback):
         )
 
 
+@checked_arguments
 def gtg_shapley(
     experiment: Experiment,
     utility: str = "score",

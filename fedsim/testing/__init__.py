@@ -13,7 +13,7 @@ import inspect
 
 import numpy as np
 
-from fedsim.arguments import check_methods
+from fedsim.arguments import check_methods, checked_arguments
 from fedsim.clients import ClientStrategy
 from fedsim.models.conformance import ModelError, check_model
 from fedsim.testing.checks import StrategyChecks, StrategyError
@@ -25,6 +25,7 @@ __all__ = ["ModelError", "StrategyError", "check_client_strategy", "check_model"
 CHECKS = tuple(name for name in vars(StrategyChecks) if not name.startswith("_"))
 
 
+@checked_arguments
 def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> list[str]:
     """Try a client strategy on small clients of different sizes.
 
