@@ -104,6 +104,8 @@ def wrong_type(function: Callable[..., Any], args: Sequence[Any], keywords: Mapp
     signature = inspect.signature(function)
     for name, value in signature.bind(*args, **keywords).arguments.items():
         declared: Any = signature.parameters[name].annotation
+        if declared is inspect.Parameter.empty:
+            continue
         written = declared.__name__ if isinstance(declared, type) else str(declared)
         kinds = [part.strip().rpartition(".")[2] for part in written.split("|")]
         classes = [function.__globals__.get(kind, vars(builtins).get(kind, kind)) for kind in kinds if kind != "None"]

@@ -48,9 +48,13 @@ def translate(word: Any, allowed: Iterable[str], synonyms: bool = True) -> str:
 def suggest(word: Any, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a synonym or the closest of the allowed words, or an empty string."""
     words = list(allowed)
-    close = difflib.get_close_matches(word[:100], words, n=1) if isinstance(word, str) else []
-    found = translate(word, words) or "".join(close)
+    found = translate(word, words) or closest(word, words)
     return f"; did you mean {found!r}?" if found else ""
+
+
+def closest(word: Any, allowed: list[str]) -> str:
+    """Return the allowed word that is spelt most like `word`, or an empty string if none is."""
+    return "".join(difflib.get_close_matches(word[:100], allowed, n=1)) if isinstance(word, str) else ""
 
 
 #: Returns a hint for a word that is none of the allowed words, as `suggest` does.

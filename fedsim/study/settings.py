@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsim import attacks, clients, privacy, splits, updates
 from fedsim.arguments import check_methods, misfit
-from fedsim.checks import shorten, suggest, translate
+from fedsim.checks import closest, shorten, suggest, translate
 from fedsim.errors import ConfigError
 from fedsim.models import MLP
 from fedsim.objects import classes_of, format_call
@@ -67,7 +67,13 @@ def _find_parameter(word: str, known: dict[str, Any], synonyms: bool = True) -> 
 
 
 def suggest_setting(word: Any, allowed: list[str], base: Any = None) -> str:
-    """Return a hint for a name that is not a setting: a setting, or the object that has a parameter of this name.
+    """Return a hint for a name that is not a setting; parameters as for `find_setting`."""
+    found = find_setting(word, allowed, base) if isinstance(word, str) else ""
+    return f"; did you mean {found}?" if " = " in found else f"; did you mean {found!r}?" if found else ""
+
+
+def find_setting(word: str, allowed: list[str], base: Any = None) -> str:
+    """Return the setting, or the object that has a parameter, that a name stands for; or an empty string.
 
     Parameters
     ----------
@@ -77,19 +83,19 @@ def suggest_setting(word: Any, allowed: list[str], base: Any = None) -> str:
     base : Experiment, optional
         Its objects' parameters are ``--set`` keys, such as ``client.lr``.
     """
-    if not isinstance(word, str) or translate(word, allowed):
-        return suggest(word, allowed)
+    if same := translate(word, allowed):
+        return same
     for setting in OBJECTS:
         part = getattr(base, setting, None)
         if is_dataclass(part) and (name := translate(word, _parameters(part))):
-            return f"; did you mean '{setting}.{name}'?"
+            return f"{setting}.{name}"
     common = [(setting, {n: cls for n, cls in known.items() if n in COMMON}) for setting, (_, known) in OBJECTS.items()]
     for classes, synonyms in ((common, True), (_all_classes(), False), (_all_classes(), True)):
         for setting, known in classes:
             cls, name = _find_parameter(word, known, synonyms)
             if name and setting in allowed:
-                return f"; did you mean {setting} = {cls}({name}=...)?"
-    return suggest(word, allowed)
+                return f"{setting} = {cls}({name}=...)"
+    return closest(word, allowed)
 
 
 def suggest_class(field: str, word: Any, allowed: list[str]) -> str:
