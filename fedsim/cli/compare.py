@@ -19,6 +19,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     options.add_experiment_options(sub, "; repeat it to compare several")
     grid = "values to compare, such as client.lr=0.01,0.1 or 'split=IID(50);Shards(50)'; repeatable"
     sub.add_argument("--grid", metavar="KEY=VALUES", help=grid, **options.REPEATABLE)
+    tune = "settings to choose for each variant with other seeds, such as client.lr=0.01,0.1,1; repeatable"
+    sub.add_argument("--tune", metavar="KEY=VALUES", help=tune, **options.REPEATABLE)
+    sub.add_argument("--tune-seeds", metavar="N", type=int, help="number of seeds to choose with (default: 3)")
     sub.add_argument("--seeds", metavar="N", type=int, help="number of seeds (default: the file's; 3 for a table)")
     sub.add_argument("--target", metavar="ACCURACY", type=float, help="report the rounds to this test accuracy")
     options.add(sub, "--jobs")
@@ -32,11 +35,12 @@ def compare(args: argparse.Namespace) -> None:
 
     changes = options.assignments(args)
     chosen = {name: value for name in ("client", "split", "seeds") if (value := getattr(args, name)) not in ([], None)}
-    chosen |= options.grid(args.grid)
+    chosen |= options.grid("--grid", args.grid)
+    tune = options.grid("--tune", args.tune) | ({"seeds": args.tune_seeds} if args.tune_seeds is not None else {})
     if table := options.table_call(args, args.file):
-        plan = table_plan(table, args.data_dir, changes, chosen)
+        plan = table_plan(table, args.data_dir, changes, chosen, tune)
     else:
-        plan = make_plan(config.read(args.file), changes, chosen, Modules.here(args.module))
+        plan = make_plan(config.read(args.file), changes, chosen, Modules.here(args.module), tune)
     execute(plan, args)
 
 

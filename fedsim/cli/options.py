@@ -86,19 +86,19 @@ def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> No
     add_engine_options(sub)
 
 
-def grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the axes of ``--grid``: ``client.lr=0.01,0.1``, or ``split=IID(50);Dirichlet(50, alpha=0.1)``.
+def grid(flag: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the axes of ``--grid`` or ``--tune``: ``client.lr=0.01,0.1``, or ``split=IID(9);Dirichlet(9, alpha=0.1)``.
 
     Values are separated by semicolons if there are any, else by commas, but not inside of brackets and quotes.
     """
     from fedsim.toml import read_assignment
 
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, Any] = {}
     for text in texts:
         key, _, values = text.partition("=")
         parts = _split(values, ";")
         parts = parts if len(parts) > 1 else _split(values, ",")
-        axes[key.strip()] = [read_assignment("--grid", f"{key}={part}")[1] for part in parts]
+        axes[key.strip()] = [read_assignment(flag, f"{key}={part}")[1] for part in parts]
     return axes
 
 

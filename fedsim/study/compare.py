@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data
@@ -20,8 +21,9 @@ from fedsim.study.experiment import Experiment
 from fedsim.study.plan import Plan
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result import Result
-from fedsim.study.store import PlannedRun, StudyStore
+from fedsim.study.store import TUNING, PlannedRun, StudyStore
 from fedsim.study.study import Study
+from fedsim.study.tuning import Tuning, seeded
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def compare(
     *,
     seeds: int | Sequence[int] = 1,
     baselines: Sequence[str] = (),
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    tune_seeds: int | Sequence[int] = 3,
+    tune_metric: str | None = None,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
     workers: int | None = None,
@@ -55,6 +60,13 @@ def compare(
         A number n means ``base.seed, ..., base.seed + n - 1``.
     baselines : sequence of {"centralised", "data-parallel"}
         Baselines of `base` to add; see `fedsim.study.baselines`.
+    tune : mapping, optional
+        Setting -> values, such as ``{"client.lr": [0.01, 0.1, 1.0]}``: for each variant, the best combination is chosen
+        with the seeds `tune_seeds`, and reported with `seeds`.
+    tune_seeds : int or sequence of int
+        Other seeds than `seeds`; a number means that many after the last of them.
+    tune_metric : str, optional
+        A column of `Result.history`, to choose by its mean in the last round; default the test score.
     progress : bool, optional
         Show a progress bar; default: only on a terminal.
     callbacks : sequence of Callback
@@ -97,7 +109,9 @@ def compare(
     >>> [variant.label for variant in study.variants]
     ['IID', 'Shards(2)']
     """
-    return run_plan(Plan(base, axes, seeds, baselines), progress, callbacks, workers, jobs, verbose, engine, directory)
+    tuning = Tuning(tune, tune_seeds, tune_metric) if tune else None
+    plan = Plan(base, axes, seeds, baselines, tuning)
+    return run_plan(plan, progress, callbacks, workers, jobs, verbose, engine, directory)
 
 
 def run_plan(
@@ -114,13 +128,49 @@ def run_plan(
     check_callbacks(callbacks)
     if jobs is not None:
         check_integer("jobs", jobs, 1, MAX_WORKERS)
+    execute = partial(_execute, progress, callbacks, workers, jobs, verbose, engine)
+    chosen, seeds, tuned = plan.variants(), plan.seed_list(), None
+    notes: list[str] = []
+    if plan.tuning:
+        candidates = [plan.tuning.candidates(labels, experiment) for labels, experiment in chosen]
+        others = plan.tuning.seed_list(seeds)
+        folder = None if directory is None else Path(directory) / TUNING
+        tuned = execute(seeded([one for part in candidates for one in part], others), "", folder)
+        chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
+        how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
+        notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
+    study = execute(seeded(chosen, seeds), plan.to_toml(), directory)
+    return replace(study, tuning=tuned, remarks=(*study.remarks, *notes))
+
+
+def _execute(
+    progress: bool | None,
+    callbacks: Sequence[Callback],
+    workers: int | None,
+    jobs: int | None,
+    verbose: bool,
+    engine: str | Callable[..., Engine],
+    runs: Sequence[tuple[dict[str, str], Experiment]],
+    configuration: str,
+    directory: str | os.PathLike[str] | None,
+) -> Study:
+    """Execute the runs of a study.
+
+    Parameters
+    ----------
+    progress, callbacks, workers, jobs, verbose, engine, directory
+        As for `compare`.
+    runs : sequence of (labels, experiment)
+    configuration : str
+        The study's file.
+    """
     load = cache(data.load)
-    planned = [PlannedRun(labels, experiment) for labels, experiment in plan.runs()]
+    planned = [PlannedRun(labels, experiment) for labels, experiment in runs]
     datasets = [_dataset(run.experiment, load) for run in planned]
     store = None
     if directory is not None:
         planned = [run.named(dataset, callbacks) for run, dataset in zip(planned, datasets, strict=True)]
-        store = StudyStore(directory, planned, plan.to_toml())
+        store = StudyStore(directory, planned, configuration)
     folders = [store.folder(run) if store else None for run in planned]
     execution = Execution(planned, datasets, folders, callbacks, workers, verbose, engine)
     found: dict[int, Result] = {}
@@ -141,7 +191,8 @@ def run_plan(
                 store.add(_study(planned, found))
         if not found:
             raise next(iter(diverged.values()))
-    return replace(_study(planned, found), diverged=tuple(planned[number].title for number in sorted(diverged)))
+    names = "; ".join(planned[number].title for number in sorted(diverged))
+    return replace(_study(planned, found), remarks=(f"Diverged, and not in the means: {names}.",) if names else ())
 
 
 def _dataset(experiment: Experiment, load: Callable[..., data.Dataset]) -> data.Dataset:

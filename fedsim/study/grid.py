@@ -16,7 +16,10 @@ from fedsim.study.experiment import Experiment
 from fedsim.study.settings import suggest_setting
 
 #: Arguments of `fedsim.compare` that are not axes, for hints.
-OPTIONS = ("seeds", "baselines", "progress", "callbacks", "workers", "jobs", "verbose", "engine", "directory")
+OPTIONS = (
+    "seeds", "baselines", "tune", "tune_seeds", "tune_metric",
+    "progress", "callbacks", "workers", "jobs", "verbose", "engine", "directory",
+)  # fmt: skip
 #: The largest number of seeds.
 MOST_SEEDS = 10_000
 
@@ -52,6 +55,12 @@ def variants(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[tuple[
             experiment = with_setting(experiment, axis, axes[axis][place[axis]], "compare")
         found.append(({axis: labels[axis][place[axis]] for axis in named}, experiment))
     return found
+
+
+def has_setting(experiment: Experiment, name: str) -> bool:
+    """Return whether an experiment has a setting; ``client.lr`` if its client strategy has an argument ``lr``."""
+    outer, dot, inner = name.partition(".")
+    return not dot or outer == "server" or hasattr(getattr(experiment, outer, None), inner)
 
 
 def check_axes(axes: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fedsim import data
@@ -15,6 +15,7 @@ from fedsim.study import config
 from fedsim.study.baselines import BASELINES
 from fedsim.study.experiment import Experiment
 from fedsim.study.grid import check_axes, seed_list, variants
+from fedsim.study.tuning import Tuning, Variants
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,29 @@ class Plan:
     ----------
     base, axes, seeds, baselines
         As for `fedsim.compare`.
+    tuning : Tuning, optional
+        Settings to choose for each variant.
     """
 
     base: Experiment
     axes: Mapping[str, Sequence[Any]]
     seeds: int | Sequence[int] = 1
     baselines: Sequence[str] = ()
+    tuning: Tuning | None = None
 
-    def runs(self) -> list[tuple[dict[str, str], Experiment]]:
-        """Return the labels and the experiment of each run, variant by variant.
+    def seed_list(self) -> Sequence[int]:
+        """Return the seeds that are reported."""
+        return seed_list(self.seeds, self.base.seed)
+
+    def variants(self) -> Variants:
+        """Return the labels and the experiment of each variant.
 
         Raises
         ------
         ConfigError
-            An axis, a value, a seed or a baseline is not allowed.
+            An axis, a value or a baseline is not allowed.
         """
         check_instance("base", self.base, Experiment, "an Experiment")
-        seeds = seed_list(self.seeds, self.base.seed)
         check_instance("baselines", self.baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
         for name in self.baselines:
             check_choice("baselines", name, BASELINES)
@@ -51,19 +58,27 @@ class Plan:
         for name in self.baselines:
             first, *others = chosen[0][0]
             chosen.append(({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](self.base)))
-        return [(labels, replace(experiment, seed=seed)) for labels, experiment in chosen for seed in seeds]
+        return chosen
 
     def to_toml(self) -> str:
         """Return the study's file, from which `make_plan` makes the plan; empty if it has no TOML form."""
         import tomli_w
 
-        axes = {axis: [config.to_plain(axis, value) for value in values] for axis, values in self.axes.items()}
-        seeds = self.seeds if isinstance(self.seeds, int) else list(self.seeds)
-        compared = axes | {"seeds": seeds, "baselines": list(self.baselines)}
+        compared = _table(self.axes, self.seeds) | {"baselines": list(self.baselines)}
+        tables = {"compare": compared}
+        if self.tuning:
+            metric = {"metric": self.tuning.metric} if self.tuning.metric else {}
+            tables["tune"] = _table(self.tuning.settings, self.tuning.seeds) | metric
         try:
-            return tomli_w.dumps(to_builtin(config.to_settings(self.base) | {"compare": compared}))
+            return tomli_w.dumps(to_builtin(config.to_settings(self.base) | tables))
         except (ConfigError, TypeError, ValueError):  # arrays, functions, values for which TOML has no type
             return ""
+
+
+def _table(axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int]) -> dict[str, Any]:
+    """Return axes and seeds as a table in TOML."""
+    plain = {axis: [config.to_plain(axis, value) for value in values] for axis, values in axes.items()}
+    return plain | {"seeds": seeds if isinstance(seeds, int) else list(seeds)}
 
 
 def make_plan(
@@ -71,8 +86,9 @@ def make_plan(
     assignments: Sequence[str] = (),
     chosen: Mapping[str, Any] | None = None,
     modules: Modules | None = None,
+    tune: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Make the plan of a study from TOML settings: those of an experiment and a ``[compare]`` table.
+    """Make the plan of a study from TOML settings: those of an experiment, a ``[compare]`` and a ``[tune]`` table.
 
     Parameters
     ----------
@@ -83,6 +99,8 @@ def make_plan(
         Entries of the command line that replace those of the ``[compare]`` table.
     modules : Modules, optional
         As for `config.experiment`.
+    tune : mapping, optional
+        Entries of the command line that replace those of the ``[tune]`` table.
 
     Raises
     ------
@@ -94,15 +112,24 @@ def make_plan(
     compared = rest.pop("compare", {} if chosen else None)
     if not isinstance(compared, dict):
         raise ConfigError("a study needs a [compare] table with lists, such as split = ['IID(50)', 'Shards(50)']")
-    texts = {axis: (raw, modules) for axis, raw in _flat(compared).items()}
-    texts |= {axis: (raw, EVERY) for axis, raw in (chosen or {}).items()}
-    axes = {
+    tuned = _values(rest.pop("tune", {}), tune or {}, modules)
+    axes = _values(compared, chosen or {}, modules)
+    seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
+    check_axes(axes)
+    options = {name: tuned.pop(name) for name in ("seeds", "metric") if name in tuned}
+    tuning = Tuning(tuned, **options) if tuned else None
+    return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines, tuning)
+
+
+def _values(table: Any, chosen: Mapping[str, Any], modules: Modules) -> dict[str, Any]:
+    """Return the entries of a ``[compare]`` or ``[tune]`` table as Python values, with those of the command line."""
+    check_instance("a table of a study", table, dict, "names of settings and lists of values")
+    texts = {axis: (raw, modules) for axis, raw in _flat(table).items()}
+    texts |= {axis: (raw, EVERY) for axis, raw in chosen.items()}
+    return {
         axis: [config.value_of(axis, value, allowed) for value in raw] if isinstance(raw, list) else raw
         for axis, (raw, allowed) in texts.items()
     }
-    seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
-    check_axes(axes)
-    return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines)
 
 
 def _flat(compared: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +149,7 @@ def table_plan(
     data_dir: str | os.PathLike[str] | None = None,
     assignments: Sequence[str] = (),
     chosen: Mapping[str, Any] | None = None,
+    tune: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Make the plan of a study for a table: its natural clients, if it has any, against IID and label skew.
 
@@ -134,6 +162,8 @@ def table_plan(
         As for `config.apply`.
     chosen : mapping, optional
         Entries of a ``[compare]`` table that replace those of the plan.
+    tune : mapping, optional
+        Entries of a ``[tune]`` table.
     """
     loaded = data.load(dataset, data_dir)
     natural = [f"Natural({column!r})" for column in loaded.groups if column not in loaded.groups_test]
@@ -150,4 +180,4 @@ def table_plan(
         "test_fraction": 0.2,
     }
     compared = {"split": [*natural, f"IID({clients})", f"Dirichlet({clients}, alpha=0.1)"], "seeds": 3}
-    return make_plan(settings | {"compare": compared}, assignments, chosen)
+    return make_plan(settings | {"compare": compared}, assignments, chosen, tune=tune)

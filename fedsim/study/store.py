@@ -5,6 +5,7 @@
     runs.csv             the labels, the seed and the name of each run
     runs/NAME/           a run: see `fedsim.study.result_files` and `fedsim.study.checkpoint`
     rounds.csv, ...      the tables of `Study.to_csv`
+    tuning/              a study with which settings were chosen (`fedsim.study.tuning`)
 
 A run's name is the digest of its identity (`fedsim.study.identity`), so that studies in one directory share runs. Each
 run is locked while a process works on it, and several processes may work on one study.
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from fedsim.study.study import Study
 
 CONFIGURATION, INDEX, RUNS = "study.toml", "runs.csv", "runs"
+#: The directory, inside that of a study, of the study with which settings are chosen.
+TUNING = "tuning"
 #: The last columns of the index.
 COLUMNS = ("seed", "run")
 #: The pictures that ``fedsim compare`` draws.

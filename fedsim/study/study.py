@@ -72,12 +72,15 @@ class Study:
     Attributes
     ----------
     variants : tuple of Variant
-    diverged : tuple of str
-        Labels and seeds of runs that diverged; they have no result.
+    remarks : tuple of str
+        Sentences on how the study was run: which runs diverged, and which settings were chosen with other seeds.
+    tuning : Study, optional
+        The study with which settings were chosen; see `fedsim.study.tuning`.
     """
 
     variants: tuple[Variant, ...]
-    diverged: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    tuning: Study | None = None
 
     def __repr__(self) -> str:
         runs = sum(len(v.results) for v in self.variants)
@@ -149,8 +152,7 @@ class Study:
     @property
     def notes(self) -> list[str]:
         """Lines that explain `table`."""
-        missing = [f"Diverged, and not in the means: {'; '.join(self.diverged)}."] if self.diverged else []
-        return significance.notes(self) + missing
+        return [*significance.notes(self), *self.remarks]
 
     def test(
         self,
