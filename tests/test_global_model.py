@@ -109,6 +109,8 @@ def test_the_card_describes_the_clients_models() -> None:
     assert "6 clients have accuracy of" in card
     assert "Test accuracy" not in card
     assert "nan" not in card
+    assert "The server sees each client's update." in card
+    assert "The server sees no parameters of the clients." in replace(BASE, client=LocalOnly()).run().card()
     silent = replace(BASE, client=FedPer(), fraction_evaluate=0.0).run().card()
     assert "The clients' models were not evaluated." in silent
 
