@@ -130,7 +130,7 @@ def main() -> None:
         split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=args.rounds, fraction_evaluate=1.0, test_fraction=0.2
     )
     study = compare(base, client=[*(cls(epochs=5) for cls in (SGD, *STRATEGIES)), GradientStep()], seeds=args.seeds)
-    print(study.table().to_string())
+    print("\n".join([study.table().to_string(), *study.notes]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """IID against non-IID federated learning: the same network on the same data, with four splits.
 
-Without arguments: scikit-learn's digits, 50 clients, five seeds. Writes a table, two plots and three CSV files.
+Without arguments: scikit-learn's digits, 50 clients, five seeds. Writes tables and two plots.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study.compare import compare
 from fedsim.study.experiment import Experiment
 from fedsim.study.study import Study
+from fedsim.study.tables import TABLES
 
-FILES = ["rounds.csv", "clients.csv", "summary.csv", "accuracy.png", "splits.png"]
+PICTURES = ["accuracy.png", "splits.png"]
 
 
 def main() -> None:
@@ -52,14 +53,13 @@ def main() -> None:
     out = writable_directory(args.out)
     study = compare(base, split=splits, seeds=args.seeds, workers=args.workers)
 
-    print(study.table(args.target).to_string())
-    print(conclusion(study))
-    if kept := keep_earlier(out, FILES):
+    print("\n".join([study.table(args.target).to_string(), *study.notes, conclusion(study)]))
+    if kept := keep_earlier(out, [*TABLES, *PICTURES]):
         print(f"kept the earlier results in {kept}")
     study.to_csv(out)
     study.plot(out / "accuracy.png")
     study.plot_splits(out / "splits.png")
-    print(f"wrote {', '.join(FILES)} to {out}")
+    print(f"wrote {', '.join([*study.files, *PICTURES])} to {out}")
 
 
 def conclusion(study: Study) -> str:
@@ -72,8 +72,8 @@ def conclusion(study: Study) -> str:
         return (
             "No split is worse than IID: the splits are too similar or the training is too short to show a difference."
         )
-    significant = lost > 100 * (summary.loc["IID", "final_accuracy_ci95"] + summary.loc[worst, "final_accuracy_ci95"])
-    ending = "" if significant else " (within the confidence intervals; use more seeds or rounds)"
+    tests = study.test().query("variant == 'IID'").set_index("against")
+    ending = "" if tests["holds"].fillna(False)[worst] else " (not significant at 5 %; use more seeds or rounds)"
     return (
         f"Same data, same network, same number of messages: dividing it as {worst} instead of IID "
         f"costs {lost:.1f} points of accuracy{ending}."

@@ -31,7 +31,14 @@ class ClientError(FedsimError):
     ----------
     client, round_number : int
     reason : str
+
+    Attributes
+    ----------
+    client_name : str
+        Its name, if clients have names.
     """
+
+    client_name = ""
 
     def __init__(self, client: int, round_number: int, reason: str) -> None:
         super().__init__(client, round_number, reason)
@@ -43,7 +50,8 @@ class ClientError(FedsimError):
 
     def __str__(self) -> str:
         client, round_number, reason = self.args
-        return f"client {client} failed in round {round_number}: {reason}"
+        name = f" ({self.client_name})" if self.client_name else ""
+        return f"client {client}{name} failed in round {round_number}: {reason}"
 
 
 def missing_extra(what: str, extra: str) -> ConfigError:

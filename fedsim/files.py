@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 EARLIER = ".earlier"
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], durable: bool = True) -> None:
     """Call ``write(stream)`` with a temporary file, which replaces `path` once it is complete.
 
-    The stream can also be read. When this returns, the new file is on the disk; if the process or the machine stops
-    earlier, the old file is unchanged.
+    The stream can also be read. If the process stops earlier, the old file is unchanged.
+
+    Parameters
+    ----------
+    path : Path
+    write : callable
+    durable : bool
+        Whether the new file is on the disk when this returns, and the old one is unchanged also if the machine stops
+        earlier. Flushing takes milliseconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -30,7 +37,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with os.fdopen(handle, "w+b") as stream:
             write(stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -40,7 +48,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError) and error.filename is None:  # for example if the disk is full
             error.filename = str(path)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
@@ -66,9 +75,14 @@ def remove_temporary(directory: Path, names: Iterable[str]) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a frame as CSV without its index, with all digits of floats."""
-    write_whole(path, lambda stream: stream.write(frame.to_csv(index=False).encode()))
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Write a text; see `write_whole`."""
+    write_whole(path, lambda stream: stream.write(text.encode()), durable)
+
+
+def write_csv(path: Path, frame: pd.DataFrame, durable: bool = True) -> None:
+    """Write a frame as CSV without its index, with all digits of floats; see `write_whole`."""
+    write_text(path, frame.to_csv(index=False), durable)
 
 
 def writable_directory(path: str | os.PathLike[str]) -> Path:

@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return escape(" ".join(text.split()))
 
 
+def cut(text: str, most: int) -> str:
+    """Return a text, with an ellipsis at the end if it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception on one printable line; empty if its ``__str__`` fails."""
     try:
@@ -24,7 +29,10 @@ def one_line(error: BaseException) -> str:
 
 def escape(text: object) -> str:
     """Return a text with escapes in the place of control characters other than line feeds, for a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_notice(sentence: str) -> None:
@@ -39,10 +47,15 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 _LIBRARIES = (_PACKAGE, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen", "<string>")
 
 
+def is_library(file: str) -> bool:
+    """Return whether a file of code is fedsim's, Python's or an installed package's, and not the user's."""
+    return file.startswith(_LIBRARIES)
+
+
 def describe(error: BaseException, most: int = 200) -> str:
     """Return the type and message of an exception, and the line of the user's code that raised it, if there is one."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    own = [frame for frame in frames if not is_library(frame.filename)]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     message = one_line(error) or "no message"
     return f"{type(error).__name__}: {message if len(message) <= most else message[:most] + '...'}{place}"
@@ -54,7 +67,7 @@ def raised_by_user_class(error: BaseException) -> bool:
     A script that calls fedsim is not such code, unless fedsim calls it back.
     """
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    last = max((i for i, name in enumerate(frames) if not name.startswith(_LIBRARIES)), default=-1)
+    last = max((i for i, name in enumerate(frames) if not is_library(name)), default=-1)
     package = [i for i, name in enumerate(frames) if name.startswith(_PACKAGE)]
     # The first frame of the package is the command itself, which calls a script's main function.
     return len(package) > 1 and package[-1] < last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 
 from fedsim import Experiment, Result, compare, data, files
 from fedsim.clients import SCAFFOLD, SGD, Context, FedNova, FedPer
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DataError, DivergenceError
 from fedsim.modules import EVERY
 from fedsim.objects import short_repr
 from fedsim.secure import SecureAggregation
 from fedsim.servers import FedAdam, FedMedian
 from fedsim.splits import IID, Dirichlet
-from fedsim.study import config, saving
+from fedsim.study import config, result_files, saving
 from fedsim.study import directory as rundir
 from fedsim.study.callbacks import Callback, ClientUpdates, EarlyStopping, FinishedRound
 from fedsim.study.plan import make_plan
@@ -262,6 +263,76 @@ def test_a_progress_bar_counts_rounds_of_an_interrupted_run_and_shows_the_score(
     assert terminal.getvalue().endswith("\n")
 
 
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def finished_round(number: int, accuracy: float = 0.5) -> FinishedRound:
+    return FinishedRound(number, {"test_accuracy": accuracy}, {}, None, dict)
+
+
+def test_where_output_is_no_terminal_a_line_is_printed_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """Time left is that of the rounds left at the speed so far."""
+    clock = Clock()
+    with ProgressBar(1000, clock=clock) as bar:
+        bar.describe("IID, seed 4")
+        bar.run_started(BASE, [{}] * 201)  # 200 rounds were finished before an interruption
+        for number in range(201, 601):
+            clock.seconds += 0.5
+            bar.round_finished(finished_round(number, number / 1000))
+    assert capsys.readouterr().err.splitlines() == [
+        "fedsim: IID, seed 4; 320 of 1,000 rounds; accuracy 0.320; about 05:40 left",
+        "fedsim: IID, seed 4; 440 of 1,000 rounds; accuracy 0.440; about 04:40 left",
+        "fedsim: IID, seed 4; 560 of 1,000 rounds; accuracy 0.560; about 03:40 left",
+    ]
+
+
+@pytest.mark.parametrize(("show", "seconds", "lines"), [(None, 59.0, 0), (None, 61.0, 1), (False, 1e6, 0)])
+def test_short_work_prints_nothing_where_output_is_no_terminal(
+    show: bool | None, seconds: float, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    with ProgressBar(2, show, clock=clock) as bar:
+        clock.seconds = seconds
+        bar.round_finished(finished_round(1))
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_on_a_terminal_the_bar_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    clock = Clock()
+    with ProgressBar(2, clock=clock) as bar:
+        clock.seconds = 1e6
+        bar.round_finished(finished_round(1))
+    assert "fedsim: " not in terminal.getvalue()
+
+
+NOTEBOOK = """
+import sys
+from types import SimpleNamespace as Module
+shell = Module(config={"IPKernelApp": {}}, kernel=None)
+sys.modules["IPython"] = Module(get_ipython=lambda: shell)
+sys.modules["ipykernel.zmqshell"] = Module()
+sys.modules["IPython.display"] = Module(display=print)
+sys.modules["ipywidgets"] = WIDGETS
+from fedsim.study.progress import _bar_class
+print([cls.__name__ for cls in _bar_class().__mro__])
+"""
+
+
+@pytest.mark.parametrize("widgets", ["None", "Module(HTML=object, HBox=object, FloatProgress=object)"])
+def test_a_notebook_has_a_bar_of_its_own_where_widgets_are_installed(widgets: str) -> None:
+    """Without a warning where they are not."""
+    code = NOTEBOOK.replace("WIDGETS", widgets)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert ("'tqdm_notebook'" in done.stdout, done.stderr) == (widgets != "None", "")
+
+
 # Interruptions.
 
 
@@ -272,7 +343,7 @@ class PowerError(Exception):
 class CutAt(Callback):
     """Breaks a run off in a round, whose checkpoint is then not written."""
 
-    def __init__(self, number: int, error: Exception | None = None) -> None:
+    def __init__(self, number: int, error: BaseException | None = None) -> None:
         self._number, self._error = number, error or PowerError()
 
     def round_finished(self, finished: FinishedRound) -> None:
@@ -345,10 +416,10 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_results_does_not_go_
             if finished.number == 2:
                 finished.stop("enough")
 
-    monkeypatch.setattr(rundir, "write_csv", killed)
+    monkeypatch.setattr(result_files, "write_csv", killed)
     with pytest.raises(PowerError):
         BASE.run(directory=tmp_path, callbacks=[StopsAt2()])
-    monkeypatch.setattr(rundir, "write_csv", files.write_csv)
+    monkeypatch.setattr(result_files, "write_csv", files.write_csv)
     diary = Diary()
     resumed = BASE.run(directory=tmp_path, callbacks=[diary])
     assert [note[0] for note in diary.notes] == ["started", "finished"]
@@ -468,7 +539,7 @@ def test_rounds_with_too_few_updates_are_reported_once_and_counted(capsys: pytes
         "the model is unchanged; training diverged in round 1 at client 0 (weights or loss not finite) with "
         f"{experiment.client}; a smaller lr usually helps; Result.failures has all reasons"
     )
-    assert last == f"fedsim: 2 of 3 rounds of {name} had too few updates and changed nothing"
+    assert last == f"fedsim: 2 of 3 rounds of {name} were rejected and changed nothing"
     replace(experiment, rounds=2).run()
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -553,3 +624,57 @@ def test_updates_are_for_callbacks_that_ask_for_them_and_if_the_server_has_them(
     secure = replace(BASE, secure_aggregation=SecureAggregation())
     with pytest.raises(ConfigError, match="callbacks has a Reader, which reads the update of each client, and with"):
         secure.run(callbacks=[Reader()])
+
+
+class Failures(Callback):
+    """Notes the errors of runs."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def run_failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("error", [PowerError(), KeyboardInterrupt(), ConfigError("mine")])
+def test_callbacks_see_the_error_that_ends_a_run_whichever_it_is(error: BaseException) -> None:
+    """That of another callback too, which they may have been called before."""
+    first, last = Failures(), Failures()
+    with pytest.raises(type(error)):
+        BASE.run(callbacks=[first, CutAt(2, error), last])
+    assert first.errors == last.errors == [error]
+
+
+def test_callbacks_see_errors_before_and_after_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailsAtTheEnd(Callback):
+        def run_finished(self, result: Result) -> None:
+            raise PowerError
+
+    failures = Failures()
+    with pytest.raises(DataError, match="absent"):
+        replace(BASE, dataset="table('absent.csv', label='y')").run(callbacks=[failures])
+    with pytest.raises(PowerError):
+        BASE.run(callbacks=[failures, FailsAtTheEnd()])
+    with pytest.raises(DivergenceError):
+        replace(BASE, client=SGD(lr=1e9)).run(callbacks=[failures])
+    monkeypatch.setattr(result_files, "write_csv", lambda *_: FailsAtTheEnd().run_finished(_[0]))
+    with pytest.raises(PowerError):
+        BASE.run(callbacks=[failures], directory=tmp_path)
+    assert [type(error) for error in failures.errors] == [DataError, PowerError, DivergenceError, PowerError]
+    BASE.run(callbacks=[failures])
+    assert len(failures.errors) == 4
+
+
+def test_callbacks_are_given_the_labels_of_each_run_of_a_study() -> None:
+    class Labels(Diary):
+        def label_run(self, labels: Mapping[str, str]) -> None:
+            self.notes.append(dict(labels))
+
+    labels = Labels()
+    axes: Any = {"client": [SGD(lr=0.2), SGD(lr=0.3)], "fraction_train": [0.5]}
+    compare(replace(BASE, rounds=1), **axes, seeds=2, callbacks=[labels])
+    given = [note for note in labels.notes if isinstance(note, dict)]
+    assert given == [{"client": f"SGD(lr={lr})"} for lr in ("0.2", "0.2", "0.3", "0.3")]
+    assert [type(note) for note in labels.notes[:2]] == [dict, tuple]  # before run_started
+    with pytest.raises(ConfigError, match=r"an item of callbacks is <class .*Diary'>"):
+        compare(BASE, callbacks=[Diary])  # type: ignore[list-item]

@@ -103,6 +103,10 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
         "accuracy.png",
         "drift.png",
         "splits.png",
+        "study.toml",
+        "environment.json",
+        "runs.csv",
+        "runs",
         ".lock",
     }
 
@@ -113,7 +117,7 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
     )
     assert done.returncode == 2, done.stderr
     told, error = done.stderr.strip().splitlines()
-    assert told.endswith(f"the study ended early; 1 of 2 runs were written to {tmp_path / 'out'}")
+    assert f"the study ended early; 1 of 2 runs are finished in {tmp_path / 'out'}" in told
     assert "training diverged in round 1" in error
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 
@@ -234,12 +238,12 @@ def test_an_error_of_fedsim_itself_keeps_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_a_study_that_ends_before_its_first_run_says_that_nothing_was_written(tmp_path: Path) -> None:
+def test_a_study_that_ends_before_its_first_run_says_that_nothing_is_finished(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text('rounds = 1\nclient = "SGD(lr=1e9)"\n\n[compare]\nseeds = 1\n')
     done = fedsim("compare", "study.toml", "--out", "results", cwd=tmp_path)
     assert done.returncode == 2
-    assert "the study ended early; 0 of 1 runs were written to results" in done.stderr
-    assert not list((tmp_path / "results").glob("*.csv"))
+    assert "the study ended early; 0 of 1 runs are finished in results" in done.stderr
+    assert [p.name for p in (tmp_path / "results").glob("*.csv")] == ["runs.csv"]
 
 
 BUSY = """
@@ -331,6 +335,10 @@ def test_a_table_goes_from_file_to_comparison_in_one_command(patients: str, tmp_
         "Dirichlet(0.1)",
     ]
     assert (tmp_path / "out" / "accuracy_by_skew.png").stat().st_size > 5_000
+    assert "against best" in done.stdout  # three seeds
+    assert "Against best: paired t tests of all pairs, by seed, with Holm's correction." in done.stdout
+    assert "summary.csv, tests.csv, fairness.csv" in done.stdout
+    assert len(pd.read_csv(tmp_path / "out" / "tests.csv")) == 3
     chosen = ["--split", "IID(4)", "--client", "SGD", "--client", "FedProx", "--seeds", "2", "--set", "rounds=2"]
     assert "FedProx" in fedsim(*command, *chosen).stdout
 
@@ -805,10 +813,14 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     base = Experiment(**SMALL, fraction_evaluate=1.0, client=SGD(lr=0.2), data_dir="7")
     study = compare(base, split=[IID(3), Dirichlet(3, alpha=0.5)], seeds=2)
     *table, last = out.splitlines()
-    assert table == study.table(0.15).to_string().splitlines()
+    assert table == [*study.table(0.15).to_string().splitlines(), *study.notes]
+    assert study.notes == [
+        "2 seeds: no intervals and no tests, which need at least 3 seeds. Rounds are medians; a seed that missed the "
+        "target counts as longer (Kaplan-Meier)."
+    ]
     names = ["accuracy", "drift", "splits", "local_accuracy", "accuracy_by_skew"]
     pictures = ", ".join(f"{name}.png" for name in names)
-    assert last == f"wrote rounds.csv, clients.csv, summary.csv, fairness.csv, {pictures} to out"
+    assert last == f"wrote the runs, rounds.csv, clients.csv, summary.csv, fairness.csv, {pictures} to out"
     assert pd.read_csv("out/summary.csv")["split"].tolist() == ["IID", "Dirichlet(0.5)"]
     said = here(capsys, "compare", "s.toml", "--set", "dataset=mnist", "--data-dir", "nowhere", code=2)[1]
     assert "data_dir is 'nowhere' but contains neither" in said
@@ -972,11 +984,11 @@ def test_splits_are_shown_as_they_are_with_a_seed(small: Path, capsys: pytest.Ca
 def test_resume_says_what_there_is_not(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "run").mkdir()
     said = here(capsys, "resume", "run", code=2)[1]
-    assert "'run' has no experiment.toml; allowed: a directory that fedsim run --out wrote" in said
+    assert "'run' has neither experiment.toml nor study.toml; allowed: a directory that fedsim run --out" in said
     (small / "run/experiment.toml").write_text("rounds = 1\n")
     said = here(capsys, "resume", "run", code=2)[1]
-    assert "the run in 'run' has no checkpoint.npz; there is nothing to resume" in said
-    (small / "run/history.csv").touch()
+    assert "the run in 'run' has no checkpoint; there is nothing to resume" in said
+    (small / "run/SHA256SUMS").touch()
     assert "the run in 'run' is complete; there is nothing to resume" in here(capsys, "resume", "run", code=2)[1]
 
 

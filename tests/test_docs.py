@@ -15,7 +15,7 @@ import pytest
 from fedsim import Experiment, compare, data
 from fedsim.report.catalogue import client_entries, server_entries
 from fedsim.report.tables import splits_table
-from fedsim.splits import IID, Split
+from fedsim.splits import IID, Shards, Split
 from fedsim.study import config
 from fedsim.study.plan import make_plan
 
@@ -112,6 +112,16 @@ def test_code_on_the_pages_runs(name: str) -> None:
             assert len(names["result"].history) == 3
 
 
+def test_the_statistics_page_shows_what_its_code_computes() -> None:
+    names: dict[str, Any] = {}
+    for code in fenced(ROOT / "docs/statistics.md", "python"):
+        exec(compile(code, "statistics", "exec"), names)
+    row = " | ".join(f"{effect:.2f}" for effect in names["smallest"].values())
+    assert f"| smallest difference | {row} |" in text(ROOT / "docs/statistics.md")
+    assert names["tests"]["split"].tolist() == ["IID", "Dirichlet(0.1)"]
+    assert not names["tests"]["p_holm"].isna().any()
+
+
 def test_the_attack_on_the_privacy_page_finds_the_example() -> None:
     [code] = fenced(ROOT / "docs/privacy.md", "python")
     names: dict[str, Any] = {}
@@ -127,6 +137,7 @@ def test_study_files_are_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
 def test_the_readmes_table_has_the_columns_that_are_printed(page: Path) -> None:
-    base = Experiment(split=IID(5), rounds=1, fraction_evaluate=1.0)  # as experiments/iid_vs_noniid.py evaluates
-    printed = compare(base, split=[IID(5)], seeds=2).table(0.9).to_string().splitlines()[0].split()
+    base = Experiment(rounds=1, fraction_evaluate=1.0)  # as experiments/iid_vs_noniid.py evaluates
+    study = compare(base, split=[IID(5), Shards(5, per_client=2)], seeds=3)
+    printed = study.table(0.9).to_string().splitlines()[0].split()
     assert " ".join(printed) in " ".join(text(page).split())

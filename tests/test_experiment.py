@@ -8,7 +8,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from functools import partial
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from fedsim.streams import Purpose, generator, keys, permutations
 from fedsim.study import config
 from fedsim.study.build import make_strategy
 from fedsim.study.callbacks import EarlyStopping
-from fedsim.study.compare import variants
+from fedsim.study.grid import variants
 from fedsim.study.result import Result, history_columns
 
 
@@ -368,10 +368,10 @@ def test_a_server_object_is_the_class_with_its_options() -> None:
 
 
 def test_studies_label_server_objects_by_their_options() -> None:
-    made = variants(SMALL, server=[servers.FedAdam(eta=0.1), servers.FedYogi(), servers.FedAvg])
+    made = variants(SMALL, {"server": [servers.FedAdam(eta=0.1), servers.FedYogi(), servers.FedAvg]})
     assert [label["server"] for label, _ in made] == ["FedAdam(eta=0.1)", "FedYogi", "FedAvg"]
     numpys: Any = np.float32(0.5)
-    made = variants(SMALL, server=[servers.FedAdam(eta=numpys), partial(servers.FedYogi, eta=numpys)])
+    made = variants(SMALL, {"server": [servers.FedAdam(eta=numpys), partial(servers.FedYogi, eta=numpys)]})
     assert [label["server"] for label, _ in made] == ["FedAdam(eta=0.5)", "FedYogi(eta=0.5)"]
 
 
@@ -438,7 +438,7 @@ def test_the_text_of_an_experiment_is_the_call_without_what_is_as_by_default() -
 
 
 def cells(html: str) -> list[str]:
-    return re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+    return list(map(unescape, re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)))
 
 
 def test_results_and_studies_have_short_texts_and_html() -> None:

@@ -222,7 +222,7 @@ def test_same_bits_with_any_workers_blocks_and_resumed(tmp_path: Path) -> None:
     for other in (experiment.run(workers=2, block_size=1), experiment.run(block_size=3), interrupted(experiment)):
         assert same(one, other)
         assert one.metrics.equals(other.metrics)
-    written = pd.read_csv(tmp_path / "metrics.csv", float_precision="round_trip")
+    written = pd.read_csv(tmp_path / "metrics.csv")
     assert written["value"].equals(one.metrics["value"])
     assert written["metric"].tolist() == one.metrics["metric"].tolist()
 
@@ -361,11 +361,11 @@ def test_early_stopping_on_a_metric() -> None:
 
 def test_a_study_has_metrics_of_all_runs(tmp_path: Path) -> None:
     base = replace(BASE, rounds=1, metrics=("macro_f1", "recall", mean_margin))
-    study = compare(base, split=[IID(4), Dirichlet(8)], seeds=2, directory=tmp_path)
+    study = compare(base, split=[IID(4), Dirichlet(8)], seeds=3, directory=tmp_path)
     summary = study.summary().iloc[0]
     values = [result.history["test_macro_f1"].iloc[-1] for result in study.variants[0].results]
     assert summary["final_macro_f1"] == pytest.approx(np.mean(values))
-    assert summary["final_macro_f1_ci95"] == pytest.approx(12.7062 * np.std(values, ddof=1) / np.sqrt(2), rel=1e-4)
+    assert summary["final_macro_f1_ci95"] == pytest.approx(4.30265 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-4)
     assert study.table()["final macro F1"].iloc[0].startswith(f"{np.mean(values):.3f} ± ")
     assert "final mean_margin" in study.table()
     frame = study.metrics()

@@ -38,7 +38,10 @@ def legend(figure: Figure) -> list[str]:
 
 
 def test_accuracy_is_a_line_per_variant_of_the_mean_with_its_interval(drawn: list[Figure]) -> None:
-    runs = [[[0.1, 0.5, 0.8], [0.1, 0.55, 0.7]], [[0.1, 0.3, 0.76], [0.1, 0.3, 0.72]]]
+    runs = [
+        [[0.1, 0.5, 0.8], [0.1, 0.55, 0.7], [0.1, 0.45, 0.3]],
+        [[0.1, 0.3, 0.61], [0.1, 0.3, 0.59], [0.1, 0.3, 0.57]],
+    ]
     made = [[history(test_accuracy=a, local_accuracy=[0.0, 0.2, 0.4]) for a in seeds] for seeds in runs]
     plots.plot_accuracy([("A", made[0]), ("B", made[1])], "x.png", "digits, 7 clients")
     (axes,) = drawn[0].axes
@@ -46,20 +49,20 @@ def test_accuracy_is_a_line_per_variant_of_the_mean_with_its_interval(drawn: lis
         np.testing.assert_allclose(np.array(line.get_xydata()), np.column_stack([[0, 1, 2], np.mean(seeds, axis=0)]))
         assert (to_hex(line.get_color()), line.get_linestyle()) == (colour, "-")
     texts = [note for note in axes.texts if note.get_text()]
-    assert [note.get_text() for note in texts] == ["A  0.750", "B  0.740"]
+    assert [note.get_text() for note in texts] == ["A  0.600", "B  0.590"]
     assert [to_hex(note.get_color()) for note in texts] == PALETTE[:2]
     heights = [float(note.xy[1]) for note in texts]  # type: ignore[attr-defined]
     assert heights[0] - heights[1] == pytest.approx(0.055)  # as far apart as the text is high
     assert len(axes.lines) == len(axes.collections) == 2
     edges: Any = axes.collections[0].get_paths()[0].vertices
     at_one = edges[edges[:, 0] == 1, 1]
-    half = half_width([0.5, 0.55])
-    assert (at_one.min(), at_one.max()) == pytest.approx((0.525 - half, 0.525 + half))
+    half = half_width([0.5, 0.55, 0.45])
+    assert (at_one.min(), at_one.max()) == pytest.approx((0.5 - half, 0.5 + half))
     assert edges[:, 1].max() == 1  # no accuracy is above 1, nor is its interval drawn there
     assert [to_hex(band.get_facecolor()[0]) for band in cast(Any, axes.collections)] == PALETTE[:2]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 2), (0, 1))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy of the global model")
-    title = "Federated learning on digits, 7 clients (mean of 2 seeds, 95 % interval shaded)"
+    title = "Federated learning on digits, 7 clients (mean of 3 seeds, 95 % interval shaded)"
     assert axes.get_title(loc="left") == title
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
@@ -73,6 +76,15 @@ def test_local_r2_of_one_seed_has_no_interval(drawn: list[Figure]) -> None:
     assert axes.get_title(loc="left") == "Federated learning on d (one seed)"
     assert not axes.collections
     assert axes.get_xlim() == (0, 5)  # the longest variant
+
+
+def test_two_seeds_have_no_band_and_the_title_says_so(drawn: list[Figure]) -> None:
+    seeds = [history(test_accuracy=[0.1, 0.5, 0.8]), history(test_accuracy=[0.1, 0.6, 0.7])]
+    plots.plot_accuracy([("A", seeds), ("B", seeds)], "x.png", "d")
+    (axes,) = drawn[0].axes
+    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.55, 0.75])
+    assert not axes.collections
+    assert axes.get_title(loc="left") == "Federated learning on d (mean of 2 seeds: no interval)"
 
 
 def test_a_run_that_stops_early_counts_with_its_last_value(drawn: list[Figure]) -> None:
@@ -97,7 +109,9 @@ def test_client_drift_has_a_panel_per_measure(drawn: list[Figure]) -> None:
         "gradient_diversity": [1.0, 4.0, 8.0],
     }
     other = {"client_drift": [0.0, 0.1, 4.0], "update_cosine": [0.1, 1.0, -1.0], "gradient_diversity": [1.0, 5.0, 2.0]}
-    plots.plot_drift([("A", [history(**columns), history(**other)]), ("B", [history(**other)])], "x.png", "digits")
+    third = {name: list(np.mean([columns[name], other[name]], axis=0)) for name in columns}
+    made = [history(**columns), history(**other), history(**third)]
+    plots.plot_drift([("A", made), ("B", [history(**other)])], "x.png", "digits")
     panels = drawn[0].axes
     assert [panel.get_ylabel() for panel in panels] == [
         "client drift\n$\\|w_k - w\\|$",
@@ -113,14 +127,14 @@ def test_client_drift_has_a_panel_per_measure(drawn: list[Figure]) -> None:
     )
     assert low.tolist() == [0, -1, 1e-9]  # no interval reaches beyond what the measure can be
     assert high[1] == 1
-    assert high[0] > 10
+    assert high[0] == pytest.approx(3 + half_width([2, 4, 3]))
     assert [panel.get_yscale() for panel in panels] == ["linear", "linear", "log"]
     assert panels[2].get_ylim() == (0.5, 16)
     assert [panel.get_xlabel() for panel in panels] == ["", "", "round"]
     assert all(float(tick).is_integer() for tick in panels[-1].get_xticks())
     assert legend(drawn[0]) == ["A", "B"]
     assert [to_hex(line.get_color()) for line in drawn[0].legends[0].get_lines()] == PALETTE[:2]
-    said = "Client drift on digits (mean of 2 seeds, 95 % interval shaded)"
+    said = "Client drift on digits (mean of 1 to 3 seeds, 95 % interval shaded)"
     assert drawn[0].get_suptitle() == said
     plots.plot_drift([("A", [history(weight_divergence=[0.0, 0.5, 0.7])])], "x.png", "digits")
     assert [panel.get_ylabel() for panel in drawn[1].axes] == ["weight\ndivergence"]
@@ -197,7 +211,7 @@ def test_bubbles_are_as_large_as_what_a_client_holds(drawn: list[Figure]) -> Non
     assert np.asarray(found.get_offsets()).tolist() == [[0, 0], [1, 1]]
     sizes = cast(Any, found).get_sizes()
     assert sizes[0] / sizes[1] == pytest.approx(4)  # their areas
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a" * 14, "b"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a" * 13 + "…", "b"]
     assert (axes.get_ylabel(), axes.get_ylim(), drawn[0].legends) == ("label", (-0.7, 1.7), [])
     split_plots.plot_splits({"A": np.ones((90, 2), dtype=int)}, "x.png", "pets", "bubbles")
     assert drawn[1].axes[0].get_xlabel() == "clients (60 of 90)"

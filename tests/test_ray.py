@@ -18,7 +18,7 @@ import pytest
 from helpers import mean_margin, same
 from numpy.typing import NDArray
 
-from fedsim import Experiment, clients, compare, servers
+from fedsim import Experiment, clients, compare, data, servers
 from fedsim.attacks import ModelReplacement
 from fedsim.clients import SGD, Context
 from fedsim.engines.ray import RayEngine, _check_listening, _state_loader
@@ -26,7 +26,7 @@ from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError, DivergenceError, FedsimError
 from fedsim.privacy import CentralDP, ExampleDP, LocalDP
 from fedsim.secure import SecureAggregation
-from fedsim.splits import IID, Dirichlet, FeatureNoise, TimeOrdered
+from fedsim.splits import IID, Dirichlet, FeatureNoise, Natural, TimeOrdered
 from fedsim.updates.compression import Int8, TopK
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -35,6 +35,10 @@ pytestmark = pytest.mark.xdist_group("ray")  # one process, one cluster
 BASE = Experiment(
     split=Dirichlet(12, alpha=0.4), rounds=3, fraction_train=0.7, fraction_evaluate=0.5, test_fraction=0.1
 )
+
+
+HOSPITALS = np.repeat(["Bergen", "Charité"], 721)
+NAMED = replace(BASE, dataset=replace(data.load("digits"), groups={"hospital": HOSPITALS}), split=Natural())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -237,3 +241,12 @@ def test_a_cluster_that_was_started_for_a_run_ends_with_it() -> None:
     )
     assert ended.stdout.split() == ["True", "1.0", "1", "False", "0"], ended.stderr
     assert "Warning" not in ended.stderr
+
+
+def test_clients_in_actors_have_names() -> None:
+    """In results, and in errors that actors raise."""
+    assert NAMED.run(engine="ray").clients["client_name"].equals(NAMED.run().clients["client_name"])
+    with pytest.raises(
+        DivergenceError, match=r"client (0 \(Bergen|1 \(Charité)\) when FineTune.* made the client's own"
+    ):
+        replace(NAMED, client=clients.FineTune(lr=0.01, tune_lr=1e30)).run(engine="ray")

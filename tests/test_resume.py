@@ -34,12 +34,12 @@ from fedsim.rounds.validity import ValidityChecks
 from fedsim.secure import SecureAggregation
 from fedsim.signals import handle_signals
 from fedsim.splits import IID, Dirichlet, TimeOrdered
-from fedsim.study import checkpoint
+from fedsim.study import checkpoint, result_files
 from fedsim.study import directory as rundir
 from fedsim.study import saving as run
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.config import to_toml
-from fedsim.study.directory import fingerprint
+from fedsim.study.identity import fingerprint
 from fedsim.study.strategy_state import load_strategy_state, strategy_state_dict
 
 BASE = Experiment(
@@ -301,22 +301,22 @@ def test_a_run_killed_while_it_writes_its_results_is_not_complete(
     """Before its first checkpoint, and at each of its files."""
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 1e9)
     out = tmp_path / "out"
-    write, written = files.write_whole, files.write_csv
-    for last in ("history.csv", "clients.csv", "failures.csv", "weights.npz"):
+    write = files.write_whole
+    for last in ("history.csv", "clients.csv", "failures.csv", "weights.npz", "result.toml", "SHA256SUMS"):
 
-        def killed(path: Path, *content: Any, real: Any, last: str = last) -> None:
-            real(path, *content)
+        def killed(path: Path, *content: Any, last: str = last) -> None:
+            write(path, *content)
             if path.name == last:
                 raise PowerError
 
-        monkeypatch.setattr(rundir, "write_whole", partial(killed, real=write))
-        monkeypatch.setattr(rundir, "write_csv", partial(killed, real=written))
+        monkeypatch.setattr(files, "write_whole", killed)
+        monkeypatch.setattr(result_files, "write_whole", killed)
         with pytest.raises(PowerError):
             BASE.run(directory=out)
         assert (out / last).exists()
         assert (out / rundir.CHECKPOINT).exists()  # which makes it unfinished
-    monkeypatch.setattr(rundir, "write_whole", write)
-    monkeypatch.setattr(rundir, "write_csv", written)
+    monkeypatch.setattr(files, "write_whole", write)
+    monkeypatch.setattr(result_files, "write_whole", write)
     assert same(BASE.run(directory=out), BASE.run())
     assert not (out / rundir.CHECKPOINT).exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing half done was kept as earlier results
@@ -333,8 +333,8 @@ def test_a_restart_before_the_first_checkpoint_leaves_nothing(monkeypatch: pytes
     assert same(BASE.run(directory=out), BASE.run())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert {p.name for p in out.iterdir()} == {
-        *rundir.RESULTS,
-        rundir.FAIRNESS,
+        *result_files.RESULTS,
+        result_files.FAIRNESS,
         ".lock",
         ".mine.abcdefgh",
         ".history.csv.backup",
@@ -643,7 +643,7 @@ def test_the_command_line_resumes(tmp_path: Path) -> None:
     assert "is complete; there is nothing to resume" in again.stderr
     nothing = fedsim("resume", ".", cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "has no experiment.toml" in nothing.stderr
+    assert "has neither experiment.toml nor study.toml" in nothing.stderr
 
 
 class Moody(clients.SCAFFOLD):
@@ -750,7 +750,7 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path, capsys: pytest.Capt
     TINY.run(directory=tmp_path)
     kept = tmp_path.with_name(f"{tmp_path.name}.1")
     assert f"fedsim: kept the earlier results in {kept}\n" == capsys.readouterr().err
-    assert {file.name for file in kept.iterdir()} == {*rundir.RESULTS} - {"experiment.toml"}
+    assert {file.name for file in kept.iterdir()} == {*result_files.RESULTS} - {"experiment.toml"}
 
 
 def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -762,7 +762,8 @@ def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, mon
     assert written == {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in ("fedsim", "numpy", "numba", "flwr", "pandas")},
+        **{name: version(name) for name in ("fedsim", "numpy", "numba", "flwr", "pandas", "scikit-learn")},
+        "git": result_files.git_revision(),
     }
     flushed: list[bool] = []
     real = os.fsync
@@ -772,6 +773,7 @@ def test_a_results_directory_says_what_was_run_and_with_what(tmp_path: Path, mon
         flushed.append((tmp_path / "b/checkpoint.npz").exists())
 
     monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)  # a run without a checkpoint is not flushed
     result = replace(once, dataset=once.load_data(), client=Failing(), on_failure="exclude").run(
         directory=tmp_path / "b"
     )

@@ -31,7 +31,7 @@ from fedsim.secure import SecureAggregation, crypto, shamir
 from fedsim.secure.clients import CHANGE, LOSS, SecureClients, mask_key
 from fedsim.secure.quantise import dequantise, dequantise_loss, quantise, quantise_loss, scale_of
 from fedsim.secure.server import SecureSum
-from fedsim.splits import Dirichlet
+from fedsim.splits import IID, Dirichlet
 from fedsim.streams import Purpose, generator
 from fedsim.study import config
 from fedsim.study.build import build_runtime
@@ -462,6 +462,15 @@ def test_a_round_with_too_many_dropouts_changes_nothing(capsys: pytest.CaptureFi
     assert (result.history["clients"].iloc[1:] == 0).all()
     assert result.history["test_loss"].nunique() == 1
     assert "the model is unchanged" in capsys.readouterr().err
+
+
+def test_a_round_whose_sum_is_lost_says_how_many_updates_there_were(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of eight clients has shares of all others, and six of them are needed: here a few drop out."""
+    result = secured(SecureAggregation(dropout=0.4, threshold=0.9), split=IID(8), rounds=1, fraction_train=1.0).run()
+    sent = 8 - int(result.failures["reason"].str.startswith("it dropped out").sum())
+    assert 0 < sent < 8
+    assert set(result.failures["reason"]) == {"it dropped out (dropout = 0.4)", "too many clients dropped out"}
+    assert f"had {sent} updates, whose sum could not be recovered: the model" in capsys.readouterr().err
 
 
 class Altered(ThreadEngine):

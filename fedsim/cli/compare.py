@@ -5,48 +5,60 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.cli import options
+
+if TYPE_CHECKING:
+    from fedsim.study.plan import Plan
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim compare``."""
     sub.add_argument("file", metavar="FILE", help="the study's configuration (.toml), or a table (.csv, .parquet)")
     options.add_experiment_options(sub, "; repeat it to compare several")
+    grid = "values to compare, such as client.lr=0.01,0.1 or 'split=IID(50);Shards(50)'; repeatable"
+    sub.add_argument("--grid", metavar="KEY=VALUES", help=grid, **options.REPEATABLE)
     sub.add_argument("--seeds", metavar="N", type=int, help="number of seeds (default: the file's; 3 for a table)")
     sub.add_argument("--target", metavar="ACCURACY", type=float, help="report the rounds to this test accuracy")
+    options.add(sub, "--jobs")
 
 
 def compare(args: argparse.Namespace) -> None:
     """Run a study (a file with a [compare] table) and print its table."""
-    from fedsim.checks import check_real
     from fedsim.modules import Modules
-    from fedsim.study import compare as studies
     from fedsim.study import config
-    from fedsim.study.directory import FAIRNESS, GROUPS, METRICS
     from fedsim.study.plan import make_plan, table_plan
 
-    if args.target is not None:
-        check_real("--target", args.target)
     changes = options.assignments(args)
     chosen = {name: value for name in ("client", "split", "seeds") if (value := getattr(args, name)) not in ([], None)}
+    chosen |= options.grid(args.grid)
     if table := options.table_call(args, args.file):
         plan = table_plan(table, args.data_dir, changes, chosen)
     else:
         plan = make_plan(config.read(args.file), changes, chosen, Modules.here(args.module))
+    execute(plan, args)
+
+
+def execute(plan: Plan, args: argparse.Namespace) -> None:
+    """Run a study, print its table, and draw its pictures if it has a directory."""
+    from fedsim.checks import check_real
+    from fedsim.report.terminal import to_text
+    from fedsim.study.compare import run_plan
+
+    if args.target is not None:
+        check_real("--target", args.target)
     options.print_dataset(plan.base)
-    settings: dict[str, Any] = {**plan.axes, "workers": args.workers, "verbose": args.verbose, "directory": args.out}
     engine = options.choose_engine(args)
-    study = studies.compare(plan.base, seeds=plan.seeds, baselines=plan.baselines, engine=engine, **settings)
-    print(study.table(args.target).to_string())
+    settings: dict[str, Any] = {
+        "workers": args.workers,
+        "jobs": args.jobs,
+        "verbose": args.verbose,
+        "directory": args.out,
+    }
+    study = run_plan(plan, callbacks=options.make_trackers(args), engine=engine, **settings)
+    print("\n".join([to_text(study.table(args.target)), *study.notes]))
     if args.out:
-        tables = [
-            *studies.TABLES,
-            *([FAIRNESS] if study.evaluated else []),
-            *([GROUPS] if study.counted_groups else []),
-            *([METRICS] if study.has_metrics else []),
-        ]
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}
         if study.measured_drift:
             plots["drift.png"] = study.plot_drift
@@ -56,4 +68,4 @@ def compare(args: argparse.Namespace) -> None:
             plots["accuracy_by_skew.png"] = study.plot_score_by_skew
         for name, plot in plots.items():
             plot(Path(args.out) / name)
-        print(f"wrote {', '.join([*tables, *plots])} to {args.out}")
+        print(f"wrote the runs, {', '.join([*study.files, *plots])} to {args.out}")

@@ -77,7 +77,8 @@ def run_on_supernodes(
     from fedsim.apps.deployment import run_local_deployment
 
     nodes = settings.pop("nodes", 4)
-    options.print_history(run_local_deployment(experiment, nodes, args.out, print_line, insecure, **settings))
+    history = run_local_deployment(experiment, nodes, args.out, print_line, insecure, **settings)
+    options.print_history(history, args.out)
     if args.out:
         print(f"wrote the results to {args.out}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fedsim import __version__
-from fedsim.cli import compare, deploy, privacy, run, splits, tools
+from fedsim.cli import compare, completion, deploy, privacy, run, splits, tools
 from fedsim.cli.guard import Parser, guard
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Options | None]]
     "strategies": (tools.strategies, None),
     "check": (tools.check, tools.add_check_options),
     "data": (tools.data, tools.add_data_options),
+    "completion": (completion.completion, completion.add_options),
 }
 
 
@@ -40,6 +41,7 @@ def parser() -> Parser:
         description="Simulate federated learning on IID and non-IID data.",
         epilog="Configuration files hold the arguments of Experiment in TOML; see docs/configuration.md.",
     )
+    top.set_defaults(parser=top)
     top.add_argument("--version", action="version", version=f"fedsim {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (action, add_options) in COMMANDS.items():

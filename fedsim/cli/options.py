@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fedsim.study.experiment import Experiment
+    from fedsim.trackers import Tracker
 
 REPEATABLE: dict[str, Any] = {"action": "append", "default": []}
 #: Flag -> arguments of `argparse.ArgumentParser.add_argument`.
@@ -26,6 +28,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "type": int,
         "help": "threads, actors or SuperNodes (default: by the size of the job)",
+    },
+    "--jobs": {
+        "metavar": "N",
+        "type": int,
+        "help": "runs at the same time, in processes (default: one per core for small runs)",
+    },
+    "--track": {
+        "metavar": "TRACKER",
+        "help": "log to mlflow, tensorboard or wandb, or as in \"MLflow(uri='sqlite:///mlflow.db')\"; repeatable",
+        **REPEATABLE,
     },
     "--label": {"metavar": "COLUMN", "help": "column to predict"},
     "--client-column": {"metavar": "COLUMN", "help": "column that identifies a row's client; repeatable", **REPEATABLE},
@@ -70,8 +82,41 @@ def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> No
     add_table_options(sub)
     out = "write results to this directory; earlier results are moved to a numbered directory beside it"
     sub.add_argument("--out", metavar="DIR", type=nonempty_path, help=out)
-    add(sub, "--data-dir")
+    add(sub, "--track", "--data-dir")
     add_engine_options(sub)
+
+
+def grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the axes of ``--grid``: ``client.lr=0.01,0.1``, or ``split=IID(50);Dirichlet(50, alpha=0.1)``.
+
+    Values are separated by semicolons if there are any, else by commas, but not inside of brackets and quotes.
+    """
+    from fedsim.toml import read_assignment
+
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        parts = _split(values, ";")
+        parts = parts if len(parts) > 1 else _split(values, ",")
+        axes[key.strip()] = [read_assignment("--grid", f"{key}={part}")[1] for part in parts]
+    return axes
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split a text at the separators that are outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == separator and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def choose_engine(args: argparse.Namespace) -> Any:
@@ -121,6 +166,20 @@ def assignments(args: argparse.Namespace) -> list[str]:
     return [*args.set, *([tomli_w.dumps({"data_dir": args.data_dir})] if args.data_dir else [])]
 
 
+def make_trackers(args: argparse.Namespace) -> list[Tracker]:
+    """Return the trackers of ``--track``."""
+    from functools import partial
+
+    from fedsim import trackers
+    from fedsim.modules import EVERY, load_class
+    from fedsim.objects import classes_of, from_text
+
+    classes = classes_of(trackers, trackers.Tracker)
+    names = {name.lower(): cls for name, cls in classes.items()} | classes
+    load = partial(load_class, "--track", base=trackers.Tracker, modules=EVERY)
+    return [from_text("--track", text, names, load_class=load) for text in args.track]
+
+
 def print_dataset(experiment: Experiment) -> None:
     """Print how a table or a dataset of the hub was read."""
     from fedsim import data
@@ -137,7 +196,11 @@ def print_dataset(experiment: Experiment) -> None:
             print_notice(f"{dataset.name}: {note}")
 
 
-def print_history(history: pd.DataFrame) -> None:
-    """Print a run's history without its empty columns."""
-    known = history.dropna(axis="columns", how="all")
-    print(known.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+def print_history(history: pd.DataFrame, out: str | None) -> None:
+    """Print a run's history: all of it to a file or a pipe, and what fits to a terminal."""
+    from fedsim.report.terminal import history_text, terminal_width
+
+    text, omission = history_text(history, terminal_width())
+    print(text)
+    if omission:
+        print(f"showing {omission}; {'' if out else 'with --out DIR, '}history.csv has all")

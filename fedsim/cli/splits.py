@@ -29,7 +29,9 @@ def splits(args: argparse.Namespace) -> None:
     from fedsim.checks import check_choice, check_integer, check_seed
     from fedsim.report.split_plots import KINDS, plot_splits
     from fedsim.report.tables import shards_table, splits_table
+    from fedsim.report.terminal import to_text
     from fedsim.study import config
+    from fedsim.text import printable
 
     check_integer("--max-clients", args.max_clients, 1)
     check_seed("--seed", args.seed)
@@ -45,11 +47,12 @@ def splits(args: argparse.Namespace) -> None:
     federated = {label: split.federate(dataset, args.seed) for label, split in zip(labels, chosen, strict=True)}
     if args.out:
         counts = {label: each.label_counts() for label, each in federated.items()}
-        plot_splits(counts, args.out, dataset.name, args.kind, dataset.label_names)
-    print(f"{dataset.name}: {len(dataset.x_train):,} training examples; means over clients")
-    print(splits_table(federated).to_string())
+        names = {label: each.client_names for label, each in federated.items()}
+        plot_splits(counts, args.out, dataset.name, args.kind, dataset.label_names, names)
+    print(f"{printable(dataset.name)}: {len(dataset.x_train):,} training examples; means over clients")
+    print(to_text(splits_table(federated)))
     for label, each in federated.items():
-        print(f"\n{label}\n{shards_table(each).head(args.max_clients).to_string()}")
+        print(f"\n{label}\n{to_text(shards_table(each).head(args.max_clients))}")
         if (rest := len(each.partition) - args.max_clients) > 0:
             print(f"... and {rest:,} more clients (--max-clients {len(each.partition)} shows all)")
     if args.out:

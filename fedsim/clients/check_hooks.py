@@ -17,6 +17,7 @@ from fedsim.clients.sgd import SGD
 from fedsim.clients.strategy import ClientStrategy
 from fedsim.errors import ConfigError
 from fedsim.models import Array, Group, Model
+from fedsim.splits.names import describe_client
 
 
 def refusal(strategy: ClientStrategy, hook: str, sentence: str) -> ConfigError:
@@ -157,14 +158,17 @@ def check_server_state(strategy: ClientStrategy, hook: str, state: Any) -> dict[
     return arrays
 
 
-def check_personal(strategy: ClientStrategy, values: Any, clients: Array, parameters: int) -> Array:
+def check_personal(
+    strategy: ClientStrategy, values: Any, clients: Array, parameters: int, client_names: Sequence[str] = ()
+) -> Array:
     """Return the result of `personalise` as finite rows of weights: one for all clients, or one for each."""
     rows = values[None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
     count = 1 if isinstance(rows, np.ndarray) and rows.shape[:1] == (1,) else len(clients)
     rows = check_array(strategy, "personalise", "personalise() returned", rows, (count, parameters))
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        client = f" for client {clients[int(np.argmin(finite))]}" if len(rows) == len(clients) else ""
+        first = clients[int(np.argmin(finite))] if len(rows) == len(clients) else None
+        client = "" if first is None else f" for {describe_client(first, client_names)}"
         raise refusal(strategy, "personalise", f"personalise() returned weights that are not finite{client}")
     return rows
 

@@ -12,6 +12,7 @@ from fedsim.clients.strategy import ClientStrategy
 from fedsim.clients.task import Task, Update
 from fedsim.errors import DivergenceError
 from fedsim.models import Array, Model
+from fedsim.splits.names import describe_client
 from fedsim.splits.partition import Indices
 
 
@@ -87,8 +88,9 @@ def personalise(task: Task, clients: Indices, state: dict[str, Array]) -> Array:
     loss = context.training_loss()
     diverged = np.flatnonzero(np.isnan(0.0 if loss is None else loss))
     if len(diverged):
+        client = describe_client(clients[diverged[0]], task.client_names)
         raise DivergenceError(
-            f"training diverged in round {task.round} at client {clients[diverged[0]]} when {task.strategy} made the "
-            "client's own model; a smaller learning rate usually helps"
+            f"training diverged in round {task.round} at {client} when {task.strategy} made the client's own model; "
+            "a smaller learning rate usually helps"
         )
-    return check_personal(task.strategy, weights, clients, task.model.num_parameters)
+    return check_personal(task.strategy, weights, clients, task.model.num_parameters, task.client_names)

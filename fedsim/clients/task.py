@@ -48,6 +48,8 @@ class Task:
         Clients take the steps of DP-SGD.
     groups : ndarray of int, shape (examples,), optional
         The group of people of each example, from 0; see `fedsim.clients.sensitive`.
+    client_names : sequence of str
+        By partition id; empty if clients have numbers only.
     """
 
     model: Model
@@ -65,6 +67,7 @@ class Task:
     protect: Callable[[Task, Update], Update] | None = None
     example_noise: ExampleNoise | None = None
     groups: Indices | None = None
+    client_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.contribution.contributions import Floats, standard_error
-from fedsim.contribution.retraining import check_clients, clients_of, fixed, repeat, retrain
+from fedsim.contribution.retraining import check_clients, clients_of, fixed, names_of, repeat, retrain
 from fedsim.engines.engine import Engine
 from fedsim.report.intervals import t_quantile
+from fedsim.splits.names import insert_names
 from fedsim.study.callbacks import Callback
 from fedsim.study.experiment import Experiment
 from fedsim.study.result import Result
@@ -35,12 +36,15 @@ class ClassInfluence:
         NaN for a class without test examples.
     without : ndarray of float64, shape (seeds, clients, classes)
         Recall of the models that are trained without each client.
+    client_names : tuple of str
+        By partition id; empty if clients have numbers only.
     """
 
     clients: NDArray[np.intp]
     label_names: tuple[str, ...]
     with_all: Floats
     without: Floats
+    client_names: tuple[str, ...] = ()
 
     @property
     def influence(self) -> Floats:
@@ -55,7 +59,10 @@ class ClassInfluence:
         return errors * t_quantile(len(self.without) - 1) if len(self.without) > 1 else errors
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per client and class: ``client, class, recall, recall_without, influence, ci95``."""
+        """Return a row per client and class: ``client, class, recall, recall_without, influence, ci95``.
+
+        If clients have names, ``client_name`` follows ``client``.
+        """
         import pandas as pd
 
         count, classes = len(self.clients), len(self.label_names)
@@ -67,7 +74,7 @@ class ClassInfluence:
             "influence": self.influence.ravel(),
             "ci95": self.half_widths.ravel(),
         }
-        return pd.DataFrame(columns)
+        return insert_names(pd.DataFrame(columns), self.client_names, "client")
 
 
 def class_recall(result: Result) -> Floats:
@@ -117,4 +124,5 @@ def class_influence(
             result = retrain(repeated, removed, workers=workers, engine=engine, callbacks=callbacks)
             recalls.append(class_recall(result))
     shaped = np.array(recalls).reshape(seeds, len(chosen) + 1, data.num_classes)
-    return ClassInfluence(np.array(chosen), data.label_names, shaped[:, 0], shaped[:, 1:])
+    names = names_of(experiments[0])
+    return ClassInfluence(np.array(chosen), data.label_names, shaped[:, 0], shaped[:, 1:], names)

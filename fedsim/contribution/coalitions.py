@@ -40,9 +40,13 @@ class CoalitionGame(ABC):
 
     Attributes
     ----------
+    client_names : tuple of str
+        By partition id; empty if clients have numbers only.
     requested : set of bytes
         The coalitions whose utility has been read since the set was cleared.
     """
+
+    client_names: tuple[str, ...] = ()
 
     def __init__(self, clients: NDArray[np.intp], seed: int = 0) -> None:
         self.clients, self.seed = clients, seed
@@ -187,4 +191,6 @@ def _contributions(
     evaluations = len(game.requested)
     everybody, nobody = game.extremes()
     errors = np.full(len(values), np.nan) if errors is None else errors
-    return Contributions(method, game.clients, values, errors, degrees, everybody, nobody, evaluations)
+    return Contributions(
+        method, game.clients, values, errors, degrees, everybody, nobody, evaluations, game.client_names
+    )

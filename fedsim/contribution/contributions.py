@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_instance
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import t_quantile
+from fedsim.splits.names import insert_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,8 @@ class Contributions:
         Utility of the model that all clients train, and of the untrained model.
     evaluations : int
         Number of coalitions whose utility was needed. Each takes a training if coalitions are retrained.
+    client_names : tuple of str
+        By partition id; empty if clients have numbers only.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Contributions:
     everybody: float
     nobody: float
     evaluations: int
+    client_names: tuple[str, ...] = ()
 
     @property
     def half_widths(self) -> Floats:
@@ -57,11 +61,15 @@ class Contributions:
         return self.standard_errors * t_quantile(self.degrees_of_freedom)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per client: ``method, client, value, standard_error, ci95`` (half of the interval)."""
+        """Return a row per client: ``method, client, value, standard_error, ci95`` (half of the interval).
+
+        If clients have names, ``client_name`` follows ``client``.
+        """
         import pandas as pd
 
         columns: dict[str, Any] = {"method": self.method, "client": self.clients, "value": self.values}
-        return pd.DataFrame(columns | {"standard_error": self.standard_errors, "ci95": self.half_widths})
+        frame = pd.DataFrame(columns | {"standard_error": self.standard_errors, "ci95": self.half_widths})
+        return insert_names(frame, self.client_names, "client")
 
 
 def combine(parts: Sequence[Contributions]) -> Contributions:
@@ -95,6 +103,7 @@ def combine(parts: Sequence[Contributions]) -> Contributions:
         float(np.mean([part.everybody for part in parts])),
         float(np.mean([part.nobody for part in parts])),
         sum(part.evaluations for part in parts),
+        parts[0].client_names,
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.contribution.coalitions import CoalitionGame, Members, marginal_contributions
 from fedsim.contribution.contributions import Contributions, Floats, standard_error
-from fedsim.contribution.retraining import UTILITIES, clients_of, fixed
+from fedsim.contribution.retraining import UTILITIES, clients_of, fixed, names_of
 from fedsim.data import Dataset
 from fedsim.engines.engine import Engine
 from fedsim.errors import ConfigError
@@ -180,9 +180,8 @@ class GTGShapley(Callback):
             raise ConfigError("GTGShapley has observed no run; allowed: give it to Experiment.run as a callback first")
         errors, nobody, everybody = np.sqrt(self._variances), self._extremes[0], self._extremes[-1]
         degrees, count = self.cycles - 1, self._evaluations
-        return Contributions(
-            "GTG-Shapley", self._clients, self._values.copy(), errors, degrees, everybody, nobody, count
-        )
+        values, names = self._values.copy(), names_of(self._experiment)
+        return Contributions("GTG-Shapley", self._clients, values, errors, degrees, everybody, nobody, count, names)
 
 
 def gtg_shapley(

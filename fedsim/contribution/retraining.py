@@ -85,6 +85,7 @@ class Retraining(CoalitionGame):
         self._run = {"workers": workers, "engine": engine, "callbacks": callbacks}
         self.experiment = fixed(experiment)
         super().__init__(clients_of(self.experiment), experiment.seed)
+        self.client_names = names_of(self.experiment)
         self._untrained: float | None = None
 
     def evaluate(self, members: Members) -> Floats:
@@ -150,6 +151,11 @@ def fixed(experiment: Experiment) -> Experiment:
 def clients_of(experiment: Experiment) -> NDArray[np.intp]:
     """Return the partition ids of the clients that have examples."""
     return np.flatnonzero(experiment.federate(experiment.load_data()).partition.sizes)
+
+
+def names_of(experiment: Experiment) -> tuple[str, ...]:
+    """Return the names of the clients by partition id; empty if clients have numbers only."""
+    return experiment.federate(experiment.load_data()).client_names
 
 
 def check_clients(experiment: Experiment, clients: Any) -> list[int]:

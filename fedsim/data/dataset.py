@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,6 +126,16 @@ class Dataset:
             return self.y_train
         cuts = np.quantile(self.y_train, np.linspace(0, 1, DECILES + 1)[1:-1])
         return np.searchsorted(cuts, self.y_train, side="right")
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the arrays and the groups, in hexadecimal digits."""
+        names = sorted(self.groups), sorted(self.groups_test)
+        groups = [self.groups[name] for name in names[0]] + [self.groups_test[name] for name in names[1]]
+        digest = hashlib.sha256(repr((self.num_classes, self.regression, *names)).encode())
+        for values in (self.x_train, self.y_train, self.x_test, self.y_test, *groups):
+            digest.update(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     @property
     def num_strata(self) -> int:

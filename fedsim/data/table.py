@@ -187,10 +187,16 @@ def column_names(field: str, value: str | Sequence[str]) -> list[str]:
 
 
 def _group(column: pd.Series) -> NDArray[Any]:
-    """Return a column of clients or groups as integers or text, which can be sorted."""
-    if column.dtype.kind in "iu":
+    """Return a column of clients or groups as integers or text, which can be sorted.
+
+    pandas reads whole numbers as floats if some are missing; here they are whole numbers in any case.
+    """
+    known = column.notna()
+    if column.dtype.kind == "f" and ((column.abs() < 2**53) & (column % 1 == 0))[known].all():
+        column = column.astype("Int64")
+    if column.dtype.kind in "iu" and known.all():
         return column.to_numpy()
-    return column.astype(object).where(column.notna(), "(missing)").astype(str).to_numpy(dtype=str)
+    return column.astype(object).where(known, "(missing)").astype(str).to_numpy(dtype=str)
 
 
 def _target(column: pd.Series, regression: bool | None, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:

@@ -168,7 +168,7 @@ class ClientRuntime:
             self.federated.poisoned_at(round_number) or self.partition, weights,
             round_number, self.seed, down or {}, self.kernel_name, purpose,
             example_noise=self.example_noise, protect=secure.protect if secure else None,
-            groups=self._sensitive.train if self._sensitive else None,
+            groups=self._sensitive.train if self._sensitive else None, client_names=self.federated.client_names,
         )  # fmt: skip
 
     def exchange(

@@ -17,6 +17,7 @@ from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import half_width
 from fedsim.splits.measure import gini
+from fedsim.splits.names import CLIENT_NAME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,11 +110,11 @@ def client_fairness(results: Result | Study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        For a result, one row per evaluated round: ``round, clients`` (number of those that evaluated) and the measures
-        of `fairness_measures`. For a study, one row per variant: the axes' columns, ``seeds``, ``clients`` (the mean
-        number of those that evaluated; centralised training is one client), and for each measure its mean over the
-        seeds in the last evaluated round, and the half width of its 95 % interval (``..._ci95``); NaN for a variant in
-        which no client evaluated.
+        For a result, one row per evaluated round: ``round, clients`` (number of those that evaluated), the measures of
+        `fairness_measures` and, if clients have names, ``worst_client`` (the name of one with the lowest score). For a
+        study, one row per variant: the axes' columns, ``seeds``, ``clients`` (the mean number of those that evaluated;
+        centralised training is one client), and for each measure its mean over the seeds in the last evaluated round,
+        and the half width of its 95 % interval (``..._ci95``); NaN for a variant in which no client evaluated.
 
     Raises
     ------
@@ -146,7 +147,10 @@ def _by_round(result: Result) -> pd.DataFrame:
     rows = []
     for number, clients in result.clients.groupby("round"):
         scores = clients[result.score].to_numpy(dtype=float)
-        rows.append({"round": number, "clients": len(scores), **fairness_measures(scores)})
+        row = {"round": number, "clients": len(scores), **fairness_measures(scores)}
+        if CLIENT_NAME in clients:
+            row["worst_client"] = clients[CLIENT_NAME].iloc[scores.argmin()]
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

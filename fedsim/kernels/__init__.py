@@ -57,12 +57,17 @@ def choose(kernel: str, hooks: str, model: Model, examples: float) -> str:
         if reason := missing():
             raise ConfigError(f"kernel is 'compiled' but {reason}; allowed: 'auto', 'numpy'")
         return kernel
-    if hooks or not is_mlp or 3 * model.flops * examples < LARGE_ROUND:
+    if hooks or not is_mlp or round_flops(model, examples) < LARGE_ROUND:
         return "numpy"
     if reason := missing():
         _notice(reason)
         return "numpy"
     return "compiled"
+
+
+def round_flops(model: Model, examples: float) -> float:
+    """Return the number of floating-point operations of training on some examples."""
+    return 3 * model.flops * examples
 
 
 @cache

@@ -29,6 +29,7 @@ from fedsim.errors import ConfigError
 from fedsim.leakage.observation import Observation
 from fedsim.models import MLP
 from fedsim.models.losses import LOSSES
+from fedsim.splits.names import insert_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,12 +48,15 @@ class LabelInference:
     inferred, true : ndarray of float64, shape (clients, classes)
     prior : ndarray of float64, shape (classes,)
         Label distribution of the attacker's own examples, the guess without an update.
+    client_names : tuple of str
+        By partition id; empty if clients have numbers only.
     """
 
     clients: NDArray[np.intp]
     inferred: Floats
     true: Floats
     prior: Floats
+    client_names: tuple[str, ...] = ()
 
     @property
     def error(self) -> Floats:
@@ -73,18 +77,17 @@ class LabelInference:
         return float(np.mean(self.true[np.arange(len(best)), self.inferred.argmax(axis=1)] == best))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per client and label: ``client, label, inferred, true``."""
+        """Return a row per client and label: ``client, label, inferred, true``; with names, also ``client_name``."""
         import pandas as pd
 
         clients, classes = self.true.shape
-        return pd.DataFrame(
-            {
-                "client": np.repeat(self.clients, classes),
-                "label": np.tile(np.arange(classes), clients),
-                "inferred": self.inferred.ravel(),
-                "true": self.true.ravel(),
-            }
-        )
+        columns = {
+            "client": np.repeat(self.clients, classes),
+            "label": np.tile(np.arange(classes), clients),
+            "inferred": self.inferred.ravel(),
+            "true": self.true.ravel(),
+        }
+        return insert_names(pd.DataFrame(columns), self.client_names, "client")
 
     def plot(self, path: str | os.PathLike[str], title: str = "Label inference") -> None:
         """Plot the inferred against the true distributions, and write the picture to `path`."""
@@ -123,7 +126,8 @@ def infer_labels(observations: Sequence[Observation], dataset: Dataset, *, path_
     inferred = [label_distribution(o, dataset.x_test, dataset.y_test, path_points) for o in observations]
     true = [np.bincount(dataset.y_train[o.indices], minlength=classes) / len(o.indices) for o in observations]
     clients = np.array([o.clients[0] for o in observations], dtype=np.intp)
-    return LabelInference(clients, np.array(inferred), np.array(true), counts / counts.sum())
+    names = observations[0].client_names if observations else ()
+    return LabelInference(clients, np.array(inferred), np.array(true), counts / counts.sum(), names)
 
 
 def label_distribution(observation: Observation, x: Array, y: Array, path_points: int = 5) -> Floats:

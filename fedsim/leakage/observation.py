@@ -61,6 +61,8 @@ class Observation:
         Partition ids of the clients behind the update.
     indices : ndarray of int
         Their training examples, before malicious clients change theirs: what is to be found. No attack reads them.
+    client_names : tuple of str
+        Of all clients of the experiment, by partition id; empty if clients have numbers only.
     """
 
     model: MLP
@@ -71,6 +73,7 @@ class Observation:
     steps: int
     clients: NDArray[np.intp]
     indices: NDArray[np.intp]
+    client_names: tuple[str, ...] = ()
 
     @property
     def gradient(self) -> dict[str, NDArray[np.float64]]:
@@ -146,8 +149,8 @@ def observe(
     if view != "model" and not outcome.updates:
         raise ConfigError(f"no client has sent an update: {next(iter(outcome.failed.values()))}")
     ids = np.concatenate([update.partition_ids for update in outcome.updates] or [cohort[:0]])
-    partition = runtime.federated.at(round_number)
-    seen = partial(_observation, model, start, client, partition, round_number)
+    partition, names = runtime.federated.at(round_number), runtime.federated.client_names
+    seen = partial(_observation, model, start, client, partition, names, round_number)
     if view == "model":
         return [seen(new, ids)]
     order = np.argsort(ids)
@@ -164,6 +167,7 @@ def _observation(
     start: Array,
     client: SGD,
     partition: Partition,
+    names: tuple[str, ...],
     round_number: int,
     after: Array,
     clients: NDArray[np.intp],
@@ -173,7 +177,8 @@ def _observation(
     largest = int(partition.sizes[clients].max(initial=1))
     steps = client.steps or client.epochs * -(-largest // (client.batch_size or largest))
     lr = client.lr * client.lr_decay ** ((round_number - 1) // client.lr_decay_every)
-    return Observation(model, start, after.astype(np.float64) - start, len(indices), lr, steps, clients, indices)
+    change = after.astype(np.float64) - start
+    return Observation(model, start, change, len(indices), lr, steps, clients, indices, names)
 
 
 def _cohort(clients: Sequence[int] | None, registered: int) -> NDArray[np.intp]:

@@ -7,13 +7,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: The smallest number of seeds with an interval or a test. Half of the 95 % interval of two values is nine times their
+#: standard deviation, which says nothing.
+MIN_SEEDS = 3
+
 
 def half_width(values: Sequence[float]) -> float:
-    """Return half of the 95 % confidence interval of the mean (Student's t), or NaN for fewer than two values."""
+    """Return half of the 95 % confidence interval of the mean (Student's t), or NaN for fewer than three values."""
     n = len(values)
-    if n < 2:
+    if n < MIN_SEEDS:
         return math.nan
     return t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean; NaN for fewer than three values, or if one of them is NaN.
+
+    Bias-corrected and accelerated, from 9,999 resamples with a fixed seed (`scipy.stats.bootstrap`; B. Efron, "Better
+    bootstrap confidence intervals", Journal of the American Statistical Association 1987). It needs no normal
+    distribution, but is too narrow for few values: use ten or more.
+    """
+    from scipy.stats import bootstrap
+
+    if len(values) < MIN_SEEDS or np.isnan(values).any():
+        return math.nan, math.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.mean, confidence_level=0.95, method="BCa", rng=0).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def with_interval(mean: float, half: float, digits: int = 3, sign: str = "") -> str:

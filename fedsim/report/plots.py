@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.report.intervals import half_width
+from fedsim.report.intervals import MIN_SEEDS, half_width
 from fedsim.report.style import COLOURS, saved_figure
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def plot_accuracy(
 ) -> None:
     """Plot accuracy (or R squared) by round: a line per variant (mean over seeds) with its 95 % confidence interval.
 
-    Where the seeds of a variant end in different rounds (early stopping), each counts with its last value from then
-    on. If there are more variants than colours, the colours are used again with dashed lines. Variants without a score
-    have no line and are listed below the axis.
+    Fewer than three seeds have no interval. Where the seeds of a variant end in different rounds (early stopping), each
+    counts with its last value from then on. If there are more variants than colours, the colours are used again with
+    dashed lines. Variants without a score have no line and are listed below the axis.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def _draw_curves(
             continue
         rounds, mean = np.arange(curves.shape[1]), curves.mean(axis=0)
         axes.plot(rounds, mean, **style)
-        if len(curves) > 1:
+        if len(curves) >= MIN_SEEDS:
             half = np.array([half_width(values) for values in curves.T])
             low, high = (np.clip(edge, bounds[0], bounds[1]) for edge in (mean - half, mean + half))
             axes.fill_between(rounds, low, high, color=style["color"], alpha=0.18, lw=0)
@@ -172,8 +172,12 @@ def _draw_curves(
 
 
 def _describe_seeds(histories: Histories) -> str:
-    seeds = len(histories[0][1])
-    return f"mean of {seeds} seeds, 95 % interval shaded" if seeds > 1 else "one seed"
+    counts = [len(seeds) for _, seeds in histories]
+    least, most = min(counts), max(counts)
+    if most == 1:
+        return "one seed"
+    mean = f"mean of {most} seeds" if least == most else f"mean of {least} to {most} seeds"
+    return f"{mean}, 95 % interval shaded" if most >= MIN_SEEDS else f"{mean}: no interval"
 
 
 def _separate(values: list[float], gap: float) -> NDArray[np.float64]:

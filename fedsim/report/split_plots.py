@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from fedsim.checks import check_choice
 from fedsim.report.style import COLOURS, saved_figure
 from fedsim.splits.measure import gini
+from fedsim.text import cut, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: The kinds of plot that `plot_splits` makes.
 KINDS = ("bars", "bubbles", "sizes")
+#: Largest number of clients whose names are shown.
+MAX_NAMES = 30
 
 
 def plot_splits(
@@ -26,6 +29,7 @@ def plot_splits(
     dataset: str,
     kind: str = "bars",
     label_names: Sequence[str] = (),
+    client_names: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Plot the label distribution or the number of examples per client: a panel per split.
 
@@ -41,72 +45,86 @@ def plot_splits(
         numbers of examples.
     label_names : sequence of str
         At least as many as the largest number of classes; default "0", "1", ...
+    client_names : mapping of str to sequence of str, optional
+        Split's label -> name of each client, which is shown if there are at most `MAX_NAMES`; default none.
     """
     check_choice("kind", kind, KINDS)
     classes = max(table.shape[1] for table in counts.values())
-    names = list(label_names) or [str(k) for k in range(classes)]
+    names = [cut(printable(name), 30) for name in label_names] or [str(k) for k in range(classes)]
     draw = {"bars": _bars, "bubbles": _bubbles, "sizes": _sizes}[kind]
     rows = (len(counts) + 1) // 2
     columns = 1 if len(counts) == 1 else 2
-    with saved_figure(path, 4.8 * columns if columns > 1 else 8, 2.6 * rows + 0.8) as figure:
+    height = 2.6 if kind == "sizes" or not any((client_names or {}).values()) else 3.2
+    with saved_figure(path, 4.8 * columns if columns > 1 else 8, height * rows + 0.8) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel in panels[len(counts) :]:
             panel.set_axis_off()
         for panel, (label, table) in zip(panels, counts.items(), strict=False):
             labels = f"{(table > 0).sum(axis=1).mean():.1f} labels per client"
             measure = f"Gini {gini(table.sum(axis=1)):.2f}" if kind == "sizes" else labels
-            panel.set_title(f"{label}: {measure}", fontsize=10)
+            panel.set_title(f"{printable(label)}: {measure}", fontsize=10, parse_math=False)
             panel.grid(False)
-            draw(panel, table, names)
+            draw(panel, table, names, (client_names or {}).get(label, ()))
         if kind == "bars" and classes <= 20:
             widest = max(panels, key=lambda panel: len(panel.collections))
-            figure.legend(handles=widest.collections, title="label", loc="outside right center", frameon=False)
+            handles = widest.collections
+            legend = figure.legend(handles=handles, title="label", loc="outside right center", frameon=False)
+            for text in legend.get_texts():
+                text.set_parse_math(False)
         title = "Examples per client" if kind == "sizes" else "Label distribution per client"
-        figure.suptitle(f"{title}: {dataset}", fontsize=11, fontweight="bold", x=0.01, ha="left")
+        title = f"{title}: {printable(dataset)}"
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left", parse_math=False)
 
 
 def _sample(table: NDArray[Any], most: int) -> NDArray[Any]:
     """Return an even sample of at most so many clients, sorted by their most frequent label."""
-    shown = table[np.linspace(0, len(table) - 1, min(len(table), most)).astype(int)]
-    return shown[np.lexsort((-shown.max(axis=1), shown.argmax(axis=1)))]
+    shown = np.linspace(0, len(table) - 1, min(len(table), most)).astype(int)
+    return shown[np.lexsort((-table[shown].max(axis=1), table[shown].argmax(axis=1)))]
 
 
-def _clients_axis(panel: Axes, shown: int, clients: int) -> None:
-    label = "clients" if shown == clients else f"clients ({shown} of {clients:,})"
-    panel.set(xlim=(-0.5, shown - 0.5), xlabel=label, xticks=[])
+def _clients_axis(panel: Axes, shown: NDArray[Any], names: Sequence[str], clients: int) -> None:
+    label = "clients" if len(shown) == clients else f"clients ({len(shown)} of {clients:,})"
+    panel.set(xlim=(-0.5, len(shown) - 0.5), xlabel=label, xticks=[])
+    if names and len(shown) <= MAX_NAMES:
+        texts = [cut(names[k], 16) for k in shown]
+        if len(set(texts)) < len(texts):
+            texts = [f"{text} [{k}]" for text, k in zip(texts, shown, strict=True)]
+        panel.set_xticks(range(len(shown)), texts, parse_math=False, rotation=45, ha="right", fontsize=8)
+        panel.tick_params(axis="x", length=0, pad=2)
 
 
-def _bars(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+def _bars(panel: Axes, table: NDArray[Any], names: Sequence[str], client_names: Sequence[str]) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "turbo"]
     shown = _sample(table, 100)
     # Stacked steps, one polygon per label: a hundred times fewer shapes than a bar per client and label.
-    tops = np.cumsum(np.column_stack([np.zeros(len(shown), dtype=int), shown]), axis=1)
+    tops = np.cumsum(np.column_stack([np.zeros(len(shown), dtype=int), table[shown]]), axis=1)
     tops = np.vstack([tops, tops[-1:]])
     edges = np.arange(len(tops)) - 0.5
     for k in range(table.shape[1]):
         colour = colours(k if len(names) <= 10 else k / (len(names) - 1))
         panel.fill_between(edges, tops[:, k], tops[:, k + 1], step="post", color=colour, lw=0, label=names[k])
-    _clients_axis(panel, len(shown), len(table))
+    _clients_axis(panel, shown, client_names, len(table))
     panel.set_ylabel("examples")
 
 
-def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+def _bubbles(panel: Axes, table: NDArray[Any], names: Sequence[str], client_names: Sequence[str]) -> None:
     shown = _sample(table, 60)
-    client, label = np.nonzero(shown)
-    examples = shown[client, label]
+    client, label = np.nonzero(table[shown])
+    examples = table[shown][client, label]
     # The largest bubble fills a cell of the panel, which is about 4 inches wide and 2 high.
     width = min(72 * 4 / len(shown), 72 * 1.7 / table.shape[1])
     area = np.maximum(width**2 * examples / examples.max(), 0.5)
     panel.scatter(client, label, s=area, color=COLOURS[0], alpha=0.8, lw=0)
-    _clients_axis(panel, len(shown), len(table))
+    _clients_axis(panel, shown, client_names, len(table))
     step = -(-table.shape[1] // 12)
-    panel.set_yticks(range(0, table.shape[1], step), [str(n)[:14] for n in names[: table.shape[1] : step]], fontsize=8)
+    texts = [cut(name, 14) for name in names[: table.shape[1] : step]]
+    panel.set_yticks(range(0, table.shape[1], step), texts, fontsize=8, parse_math=False)
     panel.set(ylim=(-0.7, table.shape[1] - 0.3), ylabel="label")
 
 
-def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str]) -> None:
+def _sizes(panel: Axes, table: NDArray[Any], names: Sequence[str], client_names: Sequence[str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     sizes = table.sum(axis=1)

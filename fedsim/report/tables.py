@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from fedsim.splits import FederatedDataset
 from fedsim.splits.measure import skew, summary
+from fedsim.splits.names import MAX_LENGTH
+from fedsim.text import cut, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +41,17 @@ def splits_table(splits: Mapping[str, FederatedDataset]) -> pd.DataFrame:
 def shards_table(federated: FederatedDataset) -> pd.DataFrame:
     """Return a row per client: its number of examples of each label and in total, and its distance to the population.
 
-    The last three columns are ``examples, EMD, features``, also where a label has one of these names.
+    The last three columns are ``examples, EMD, features``, also where a label has one of these names. The index is the
+    client's number, and its name if clients have names.
     """
     import pandas as pd
 
-    counts = pd.DataFrame(federated.label_counts(), columns=list(federated.dataset.label_names))
+    labels, names = federated.dataset.label_names, federated.client_names
+    counts = pd.DataFrame(federated.label_counts(), columns=list(map(printable, labels)))
     distances = skew(federated).set_index("client")[["emd", "feature_distance"]].reindex(counts.index).round(2)
     distances.columns = pd.Index([HEADINGS[name][0] for name in distances])
     table = pd.concat([counts, pd.Series(federated.partition.sizes, name="examples"), distances], axis=1)
-    return table.rename_axis("client")
+    if not names:
+        return table.rename_axis("client")
+    index = [(client, cut(name, MAX_LENGTH)) for client, name in enumerate(names)]
+    return table.set_axis(pd.MultiIndex.from_tuples(index, names=["client", "name"]))

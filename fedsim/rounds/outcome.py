@@ -62,6 +62,8 @@ class RoundOutcome(Sequence[Message]):
     evaluations : list of Evaluation
     failed : dict of int to str
         Partition id -> reason for which there is no reply.
+    not_recovered : int
+        Number of updates that the server received masked, and whose sum could not be recovered.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RoundOutcome(Sequence[Message]):
         self.updates: list[Update] = []
         self.evaluations: list[Evaluation] = []
         self.failed: dict[int, str] = {}
+        self.not_recovered = 0
         self._model = model
         self._messages: list[Message] | None = None
 

@@ -27,6 +27,7 @@ from fedsim.rounds.outcome import Cohort, RoundOutcome
 from fedsim.rounds.secure import train_securely
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.rounds.validity import ValidityChecks
+from fedsim.splits.names import describe_client
 
 
 def run_round(
@@ -55,7 +56,7 @@ def run_round(
     outcome.failed |= statistics.failed
     statistics.evaluations += outcome.evaluations
     if not outcome.accepted:
-        statistics.rejected = outcome.clients, outcome.min_clients
+        statistics.rejected = outcome.clients + outcome.not_recovered, outcome.min_clients
     elif outcome.updates:
         commit(engine, outcome, statistics)
 
@@ -70,8 +71,8 @@ def train(
 ) -> None:
     """Train a cohort and add its valid updates to the outcome."""
     task = cohort.task
-    empty = task.partition.sizes[cohort.clients] == 0
-    reasons = {int(k): f"client {k} has no examples to train on" for k in cohort.clients[empty]}
+    empty, names = task.partition.sizes[cohort.clients] == 0, task.client_names
+    reasons = {int(k): f"{describe_client(k, names)} has no examples to train on" for k in cohort.clients[empty]}
     outcome.failed |= reasons
     before = engine.runtime.federated.sizes_before  # a client that the split has removed has not failed
     statistics.failed |= {client: reason for client, reason in reasons.items() if before is None or not before[client]}
@@ -116,7 +117,8 @@ def evaluate(
 ) -> None:
     """Evaluate a cohort on its own examples; a client without examples is not a failure."""
     sizes = engine.runtime.partition_test.sizes[cohort.clients]
-    outcome.failed |= {int(k): f"client {k} has no examples to evaluate on" for k in cohort.clients[sizes == 0]}
+    names, empty = cohort.task.client_names, cohort.clients[sizes == 0]
+    outcome.failed |= {int(k): f"{describe_client(k, names)} has no examples to evaluate on" for k in empty}
     if not sizes.any():
         return
     for evaluation in engine.evaluate(cohort.task, cohort.clients[sizes > 0]):

@@ -74,7 +74,9 @@ def train_securely(
     statistics.bytes_down += total.bytes_down
     statistics.bytes_up += total.bytes_up
     if mean is None:
-        failed |= {int(client): reason for block in blocks for client in block.partition_ids}
+        received = [int(client) for block in blocks for client in block.partition_ids]
+        failed |= dict.fromkeys(received, reason)
+        outcome.not_recovered = len(received)
     else:
         outcome.add(_with_mean(concatenate(blocks), *mean, task, secure.shared))
 

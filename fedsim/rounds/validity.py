@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedsim.checks import check_choice
 from fedsim.clients.task import Task, Update
-from fedsim.errors import DivergenceError, FedsimError
+from fedsim.errors import ClientError, DivergenceError, FedsimError
+from fedsim.splits.names import MAX_LENGTH, describe_client
+from fedsim.text import cut
 
 #: A client whose training loss exceeds this multiple of the untrained model's loss has diverged.
 MAX_LOSS_RATIO = 10.0
@@ -21,11 +25,13 @@ class ValidityChecks:
         Of the weights: an update longer than its largest number has diverged.
     on_failure : {"raise", "exclude"}
         Whether a failure ends the run or excludes the client from the round.
+    client_names : sequence of str
+        By partition id; empty if clients have numbers only.
     """
 
-    def __init__(self, dtype: str, on_failure: str = "raise") -> None:
+    def __init__(self, dtype: str, on_failure: str = "raise", client_names: Sequence[str] = ()) -> None:
         check_choice("on_failure", on_failure, ("raise", "exclude"))
-        self.on_failure = on_failure
+        self.on_failure, self._client_names = on_failure, client_names
         self._max_loss = float(np.finfo(np.float64).max)
         self._max_norm = float(np.finfo(dtype).max)
 
@@ -35,6 +41,8 @@ class ValidityChecks:
 
     def fail(self, client: int, error: FedsimError, failed: dict[int, str]) -> None:
         """Raise the error, or record its reason in `failed`."""
+        if isinstance(error, ClientError) and self._client_names:
+            error.client_name = cut(self._client_names[client], MAX_LENGTH)
         if self.on_failure == "raise":
             raise error
         failed[client] = error.reason
@@ -79,6 +87,7 @@ class ValidityChecks:
         else:
             what = f"norm of the update {norm:.3g}"
         return DivergenceError(
-            f"training diverged in round {task.round} at client {update.partition_ids[row]} ({what}) "
+            f"training diverged in round {task.round} at "
+            f"{describe_client(update.partition_ids[row], task.client_names)} ({what}) "
             f"with {task.strategy}; a smaller lr usually helps"
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedsim.checks import Interval, check_fields, check_integer, check_seed
 from fedsim.data.dataset import Dataset
 from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.names import make_names
 from fedsim.splits.partition import Groups, Indices, Partition
 from fedsim.streams import Purpose, generator
 
@@ -64,7 +65,10 @@ class Split(ABC):
         ConfigError
             The split cannot be applied to this dataset.
         """
-        return FederatedDataset(dataset, self.partition(dataset.strata, seed, dataset.groups))
+        partition = self.partition(dataset.strata, seed, dataset.groups)
+        names = self.client_names(dataset.groups)
+        known = len(names) == len(partition)  # a part of the examples may lack some of the values
+        return FederatedDataset(dataset, partition, client_names=make_names(names) if known else ())
 
     @abstractmethod
     def partition(self, labels: NDArray[Any], seed: int = 0, groups: Groups | None = None) -> Partition:
@@ -82,6 +86,16 @@ class Split(ABC):
         -------
         Partition
         """
+
+    def client_names(self, groups: Groups) -> NDArray[Any]:
+        """Return what names each client in the data, by partition id, shape (clients,); shape (0,) if nothing does.
+
+        Parameters
+        ----------
+        groups : mapping of str to ndarray, shape (examples,)
+            As for `partition`.
+        """
+        return np.empty(0)
 
     def rng(self, seed: int, purpose: Purpose = Purpose.SPLIT) -> np.random.Generator:
         """Return the random number generator of the split."""

@@ -35,6 +35,9 @@ class FederatedDataset:
     poisoned_from : int
     sizes_before : ndarray of int, shape (clients,), optional
         Sizes of the shards before clients were removed; see `Without`. Removed clients are not counted as failures.
+    client_names : tuple of str
+        Name of each client in messages, tables and plots, by partition id; empty if clients have numbers only. See
+        `Split.client_names`.
     """
 
     dataset: Dataset
@@ -45,6 +48,7 @@ class FederatedDataset:
     poisoned: Partition | None = None
     poisoned_from: int = 1
     sizes_before: Indices | None = None
+    client_names: tuple[str, ...] = ()
 
     def window(self, round_number: int) -> int:
         """Return the number of the part that clients train on in a round, both counted from 1."""

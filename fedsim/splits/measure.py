@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.splits.federated import FederatedDataset
+from fedsim.splits.names import insert_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,8 @@ def skew(federated: FederatedDataset) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``client, examples``; ``labels``, number of distinct labels; ``total_variation``, ``sum |p - q| / 2``, 0 to 1;
+        ``client`` (followed by ``client_name`` if clients have names), ``examples``; ``labels``, number of distinct
+        labels; ``total_variation``, ``sum |p - q| / 2``, 0 to 1;
         ``emd``, ``sum |p - q|``, the earth mover's distance of Zhao et al. (2018, arXiv:1806.00582, eq. 5), 0 to 2;
         ``jensen_shannon``, the divergence in bits, 0 to 1 (Lin, IEEE Trans. Inf. Theory 1991); ``effective_labels``,
         the exponential of p's entropy (Hill's number of order 1); ``feature_distance``, the root mean square over
@@ -47,7 +49,7 @@ def skew(federated: FederatedDataset) -> pd.DataFrame:
     middle = (p + q) / 2
     distance = np.abs(p - q).sum(axis=1)
     entropy = rel_entr(p, 1).sum(axis=1)  # p log p, which is 0 for p = 0
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "client": clients,
             "examples": sizes[clients],
@@ -59,6 +61,7 @@ def skew(federated: FederatedDataset) -> pd.DataFrame:
             "feature_distance": _feature_distance(federated),
         }
     )
+    return insert_names(table, federated.client_names, "client")
 
 
 def _feature_distance(federated: FederatedDataset) -> NDArray[np.float64]:

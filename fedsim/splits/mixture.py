@@ -55,6 +55,13 @@ class Mixture(SplitWrapper):
             raise ConfigError(f"Mixture's splits make {len(first)} and {len(second)} clients; allowed: the same number")
         return _merge(first, second)
 
+    def client_names(self, groups: Groups) -> NDArray[Any]:
+        """Return the names that one of the splits gives, or both; if both give others, each client has two names."""
+        first, second = self.split.client_names(groups), self.other.client_names(groups)
+        if len(first) != len(second) or np.array_equal(first, second):
+            return first if len(first) else second
+        return np.array([f"{a} + {b}" for a, b in zip(first.tolist(), second.tolist(), strict=True)])
+
 
 @dataclass(frozen=True)
 class Shared(SplitWrapper):

@@ -44,14 +44,22 @@ class Natural(Split):
         ConfigError
             The column does not exist, or there are fewer groups than clients.
         """
-        names = list(groups or {})
-        if not groups or (self.column is None and len(names) > 1) or (self.column and self.column not in groups):
-            allowed = f"allowed: {', '.join(names)}" if names else "this dataset has no column that identifies clients"
-            raise ConfigError(f"Natural's column is {self.column!r}; {allowed}{suggest(self.column, names)}")
-        values, owners = np.unique(groups[self.column or names[0]], return_inverse=True)
+        values, owners = np.unique(self._group_of(groups or {}), return_inverse=True)
         clients = self.num_clients or len(values)
         check_integer(f"Natural's num_clients for {len(values)} groups", clients, 1, len(values))
         if self.num_clients:
             client_of = np.repeat(np.arange(clients), even_sizes(len(values), clients))
             owners = client_of[self.rng(seed).permutation(len(values))][owners]
         return Partition.from_owners(owners, clients)
+
+    def client_names(self, groups: Groups) -> NDArray[Any]:
+        """Return the values of the column in ascending order, unless clients have several values each."""
+        return np.empty(0) if self.num_clients else np.unique(self._group_of(groups))
+
+    def _group_of(self, groups: Groups) -> NDArray[Any]:
+        """Return the group of each example; ConfigError if the column does not exist."""
+        names = list(groups)
+        if not names or (self.column is None and len(names) > 1) or (self.column and self.column not in names):
+            allowed = f"allowed: {', '.join(names)}" if names else "this dataset has no column that identifies clients"
+            raise ConfigError(f"Natural's column is {self.column!r}; {allowed}{suggest(self.column, names)}")
+        return groups[self.column or names[0]]

@@ -44,6 +44,10 @@ class SplitWrapper(Split):
         """Divide examples with the wrapped split."""
         return self.split.partition(labels, seed if self.seed is None else self.seed, groups)
 
+    def client_names(self, groups: Groups) -> NDArray[Any]:
+        """Return the names of the wrapped split's clients."""
+        return self.split.client_names(groups)
+
 
 @dataclass(frozen=True)
 class ChangingWrapper(SplitWrapper):

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.attacks.attackers import poison
 from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
+from fedsim.data import Dataset
 from fedsim.engines.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.privacy import CentralDP, LocalDP
@@ -19,15 +20,15 @@ from fedsim.study.example_privacy import example_noise
 from fedsim.study.experiment import Experiment
 
 
-def build_runtime(experiment: Experiment) -> ClientRuntime:
-    """Load an experiment's data, split it and return the runtime that trains its clients.
+def build_runtime(experiment: Experiment, dataset: Dataset | None = None) -> ClientRuntime:
+    """Load an experiment's data, unless they are given, split them and return the runtime that trains its clients.
 
     Raises
     ------
     DataError, ConfigError
         The dataset cannot be found, or does not fit the experiment's split, loss or kernel.
     """
-    dataset = experiment.load_data()
+    dataset = dataset or experiment.load_data()
     federated = experiment.federate(dataset)
     if experiment.attack:
         federated = poison(experiment.attack, federated, experiment.seed)

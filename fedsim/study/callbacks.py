@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import Interval, check_choice, check_fields
+from fedsim.checks import Interval, check_choice, check_fields, check_instance
 from fedsim.errors import ConfigError
 from fedsim.models.metrics import METRICS
 
@@ -48,7 +48,8 @@ class FinishedRound:
     failures : dict of int to str
         Partition id -> reason, for clients that were excluded.
     rejected : tuple of two int, optional
-        Of a round that was not accepted: the number of its updates, and the number required.
+        Of a round that was not accepted: the number of its updates, and the number required. Under secure aggregation
+        there may be enough updates, and too few clients left to recover their sum.
     stop_reason : str
         Why the run ends after this round; empty if it continues.
     """
@@ -97,9 +98,16 @@ class Callback:
     reads_updates : bool
         Whether the callback reads `FinishedRound.updates`, for which the server keeps the weights of the whole cohort
         during a round. Results have the same bits.
+    passive : bool
+        Whether the callback only observes: it never ends a run and keeps nothing between runs. Runs whose callbacks are
+        all passive may go to worker processes.
     """
 
     reads_updates: bool = False
+    passive: bool = False
+
+    def label_run(self, labels: Mapping[str, str]) -> None:
+        """Observe the labels of a study's run, which starts next: the names of its axes and of their values."""
 
     def run_started(self, experiment: Experiment, history: Sequence[Mapping[str, float]]) -> None:
         """Observe the start of a run.
@@ -116,6 +124,19 @@ class Callback:
 
     def run_finished(self, result: Result) -> None:
         """Observe the result of a run that was not interrupted."""
+
+    def run_failed(self, error: BaseException) -> None:
+        """Observe the error that ends a run, such as DivergenceError, KeyboardInterrupt or that of another callback.
+
+        The run may have failed before `run_started`, and after `run_finished` of this callback.
+        """
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise ConfigError unless `callbacks` is a list of objects of classes that extend `Callback`."""
+    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
+    for callback in callbacks:
+        check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
 
 
 #: Metrics of `EarlyStopping`, besides those of `Experiment.metrics`. Losses should fall, scores should rise.

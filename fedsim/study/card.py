@@ -6,7 +6,7 @@ Mitchell, Wu, Zaldivar, Barnes, Vasserman, Hutchinson, Spitzer, Raji and Gebru, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from fedsim.models.metrics import metric_name, metric_title
 from fedsim.objects import short_repr
 from fedsim.report.markdown import frame_table, markdown_text, settings_table
 from fedsim.splits.measure import summary
+from fedsim.splits.names import describe_client
 from fedsim.study import scoring
 from fedsim.text import printable
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 20
 #: Largest number of classes of a confusion matrix.
 MAX_MATRIX = 10
+#: Number of clients with the lowest scores that are named.
+WORST_CLIENTS = 3
 #: Largest number of characters of a setting's value that is shown.
 MAX_LENGTH = 300
 #: Settings that other lines of a card describe.
@@ -78,7 +81,7 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
         "## Training",
         settings_table(_training(result)),
         "## Evaluation",
-        *_evaluation(result, data, model, scores, classes),
+        *_evaluation(result, federated, model, scores, classes),
         "## Privacy",
         _privacy(result, model),
         "## Contributions of clients",
@@ -148,8 +151,9 @@ def _training(result: Result) -> list[tuple[str, str]]:
 
 
 def _evaluation(
-    result: Result, data: Dataset, model: Model, scores: Array | None, classes: pd.DataFrame | None
+    result: Result, federated: FederatedDataset, model: Model, scores: Array | None, classes: pd.DataFrame | None
 ) -> list[str]:
+    data = federated.dataset
     parts = [] if scores is None else _global_model(result, data, model, scores)
     if classes is not None:
         shown = classes.sort_values("recall", na_position="last").head(MAX_ROWS).sort_index()
@@ -161,6 +165,7 @@ def _evaluation(
         parts.append(
             f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
             f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."
+            f"{_worst_clients(result, federated.client_names)}"
         )
     elif not result.has_global_model:
         parts.append("The clients' models were not evaluated.")
@@ -189,6 +194,17 @@ def _global_model(result: Result, data: Dataset, model: Model, scores: Array) ->
             matrix.insert(0, "class", matrix.index)
             parts += ["Number of test examples of each class by predicted class:", frame_table(matrix)]
     return parts
+
+
+def _worst_clients(result: Result, names: Sequence[str]) -> str:
+    """Return the clients with the lowest scores in the last evaluated round, if clients have names."""
+    last = result.clients[result.clients["round"] == result.clients["round"].max()]
+    worst = last.nsmallest(WORST_CLIENTS, result.score)  # without NaN
+    if not names or worst.empty:
+        return ""
+    rows = zip(worst["partition_id"], worst[result.score], strict=True)
+    shown = [f"{markdown_text(describe_client(client, names))} {score:.3f}" for client, score in rows]
+    return f" Lowest: {'; '.join(shown)}."
 
 
 def _groups(result: Result) -> pd.DataFrame:

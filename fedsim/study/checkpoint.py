@@ -110,8 +110,8 @@ def is_dict_of_arrays(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(array, np.ndarray) for array in value.values())
 
 
-def save(path: Path, value: Any) -> None:
-    """Write a value atomically."""
+def save(path: Path, value: Any, durable: bool = True) -> None:
+    """Write a value atomically; see `fedsim.files.write_whole`."""
     arrays: dict[str, NDArray[Any]] = {}
     tree = json.dumps({"version": VERSION, "value": pack(value, arrays, "the run")})
     text = np.frombuffer(tree.encode(), dtype=np.uint8)
@@ -121,7 +121,7 @@ def save(path: Path, value: Any) -> None:
         stream.seek(0)
         stream.write(hashlib.file_digest(stream, "sha256").hexdigest().encode())  # type: ignore[arg-type]
 
-    write_whole(path, write)
+    write_whole(path, write, durable)
 
 
 def load(path: Path) -> Any:

@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import fields, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fedsim import data, objects
-from fedsim.checks import check_choice, check_instance, check_integer, check_seed, shorten, to_builtin_sequence
+from fedsim import data
+from fedsim.checks import check_integer
+from fedsim.engines.workers import MAX_WORKERS
 from fedsim.errors import ConfigError
-from fedsim.study.baselines import BASELINES
-from fedsim.study.directory import FAIRNESS, GROUPS, METRICS, ResultsDirectory
+from fedsim.study.callbacks import Callback, check_callbacks
+from fedsim.study.execution import Execution
 from fedsim.study.experiment import Experiment
+from fedsim.study.plan import Plan
 from fedsim.study.progress import ProgressBar
-from fedsim.study.study import Study, Variant
+from fedsim.study.result import Result
+from fedsim.study.store import PlannedRun, StudyStore
+from fedsim.study.study import Study
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
-    from fedsim.study.callbacks import Callback
-
-#: Files of a study's directory: the tables of `Study.to_csv`, and the pictures that ``fedsim compare`` draws.
-TABLES = ("rounds.csv", "clients.csv", "summary.csv")
-PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
-#: The largest share of a study's time that is spent on writing tables while it runs.
-WRITING_SHARE = 0.1
-#: The largest number of seeds.
-MOST_SEEDS = 10_000
-
-
-def variants(base: Experiment, **axes: Sequence[Any]) -> list[tuple[dict[str, str], Experiment]]:
-    """Return every combination of the axes' values as (labels, experiment).
-
-    Raises
-    ------
-    ConfigError
-        An axis is not a setting of an experiment, has no values, or has a value that is not allowed.
-    """
-    check_axes(axes)
-    axes = {axis: to_builtin_sequence(values) for axis, values in axes.items()}
-    labels: dict[str, list[str]] = {}
-    for axis, values in axes.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ConfigError(f"{axis} is {shorten(values)}; compare needs a list of at least one value")
-        shown = [replace(base, server=v).server for v in values] if axis == "server" else values
-        shorts = [_short(v) for v in shown]
-        labels[axis] = shorts if len(set(shorts)) == len(shorts) else [objects.short_repr(v) for v in shown]
-    combinations = zip(itertools.product(*labels.values()), itertools.product(*axes.values()), strict=True)
-    return [
-        (dict(zip(axes, names, strict=True)), replace(base, **dict(zip(axes, values, strict=True))))
-        for names, values in combinations
-    ]
-
-
-def check_axes(axes: Iterable[str]) -> None:
-    """Raise ConfigError if an axis is not a setting of an experiment, or is the seed."""
-    known = [f.name for f in fields(Experiment) if f.name != "seed"]
-    for axis in axes:
-        check_choice("an axis of compare", axis, known)
-
-
-def _short(value: Any) -> str:
-    """Label a value of an axis."""
-    if isinstance(value, partial):
-        return f"{_short(value.func)}({', '.join(f'{k}={v!r}' for k, v in value.keywords.items())})"
-    return getattr(value, "__name__", None) or str(value)
-
-
-def _seeds(seeds: Any, first: int) -> Sequence[int]:
-    """Return a list of seeds as it is; for a number of seeds, return that many from the experiment's own."""
-    seeds = to_builtin_sequence(seeds)
-    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
-        return range(first, first + check_integer("seeds", seeds, 1, MOST_SEEDS))
-    if not seeds:
-        raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
-    for seed in seeds:
-        check_seed("seeds", seed)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds is {shorten(seeds)}; allowed: each seed once")
-    return seeds
 
 
 def compare(
@@ -94,12 +34,16 @@ def compare(
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
     workers: int | None = None,
+    jobs: int | None = None,
     verbose: bool = False,
     engine: str | Callable[..., Engine] = "in-process",
     directory: str | os.PathLike[str] | None = None,
     **axes: Sequence[Any],
 ) -> Study:
     """Run an experiment for every combination of the axes' values and every seed.
+
+    Runs with the same seed are paired: they have the same initial weights if their models have the same shape, the same
+    split if they have the same setting of it, and the same cohorts if they have as many clients and sample as many.
 
     Parameters
     ----------
@@ -111,22 +55,34 @@ def compare(
     progress : bool, optional
         Show a progress bar; default: only on a terminal.
     callbacks : sequence of Callback
-        Called in each run; see `fedsim.study.callbacks`.
+        Called in each run; see `fedsim.study.callbacks`. A run that was finished earlier is shown to them as a resumed
+        run of which all rounds are done.
     workers : int, optional
-        Threads.
+        Threads of each run; see `Experiment.run`.
+    jobs : int, optional
+        Number of runs at the same time, each in a process of its own. Default: on Linux one per core for small runs,
+        and one for large runs, which use all threads; one if `workers` is given, `verbose` is set, the engine is
+        another, or a callback is not `Callback.passive`. With other systems one.
     verbose : bool
         Show Flower's log.
     engine : {"in-process", "ray"} or callable
         Where clients run, as for `Experiment.run`.
     directory : path, optional
-        Where to write the tables of `Study.to_csv`. They contain the runs that have finished, also while the study
-        runs and if an error or Ctrl-C ends it early. Earlier results are first moved to a numbered folder beside it.
+        Where to write the runs and the tables of `Study.to_csv`; see `fedsim.study.store`. Runs that are finished there
+        are not run again, and interrupted ones are resumed, with the bits of an uninterrupted study. Several processes
+        may run one study in one directory.
     **axes : sequence
-        Setting -> values, e.g. ``split=[IID(50), Dirichlet(50, alpha=0.1)]``.
+        Setting -> values, e.g. ``split=[IID(50), Dirichlet(50, alpha=0.1)]``. Arguments of objects are settings too:
+        ``**{"client.lr": [0.01, 0.1]}``.
 
     Returns
     -------
     Study
+
+    Raises
+    ------
+    ConfigError
+        An argument is not allowed, or the directory cannot be written.
 
     Examples
     --------
@@ -136,85 +92,68 @@ def compare(
     >>> [variant.label for variant in study.variants]
     ['IID', 'Shards(2)']
     """
-    seeds = _seeds(seeds, base.seed)
-    check_instance("baselines", baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
-    for name in baselines:
-        check_choice("baselines", name, BASELINES)
-    chosen = variants(base, **axes)
-    if baselines and not axes:
-        chosen = [({"training": "federated"}, base)]
-    first, *others = axes or ["training"]
-    chosen += [({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](base)) for name in baselines]
-    runs = [(labels, [replace(e, seed=seed) for seed in seeds]) for labels, e in chosen]
+    return run_plan(Plan(base, axes, seeds, baselines), progress, callbacks, workers, jobs, verbose, engine, directory)
+
+
+def run_plan(
+    plan: Plan,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+    workers: int | None = None,
+    jobs: int | None = None,
+    verbose: bool = False,
+    engine: str | Callable[..., Engine] = "in-process",
+    directory: str | os.PathLike[str] | None = None,
+) -> Study:
+    """Run the study of a plan; see `compare`."""
+    check_callbacks(callbacks)
+    if jobs is not None:
+        check_integer("jobs", jobs, 1, MAX_WORKERS)
     load = cache(data.load)
-    total = sum(e.rounds for _, experiments in runs for e in experiments)
-    found: list[Variant] = []
+    planned = [PlannedRun(labels, experiment) for labels, experiment in plan.runs()]
+    datasets = [_dataset(run.experiment, load) for run in planned]
+    store = None
+    if directory is not None:
+        planned = [run.named(dataset, callbacks) for run, dataset in zip(planned, datasets, strict=True)]
+        store = StudyStore(directory, planned, plan.to_toml())
+    folders = [store.folder(run) if store else None for run in planned]
+    execution = Execution(planned, datasets, folders, callbacks, workers, verbose, engine)
+    found: dict[int, Result] = {}
     with ExitStack() as stack:
-        folder = None
-        if directory is not None:
-            folder = stack.enter_context(_StudyDirectory(directory, len(seeds) * len(runs)))
-        bar = stack.enter_context(ProgressBar(total, progress))
-        for labels, experiments in runs:
-            found.append(Variant(labels, ()))
-            for experiment in experiments:
-                bar.describe(", ".join([*labels.values(), f"seed {experiment.seed}"]))
-                dataset = experiment.dataset
-                if isinstance(dataset, str):
-                    dataset = load(dataset, experiment.data_dir)  # type: ignore[arg-type]  # mypy: PathLike is hashable
-                result = replace(experiment, dataset=dataset).run(
-                    workers=workers, callbacks=[bar, *callbacks], verbose=verbose, engine=engine
-                )
-                if found[0].results and result.score != found[0].results[0].score:
-                    raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
-                found[-1] = replace(found[-1], results=(*found[-1].results, replace(result, experiment=experiment)))
-                if folder:
-                    folder.add(found)
-    return Study(tuple(found))
+        if store:
+            stack.enter_context(_tables(store, planned, found))
+        bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), progress))
+        for number, result in execution.results(bar, jobs):
+            found[number] = result
+            if result.score != next(iter(found.values())).score:
+                raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
+            if store:
+                store.add(_study(planned, found))
+    return _study(planned, found)
 
 
-class _StudyDirectory(ResultsDirectory):
-    """A directory with the tables of a study's finished runs, written while it runs and when it ends.
+def _dataset(experiment: Experiment, load: Callable[..., data.Dataset]) -> data.Dataset:
+    dataset = experiment.dataset
+    return load(dataset, experiment.data_dir) if isinstance(dataset, str) else dataset
 
-    Parameters
-    ----------
-    path : path
-    total : int
-        Number of runs of the whole study.
-    """
 
-    def __init__(self, path: str | os.PathLike[str], total: int) -> None:
-        super().__init__(path, (*TABLES, FAIRNESS, GROUPS, METRICS, *PICTURES))
-        self._total, self._finished, self._written = total, 0, 0
-        self._study = Study(())
-        self._started, self._writing = time.perf_counter(), 0.0
+def _study(planned: Sequence[PlannedRun], found: Mapping[int, Result]) -> Study:
+    """Return the study of the results that there are, in the order of the plan."""
+    return Study.of((planned[number].labels, found[number]) for number in sorted(found))
 
-    def add(self, variants: Sequence[Variant]) -> None:
-        """Add a finished run; write the tables, unless writing has taken too large a share of the time."""
-        self._finished += 1
-        self._study = Study(tuple(v for v in variants if v.results))
-        self.check()
-        if self._writing <= WRITING_SHARE * (time.perf_counter() - self._started):
-            self._write()
 
-    def _write(self) -> None:
-        begun = time.perf_counter()
-        self.check()
-        if not self._written:
-            self.keep_earlier()
-        self._study.to_csv(self.path)
-        self._written = self._finished
-        self._writing += time.perf_counter() - begun
-
-    def __exit__(self, *error: object) -> None:
-        """Write the runs that are not in the tables yet; print a notice if the study has failed."""
-        failed = error[0] is not None
+@contextmanager
+def _tables(store: StudyStore, planned: Sequence[PlannedRun], found: Mapping[int, Result]) -> Iterator[None]:
+    """Write the tables of what is finished at the end, however the study ends; say so if it ends early."""
+    try:
+        yield
+    except BaseException:
         try:
-            if self._written < self._finished:
-                self._write()
+            if found:
+                store.write_tables(_study(planned, found))
         except (ConfigError, OSError):
-            if not failed:
-                raise
-        finally:
-            super().__exit__()
-        if failed:
-            print_notice(f"the study ended early; {self._written} of {self._total} runs were written to {self.path}")
+            pass  # the first error says more
+        done = f"{len(found)} of {len(planned)} runs are finished in {store.path}"
+        print_notice(f"the study ended early; {done}, and the same command continues it")
+        raise
+    store.write_tables(_study(planned, found))

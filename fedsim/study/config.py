@@ -157,20 +157,73 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     """
     for assignment in assignments:
         key, raw = read_assignment("--set", assignment)
-        outer, dot, inner = key.partition(".")
-        if not dot:
-            experiment({outer: raw}, EVERY)  # errors name this setting only
-            base = replace(base, **{outer: value_of(outer, raw)})
-            continue
-        part = getattr(base, outer, None)
-        names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
-        if inner not in names:
-            allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-            raise ConfigError(f"--set is {shorten(assignment)}; allowed: {allowed}{suggest(inner, names)}")
-        with constructor_errors("--set", shorten(assignment)):
-            changed: Any = replace(part, **{inner: raw})  # type: ignore[type-var]
-        base = replace(base, **{outer: changed})
+        if "." not in key:
+            experiment({key: raw}, EVERY)  # errors name this setting only
+            raw = value_of(key, raw)
+        base = with_setting(base, key, raw, "--set")
     return base
+
+
+def with_setting(base: Experiment, key: str, value: Any, where: str) -> Experiment:
+    """Return the experiment with a setting changed.
+
+    Parameters
+    ----------
+    base : Experiment
+    key : str
+        A setting, or an argument of its object, such as ``client.lr``, ``split.alpha`` or ``server.eta``.
+    value : object
+    where : str
+        Where the key was given, for errors.
+
+    Raises
+    ------
+    ConfigError
+        There is no such setting or argument, or the value is not allowed.
+    """
+    outer, dot, inner = key.partition(".")
+    if not dot:
+        return replace(base, **{outer: value})
+    part: Any = getattr(base, outer, None)
+    if outer == "server":
+        return replace(base, server=_with_option(part, inner, value))
+    names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
+    given = shorten(f"{key}={value}")
+    if inner not in names:
+        allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
+        raise ConfigError(f"{where} is {given}; allowed: {allowed}{suggest(inner, names)}")
+    with constructor_errors(where, given):
+        changed: Any = replace(part, **{inner: value})
+    return replace(base, **{outer: changed})
+
+
+def _with_option(server: Any, name: str, value: Any) -> partial[Any]:
+    """Return a server strategy with an option changed; `Experiment` checks it."""
+    from fedsim.servers import FedAvg
+
+    made = server if isinstance(server, partial) else partial(server or FedAvg)
+    return partial(made.func, *made.args, **{**made.keywords, name: value})
+
+
+def to_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings of an experiment as TOML values; a dataset of arrays and a model stay as they are."""
+    values = {field.name: getattr(experiment, field.name) for field in fields(experiment)}
+    return {name: to_plain(name, value) for name, value in values.items() if value is not None}
+
+
+def to_plain(name: str, value: Any) -> Any:
+    """Return the TOML value of a setting, from which `value_of` makes it."""
+    if value is None and name in OPTIONAL:
+        return "none"
+    if name == "server":
+        made = value if isinstance(value, partial) else partial(value)
+        return format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
+    if name == "metrics":
+        return [item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}" for item in value]
+    if name in OBJECTS:
+        names = known_classes(name)[1]
+        return [to_text(part, names) for part in value] if isinstance(value, tuple | list) else to_text(value, names)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -187,20 +240,4 @@ def to_toml(experiment: Experiment) -> str:
         raise ConfigError("an experiment on arrays of your own has no TOML form; its dataset has no name")
     if experiment.model is not None:
         raise ConfigError("an experiment with a model of your own has no TOML form; its model has no name")
-    settings: dict[str, Any] = {}
-    for setting in fields(experiment):
-        value = getattr(experiment, setting.name)
-        if value is None:
-            continue
-        if setting.name == "server":
-            made = value if isinstance(value, partial) else partial(value)
-            value = format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
-        elif setting.name in OBJECTS:
-            names = known_classes(setting.name)[1]
-            value = [to_text(part, names) for part in value] if isinstance(value, tuple) else to_text(value, names)
-        elif setting.name == "metrics":
-            value = [item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}" for item in value]
-        elif isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        settings[setting.name] = value
-    return tomli_w.dumps(settings)
+    return tomli_w.dumps(to_settings(experiment))

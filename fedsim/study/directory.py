@@ -1,57 +1,44 @@
 """Results directories, into which one process at a time writes.
 
 `CHECKPOINT` is written before the other files of a run and deleted after them: a directory with a checkpoint has an
-unfinished run, a directory without one a complete run.
+unfinished run, a directory without one a complete run. `PREVIOUS` is the checkpoint before it, which replaces it if it
+is damaged.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from fedsim.errors import ConfigError
-from fedsim.files import (
-    keep_earlier,
-    remove_temporary,
-    sync_directory,
-    writable_directory,
-    write_csv,
-    write_whole,
-)
+from fedsim.files import keep_earlier, remove_temporary, sync_directory, writable_directory
 from fedsim.study import checkpoint
+from fedsim.study.identity import fingerprint
+from fedsim.study.result_files import (
+    CHECKSUMS,
+    FAIRNESS,
+    GROUPS,
+    METRICS,
+    RESULTS,
+    damage,
+    write_result,
+    write_settings,
+)
 from fedsim.text import print_notice
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from fedsim.data import Dataset
     from fedsim.study.experiment import Experiment
     from fedsim.study.result import Result
 
-CONFIGURATION, CHECKPOINT, LOCK = "experiment.toml", "checkpoint.npz", ".lock"
-#: The counts of an experiment with a sensitive column.
-GROUPS = "groups.csv"
-#: The metrics of an experiment that has some besides the loss and the accuracy.
-METRICS = "metrics.csv"
-#: Files of a finished run.
-RESULTS = (
-    "history.csv",
-    "clients.csv",
-    "failures.csv",
-    "weights.npz",
-    "model_card.md",
-    CONFIGURATION,
-    "environment.json",
-)
-#: The measures of fairness between clients, of an experiment whose clients evaluate.
-FAIRNESS = "fairness.csv"
+CHECKPOINT, PREVIOUS, LOCK = "checkpoint.npz", "checkpoint.previous.npz", ".lock"
+
+
+class DirectoryInUseError(ConfigError):
+    """Another process is writing into a directory."""
 
 
 class ResultsDirectory:
@@ -82,7 +69,9 @@ class ResultsDirectory:
         try:
             self._lock.acquire(timeout=0)
         except TimeoutError:
-            raise ConfigError(f"another run is writing into {str(self.path)!r}; choose another directory") from None
+            raise DirectoryInUseError(
+                f"another run is writing into {str(self.path)!r}; choose another directory"
+            ) from None
         try:
             self._identity = self._lock_identity()
             remove_temporary(self.path, self._names)
@@ -123,6 +112,17 @@ class RunDirectory(ResultsDirectory):
     path : path
         Created if it does not exist.
     experiment : Experiment
+    dataset : Dataset, optional
+        The experiment's dataset, if it has been loaded.
+    reuse : bool
+        Whether a complete result, which must be of the same experiment, is left as it is, and whether a run whose
+        checkpoints are all damaged starts again. Otherwise earlier results are moved to a numbered folder, and damaged
+        checkpoints are an error.
+
+    Attributes
+    ----------
+    complete : bool
+        Whether a complete result was found; the run need not be repeated.
 
     Raises
     ------
@@ -131,45 +131,75 @@ class RunDirectory(ResultsDirectory):
         experiment or a checkpoint that cannot be used.
     """
 
-    def __init__(self, path: str | os.PathLike[str], experiment: Experiment) -> None:
-        super().__init__(path, (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT))
-        self.checkpoint = self.path / CHECKPOINT
-        self._experiment = experiment
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        experiment: Experiment,
+        dataset: Dataset | None = None,
+        reuse: bool = False,
+    ) -> None:
+        super().__init__(path, (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS))
+        self.checkpoint, self.previous = self.path / CHECKPOINT, self.path / PREVIOUS
+        self.complete = False
+        self._experiment, self._dataset, self._reuse = experiment, dataset, reuse
         self._saved: dict[str, Any] | None = None
+        self._has_rounds = False  # whether the checkpoint has any, so that it is worth keeping
 
     def _prepare(self) -> None:
         """Load the checkpoint, if there is one; otherwise keep earlier results and write the first files of a run."""
-        if self.checkpoint.exists():
-            saved = checkpoint.load(self.checkpoint)
-            if not isinstance(saved, dict) or not isinstance(saved.get("experiment"), str):
-                raise checkpoint.checkpoint_error(self.checkpoint, "is not that of a run")
-            if "history" in saved:
-                if saved["experiment"] != self._fingerprint:
-                    raise ConfigError(
-                        f"{str(self.path)!r} holds the interrupted run of another experiment; "
-                        f"continue it with fedsim resume {self.path}, or choose another directory"
-                    )
-                self._saved = saved
+        saved = None
+        if self._reuse and (self.path / CHECKSUMS).exists():
+            if not (reason := damage(self.path)):
+                self.complete = True
+                self._delete_checkpoints()
                 return
-        else:
+            print_notice(f"the run in {self.path} starts again, because {reason}")
+        elif self.checkpoint.exists() or self.previous.exists():
+            saved = self._load_newest()
+        if saved is not None and "history" in saved:
+            if saved["experiment"] != self._fingerprint:
+                raise ConfigError(
+                    f"{str(self.path)!r} holds the interrupted run of another experiment, or of code that has changed; "
+                    f"continue it with fedsim resume {self.path}, or choose another directory"
+                )
+            self._saved, self._has_rounds = saved, True
+            return
+        if saved is None:
             self.keep_earlier()
         self.save({})  # marks the run as unfinished
-        if isinstance(self._experiment.dataset, str):
-            from fedsim.study.config import to_toml
+        write_settings(self.path, self._experiment)
 
-            text = to_toml(self._experiment).encode()
-            write_whole(self.path / CONFIGURATION, lambda stream: stream.write(text))
-        environment = json.dumps(_environment(), indent=1).encode()
-        write_whole(self.path / "environment.json", lambda stream: stream.write(environment))
+    def _load_newest(self) -> dict[str, Any] | None:
+        """Return the newest checkpoint that is intact; None if none is and a run may start again."""
+        errors: list[ConfigError] = []
+        for file in (self.checkpoint, self.previous):
+            if file.exists():
+                try:
+                    saved = checkpoint.load(file)
+                    if not isinstance(saved, dict) or not isinstance(saved.get("experiment"), str):
+                        raise checkpoint.checkpoint_error(file, "is not that of a run")
+                except ConfigError as error:
+                    errors.append(error)
+                else:
+                    if errors:
+                        print_notice(f"{errors[0]}; the checkpoint before it is used instead")
+                    return saved
+        if not self._reuse:
+            raise errors[0]
+        print_notice(f"{errors[0]}; the run starts again")
+        return None
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self._experiment)
+        return fingerprint(self._experiment, self._dataset)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, and keep the one before it."""
         self.check()
-        checkpoint.save(self.checkpoint, {"experiment": self._fingerprint} | state)
+        if self._has_rounds and self.checkpoint.exists():
+            self.checkpoint.replace(self.previous)
+        checkpoint.save(self.checkpoint, {"experiment": self._fingerprint} | state, durable=bool(state))
+        self._has_rounds = bool(state)
 
     def load(self) -> dict[str, Any] | None:
         """Return the checkpoint with which the run starts, if there is one; only once, because it may be large."""
@@ -177,55 +207,24 @@ class RunDirectory(ResultsDirectory):
         return loaded
 
     def finish(self, result: Result, card: str) -> None:
-        """Write the results and the model card, then delete the checkpoint, which marks the run as complete."""
+        """Write the results and the model card, then delete the checkpoints: the run is complete.
+
+        A run that was too short for a checkpoint is soon repeated, and is not flushed to the disk.
+        """
         self.check()
-        for name, table in result_tables(result).items():
-            write_csv(self.path / name, table)
-        write_whole(self.path / "weights.npz", lambda stream: np.savez(stream, **result.weights))  # type: ignore[arg-type]
-        write_whole(self.path / "model_card.md", lambda stream: stream.write(card.encode()))
-        self.checkpoint.unlink()
-        sync_directory(self.path)
+        write_result(self.path, result, card, durable=self._has_rounds)
+        self._delete_checkpoints()
+
+    def _delete_checkpoints(self) -> None:
+        for file in (self.previous, self.checkpoint):
+            file.unlink(missing_ok=True)
+        if self._has_rounds:
+            sync_directory(self.path)
 
 
-def result_tables(result: Result) -> dict[str, pd.DataFrame]:
-    """Return the tables that are written for a result, by the name of the file."""
-    tables = {f"{name}.csv": getattr(result, name) for name in ("history", "clients", "failures")}
-    if result.experiment.sensitive:
-        tables[GROUPS] = result.groups
-    if result.experiment.metrics:
-        tables[METRICS] = result.metrics
-    if len(result.clients):
-        from fedsim.fairness import client_fairness
-
-        tables[FAIRNESS] = client_fairness(result)
-    return tables
-
-
-def fingerprint(experiment: Experiment) -> str:
-    """Return a text that is equal for experiments that give the same bits."""
-    from fedsim.study.config import to_toml
-
-    dataset = experiment.dataset
-    if isinstance(dataset, str) and dataset.startswith(("table", "hub")):
-        dataset = experiment.load_data()  # a file may have changed
-    if not isinstance(dataset, str):
-        digest = hashlib.sha256()
-        names = sorted(dataset.groups), sorted(dataset.groups_test)
-        digest.update(repr((dataset.num_classes, dataset.regression, *names)).encode())
-        groups = (
-            m[name] for m, some in zip((dataset.groups, dataset.groups_test), names, strict=True) for name in some
-        )
-        for values in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *groups):
-            digest.update(repr((values.shape, values.dtype.str)).encode() + np.ascontiguousarray(values).tobytes())
-        dataset = digest.hexdigest()
-    return f"# {dataset}\n" + to_toml(replace(experiment, dataset="digits", data_dir=None))
-
-
-def _environment() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    packages = ("fedsim", "numpy", "numba", "flwr", "pandas")
-    return {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"} | {
-        name: version(name) for name in packages
-    }
+def save_result(result: Result, directory: str | os.PathLike[str]) -> None:
+    """Write a result into a directory; see `Result.save`."""
+    with RunDirectory(directory, result.experiment) as folder:
+        if folder.load():
+            raise ConfigError(f"{str(folder.path)!r} has an unfinished run; choose another directory")
+        folder.finish(result, result.card())

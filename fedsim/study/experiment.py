@@ -274,8 +274,12 @@ class Experiment:
 
     def kernel_for(self, model: Model, federated: FederatedDataset) -> str:
         """Return the kernel that trains; for ``"auto"``, it depends on the size of a round."""
+        return kernels.choose(self.kernel, numpy_hooks(self.client), model, self.examples_per_round(federated))
+
+    def examples_per_round(self, federated: FederatedDataset) -> float:
+        """Return the expected number of examples on which a round's clients train, including repetitions."""
         examples = self.client.examples_per_round(federated.partition.sizes / federated.windows).sum()
-        return kernels.choose(self.kernel, numpy_hooks(self.client), model, self.fraction_train * float(examples))
+        return self.fraction_train * float(examples)
 
     def make_model(self, dataset: data.Dataset) -> Model:
         """Return the model for a dataset.

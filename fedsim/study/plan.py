@@ -4,25 +4,65 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsim import data
+from fedsim.checks import check_choice, check_instance, to_builtin
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules
 from fedsim.study import config
-from fedsim.study.compare import check_axes
+from fedsim.study.baselines import BASELINES
 from fedsim.study.experiment import Experiment
+from fedsim.study.grid import check_axes, seed_list, variants
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of `compare` for a study."""
+    """What a study runs: an experiment for each combination of the axes' values, with each seed, and baselines.
+
+    Parameters
+    ----------
+    base, axes, seeds, baselines
+        As for `fedsim.compare`.
+    """
 
     base: Experiment
     axes: Mapping[str, Sequence[Any]]
-    seeds: int | Sequence[int]
+    seeds: int | Sequence[int] = 1
     baselines: Sequence[str] = ()
+
+    def runs(self) -> list[tuple[dict[str, str], Experiment]]:
+        """Return the labels and the experiment of each run, variant by variant.
+
+        Raises
+        ------
+        ConfigError
+            An axis, a value, a seed or a baseline is not allowed.
+        """
+        seeds = seed_list(self.seeds, self.base.seed)
+        check_instance("baselines", self.baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
+        for name in self.baselines:
+            check_choice("baselines", name, BASELINES)
+        chosen = variants(self.base, self.axes)
+        if self.baselines and not self.axes:
+            chosen = [({"training": "federated"}, self.base)]
+        for name in self.baselines:
+            first, *others = chosen[0][0]
+            chosen.append(({first: name, **dict.fromkeys(others, "-")}, BASELINES[name](self.base)))
+        return [(labels, replace(experiment, seed=seed)) for labels, experiment in chosen for seed in seeds]
+
+    def to_toml(self) -> str:
+        """Return the study's file, from which `make_plan` makes the plan; empty if it has no TOML form."""
+        import tomli_w
+
+        axes = {axis: [config.to_plain(axis, value) for value in values] for axis, values in self.axes.items()}
+        seeds = self.seeds if isinstance(self.seeds, int) else list(self.seeds)
+        compared = axes | {"seeds": seeds, "baselines": list(self.baselines)}
+        try:
+            return tomli_w.dumps(to_builtin(config.to_settings(self.base) | {"compare": compared}))
+        except (ConfigError, TypeError, ValueError):  # arrays, functions, values for which TOML has no type
+            return ""
 
 
 def make_plan(
@@ -53,7 +93,7 @@ def make_plan(
     compared = rest.pop("compare", {} if chosen else None)
     if not isinstance(compared, dict):
         raise ConfigError("a study needs a [compare] table with lists, such as split = ['IID(50)', 'Shards(50)']")
-    texts = {axis: (raw, modules) for axis, raw in compared.items()}
+    texts = {axis: (raw, modules) for axis, raw in _flat(compared).items()}
     texts |= {axis: (raw, EVERY) for axis, raw in (chosen or {}).items()}
     axes = {
         axis: [config.value_of(axis, value, allowed) for value in raw] if isinstance(raw, list) else raw
@@ -62,6 +102,14 @@ def make_plan(
     seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
     check_axes(axes)
     return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines)
+
+
+def _flat(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a ``[compare]`` table, those of inner tables under names such as ``client.lr``."""
+    flat: dict[str, Any] = {}
+    for name, raw in compared.items():
+        flat |= {f"{name}.{inner}": part for inner, part in raw.items()} if isinstance(raw, dict) else {name: raw}
+    return flat
 
 
 #: Number of clients for a table without a column that names the client of a row.

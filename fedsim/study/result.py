@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -267,6 +268,48 @@ class Result:
         from fedsim.study.card import model_card
 
         return model_card(self, self.experiment.federate(self.dataset), self.model, contributions)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the result into a directory, as `Experiment.run` does: see `fedsim.study.result_files`.
+
+        Parameters
+        ----------
+        directory : path
+            Created if it does not exist. Earlier results are moved to a numbered folder beside it.
+
+        Raises
+        ------
+        ConfigError
+            The directory cannot be written, or another process is writing there, or it has an unfinished run.
+        """
+        from fedsim.study.directory import save_result
+
+        save_result(self, directory)
+
+    @classmethod
+    def load(
+        cls, directory: str | os.PathLike[str], experiment: Experiment | None = None, modules: Sequence[str] = ()
+    ) -> Result:
+        """Return the result that `save` or a finished run has written, with the same bits.
+
+        Parameters
+        ----------
+        directory : path
+        experiment : Experiment, optional
+            Needed if its dataset was given as arrays; by default it is read from the directory.
+        modules : sequence of str
+            Modules, besides those in the current folder, whose classes the configuration may name.
+
+        Raises
+        ------
+        ConfigError
+            The directory has no complete result, or a file is damaged.
+        """
+        from pathlib import Path
+
+        from fedsim.study.result_files import read_fields
+
+        return cls(**read_fields(Path(directory), experiment, modules))
 
     def rounds_to(self, target: float) -> float:
         """Return the number of rounds until the test score reaches `target`, or NaN if it never does.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsim.checks import check_instance, to_builtin
+from fedsim.checks import to_builtin
 from fedsim.clients.measures import TEST_SET
 from fedsim.clients.private import has_global_model
 from fedsim.clients.task import mean_evaluation
@@ -28,9 +28,10 @@ from fedsim.rounds.grid import RoundGrid
 from fedsim.rounds.statistics import RoundStatistics
 from fedsim.servers import FedAvg
 from fedsim.signals import handle_signals
+from fedsim.splits.names import describe_client, insert_names
 from fedsim.streams import Purpose, keys
 from fedsim.study.build import build_runtime
-from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
+from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound, check_callbacks
 from fedsim.study.card import model_card
 from fedsim.study.checkpoint import check_fits, checkpoint_error
 from fedsim.study.directory import RunDirectory
@@ -42,6 +43,7 @@ from fedsim.study.saving import Checkpoints
 from fedsim.text import describe, print_notice
 
 if TYPE_CHECKING:
+    from fedsim.data import Dataset
     from fedsim.study.experiment import Experiment
 
 #: Exceptions that a state of wrong types or shapes causes.
@@ -56,29 +58,60 @@ def run(
     verbose: bool,
     directory: str | os.PathLike[str] | None,
     engine: str | Callable[..., Engine],
+    dataset: Dataset | None = None,
+    reuse: bool = False,
 ) -> Result:
-    """Run an experiment; parameters as for `Experiment.run`."""
-    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
+    """Run an experiment.
+
+    Parameters
+    ----------
+    experiment, workers, block_size, callbacks, verbose, directory, engine
+        As for `Experiment.run`.
+    dataset : Dataset, optional
+        The experiment's dataset, if it has been loaded.
+    reuse : bool
+        As for `RunDirectory`.
+    """
+    check_callbacks(callbacks)
     for callback in callbacks:
-        check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
         if callback.reads_updates and experiment.secure_aggregation:
             raise ConfigError(
                 f"callbacks has a {type(callback).__name__}, which reads the update of each client, and with "
                 "secure_aggregation the server has their sum only; allowed: one of the two"
             )
-    with ExitStack() as stack:
-        folder = stack.enter_context(RunDirectory(directory, experiment)) if directory is not None else None
-        early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
-        callbacks = [RejectedRounds(), *early, *callbacks]
-        runtime = build_runtime(experiment)
-        _check_early_stopping(callbacks, runtime)
-        grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
-        result = _Run(experiment, grid, callbacks, folder).run(verbose)
-        if folder:
-            folder.finish(result, model_card(result, runtime.federated, runtime.model))
+    early = [replace(experiment.early_stopping)] if experiment.early_stopping else []  # a run of its own
+    own, callbacks = callbacks, [RejectedRounds(), *early, *callbacks]
+    try:
+        with ExitStack() as stack:
+            folder = None
+            if directory is not None:
+                folder = stack.enter_context(RunDirectory(directory, experiment, dataset, reuse))
+                if folder.complete:
+                    result = Result.load(folder.path, experiment)
+                    replay(result, own)
+                    return result
+            runtime = build_runtime(experiment, dataset)
+            _check_early_stopping(callbacks, runtime)
+            grid = RoundGrid(make_engine(engine, runtime, workers, block_size), experiment.on_failure)
+            result = _Run(experiment, grid, callbacks, folder).run(verbose)
+            if folder:
+                folder.finish(result, model_card(result, runtime.federated, runtime.model))
+        for callback in callbacks:
+            callback.run_finished(result)
+    except BaseException as error:
+        for callback in callbacks:
+            callback.run_failed(error)
+        raise
+    return result
+
+
+def replay(result: Result, callbacks: Sequence[Callback]) -> None:
+    """Show a finished run to callbacks, as a resumed run of which all rounds are done."""
+    rows = result.history.to_dict("records")
+    for callback in callbacks:
+        callback.run_started(result.experiment, rows)
     for callback in callbacks:
         callback.run_finished(result)
-    return result
 
 
 class _EndOfRunError(Exception):
@@ -94,6 +127,11 @@ class _Run:
     callbacks: Sequence[Callback]
     folder: RunDirectory | None
     stop_reason: str = ""
+
+    @property
+    def _client_names(self) -> Sequence[str]:
+        """The names of clients by partition id; empty if clients have numbers only."""
+        return self.grid.runtime.federated.client_names
 
     @property
     def _reads_updates(self) -> bool:
@@ -183,7 +221,7 @@ class _Run:
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{_describe_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{self._describe_largest(statistics)}; a smaller lr usually helps"
             )
         if server_round == 0:
             state.untrained_loss = loss
@@ -234,6 +272,13 @@ class _Run:
         self._round_started = time.perf_counter()
         return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
 
+    def _describe_largest(self, statistics: RoundStatistics) -> str:
+        """Describe the largest update of a round."""
+        if not statistics.clients or np.isnan(statistics.largest_update[1]):
+            return ""
+        client, length = statistics.largest_update
+        return f"; the largest update was {describe_client(client, self._client_names)}'s, of length {length:.3g}"
+
     def _weights(self) -> dict[str, Any]:
         return {name: values.copy() for name, values in named_arrays(self.state.model, self.state.weights).items()}
 
@@ -245,9 +290,11 @@ class _Run:
         failures = pd.DataFrame(state.failures, columns=list(FAILURES))
         kernel = self.grid.runtime.kernel_name
         reason = self.stop_reason if len(state.rows) <= self.experiment.rounds else ""
+        tables = clients, failures, state.frame_of("groups"), state.frame_of("metrics")
+        clients, failures, groups, metrics = (insert_names(table, self._client_names) for table in tables)
         return Result(
             self.experiment, history, clients, self._weights(), kernel, state.score, failures, reason,
-            state.describe_privacy(), state.frame_of("groups"), state.frame_of("metrics"),
+            state.describe_privacy(), groups, metrics,
         )  # fmt: skip
 
 
@@ -265,8 +312,9 @@ class RejectedRounds(Callback):
         if updates or (least and finished.failures):
             if not self._rejected:
                 reasons = [f"; {reason}" for _, reason in sorted(finished.failures.items())]
+                few = f"fewer than min_clients = {least}" if updates < least else "whose sum could not be recovered"
                 print_notice(
-                    f"round {finished.number} of {self._name} had {updates} updates, fewer than min_clients = {least}: "
+                    f"round {finished.number} of {self._name} had {updates} updates, {few}: "
                     f"the model is unchanged{''.join(reasons[:1])}; Result.failures has all reasons"
                 )
             self._rejected += 1
@@ -274,9 +322,7 @@ class RejectedRounds(Callback):
     def run_finished(self, result: Result) -> None:
         """Print how many rounds were rejected."""
         if self._rejected > 1:
-            print_notice(
-                f"{self._rejected} of {self._rounds} rounds of {self._name} had too few updates and changed nothing"
-            )
+            print_notice(f"{self._rejected} of {self._rounds} rounds of {self._name} were rejected and changed nothing")
 
 
 def _check_early_stopping(callbacks: Sequence[Callback], runtime: ClientRuntime) -> None:
@@ -297,11 +343,3 @@ def _raised_by_flower(error: BaseException) -> bool:
     """Return whether Flower's own code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).startswith("flwr.")
-
-
-def _describe_largest(statistics: RoundStatistics) -> str:
-    """Describe the largest update of a round."""
-    if not statistics.clients or np.isnan(statistics.largest_update[1]):
-        return ""
-    client, length = statistics.largest_update
-    return f"; the largest update was client {client}'s, of length {length:.3g}"

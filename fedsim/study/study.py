@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from fedsim import data
 from fedsim.checks import check_choice
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
-from fedsim.models.metrics import metric_title, scalar_metrics
-from fedsim.report.intervals import half_width, with_interval
+from fedsim.report.intervals import MIN_SEEDS
+from fedsim.study import significance, time_to_target
+from fedsim.study import tables as study_tables
 from fedsim.study.result import Result
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """All labels in one line."""
-        return ", ".join(self.labels.values())
+        """All labels in one line; numbers with the name of their setting."""
+        return ", ".join(_titled(axis, label) for axis, label in self.labels.items())
 
     @property
     def title(self) -> str:
@@ -56,6 +57,12 @@ class Variant:
     def has_global_model(self) -> bool:
         """Whether the runs have a global model; see `Result.has_global_model`."""
         return all(result.has_global_model for result in self.results)
+
+
+def _titled(axis: str, label: str) -> str:
+    """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
+    is_name = label[:1].isalpha() and label not in ("True", "False", "None", "nan", "inf")
+    return label if is_name else f"{axis.rpartition('.')[2]}={label}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,9 +80,17 @@ class Study:
         runs = sum(len(v.results) for v in self.variants)
         return f"Study({', '.join(v.title for v in self.variants)}; runs: {runs})"
 
+    def __str__(self) -> str:
+        """Return `table` with all of its columns, and `notes`; columns for which a terminal is too narrow follow."""
+        from fedsim.report.terminal import to_text
+
+        return "\n".join([to_text(self.table()), *self.notes])
+
     def _repr_html_(self) -> str:
-        html: str = self.table().to_html(index=bool(self.variants[0].labels))
-        return html
+        from html import escape
+
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"{self.table().to_html(index=bool(self.variants[0].labels))}{notes}"
 
     @property
     def target(self) -> float:
@@ -88,13 +103,16 @@ class Study:
         best = float(np.nanmax([np.mean([r.final_score for r in v.results]) for v in self.variants]))
         return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
-    def summary(self, target: float | None = None) -> pd.DataFrame:
+    def summary(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
         """Return one row per variant, as numbers.
 
         Parameters
         ----------
         target : float, optional
             Test accuracy to which rounds are counted; default `Study.target`.
+        interval : {"t", "bootstrap"}
+            95 % intervals of means, for at least three seeds: Student's t; or the bootstrap, whose limits
+            ``..._low, ..._high`` replace the half widths ``..._ci95``, see `fedsim.report.intervals`.
 
         Returns
         -------
@@ -104,86 +122,119 @@ class Study:
             own examples, in the last round; NaN if none evaluated), ``attack_success, attack_success_ci95`` (in the
             last round; NaN without a targeted attack), for each of `Experiment.metrics` that is a number, such as
             macro_f1, ``final_macro_f1, final_macro_f1_ci95`` (on the test set), ``final_loss, target,
-            rounds_to_target`` (mean over the seeds that reached it), ``reached`` (their number), ``megabytes_sent``
-            (both ways, per run), ``epsilon`` (privacy loss; NaN without differential privacy, infinite without noise).
-            For regression, every name has ``r2`` in place of ``accuracy``. Scores of the global model are NaN for
-            a client strategy with private parameters, which has none.
+            rounds_to_target, megabytes_to_target, seconds_to_target`` (medians, see `time_to_target`), ``reached``
+            (number of seeds that reached it), ``megabytes_sent`` (both ways, per run), ``epsilon`` (privacy loss; NaN
+            without differential privacy, infinite without noise). For regression, every name has ``r2`` in place of
+            ``accuracy``. Scores of the global model are NaN for a client strategy with private parameters, which has
+            none.
         """
-        import pandas as pd
+        return study_tables.summary(self, target, interval)
 
-        goal, score = self.target if target is None else target, self.score
-        rows = []
-        for variant in self.variants:
-            final = [r.final_score for r in variant.results]
-            local = [float(r.history[f"local_{score}"].iloc[-1]) for r in variant.results]
-            success = [float(r.history["attack_success"].iloc[-1]) for r in variant.results]
-            reached = [n for n in (r.rounds_to(goal) for r in variant.results) if not math.isnan(n)]
-            sent = [float((r.history["bytes_up"] + r.history["bytes_down"]).sum()) for r in variant.results]
-            rows.append(
-                {
-                    **variant.labels,
-                    "seeds": len(final),
-                    f"final_{score}": float(np.mean(final)),
-                    f"final_{score}_ci95": half_width(final),
-                    f"best_{score}": float(np.mean([r.test_scores.max() for r in variant.results])),
-                    f"local_{score}": float(np.mean(local)),
-                    f"local_{score}_ci95": half_width(local),
-                    "attack_success": float(np.mean(success)),
-                    "attack_success_ci95": half_width(success),
-                    **self._final_metrics(variant),
-                    "final_loss": float(np.mean([r.history["test_loss"].iloc[-1] for r in variant.results])),
-                    "target": goal,
-                    "rounds_to_target": float(np.mean(reached)) if reached else math.nan,
-                    "reached": len(reached),
-                    "megabytes_sent": float(np.mean(sent)) / 1e6,
-                    "epsilon": float(np.mean([r.history["epsilon"].iloc[-1] for r in variant.results])),
-                }
-            )
-        return pd.DataFrame(rows)
+    def table(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
+        """Return the summary as text, one row per variant; `notes` explains it.
+
+        With three seeds or more, means have 95 % intervals, and the column "against best" says which variants are worse
+        than the best of their condition (see `test`).
+
+        Parameters
+        ----------
+        target, interval
+            As of `summary`.
+        """
+        return study_tables.table(self, target, interval)
 
     @property
-    def _metric_names(self) -> list[str]:
-        """The metrics of `Experiment.metrics` that are numbers, of all variants."""
-        found = (r.experiment.metrics for v in self.variants for r in v.results)
-        return list(dict.fromkeys(name for metrics in found for name in scalar_metrics(metrics)))
+    def notes(self) -> list[str]:
+        """Lines that explain `table`."""
+        return significance.notes(self)
 
-    def _final_metrics(self, variant: Variant) -> dict[str, float]:
-        """Return each metric of the global models after the last round: the mean and the half width over seeds."""
-        found: dict[str, float] = {}
-        for name in self._metric_names:
-            values = [float(r.history.get(f"test_{name}", math.nan * r.test_scores)[r.rounds]) for r in variant.results]
-            found |= {f"final_{name}": float(np.mean(values)), f"final_{name}_ci95": half_width(values)}
-        return found
+    def test(
+        self,
+        metric: str | None = None,
+        axis: str | Sequence[str] | None = None,
+        reference: str | None = None,
+        method: str = "t",
+    ) -> pd.DataFrame:
+        """Test which differences between variants hold: paired tests by seed, corrected for their number.
 
-    def table(self, target: float | None = None) -> pd.DataFrame:
-        """Return the summary as text: one row per variant, accuracy with its 95 % interval over seeds."""
-        import pandas as pd
+        Runs with the same seed have the same initial weights and, where the settings allow it, the same split and
+        cohorts.
 
-        summary = self.summary(target)
-        rounds = []
-        for row, variant in zip(summary.itertuples(), self.variants, strict=True):
-            mean, reached, seeds = float(row.rounds_to_target), int(row.reached), int(row.seeds)
-            share = "" if reached == seeds else f" ({reached} of {seeds} seeds)"
-            never = "not reached" if variant.has_global_model else ""
-            rounds.append(f"{mean:.1f}{share}" if reached else never)
-        shown = {axis: summary[axis] for axis in self.variants[0].labels}
-        name = {"accuracy": "accuracy", "r2": "R2"}[self.score]
-        if self.has_global_model:
-            shown[f"final {name}"] = _with_interval(summary, f"final_{self.score}")
-        for metric in self._metric_names:
-            shown[f"final {metric_title(metric)}"] = _with_interval(summary, f"final_{metric}")
-        if self.evaluated:
-            shown[f"local {name}"] = _with_interval(summary, f"local_{self.score}")
-        if summary["attack_success"].notna().any():
-            shown["attack success"] = _with_interval(summary, "attack_success")
-        if self.has_global_model:
-            shown[f"best {name}"] = ["" if np.isnan(m) else f"{m:.3f}" for m in summary[f"best_{self.score}"]]
-            shown[f"rounds to {summary['target'].iloc[0]:.2f}"] = rounds
-        shown["MB sent"] = [f"{m:.1f}" for m in summary["megabytes_sent"]]
-        if summary["epsilon"].notna().any():
-            shown["epsilon"] = ["" if np.isnan(e) else f"{e:.2f}" for e in summary["epsilon"]]
-        frame = pd.DataFrame(shown)
-        return frame.set_index(list(self.variants[0].labels)) if self.variants[0].labels else frame
+        Parameters
+        ----------
+        metric : str, optional
+            A column of `Result.history`, compared in the last round; default the test accuracy (or R squared).
+        axis : str or sequence of str, optional
+            Axes whose values are compared with each other, within each combination of the other axes. Default: all but
+            the dataset, the split and the attack if there are others, otherwise all.
+        reference : str, optional
+            Label on `axis` that all others are compared with; default: all pairs.
+        method : {"t", "wilcoxon"}
+            Paired t test, or Wilcoxon's signed-rank test, which needs no normal distribution, but at least six seeds to
+            reach 5 %.
+
+        Returns
+        -------
+        DataFrame
+            A row per pair: the other axes' columns, ``variant, against, metric, test, mean, mean_against, seeds``
+            (number of seeds that both have), ``difference, difference_low, difference_high`` (95 % interval, Student's
+            t), ``effect_size, effect_size_low, effect_size_high`` (Hedges' g_z, see
+            `fedsim.statistics.paired.effect_sizes`), ``statistic, p, p_holm`` (corrected by Holm's method for all
+            rows), ``holds`` (whether ``p_holm`` is below 5 %), ``note``. Intervals are those of single comparisons.
+            What is not defined is NaN, and the note says why; fewer than three seeds have differences only.
+
+        Raises
+        ------
+        ConfigError
+            An argument is not allowed.
+        """
+        return significance.paired_tests(self, metric, axis, reference, method)
+
+    def ranks(self, axis: str | Sequence[str] | None = None, metric: str | None = None) -> pd.DataFrame:
+        """Rank the values of an axis within each condition, and test the mean ranks (Demšar 2006).
+
+        A condition is a combination of the other axes, such as a split; its scores are means over seeds. Values without
+        any score are left out, and then conditions in which one is missing.
+
+        Parameters
+        ----------
+        axis, metric
+            As of `test`.
+
+        Returns
+        -------
+        DataFrame
+            A row per value, the best first: ``variant, metric, conditions`` (their number), ``mean_rank, behind_best,
+            critical_difference`` (Nemenyi's at 5 %), ``worse_than_best`` (whether a mean rank is behind the best by the
+            critical difference), ``friedman, p`` (see `fedsim.statistics.ranks`).
+
+        Raises
+        ------
+        ConfigError
+            There are fewer than two values or conditions, or an argument is not allowed.
+        """
+        return significance.mean_ranks(self, axis, metric)
+
+    def time_to_target(self, target: float | None = None) -> pd.DataFrame:
+        """Return rounds, megabytes and seconds to a test accuracy, as censored data.
+
+        A run that ends before it reaches the target counts as one that would have needed longer (Kaplan-Meier), also if
+        early stopping ended it.
+
+        Parameters
+        ----------
+        target : float, optional
+            As of `summary`.
+
+        Returns
+        -------
+        DataFrame
+            A row per quantity and variant: the axes' columns, ``quantity, target, seeds, reached`` (number of seeds),
+            ``median, low, high`` (95 % interval; a median that is not reached is NaN), ``restricted_mean`` (up to the
+            horizon), ``horizon`` (the shortest variant's largest value), ``longest`` (the largest value). See
+            `fedsim.statistics.censored`.
+        """
+        return time_to_target.time_to_target(self, self.target if target is None else target)
 
     def rounds(self) -> pd.DataFrame:
         """Return the histories of all runs in one frame, with columns for the axes and the seed."""
@@ -204,37 +255,89 @@ class Study:
     def _concatenate(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        frames = []
+        frames: list[pd.DataFrame] = []
         for variant in self.variants:
             for result in variant.results:
                 frame = getattr(result, name).copy()
                 for place, (axis, label) in enumerate([*variant.labels.items(), ("seed", result.experiment.seed)]):
                     frame.insert(place, axis, label)
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
+        widest = max(frames, key=lambda frame: len(frame.columns))  # clients have names in some variants only
+        return pd.concat(frames, ignore_index=True)[list(widest)]
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the study into a directory, as `compare` does with a directory: its runs, their index and the tables.
+
+        Parameters
+        ----------
+        directory : path
+            Created if it does not exist. Runs that it has already are not written again.
+
+        Raises
+        ------
+        ConfigError
+            The directory cannot be written.
+        """
+        from fedsim.study.store import save_study
+
+        save_study(self, directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], modules: Sequence[str] = ()) -> Study:
+        """Return the study in a directory, with the runs that are finished.
+
+        Parameters
+        ----------
+        directory : path
+        modules : sequence of str
+            As for `Result.load`.
+
+        Raises
+        ------
+        ConfigError
+            The directory has no study, no run of it is finished, or a file is damaged.
+        """
+        from fedsim.study.store import load_results
+
+        return cls.of(load_results(Path(directory), modules))
+
+    @classmethod
+    def of(cls, results: Iterable[tuple[Mapping[str, str], Result]]) -> Study:
+        """Return the study of labelled results; those with the same labels are the seeds of one variant."""
+        variants: dict[tuple[str, ...], Variant] = {}
+        for labels, result in results:
+            before = variants.get(tuple(labels.values()), Variant(labels, ()))
+            variants[tuple(labels.values())] = Variant(labels, (*before.results, result))
+        return cls(tuple(variants.values()))
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``rounds.csv``, ``clients.csv`` and ``summary.csv``.
+        """Write the tables of `files` to a folder, which is created if needed; each file is written atomically."""
+        for name in self.files:
+            write_csv(Path(directory) / name, study_tables.TABLES[name][1](self))
 
-        If clients evaluated, also ``fairness.csv``, with `Experiment.sensitive` ``groups.csv``, and with
-        `Experiment.metrics` ``metrics.csv``. Each is written atomically; the folder is created if needed.
+    @property
+    def files(self) -> list[str]:
+        """The files of `to_csv`: ``rounds.csv``, ``clients.csv``, ``summary.csv``.
+
+        With three seeds and two variants also ``tests.csv``; with two conditions ``ranks.csv``; if clients evaluated,
+        ``fairness.csv``; with `Experiment.sensitive`, ``groups.csv``; with `Experiment.metrics`, ``metrics.csv``.
         """
-        from fedsim.fairness import client_fairness
-
-        tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
-        if self.evaluated:
-            tables["fairness"] = client_fairness(self)
-        if self.counted_groups:
-            tables["groups"] = self.groups()
-        if self.has_metrics:
-            tables["metrics"] = self.metrics()
-        for name, frame in tables.items():
-            write_csv(Path(directory) / f"{name}.csv", frame)
+        return [name for name, (present, _) in study_tables.TABLES.items() if present(self)]
 
     @property
     def has_global_model(self) -> bool:
         """Whether any variant has a global model; see `Result.has_global_model`."""
         return any(variant.has_global_model for variant in self.variants)
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are enough variants and seeds to test differences."""
+        return len(self.variants) > 1 and any(len(v.results) >= MIN_SEEDS for v in self.variants)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether there are enough variants and conditions for `ranks`."""
+        return min(significance.scores_by_condition(self)[1].shape) > 1
 
     @property
     def evaluated(self) -> bool:
@@ -319,13 +422,14 @@ class Study:
         """
         from fedsim.report.split_plots import plot_splits
 
-        counts, names = {}, set()
+        counts, clients, names = {}, {}, set()
         for variant in self.variants:
             experiment = variant.results[0].experiment
             dataset = experiment.load_data()
-            counts[variant.title] = experiment.split.federate(dataset, experiment.seed).label_counts()
+            federated = experiment.split.federate(dataset, experiment.seed)
+            counts[variant.title], clients[variant.title] = federated.label_counts(), federated.client_names
             names.add(tuple(dataset.label_names))
-        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else ())
+        plot_splits(counts, path, self._dataset, kind, names.pop() if len(names) == 1 else (), clients)
 
     @property
     def _histories(self) -> list[tuple[str, list[pd.DataFrame]]]:
@@ -353,7 +457,3 @@ def _skew_and_score(result: Result) -> NDArray[Any]:
     emd = skew(federated).set_index("client")["emd"]
     last = result.clients[result.clients["round"] == result.clients["round"].max()]
     return np.column_stack([emd.reindex(last["partition_id"]), last[result.score]])
-
-
-def _with_interval(summary: pd.DataFrame, name: str) -> list[str]:
-    return list(map(with_interval, summary[name], summary[f"{name}_ci95"]))

@@ -1,0 +1,177 @@
+"""Executes the runs of a study: one after the other, or several at the same time in worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim import kernels
+from fedsim.data import Dataset
+from fedsim.engines.workers import available_cores
+from fedsim.study.build import build_runtime
+from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.directory import DirectoryInUseError
+from fedsim.study.pool import FORKS, in_processes, may_start_workers
+from fedsim.study.progress import ProgressBar
+from fedsim.study.result import Result
+from fedsim.study.result_files import damage
+from fedsim.study.runner import replay, run
+from fedsim.study.store import PlannedRun
+
+if TYPE_CHECKING:
+    from fedsim.engines.engine import Engine
+
+#: Floating-point operations per round from which a run goes alone, on all threads.
+LARGE_ROUND = 1e10
+#: Seconds between looks at runs on which other processes work.
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of a study are executed.
+
+    Attributes
+    ----------
+    runs : sequence of PlannedRun
+    datasets : sequence of Dataset
+        Of each run.
+    folders : sequence of Path or None
+        Of each run.
+    callbacks, workers, verbose, engine
+        As for `Experiment.run`.
+    """
+
+    runs: Sequence[PlannedRun]
+    datasets: Sequence[Dataset]
+    folders: Sequence[Path | None]
+    callbacks: Sequence[Callback] = ()
+    workers: int | None = None
+    verbose: bool = False
+    engine: str | Callable[..., Engine] = "in-process"
+
+    def results(self, bar: ProgressBar, jobs: int | None) -> Iterator[tuple[int, Result]]:
+        """Execute the runs and yield their numbers and results: those that were finished earlier, then the others.
+
+        Parameters
+        ----------
+        bar : ProgressBar
+        jobs : int, optional
+            Number of runs at the same time; default: one per core for small runs, and one for large runs.
+        """
+        numbers = []
+        for number, folder in enumerate(self.folders):
+            if folder and not damage(folder):
+                result = Result.load(folder, self.runs[number].experiment)
+                self._label(number)
+                replay(result, [bar, *self.callbacks])
+                yield number, result
+            else:
+                numbers.append(number)
+        at_once = self._default_jobs() if jobs is None else jobs
+        large = self._large(numbers) if jobs is None and at_once > 1 else set()
+        small = [number for number in numbers if number not in large]
+        for group, jobs in ((small, at_once), (sorted(large), 1)):
+            todo = group
+            while todo:
+                in_use: list[int] = []
+                for number, finished in self._pass(todo, bar, jobs):
+                    if finished is None:
+                        in_use.append(number)
+                    else:
+                        yield number, finished
+                if len(in_use) == len(todo):
+                    time.sleep(POLL_SECONDS)
+                todo = in_use
+
+    def _pass(self, numbers: Sequence[int], bar: ProgressBar, jobs: int) -> Iterator[tuple[int, Result | None]]:
+        """Execute runs, except those on which other processes work: their result is None."""
+        if min(jobs, len(numbers)) == 1:
+            for number in numbers:
+                bar.describe(self.runs[number].title)
+                yield number, self.run(number, [bar, *self.callbacks], self.workers)
+            return
+
+        def observe(number: int, report: Any) -> None:
+            bar.describe(self.runs[number].title)
+            bar.add(*report)
+
+        threads = self.workers or max(1, available_cores() // jobs)
+        for number, content in in_processes(partial(self._work, workers=threads), numbers, jobs, observe):
+            yield number, None if content is None else Result(self.runs[number].experiment, **content)
+
+    def _work(self, number: int, report: Callable[[Any], None], workers: int) -> dict[str, Any] | None:
+        """Execute a run in a worker process; return the fields of its result but the experiment, which has objects."""
+        result = self.run(number, [_Reporter(report), *self.callbacks], workers)
+        return (
+            None
+            if result is None
+            else {f.name: getattr(result, f.name) for f in fields(Result) if f.name != "experiment"}
+        )
+
+    def run(self, number: int, callbacks: Sequence[Callback], workers: int | None) -> Result | None:
+        """Execute a run in this process; return None if another process works on it."""
+        planned, folder = self.runs[number], self.folders[number]
+        self._label(number)
+        try:
+            return run(
+                planned.experiment,
+                workers,
+                None,
+                callbacks,
+                self.verbose,
+                folder,
+                self.engine,
+                self.datasets[number],
+                reuse=True,
+            )
+        except DirectoryInUseError:
+            return None
+
+    def _label(self, number: int) -> None:
+        """Tell the callbacks which run starts next."""
+        for callback in self.callbacks:
+            callback.label_run(self.runs[number].labels)
+
+    def _default_jobs(self) -> int:
+        """Return the number of small runs at the same time."""
+        passive = all(callback.passive for callback in self.callbacks)
+        alone = not passive or self.verbose or self.engine != "in-process" or self.workers is not None
+        return 1 if alone or not FORKS or not may_start_workers() else available_cores()
+
+    def _large(self, numbers: Sequence[int]) -> set[int]:
+        """Return the runs whose rounds are long enough to use all threads well; load the kernels of all runs.
+
+        The seed makes no difference to the size, so that one run of each variant is measured.
+        """
+        found: dict[tuple[str, ...], bool] = {}
+        for number in numbers:
+            labels = tuple(self.runs[number].labels.values())
+            if labels not in found:
+                experiment = self.runs[number].experiment
+                runtime = build_runtime(experiment, self.datasets[number])
+                runtime.prepare()
+                examples = experiment.examples_per_round(runtime.federated)
+                found[labels] = kernels.round_flops(runtime.model, examples) >= LARGE_ROUND
+        return {number for number in numbers if found[tuple(self.runs[number].labels.values())]}
+
+
+class _Reporter(Callback):
+    """Reports the rounds of a run from a worker process."""
+
+    def __init__(self, report: Callable[[Any], None]) -> None:
+        self._report = report
+
+    def run_started(self, experiment: Any, history: Sequence[Mapping[str, float]]) -> None:
+        """Report the rounds that were finished earlier."""
+        if len(history) > 1:
+            self._report((len(history) - 1, history[-1], True))
+
+    def round_finished(self, finished: FinishedRound) -> None:
+        """Report the round."""
+        if finished.number:
+            self._report((1, finished.metrics))

@@ -1,0 +1,220 @@
+"""The directory of a study: its file, the index of its runs, a folder per run, and the tables made of them.
+
+    study.toml           the study's configuration, as ``fedsim compare`` reads it
+    environment.json     versions, machine and git revision
+    runs.csv             the labels, the seed and the name of each run
+    runs/NAME/           a run: see `fedsim.study.result_files` and `fedsim.study.checkpoint`
+    rounds.csv, ...      the tables of `Study.to_csv`
+
+A run's name is the digest of its identity (`fedsim.study.identity`), so that studies in one directory share runs. Each
+run is locked while a process works on it, and several processes may work on one study.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from fedsim.errors import ConfigError
+from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_text
+from fedsim.study.directory import CHECKPOINT, LOCK, PREVIOUS, save_result
+from fedsim.study.identity import run_name
+from fedsim.study.result import Result
+from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
+from fedsim.study.tables import TABLES
+from fedsim.text import print_notice
+
+if TYPE_CHECKING:
+    from fedsim.data import Dataset
+    from fedsim.study.callbacks import Callback
+    from fedsim.study.experiment import Experiment
+    from fedsim.study.study import Study
+
+CONFIGURATION, INDEX, RUNS = "study.toml", "runs.csv", "runs"
+#: The last columns of the index.
+COLUMNS = ("seed", "run")
+#: The pictures that ``fedsim compare`` draws.
+PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
+#: The states of a run.
+FINISHED, INTERRUPTED, NOT_STARTED = "finished", "interrupted", "not started"
+#: The largest share of a study's time that is spent on writing tables while it runs.
+WRITING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study.
+
+    Attributes
+    ----------
+    labels : dict of str to str
+        Axis -> label of its value.
+    experiment : Experiment
+    name : str
+        The name of its folder, if the study has a directory.
+    """
+
+    labels: Mapping[str, str]
+    experiment: Experiment
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The labels and the seed, for progress and errors."""
+        return ", ".join([*self.labels.values(), f"seed {self.experiment.seed}"])
+
+    def named(self, dataset: Dataset, callbacks: Sequence[Callback]) -> PlannedRun:
+        """Return the run with its name, given its dataset and its callbacks."""
+        return replace(self, name=run_name(self.experiment, dataset, callbacks))
+
+
+class StudyStore:
+    """The directory of a study that runs.
+
+    Parameters
+    ----------
+    path : path
+        Created if it does not exist. The tables of another study, with runs that this one does not have, are moved to a
+        numbered folder beside it; the runs stay.
+    runs : sequence of PlannedRun
+    configuration : str
+        The study's file; empty if it has no TOML form.
+
+    Raises
+    ------
+    ConfigError
+        The directory cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], runs: Sequence[PlannedRun], configuration: str) -> None:
+        self.path = writable_directory(path)
+        self._runs, self._index = runs, _format_index(runs)
+        self._names = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT)
+        self._written, self._finished = -1, 0
+        self._started, self._writing = time.perf_counter(), 0.0
+        with self._lock():
+            remove_temporary(self.path, self._names)
+            held = {name for _, name in read_index(self.path)} if (self.path / INDEX).exists() else None
+            is_part = held is not None and held <= {run.name for run in runs}
+            if not is_part and (kept := keep_earlier(self.path, self._names)):
+                print_notice(f"kept the earlier tables in {kept}")
+            if configuration:
+                write_text(self.path / CONFIGURATION, configuration)
+            write_text(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
+            write_text(self.path / INDEX, self._index)
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Return the folder of a run."""
+        return self.path / RUNS / run.name
+
+    def add(self, study: Study) -> None:
+        """Take note of a finished run; write the tables, unless that has taken too large a share of the time."""
+        self._finished += 1
+        if self._writing <= WRITING_SHARE * (time.perf_counter() - self._started):
+            self.write_tables(study)
+
+    def write_tables(self, study: Study) -> None:
+        """Write the tables of the finished runs, unless they have been written.
+
+        Raises
+        ------
+        ConfigError
+            The directory was deleted, or holds another study now.
+        """
+        if self._written == self._finished:
+            return
+        begun = time.perf_counter()
+        with self._lock():
+            self.check()
+            study.to_csv(self.path)
+        self._written = self._finished
+        self._writing += time.perf_counter() - begun
+
+    def check(self) -> None:
+        """Raise ConfigError if the directory was deleted, or holds another study now."""
+        try:
+            if (self.path / INDEX).read_bytes() == self._index.encode():
+                return
+        except OSError:
+            raise ConfigError(f"the results folder {str(self.path)!r} was deleted during the study") from None
+        raise ConfigError(f"the results folder {str(self.path)!r} holds another study now; the finished runs are kept")
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / LOCK)
+
+
+def _format_index(runs: Sequence[PlannedRun]) -> str:
+    """Return the text of the index."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*runs[0].labels, *COLUMNS])
+    writer.writerows([*run.labels.values(), run.experiment.seed, run.name] for run in runs)
+    return text.getvalue()
+
+
+def read_index(path: Path) -> list[tuple[dict[str, str], str]]:
+    """Return the labels and the name of each run of a study, with the seed as the last label.
+
+    Raises
+    ------
+    ConfigError
+        There is no index, or it is not one.
+    """
+    file = path / INDEX
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    names = [row[-1] for row in rows if row]
+    if tuple(header[-2:]) != COLUMNS or any(len(row) != len(header) for row in rows) or not all(map(_is_name, names)):
+        raise ConfigError(f"{str(file)!r} is not the index of a study")
+    return [(dict(zip(header[:-1], row, strict=False)), row[-1]) for row in rows]
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a text is the name of a run, and not a path to elsewhere."""
+    return name.isalnum() and name.isascii()
+
+
+def state_of(folder: Path) -> str:
+    """Return the state of the run in a folder."""
+    if any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS)):
+        return INTERRUPTED
+    return FINISHED if (folder / CHECKSUMS).exists() else NOT_STARTED
+
+
+def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
+    """Write a study into a directory; see `Study.save`."""
+    variants = [(variant.labels, result) for variant in study.variants for result in variant.results]
+    runs = [PlannedRun(labels, result.experiment, run_name(result.experiment)) for labels, result in variants]
+    store = StudyStore(directory, runs, "")
+    for planned, (_, result) in zip(runs, variants, strict=True):
+        if damage(store.folder(planned)):
+            save_result(result, store.folder(planned))
+    store.add(study)
+
+
+def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dict[str, str], Result]]:
+    """Return the labels and the results of the finished runs of a study; see `Study.load`."""
+    index = read_index(directory)
+    folders = [(labels, directory / RUNS / name) for labels, name in index]
+    finished = [(labels, folder) for labels, folder in folders if state_of(folder) == FINISHED]
+    if not finished:
+        raise ConfigError(f"no run of the study in {str(directory)!r} is finished")
+    if missing := len(index) - len(finished):
+        print_notice(f"{missing} of the {len(index)} runs in {directory} are not finished, and are left out")
+    seed = COLUMNS[0]
+    return [
+        ({axis: label for axis, label in labels.items() if axis != seed}, Result.load(folder, modules=modules))
+        for labels, folder in finished
+    ]
