@@ -9,13 +9,14 @@ import os
 import re
 import sys
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from math import inf
 from types import UnionType
 from typing import Any, NamedTuple
 
 from fedsim.errors import ConfigError
+from fedsim.synonyms import SYNONYMS, normalised
 
 #: The default upper bound of a whole number, because some code stores counts and sizes in 32 bits.
 LARGEST = 2**31 - 1
@@ -33,17 +34,38 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:90]} ... {text[-90:]}"
 
 
+def translate(word: Any, allowed: Iterable[str], synonyms: bool = True) -> str:
+    """Return the allowed word that is `word` in another spelling, or else a synonym of it, or an empty string."""
+    if not isinstance(word, str) or len(word) > 100 or not normalised(word):
+        return ""
+    words, given = list(allowed), normalised(word)
+    same = next((name for name in words if normalised(name) == given), "")
+    if same or not synonyms:
+        return same
+    return next((name for name in words if given in SYNONYMS.get(name, "").split()), "")
+
+
 def suggest(word: Any, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string."""
-    close = difflib.get_close_matches(word[:100], list(allowed), n=1) if isinstance(word, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return ``"; did you mean 'x'?"`` for a synonym or the closest of the allowed words, or an empty string."""
+    words = list(allowed)
+    found = translate(word, words) or closest(word, words)
+    return f"; did you mean {found!r}?" if found else ""
 
 
-def check_choice(field: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise ConfigError unless `value` is one of the allowed words."""
+def closest(word: Any, allowed: list[str]) -> str:
+    """Return the allowed word that is spelt most like `word`, or an empty string if none is."""
+    return "".join(difflib.get_close_matches(word[:100], allowed, n=1)) if isinstance(word, str) else ""
+
+
+#: Returns a hint for a word that is none of the allowed words, as `suggest` does.
+Hint = Callable[[Any, list[str]], str]
+
+
+def check_choice(field: str, value: Any, allowed: Iterable[str], hint: Hint = suggest) -> None:
+    """Raise ConfigError, with a hint, unless `value` is one of the allowed words."""
     words = list(allowed)
     if not isinstance(value, str) or value not in words:
-        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words) or 'none'}{suggest(value, words)}")
+        raise ConfigError(f"{field} is {shorten(value)}; allowed: {', '.join(words) or 'none'}{hint(value, words)}")
 
 
 def check_instance(field: str, value: Any, kinds: type | UnionType, allowed: str) -> None:

@@ -17,7 +17,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from fedsim.checks import shorten, suggest, to_builtin
+from fedsim.arguments import misfit
+from fedsim.checks import Hint, shorten, suggest, to_builtin
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.text import describe
 from fedsim.toml import check_plain
@@ -37,7 +38,12 @@ def classes_of(module: ModuleType, *bases: type) -> dict[str, Any]:
 
 
 def read_call(
-    field: str, text: str, names: Mapping[str, Any], nested: Mapping[str, Any], load_class: LoadClass | None
+    field: str,
+    text: str,
+    names: Mapping[str, Any],
+    nested: Mapping[str, Any],
+    load_class: LoadClass | None,
+    hint: Hint = suggest,
 ) -> tuple[Any, str, list[Any], dict[str, Any]]:
     """Return the class that a text calls, its name in the text, and the arguments.
 
@@ -53,6 +59,8 @@ def read_call(
         The classes that its arguments may call.
     load_class : callable, optional
         Loads ``module:Name``; default: such a text is refused.
+    hint : callable
+        Returns the hint for an unknown name.
 
     Raises
     ------
@@ -66,7 +74,7 @@ def read_call(
         target = load_class(head)
     else:
         own = " or module:Class" if load_class is not None else ""
-        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{suggest(head, names)}")
+        raise ConfigError(f"{field} is {shorten(text)}; allowed: {', '.join(names)}{own}{hint(head, list(names))}")
     _, args, keywords = parse_call(field, text, nested)
     return target, head, args, keywords
 
@@ -77,6 +85,7 @@ def from_text(
     names: Mapping[str, Any],
     nested: Mapping[str, Any] | None = None,
     load_class: LoadClass | None = None,
+    hint: Hint = suggest,
 ) -> Any:
     """Make the object that a text describes; parameters as for `read_call`.
 
@@ -85,7 +94,7 @@ def from_text(
     ConfigError
         The text does not have that form, or has an unknown name or arguments that the class does not take.
     """
-    target, name, args, keywords = read_call(field, text, names, nested or {}, load_class)
+    target, name, args, keywords = read_call(field, text, names, nested or {}, load_class, hint)
     with constructor_errors(field, name):
         return make(field, target, name, args, keywords)
 
@@ -153,16 +162,15 @@ def _value(field: str, node: ast.expr, names: Mapping[str, Any]) -> Any:
         return make(field, names[name], name, args, keywords)
 
 
+def check_call(field: str, target: Callable[..., Any], name: str, args: list[Any], keywords: dict[str, Any]) -> None:
+    """Raise ConfigError with the parameters of a class or a function if the arguments of a call do not fit."""
+    if reason := misfit(target, name, args, keywords):
+        raise ConfigError(f"{field} is {format_call(name, args, keywords)!r}: {reason}")
+
+
 def make(field: str, target: Callable[..., Any], name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
     """Call a class or a function; raise ConfigError with its parameters if the arguments do not fit."""
-    try:
-        inspect.signature(target).bind(*args, **keywords)
-    except TypeError as error:
-        settings = list(inspect.signature(target).parameters)
-        taken = ", ".join(settings) or "no arguments"
-        hint = "".join({suggest(k, settings) for k in keywords if k not in settings})
-        call = format_call(name, args, keywords)
-        raise ConfigError(f"{field} is {call!r}: {name} takes {taken} ({error}){hint}") from None
+    check_call(field, target, name, args, keywords)
     return target(*args, **keywords)
 
 

@@ -52,13 +52,38 @@ def is_library(file: str) -> bool:
     return file.startswith(_LIBRARIES)
 
 
-def describe(error: BaseException, most: int = 200) -> str:
-    """Return the type and message of an exception, and the line of the user's code that raised it, if there is one."""
+def _frames(error: BaseException) -> tuple[list[traceback.FrameSummary], list[int], list[int]]:
+    """Return the frames of a traceback, and the positions of the user's and of this package's."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not is_library(frame.filename)]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    own = [i for i, frame in enumerate(frames) if not is_library(frame.filename)]
+    return frames, own, [i for i, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)]
+
+
+def user_line(error: BaseException, called: bool = False) -> str:
+    """Return the last line of the user's code in a traceback, as in ``" (mine.py, line 3)"``; empty if there is none.
+
+    Parameters
+    ----------
+    error : exception
+    called : bool
+        Only a line of code that fedsim has called, such as a method of a strategy, but not of a script.
+    """
+    frames, own, package = _frames(error)
+    # The first frame of the package is the command itself, which calls a script's main function.
+    if not own or (called and not (len(package) > 1 and package[1] < own[-1])):
+        return ""
+    return f" ({Path(frames[own[-1]].filename).name}, line {frames[own[-1]].lineno})"
+
+
+def describe(error: BaseException, most: int = 200) -> str:
+    """Return the type and message of an exception, and the line of the user's code that raised it, if there is one.
+
+    They follow the exception's notes, such as the run of a study that raised it.
+    """
     message = one_line(error) or "no message"
-    return f"{type(error).__name__}: {message if len(message) <= most else message[:most] + '...'}{place}"
+    notes = "".join(f"{printable(note)}: " for note in getattr(error, "__notes__", ()))
+    shown = message if len(message) <= most else message[:most] + "..."
+    return f"{notes}{type(error).__name__}: {shown}{user_line(error)}"
 
 
 def raised_by_user_class(error: BaseException) -> bool:
@@ -66,8 +91,20 @@ def raised_by_user_class(error: BaseException) -> bool:
 
     A script that calls fedsim is not such code, unless fedsim calls it back.
     """
-    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    last = max((i for i, name in enumerate(frames) if not is_library(name)), default=-1)
-    package = [i for i, name in enumerate(frames) if name.startswith(_PACKAGE)]
-    # The first frame of the package is the command itself, which calls a script's main function.
-    return len(package) > 1 and package[-1] < last
+    _, own, package = _frames(error)
+    return len(package) > 1 and bool(own) and package[-1] < own[-1]
+
+
+def raised_by_fedsim(error: BaseException) -> bool:
+    """Return whether an exception comes from this package, or from a library that it called."""
+    _, own, package = _frames(error)
+    return bool(package) and package[-1] > max(own, default=-1)
+
+
+def full_traceback(error: BaseException) -> str:
+    """Return the traceback of an exception and of those that led to it, also of those that ``from None`` hides."""
+    cause: BaseException | None = error
+    while cause:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    return escape("".join(traceback.format_exception(error)))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_choice, check_fields, check_instance, check_integer, to_builtin_sequence
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -55,7 +56,7 @@ class AttackContext:
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(CheckedInit):
     """The base class of attacks, which changes nothing.
 
     An attack overrides `poison`, `corrupt` or both. Private parameters and other arrays that a client strategy sends

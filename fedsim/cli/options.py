@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--set": {"metavar": "KEY=VALUE", "help": "change a setting; repeatable", **REPEATABLE},
     "--module": {"help": "allow the configuration file to name classes of this module; repeatable", **REPEATABLE},
     "--data-dir": {"metavar": "DIR", "help": "folder with data files (default: $FEDSIM_DATA)"},
-    "--verbose": {"action": "store_true", "help": "show Flower's log"},
+    "--verbose": {"action": "store_true", "help": "show Flower's log, and the traceback of an error"},
     "--engine": {"default": "in-process", "help": "in-process, ray or deployment (default: in-process)"},
     "--address": {"help": "address of a Ray cluster, or a SuperLink connection (default: start one)"},
     "--workers": {

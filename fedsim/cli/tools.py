@@ -35,6 +35,7 @@ def strategies(args: argparse.Namespace) -> None:
 def add_check_options(sub: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fedsim check``."""
     sub.add_argument("client", metavar="STRATEGY", help="such as my_module:MyStrategy or 'my_module:MyStrategy(mu=1)'")
+    sub.add_argument("-v", "--verbose", action="store_true", help="show the traceback of the first error")
 
 
 def check(args: argparse.Namespace) -> None:

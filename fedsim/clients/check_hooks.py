@@ -6,49 +6,16 @@ mistake in a user's strategy is neither a traceback from inside fedsim nor a sil
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fedsim.arguments import refusal
 from fedsim.checks import check_choice
-from fedsim.clients.sgd import SGD
 from fedsim.clients.strategy import ClientStrategy
-from fedsim.errors import ConfigError
 from fedsim.models import Array, Group, Model
 from fedsim.splits.names import describe_client
-
-
-def refusal(strategy: ClientStrategy, hook: str, sentence: str) -> ConfigError:
-    """Return the error for a hook of a strategy, with the hook's file and line.
-
-    Parameters
-    ----------
-    strategy : ClientStrategy
-    hook : str
-        The name of the method.
-    sentence : str
-        What is wrong and what is allowed, without the strategy's name and without a full stop.
-    """
-    code = getattr(inspect.unwrap(getattr(type(strategy), hook)), "__code__", None)
-    location = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-    return ConfigError(f"{type(strategy).__name__}'s {sentence}{location}")
-
-
-def check_signatures(strategy: ClientStrategy) -> None:
-    """Raise unless the hooks that a strategy overrides take the arguments with which fedsim calls them."""
-    base = SGD if isinstance(strategy, SGD) else ClientStrategy
-    for hook, method in inspect.getmembers(base, inspect.isfunction):
-        own = getattr(type(strategy), hook)
-        if hook.startswith("_") or own is method or not inspect.isfunction(own):
-            continue
-        expected, taken = list(inspect.signature(method).parameters), inspect.signature(own)
-        try:
-            taken.bind(*expected)
-        except TypeError:
-            names = ", ".join(map(str, taken.parameters))
-            raise refusal(strategy, hook, f"{hook}() takes ({names}); allowed: ({', '.join(expected)})") from None
 
 
 def check_array(

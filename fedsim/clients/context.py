@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
-from fedsim.clients.check_hooks import check_array, check_per_client, check_state_update, refusal
+from fedsim.arguments import refusal
+from fedsim.clients.check_hooks import check_array, check_per_client, check_state_update
 from fedsim.clients.full_pass import evaluate_shards, shard_batches
 from fedsim.clients.private import PRIVATE, private_mask
 from fedsim.clients.sgd import SGD, Affine, overrides

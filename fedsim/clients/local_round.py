@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.clients.check_hooks import check_array, check_client_state, check_personal, check_state_update, refusal
+from fedsim.arguments import refusal
+from fedsim.clients.check_hooks import check_array, check_client_state, check_personal, check_state_update
 from fedsim.clients.context import Context
 from fedsim.clients.private import PRIVATE, private_groups, private_mask
 from fedsim.clients.sgd import overrides

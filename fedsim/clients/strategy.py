@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
 from fedsim.models import Array, Group, Model
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
-class ClientStrategy(ABC):
+class ClientStrategy(CheckedInit, ABC):
     """A client's local algorithm; extend `SGD` for a variant of SGD, and this class for any other algorithm.
 
     Every subclass becomes a frozen dataclass, so annotated class attributes are its hyperparameters. `train` must be

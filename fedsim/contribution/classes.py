@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.contribution.contributions import Floats, standard_error
 from fedsim.contribution.retraining import check_clients, clients_of, fixed, names_of, repeat, retrain
 from fedsim.engines.engine import Engine
@@ -77,6 +78,7 @@ class ClassInfluence:
         return insert_names(pd.DataFrame(columns), self.client_names, "client")
 
 
+@checked_arguments
 def class_recall(result: Result) -> Floats:
     """Return the recall of each class on the test set, shape (classes,); NaN for a class without test examples.
 
@@ -89,6 +91,7 @@ def class_recall(result: Result) -> Floats:
     return recall
 
 
+@checked_arguments
 def class_influence(
     experiment: Experiment,
     *,

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance, check_integer, check_real
 from fedsim.contribution.contributions import Contributions, Floats, standard_error
 from fedsim.errors import ConfigError, DivergenceError
@@ -84,6 +85,7 @@ class CoalitionGame(ABC):
         return float(everybody), float(nobody)
 
 
+@checked_arguments
 def leave_one_out(game: CoalitionGame) -> Contributions:
     """Return what the utility loses without each client, ``v(all) - v(all but k)``.
 
@@ -98,6 +100,7 @@ def leave_one_out(game: CoalitionGame) -> Contributions:
     return _contributions(game, "leave-one-out", values)
 
 
+@checked_arguments
 def exact_shapley(game: CoalitionGame) -> Contributions:
     """Return the Shapley values, from the utility of all coalitions.
 
@@ -129,6 +132,7 @@ def exact_shapley(game: CoalitionGame) -> Contributions:
     return _contributions(game, "exact Shapley", values)
 
 
+@checked_arguments
 def monte_carlo_shapley(game: CoalitionGame, *, permutations: int = 50, tolerance: float = 0.0) -> Contributions:
     """Estimate the Shapley values from random orders of the clients, with standard errors.
 

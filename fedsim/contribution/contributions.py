@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import t_quantile
@@ -72,6 +73,7 @@ class Contributions:
         return insert_names(frame, self.client_names, "client")
 
 
+@checked_arguments
 def combine(parts: Sequence[Contributions]) -> Contributions:
     """Return the mean of the contributions of several seeds, with the standard error over the seeds.
 

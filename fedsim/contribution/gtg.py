@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.contribution.coalitions import CoalitionGame, Members, marginal_contributions
 from fedsim.contribution.contributions import Contributions, Floats, standard_error
@@ -184,6 +185,7 @@ class GTGShapley(Callback):
         return Contributions("GTG-Shapley", self._clients, values, errors, degrees, everybody, nobody, count, names)
 
 
+@checked_arguments
 def gtg_shapley(
     experiment: Experiment,
     utility: str = "score",

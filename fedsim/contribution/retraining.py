@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, shorten, to_builtin_sequence
 from fedsim.clients.private import private_groups
 from fedsim.contribution.coalitions import CoalitionGame, Members
@@ -28,6 +29,7 @@ from fedsim.study.result import Result
 UTILITIES = ("score", "loss")
 
 
+@checked_arguments
 def repeat(experiment: Experiment, seeds: int) -> list[Experiment]:
     """Return the experiment with several seeds and the same clients: the split has the first seed in all of them.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance
 from fedsim.contribution.classes import class_recall
 from fedsim.contribution.contributions import Floats
@@ -71,6 +72,7 @@ class Unlearning:
         return pd.DataFrame(rows, index=["before", "after"])
 
 
+@checked_arguments
 def unlearn(
     trained: Experiment | Result,
     client: int,

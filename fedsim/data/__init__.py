@@ -9,14 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedsim.checks import suggest
+from fedsim.arguments import checked_arguments
+from fedsim.checks import check_instance, suggest
 from fedsim.data import adult, article, digits, idx, synthetic
 from fedsim.data.dataset import Dataset
 from fedsim.data.hub import hub
 from fedsim.data.table import table
 from fedsim.data.table_reader import SUFFIXES, locate
 from fedsim.errors import ConfigError
-from fedsim.objects import make, parse_call
+from fedsim.objects import check_call, make, parse_call
 
 __all__ = ["DATASETS", "SUFFIXES", "Dataset", "check", "hub", "load", "synthetic", "table"]
 
@@ -44,14 +45,12 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     ConfigError
         The name is unknown, or the dataset does not take these arguments.
     """
+    check_instance("dataset", text, str, "a name, such as 'digits'")
     name, args, keywords = parse_call("dataset", text, {})
     if name not in DATASETS:
         hint = "; a file is table('FILE', label='COLUMN')" if name.endswith(SUFFIXES) else suggest(name, DATASETS)
         raise ConfigError(f"dataset is {text!r}; allowed: {', '.join(DATASETS)}{hint}")
-    try:
-        inspect.signature(DATASETS[name]).bind(*args, **keywords)
-    except TypeError:
-        make("dataset", DATASETS[name], name, args, keywords)
+    check_call("dataset", DATASETS[name], name, args, keywords)
     return name, args, keywords
 
 
@@ -61,6 +60,7 @@ def title(text: str) -> str:
     return Path(str(args[0] if args else keywords["path"])).name if name in ("table", "hub") else text
 
 
+@checked_arguments
 def load(text: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Return the dataset with the given name.
 

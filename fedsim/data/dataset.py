@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.errors import DataError
 
 #: Number of classes into which splits sort real-valued targets, by their quantiles.
@@ -20,7 +21,7 @@ MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(CheckedInit):
     """Training and test examples with labels, or with real-valued targets.
 
     Parameters

@@ -27,6 +27,7 @@ from fedsim.engines.runtime import ClientRuntime, LoadState
 from fedsim.engines.workers import MAX_WORKERS, Workers, in_order
 from fedsim.errors import ConfigError, FedsimError, missing_extra
 from fedsim.splits.partition import Indices
+from fedsim.text import describe
 
 #: Number of times that a block is trained again after its actor was lost.
 RETRIES = 3
@@ -47,7 +48,10 @@ class _Actor:
         if self._runtime is None:  # also after Ray has restarted the actor
             self._runtime = _ray().get(runtime[0])
             self._runtime.prepare()
-        return getattr(self._runtime, method)(self._runtime.task(*arguments), block, _state_loader(block, state))
+        try:
+            return getattr(self._runtime, method)(self._runtime.task(*arguments), block, _state_loader(block, state))
+        except SystemExit as error:  # it would end the actor
+            raise FedsimError(describe(error)) from error
 
 
 def _state_loader(block: Indices, state: dict[str, NDArray[Any]]) -> LoadState:

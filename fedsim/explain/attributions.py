@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer
 from fedsim.errors import ConfigError
 from fedsim.explain.subject import Subject, Weights, check_examples, one_blas_thread
@@ -20,6 +21,7 @@ from fedsim.models import Array, Model
 from fedsim.study.result import Result
 
 
+@checked_arguments
 def input_gradient(model: Model, parameters: Array, x: Array, direction: Array) -> Array:
     """Return the gradient of each example's ``direction @ scores`` with respect to the example.
 
@@ -49,6 +51,7 @@ def input_gradient(model: Model, parameters: Array, x: Array, direction: Array) 
     return gradient
 
 
+@checked_arguments
 def score_gradient(
     result: Result, x: Array | None = None, target: Any = None, *, weights: Weights | None = None
 ) -> Array:
@@ -80,6 +83,7 @@ def score_gradient(
         return input_gradient(subject.model, subject.row, examples[None], subject.directions(examples, target)[None])[0]
 
 
+@checked_arguments
 def saliency(result: Result, x: Array | None = None, target: Any = None, *, weights: Weights | None = None) -> Array:
     """Return saliency maps: the absolute gradient of each example's score, before any softmax.
 
@@ -89,6 +93,7 @@ def saliency(result: Result, x: Array | None = None, target: Any = None, *, weig
     return np.abs(score_gradient(result, x, target, weights=weights))
 
 
+@checked_arguments
 def integrated_gradients(
     result: Result,
     x: Array | None = None,

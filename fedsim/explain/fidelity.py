@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance, check_real
 from fedsim.errors import ConfigError
 from fedsim.explain.attributions import baseline_of
@@ -28,6 +29,7 @@ from fedsim.study.result import Result
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
+@checked_arguments
 def deletion_curve(
     result: Result,
     attributions: Array,
@@ -87,6 +89,7 @@ def deletion_curve(
     return np.array(kept)
 
 
+@checked_arguments
 def rank_correlation(first: Array, second: Array) -> NDArray[np.float64]:
     """Return Spearman's rank correlation of two attributions of each example, shape (examples,).
 

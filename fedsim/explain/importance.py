@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance, check_integer, check_seed, shorten
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -89,6 +90,7 @@ class Importance:
         plot_importances(self.names, bars, path, title, f"decrease of {self.score}", count)
 
 
+@checked_arguments
 def permutation_importance(
     result: Result,
     x: Array | None = None,
@@ -134,6 +136,7 @@ def permutation_importance(
     return measure.importance(values, np.full(len(values), len(examples)), "repetition")
 
 
+@checked_arguments
 def client_importance(
     result: Result,
     *,

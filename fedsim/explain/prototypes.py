@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, check_real
 from fedsim.errors import ConfigError
 from fedsim.explain.attributions import input_gradient
@@ -28,6 +29,7 @@ from fedsim.study.result import Result
 NORMS = ("mahalanobis", "euclidean")
 
 
+@checked_arguments
 def input_weights(result: Result, *, weights: Weights | None = None) -> Array:
     """Return the input weights of each unit in the first layer of an MLP, shape (units, features).
 
@@ -42,6 +44,7 @@ def input_weights(result: Result, *, weights: Weights | None = None) -> Array:
     return subject.row[0, place].reshape(shape).T
 
 
+@checked_arguments
 def prototypes(
     result: Result,
     layer: int = 1,
@@ -84,6 +87,7 @@ def prototypes(
         return _maximise(_first_layers(Subject.of(result, weights), layer), radius, norm, x, steps)
 
 
+@checked_arguments
 def class_prototypes(
     result: Result,
     *,
@@ -102,6 +106,7 @@ def class_prototypes(
         return _maximise(Subject.of(result, weights), radius, norm, x, steps)
 
 
+@checked_arguments
 def most_exciting(
     result: Result, layer: int = 1, count: int = 5, *, x: Array | None = None, weights: Weights | None = None
 ) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, check_seed
 from fedsim.errors import ConfigError, missing_extra
 from fedsim.explain.subject import Subject, Weights, one_blas_thread
@@ -27,6 +28,7 @@ MOST_EXACT = 15
 BACKGROUND = 100
 
 
+@checked_arguments
 def shap_values(
     result: Result,
     x: Array | None = None,

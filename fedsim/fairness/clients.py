@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import half_width
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MEASURES = ("mean", "variance", "std", "worst", "worst_decile", "best_decile", "jain", "gini")
 
 
+@checked_arguments
 def fairness_measures(scores: ArrayLike) -> dict[str, float]:
     """Return the measures of fairness of clients' scores, each of which counts every client once.
 
@@ -96,6 +98,7 @@ def _checked(scores: ArrayLike) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
+@checked_arguments
 def client_fairness(results: Result | Study) -> pd.DataFrame:
     """Return measures of fairness between the clients of a run by round, or of a study's variants.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer
 from fedsim.clients.sensitive import COUNTS, Sensitive
 from fedsim.errors import ConfigError, missing_extra
@@ -44,6 +45,7 @@ RATES = {
 }
 
 
+@checked_arguments
 def group_rates(counts: pd.DataFrame, min_examples: int = 1) -> pd.DataFrame:
     """Return rates in groups of people.
 
@@ -62,6 +64,7 @@ def group_rates(counts: pd.DataFrame, min_examples: int = 1) -> pd.DataFrame:
         ``false_positive_rate``.
     """
     check_integer("min_examples", min_examples, 1)
+    _check_columns(counts, COUNTS)
     counts = counts.assign(negatives=counts["num_examples"] - counts["true_positives"] - counts["false_negatives"])
     rates = {}
     for name, (numerator, denominator) in RATES.items():
@@ -71,6 +74,7 @@ def group_rates(counts: pd.DataFrame, min_examples: int = 1) -> pd.DataFrame:
     return counts.drop(columns=dropped).assign(**rates)
 
 
+@checked_arguments
 def group_gaps(
     counts: pd.DataFrame, by: Sequence[str] = ("round", "partition_id"), min_examples: int = 1
 ) -> pd.DataFrame:
@@ -94,6 +98,7 @@ def group_gaps(
         of groups for which some rate is missing, separated by commas.
     """
     columns = list(by)
+    _check_columns(counts, ("group", *COUNTS))
     if not columns:
         raise ConfigError("by is empty; allowed: at least one column")
     for column in columns:
@@ -113,11 +118,18 @@ def group_gaps(
     )[[*GAPS, "left_out"]]
 
 
+def _check_columns(counts: pd.DataFrame, needed: Sequence[str]) -> None:
+    """Raise ConfigError unless a frame has all of these columns."""
+    if missing := [name for name in needed if name not in counts.columns]:
+        raise ConfigError(f"counts has no column {', '.join(missing)}; allowed: such as Result.groups")
+
+
 def _spread(rates: pd.Series) -> float:
     known = rates.dropna()
     return float(known.max() - known.min()) if len(known) > 1 else float("nan")
 
 
+@checked_arguments
 def group_report(
     result: Result, column: str | None = None, positive: int | None = None, min_examples: int = 1
 ) -> pd.DataFrame:
@@ -146,6 +158,7 @@ def group_report(
     return group_rates(count_groups(result, column, positive), min_examples).set_index("group")
 
 
+@checked_arguments
 def count_groups(result: Result, column: str | None = None, positive: int | None = None) -> pd.DataFrame:
     """Return the counts from which `group_report` computes rates, as `group_gaps` takes them.
 
@@ -161,6 +174,7 @@ def count_groups(result: Result, column: str | None = None, positive: int | None
     return frame[frame["num_examples"] > 0].reset_index(drop=True)
 
 
+@checked_arguments
 def metric_frame(result: Result, column: str | None = None, positive: int | None = None) -> Any:
     """Return fairlearn's ``MetricFrame`` of the final global model on the test set, for fairlearn's other functions.
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.leakage.observation import Observation
@@ -29,6 +30,7 @@ Floats = NDArray[np.float64]
 TOLERANCE = 1e-4
 
 
+@checked_arguments
 def imprint_weights(model: Model, x: Array, seed: int = 0) -> Array:
     """Return global weights that imprint examples on the update, shape (parameters,).
 
@@ -60,6 +62,7 @@ def imprint_weights(model: Model, x: Array, seed: int = 0) -> Array:
     return weights
 
 
+@checked_arguments
 def read_imprint(observation: Observation) -> Floats:
     """Return the examples that an update made from `imprint_weights` shows, shape (found, features).
 

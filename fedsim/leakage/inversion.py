@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer
 from fedsim.data.dataset import Dataset
 from fedsim.leakage.labels import label_counts
@@ -74,6 +75,7 @@ class Inversion:
         return psnr(originals, self.aligned(originals), data_range)
 
 
+@checked_arguments
 def invert(
     observation: Observation,
     dataset: Dataset,
@@ -114,6 +116,7 @@ def first_layer(observation: Observation) -> tuple[Floats, Floats]:
     return gradient["W1"], gradient["b1"]
 
 
+@checked_arguments
 def single_example(observation: Observation) -> Floats:
     """Return the example behind an update, shape (features,), as if there were only one.
 
@@ -136,6 +139,7 @@ def _has_rank_one(observation: Observation) -> bool:
     return bool(values[1:].max(initial=0) <= 1e-3 * values[0])
 
 
+@checked_arguments
 def neuron_ratios(observation: Observation, least: float = 1e-4) -> Floats:
     """Return ``dW[:, i] / db[i]`` for each neuron i, shape (neurons, features): mixtures, and some single examples.
 
@@ -151,6 +155,7 @@ def neuron_ratios(observation: Observation, least: float = 1e-4) -> Floats:
     return ratios
 
 
+@checked_arguments
 def separate(observation: Observation, *, trials: int = 100_000, seed: int = 0) -> Floats:
     """Return the examples of a batch, shape (examples, features), separated by the zeros of a ReLU layer.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
@@ -96,6 +97,7 @@ class LabelInference:
         plot_labels([(title, self.true, self.inferred)], path)
 
 
+@checked_arguments
 def infer_labels(observations: Sequence[Observation], dataset: Dataset, *, path_points: int = 5) -> LabelInference:
     """Infer the label distribution behind each update.
 

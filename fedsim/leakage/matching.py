@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer, check_real, shorten
 from fedsim.errors import ConfigError
 from fedsim.leakage.observation import Observation
@@ -47,6 +48,7 @@ class Match:
     distance: float
 
 
+@checked_arguments
 def match_gradient(
     observation: Observation,
     labels: Array,

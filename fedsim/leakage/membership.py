@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, shorten
 from fedsim.clients import SGD
 from fedsim.data.dataset import Dataset
@@ -89,6 +90,7 @@ class MembershipInference:
         plot_roc([(f"{self.attack}: AUC {self.auc:.2f}", *self.roc())], path, "Membership inference")
 
 
+@checked_arguments
 def infer_membership(
     model: Model,
     weights: Array | Mapping[str, Array],
@@ -130,6 +132,7 @@ def infer_membership(
     return MembershipInference(attack, lira_scores(observed, shadows, offline=attack == "lira offline"), members)
 
 
+@checked_arguments
 def lira_scores(observed: Floats, shadows: ShadowModels, *, offline: bool = False) -> Floats:
     """Return the log likelihood ratio of each example, or for the offline attack the log odds of its confidence.
 
@@ -202,6 +205,7 @@ def like_federated(experiment: Experiment, rounds: int, examples: int) -> SGD:
     return SGD.of(client, batch_size=batch if batch and batch < examples else None, epochs=epochs, steps=None)
 
 
+@checked_arguments
 def attack_result(
     result: Result, *, models: int = 64, client: SGD | None = None, seed: int = 0, workers: int | None = None
 ) -> dict[str, MembershipInference]:

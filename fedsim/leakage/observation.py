@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, MessageType, RecordDict
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_instance, check_integer, shorten
 from fedsim.clients import SGD
 from fedsim.engines.engine import make_engine
@@ -81,6 +82,7 @@ class Observation:
         return named_arrays(self.model, -self.update / (self.lr * self.steps))
 
 
+@checked_arguments
 def observe(
     experiment: Experiment,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_real
 from fedsim.errors import ConfigError
 
@@ -14,6 +15,7 @@ from fedsim.errors import ConfigError
 MAX_PSNR = 200.0
 
 
+@checked_arguments
 def psnr(original: NDArray[Any], reconstruction: NDArray[Any], data_range: float = 1.0) -> NDArray[np.float64]:
     """Return the peak signal-to-noise ratio of each example in decibels, ``10 log10(data_range^2 / MSE)``, at most 200.
 
@@ -44,6 +46,7 @@ def psnr(original: NDArray[Any], reconstruction: NDArray[Any], data_range: float
     return found
 
 
+@checked_arguments
 def assign(originals: NDArray[Any], reconstructions: NDArray[Any]) -> NDArray[np.intp]:
     """Return the row of `reconstructions` for each original, so that the sum of squared differences is smallest.
 

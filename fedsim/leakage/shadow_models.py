@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import kernels
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_instance, check_integer
 from fedsim.clients import SGD
 from fedsim.clients.sgd import numpy_hooks
@@ -77,6 +78,7 @@ def confidence(model: Model, weights: Array, x: Array, y: Array) -> Floats:
     return np.array(made)
 
 
+@checked_arguments
 def train_shadow_models(
     model: Model, x: Array, y: Array, client: SGD, *, models: int = 64, seed: int = 0, workers: int | None = None
 ) -> ShadowModels:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.arguments import checked_arguments
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.models.losses import is_correct
 from fedsim.models.model import Array, Model
@@ -23,6 +24,7 @@ class ModelError(FedsimError, AssertionError):
     """A model violates the contract of `fedsim.models.Model`."""
 
 
+@checked_arguments
 def check_model(model: Model, x: Array, y: Array) -> list[str]:
     """Check a model on some examples.
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedsim.checks import check_choice, check_integer
+from fedsim.arguments import CheckedInit
+from fedsim.checks import check_choice, check_instance, check_integer, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.models.activations import ACTIVATIONS
 from fedsim.models.clipping import clip_factors
@@ -22,7 +23,7 @@ from fedsim.models.model import Array, Group, Layout, Model, make_layout, named_
 
 
 @dataclass(frozen=True)
-class MLP(Model):
+class MLP(CheckedInit, Model):
     """A multilayer perceptron.
 
     Parameters
@@ -50,7 +51,9 @@ class MLP(Model):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(self.sizes))
+        sizes = to_builtin_sequence(self.sizes)
+        check_instance("sizes", sizes, tuple | list, "a list of layer widths, with inputs and outputs")
+        object.__setattr__(self, "sizes", tuple(sizes))
         if len(self.sizes) < 2:
             raise ConfigError(f"sizes is {self.sizes!r}; allowed: at least inputs and outputs")
         for size in self.sizes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
 from fedsim.objects import short_repr
@@ -11,7 +12,7 @@ from fedsim.privacy.accounting import check_accounting
 
 
 @dataclass(frozen=True)
-class Privacy:
+class Privacy(CheckedInit):
     """The base class of `CentralDP` and `ExampleDP`, which describe these settings.
 
     Raises

@@ -55,7 +55,8 @@ class RoundGrid(LocalGrid):
         super().__init__()
         runtime = engine.runtime
         self.engine, self.runtime = engine, runtime
-        self.checks = ValidityChecks(runtime.model.dtype, on_failure, runtime.federated.client_names)
+        attack = runtime.attackers.attack if runtime.attackers else None
+        self.checks = ValidityChecks(runtime.model.dtype, on_failure, attack, runtime.federated.client_names)
         self.statistics = RoundStatistics()
         data = runtime.federated.dataset
         self._x_test = np.ascontiguousarray(data.x_test, dtype=runtime.model.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedsim.attacks import Attack
 from fedsim.checks import check_choice
 from fedsim.clients.task import Task, Update
 from fedsim.errors import ClientError, DivergenceError, FedsimError
@@ -25,19 +26,34 @@ class ValidityChecks:
         Of the weights: an update longer than its largest number has diverged.
     on_failure : {"raise", "exclude"}
         Whether a failure ends the run or excludes the client from the round.
+    attack : Attack, optional
+        The attack on training, for errors.
     client_names : sequence of str
         By partition id; empty if clients have numbers only.
     """
 
-    def __init__(self, dtype: str, on_failure: str = "raise", client_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        dtype: str,
+        on_failure: str = "raise",
+        attack: Attack | None = None,
+        client_names: Sequence[str] = (),
+    ) -> None:
         check_choice("on_failure", on_failure, ("raise", "exclude"))
-        self.on_failure, self._client_names = on_failure, client_names
+        self.on_failure, self._attack, self._client_names = on_failure, attack, client_names
         self._max_loss = float(np.finfo(np.float64).max)
         self._max_norm = float(np.finfo(dtype).max)
 
     def limit_loss(self, untrained_loss: float) -> None:
         """Set the largest valid training loss from the untrained model's test loss."""
         self._max_loss = MAX_LOSS_RATIO * max(untrained_loss, 1.0)
+
+    def advice(self, round_number: int) -> str:
+        """Return what may help against divergence in a round."""
+        lr = "a smaller lr usually helps"
+        if self._attack is None or round_number < self._attack.start:
+            return lr
+        return f"the attack {self._attack} may be the cause; without an attack, {lr}"
 
     def fail(self, client: int, error: FedsimError, failed: dict[int, str]) -> None:
         """Raise the error, or record its reason in `failed`."""
@@ -75,7 +91,7 @@ class ValidityChecks:
         if not abs(loss) <= self._max_loss:
             raise DivergenceError(
                 f"training diverged in round {task.round} (the clients' mean training loss is {loss:.3g}) with "
-                f"{task.strategy}; a smaller lr usually helps"
+                f"{task.strategy}; {self.advice(task.round)}"
             )
 
     def _diverged(self, task: Task, update: Update, row: int) -> DivergenceError:
@@ -89,5 +105,5 @@ class ValidityChecks:
         return DivergenceError(
             f"training diverged in round {task.round} at "
             f"{describe_client(update.partition_ids[row], task.client_names)} ({what}) "
-            f"with {task.strategy}; a smaller lr usually helps"
+            f"with {task.strategy}; {self.advice(task.round)}"
         )

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_fields
 from fedsim.errors import ConfigError
 from fedsim.objects import short_repr
@@ -24,7 +25,7 @@ MIN_CLIENTS = 3
 
 
 @dataclass(frozen=True)
-class SecureAggregation:
+class SecureAggregation(CheckedInit):
     """Secure aggregation of the clients' updates.
 
     Parameters

@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit, check_methods
 from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks
 from fedsim.clients.task import Update, mean_evaluation
@@ -37,7 +38,7 @@ from fedsim.updates.aggregation import Aggregation
 from fedsim.updates.aggregators import Aggregator, Array, GatheringAggregator, Mean
 
 
-class FedAvg(FlowerFedAvg):
+class FedAvg(CheckedInit, FlowerFedAvg):
     """Flower's FedAvg, deterministic and streaming.
 
     On fedsim's engines it adds each block of updates to a running sum as the block finishes, so memory does not grow
@@ -71,7 +72,7 @@ class FedAvg(FlowerFedAvg):
         self, *, seed: int = 0, server_hooks: ServerHooks | None = None, min_clients: int = 1, **flower_options: Any
     ) -> None:
         own = {"seed": seed, "server_hooks": server_hooks, "min_clients": min_clients}
-        options = check_options(FedAvg, own | flower_options, type(self).__name__)
+        options = check_options(FedAvg, own | flower_options, type(self).__name__, type(self))
         self.seed: int = options.pop("seed")
         self.server_hooks: ServerHooks | None = options.pop("server_hooks")
         self.min_clients: int = options.pop("min_clients")
@@ -210,10 +211,11 @@ class FedAvg(FlowerFedAvg):
             aggregator = self.privacy.aggregator(server_round, self.global_weights, clip, self._add_weighted)
         else:
             aggregator = self.aggregator()
-        if isinstance(aggregator, type) or not hasattr(aggregator, "result"):
+        if isinstance(aggregator, type) or not (hasattr(aggregator, "add") and hasattr(aggregator, "result")):
             raise ConfigError(
                 f"{type(self).__name__}'s aggregator() returned {shorten(aggregator)}; allowed: an Aggregator object"
             )
+        check_methods(aggregator, Aggregator)
         aggregation = Aggregation(aggregator, self.server_hooks, self._add_weighted, self.check_groups)
         for update in updates:
             aggregation.add(update)

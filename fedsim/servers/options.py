@@ -55,7 +55,9 @@ def options_of(server: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+def check_options(
+    server: Callable[..., Any], given: Mapping[str, Any], name: str = "", made: Callable[..., Any] | None = None
+) -> dict[str, Any]:
     """Return the options of a server strategy, with numbers of other libraries converted to Python's own.
 
     Parameters
@@ -67,6 +69,8 @@ def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: st
         Option -> value.
     name : str
         Name of the strategy in errors; default the name of `server`.
+    made : callable, optional
+        The class whose options the error for an unknown option lists; default `server`.
 
     Raises
     ------
@@ -84,8 +88,9 @@ def check_options(server: Callable[..., Any], given: Mapping[str, Any], name: st
         if option in known:
             _check(f"{name}'s {option}", known[option], value, option in library)
         elif not takes_all:
-            allowed = ", ".join(known) or "none"
-            raise ConfigError(f"server {name} has no option {option!r}; allowed: {allowed}{suggest(option, known)}")
+            names = options_of(made or server)
+            allowed = ", ".join(names) or "none"
+            raise ConfigError(f"server {name} has no option {option!r}; allowed: {allowed}{suggest(option, names)}")
     return checked
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_fields, check_integer, check_seed
 from fedsim.data.dataset import Dataset
 from fedsim.splits.federated import FederatedDataset
@@ -19,7 +20,7 @@ from fedsim.streams import Purpose, generator
 
 
 @dataclass(frozen=True)
-class Split(ABC):
+class Split(CheckedInit, ABC):
     """Divides a dataset's training examples among clients.
 
     Every example goes to exactly one client, and no client is left empty, unless a split says otherwise.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import checked_arguments
 from fedsim.splits.federated import FederatedDataset
 from fedsim.splits.names import insert_names
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MAX_COPIED = 8_000_000
 
 
+@checked_arguments
 def skew(federated: FederatedDataset) -> pd.DataFrame:
     """Return one row per client that has examples.
 

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import Interval, check_fields, check_integer, shorten, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.splits.partition import Indices
 
 
-class Sizes(ABC):
+class Sizes(CheckedInit, ABC):
     """A distribution of client sizes, which are in random order; subclasses are frozen dataclasses."""
 
     #: The minimum number of examples per client.

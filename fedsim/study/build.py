@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.arguments import check_methods
 from fedsim.attacks.attackers import poison
 from fedsim.checks import shorten
 from fedsim.clients.server_hooks import ServerHooks, needs_server_hooks
@@ -28,6 +29,9 @@ def build_runtime(experiment: Experiment, dataset: Dataset | None = None) -> Cli
     DataError, ConfigError
         The dataset cannot be found, or does not fit the experiment's split, loss or kernel.
     """
+    if experiment.attack and experiment.attack.start > experiment.rounds:
+        name, start = type(experiment.attack).__name__, experiment.attack.start
+        raise ConfigError(f"{name}'s start is {start}; allowed: 1 to {experiment.rounds}, the rounds of the experiment")
     dataset = dataset or experiment.load_data()
     federated = experiment.federate(dataset)
     if experiment.attack:
@@ -112,6 +116,7 @@ def make_strategy(
         raise ConfigError(f"server {name} cannot be made: {error}") from None
     if not isinstance(made, Strategy):
         raise ConfigError(f"server {name} returned {shorten(made)}; allowed: a Flower Strategy")
+    check_methods(made)
     for option in MIN_NODES:
         least = getattr(made, option, 0)
         if num_clients is not None and least > num_clients:

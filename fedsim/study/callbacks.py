@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit, check_methods
 from fedsim.checks import Interval, check_choice, check_fields, check_instance
 from fedsim.errors import ConfigError
 from fedsim.models.metrics import METRICS
@@ -137,6 +138,7 @@ def check_callbacks(callbacks: Any) -> None:
     check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     for callback in callbacks:
         check_instance("an item of callbacks", callback, Callback, "an object of a class that extends Callback")
+        check_methods(callback)
 
 
 #: Metrics of `EarlyStopping`, besides those of `Experiment.metrics`. Losses should fall, scores should rise.
@@ -148,7 +150,7 @@ RISING = {name: not name.endswith("loss") for name in COLUMNS} | {
 
 
 @dataclass(frozen=True)
-class EarlyStopping(Callback):
+class EarlyStopping(CheckedInit, Callback):
     """Ends a run when a metric has reached a target, or has not improved for some rounds.
 
     Parameters

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data
+from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer
 from fedsim.engines.workers import MAX_WORKERS
 from fedsim.errors import ConfigError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
 
 
+@checked_arguments
 def compare(
     base: Experiment,
     *,

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsim import attacks, clients, privacy, splits, updates
-from fedsim.checks import check_choice, shorten, suggest
+from fedsim import splits
+from fedsim.checks import check_choice, shorten
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules, load_class, load_function
 from fedsim.objects import (
@@ -32,36 +32,10 @@ from fedsim.objects import (
     read_call,
     to_text,
 )
-from fedsim.privacy.settings import Privacy
-from fedsim.secure import SecureAggregation
-from fedsim.study.callbacks import EarlyStopping
 from fedsim.study.experiment import Experiment
+from fedsim.study.settings import OBJECTS, OPTIONAL, suggest_class, suggest_part, suggest_setting
+from fedsim.study.settings import known_classes as known_classes
 from fedsim.toml import read_assignment, read_toml
-from fedsim.updates import UpdateTransform
-
-#: Setting -> the class that its objects extend, and the classes that its text may name without a module.
-OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {
-    "split": (splits.Split, classes_of(splits, splits.Split)),
-    "client": (clients.ClientStrategy, classes_of(clients, clients.ClientStrategy)),
-    "transforms": (UpdateTransform, classes_of(updates, UpdateTransform) | classes_of(privacy, UpdateTransform)),
-    "early_stopping": (EarlyStopping, {"EarlyStopping": EarlyStopping}),
-    "privacy": (Privacy, classes_of(privacy, Privacy)),
-    "secure_aggregation": (SecureAggregation, {"SecureAggregation": SecureAggregation}),
-    "attack": (attacks.Attack, classes_of(attacks, attacks.Attack)),
-}
-#: Settings that ``"none"`` switches off, as one of the values that a study compares.
-OPTIONAL = ("early_stopping", "privacy", "secure_aggregation", "attack")
-
-
-def known_classes(field: str) -> tuple[type, dict[str, Any]]:
-    """Return the entry of a setting in `OBJECTS`, or of ``"server"``, whose classes import Flower."""
-    if field != "server":
-        return OBJECTS[field]
-    from flwr.serverapp import strategy as stock
-
-    from fedsim import servers
-
-    return stock.Strategy, classes_of(stock, stock.Strategy) | classes_of(servers, stock.Strategy)
 
 
 def build(field: str, text: str, modules: Modules = EVERY) -> Any:
@@ -82,11 +56,11 @@ def build(field: str, text: str, modules: Modules = EVERY) -> Any:
         import, or arguments that the class does not take.
     """
     base, classes = known_classes(field)
-    load = partial(load_class, field, base=base, modules=modules)
+    load, hint = partial(load_class, field, base=base, modules=modules), partial(suggest_class, field)
     if field != "server":
         nested = classes_of(splits, splits.Split, splits.Sizes) if field == "split" else {}
-        return from_text(field, text, classes, nested, load)
-    target, _, args, keywords = read_call(field, text, classes, {}, load)
+        return from_text(field, text, classes, nested, load, hint)
+    target, _, args, keywords = read_call(field, text, classes, {}, load, hint)
     if args:
         raise ConfigError(f"{field} is {shorten(text)}; its options must be named, as in FedAdam(eta=0.1)")
     from fedsim.servers.options import check_server
@@ -131,7 +105,7 @@ def experiment(settings: Mapping[str, Any], modules: Modules | None = None) -> E
     if "compare" in settings:
         raise ConfigError("a [compare] table makes this a study, not one experiment; run it with fedsim compare")
     for name in settings:
-        check_choice("setting", name, known)
+        check_choice("setting", name, known, suggest_setting)
     return Experiment(**{name: value_of(name, raw, modules) for name, raw in settings.items()})
 
 
@@ -158,6 +132,7 @@ def apply(base: Experiment, assignments: Sequence[str]) -> Experiment:
     for assignment in assignments:
         key, raw = read_assignment("--set", assignment)
         if "." not in key:
+            check_choice("setting", key, [f.name for f in fields(base)], partial(suggest_setting, base=base))
             experiment({key: raw}, EVERY)  # errors name this setting only
             raw = value_of(key, raw)
         base = with_setting(base, key, raw, "--set")
@@ -185,24 +160,34 @@ def with_setting(base: Experiment, key: str, value: Any, where: str) -> Experime
     if not dot:
         return replace(base, **{outer: value})
     part: Any = getattr(base, outer, None)
-    if outer == "server":
-        return replace(base, server=_with_option(part, inner, value))
-    names = [f.name for f in fields(part) if f.init] if is_dataclass(part) and not isinstance(part, type) else []
+    is_object = is_dataclass(part) and not isinstance(part, type)
+    names = (
+        _server_options(part) if outer == "server" else [f.name for f in fields(part) if f.init] if is_object else []
+    )
     given = shorten(f"{key}={value}")
     if inner not in names:
         allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
-        raise ConfigError(f"{where} is {given}; allowed: {allowed}{suggest(inner, names)}")
+        hint = part.suggest_argument(inner, names) if is_object else suggest_part(outer, inner, value)
+        raise ConfigError(f"{where} is {given}; allowed: {allowed}{hint}")
+    if outer == "server":
+        made = _as_partial(part)
+        return replace(base, server=partial(made.func, *made.args, **{**made.keywords, inner: value}))
     with constructor_errors(where, given):
         changed: Any = replace(part, **{inner: value})
     return replace(base, **{outer: changed})
 
 
-def _with_option(server: Any, name: str, value: Any) -> partial[Any]:
-    """Return a server strategy with an option changed; `Experiment` checks it."""
+def _as_partial(server: Any) -> partial[Any]:
     from fedsim.servers import FedAvg
 
-    made = server if isinstance(server, partial) else partial(server or FedAvg)
-    return partial(made.func, *made.args, **{**made.keywords, name: value})
+    return server if isinstance(server, partial) else partial(server or FedAvg)
+
+
+def _server_options(server: Any) -> list[str]:
+    """Return the names of the options of a server strategy that the experiment does not determine."""
+    from fedsim.servers.options import FIXED, options_of
+
+    return [name for name in options_of(_as_partial(server).func) if name not in FIXED]
 
 
 def to_settings(experiment: Experiment) -> dict[str, Any]:
@@ -216,7 +201,7 @@ def to_plain(name: str, value: Any) -> Any:
     if value is None and name in OPTIONAL:
         return "none"
     if name == "server":
-        made = value if isinstance(value, partial) else partial(value)
+        made = _as_partial(value)
         return format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
     if name == "metrics":
         return [item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}" for item in value]

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT, PREVIOUS, LOCK = "checkpoint.npz", "checkpoint.previous.npz", ".lock"
 
+#: All files of a run's directory.
+RUN_FILES = (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS)
+
 
 class DirectoryInUseError(ConfigError):
     """Another process is writing into a directory."""
@@ -138,7 +141,7 @@ class RunDirectory(ResultsDirectory):
         dataset: Dataset | None = None,
         reuse: bool = False,
     ) -> None:
-        super().__init__(path, (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS))
+        super().__init__(path, RUN_FILES)
         self.checkpoint, self.previous = self.path / CHECKPOINT, self.path / PREVIOUS
         self.complete = False
         self._experiment, self._dataset, self._reuse = experiment, dataset, reuse

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import kernels
 from fedsim.data import Dataset
 from fedsim.engines.workers import available_cores
+from fedsim.errors import named_run
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.directory import DirectoryInUseError
@@ -118,17 +119,11 @@ class Execution:
         planned, folder = self.runs[number], self.folders[number]
         self._label(number)
         try:
-            return run(
-                planned.experiment,
-                workers,
-                None,
-                callbacks,
-                self.verbose,
-                folder,
-                self.engine,
-                self.datasets[number],
-                reuse=True,
-            )
+            with named_run(planned.title):
+                return run(
+                    planned.experiment, workers, None, callbacks, self.verbose, folder, self.engine,
+                    self.datasets[number], reuse=True,
+                )  # fmt: skip
         except DirectoryInUseError:
             return None
 

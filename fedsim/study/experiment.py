@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data, kernels
+from fedsim.arguments import CheckedInit, check_methods, checked_arguments
 from fedsim.attacks import Attack
 from fedsim.checks import (
     LARGEST,
@@ -24,7 +25,6 @@ from fedsim.checks import (
     to_builtin_sequence,
 )
 from fedsim.clients import SGD, ClientStrategy
-from fedsim.clients.check_hooks import check_signatures
 from fedsim.clients.sgd import numpy_hooks
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Model
@@ -34,6 +34,7 @@ from fedsim.privacy import CentralDP, ExampleDP
 from fedsim.secure import SecureAggregation
 from fedsim.splits import IID, FederatedDataset, Split
 from fedsim.study.callbacks import Callback, EarlyStopping
+from fedsim.study.settings import check_model, check_object, check_server, suggest_setting
 from fedsim.updates.transform import UpdateTransform, check_transforms
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Experiment:
+class Experiment(CheckedInit):
     """The complete description of one federated-learning run.
 
     Parameters
@@ -151,6 +152,8 @@ class Experiment:
     positive: int | None = None
     metrics: tuple[AnyMetric, ...] = ()
 
+    suggest_argument = staticmethod(suggest_setting)
+
     def __post_init__(self) -> None:
         convert_fields(self)
         if isinstance(self.dataset, str):
@@ -158,9 +161,8 @@ class Experiment:
         check_instance("dataset", self.dataset, str | data.Dataset, "a name or a fedsim.data.Dataset")
         if self.data_dir is not None:
             check_path("data_dir", self.data_dir)
-        check_instance("split", self.split, Split, "a fedsim Split object")
-        check_instance("client", self.client, ClientStrategy, "a fedsim ClientStrategy object")
-        check_signatures(self.client)
+        check_object("split", self.split, "a fedsim Split object")
+        check_object("client", self.client, "a fedsim ClientStrategy object")
         hidden = to_builtin_sequence(self.hidden)
         check_instance("hidden", hidden, tuple | list, "a list of layer widths")
         object.__setattr__(self, "hidden", tuple(hidden))
@@ -170,8 +172,6 @@ class Experiment:
         if self.model is not None:
             self._check_model()
         if self.server is not None:
-            from fedsim.servers.options import check_server  # servers import Flower
-
             object.__setattr__(self, "server", check_server(self.server))
         check_real("fraction_train", self.fraction_train, 0, 1, open_low=True)
         check_real("fraction_evaluate", self.fraction_evaluate, 0, 1)
@@ -184,14 +184,13 @@ class Experiment:
         check_instance("transforms", self.transforms, tuple | list, "a list of transforms, such as [TopK(0.1)]")
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
-            check_instance("an item of transforms", transform, UpdateTransform, "a transform, such as TopK(0.1)")
+            check_object("transforms", transform, "a transform, such as TopK(0.1)", "an item of transforms")
         check_transforms(self.transforms)
         check_flag("weight_divergence", self.weight_divergence)
-        check_instance("early_stopping", self.early_stopping, EarlyStopping | None, "an EarlyStopping object")
-        check_instance("privacy", self.privacy, CentralDP | ExampleDP | None, "a CentralDP or ExampleDP object")
-        secure = self.secure_aggregation
-        check_instance("secure_aggregation", secure, SecureAggregation | None, "a SecureAggregation object")
-        check_instance("attack", self.attack, Attack | None, "an object of a class in fedsim.attacks")
+        check_object("early_stopping", self.early_stopping, "an EarlyStopping object")
+        check_object("privacy", self.privacy, "a CentralDP or ExampleDP object")
+        check_object("secure_aggregation", self.secure_aggregation, "a SecureAggregation object")
+        check_object("attack", self.attack, "an object of a class in fedsim.attacks")
         check_instance("sensitive", self.sensitive, str | None, "the name of a column")
         if self.positive is not None:
             check_integer("positive", self.positive)
@@ -211,6 +210,7 @@ class Experiment:
     def __repr__(self) -> str:
         return short_repr(self)
 
+    @checked_arguments
     def run(
         self,
         *,
@@ -266,8 +266,7 @@ class Experiment:
         return self.split.federate(dataset, self.seed).with_tests(self.test_fraction, self.seed)
 
     def _check_model(self) -> None:
-        if not callable(self.model):
-            raise ConfigError(f"model is {shorten(self.model)}; allowed: a function of a Dataset that returns a Model")
+        check_model(self.model)
         for replaced in ("hidden", "activation", "loss", "dtype"):
             if getattr(self, replaced) != type(self).__dataclass_fields__[replaced].default:
                 raise ConfigError(f"{replaced} and model are both given; allowed: one, because model replaces the MLP")
@@ -292,6 +291,7 @@ class Experiment:
         model = self.model(dataset) if self.model else self._mlp(dataset)
         if not isinstance(model, Model):
             raise ConfigError(f"model returned {shorten(model)}; allowed: a fedsim.models.Model")
+        check_methods(model, Model)
         if model.num_parameters > LARGEST:
             cause = "model" if self.model else f"hidden is {shorten(self.hidden)}, which"
             raise ConfigError(f"{cause} makes {model.num_parameters:,} parameters; allowed: at most {LARGEST:,}")

@@ -13,7 +13,10 @@ from fedsim.errors import ConfigError
 from fedsim.objects import short_repr
 from fedsim.study.config import with_setting
 from fedsim.study.experiment import Experiment
+from fedsim.study.settings import suggest_setting
 
+#: Arguments of `fedsim.compare` that are not axes, for hints.
+OPTIONS = ("seeds", "baselines", "progress", "callbacks", "workers", "jobs", "verbose", "engine", "directory")
 #: The largest number of seeds.
 MOST_SEEDS = 10_000
 
@@ -40,7 +43,7 @@ def variants(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[tuple[
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(f"{axis} is {shorten(values)}; compare needs a list of at least one value")
     order = sorted(axes, key=lambda axis: "." in axis)  # objects before their arguments
-    labels = {axis: _labels([_shown(base, axis, value) for value in values]) for axis, values in axes.items()}
+    labels = {axis: distinct_labels([_shown(base, axis, value) for value in values]) for axis, values in axes.items()}
     named = [axis for axis, values in axes.items() if len(values) > 1] or list(axes)
     found = []
     for places in itertools.product(*(range(len(values)) for values in axes.values())):
@@ -55,7 +58,13 @@ def check_axes(axes: Iterable[str]) -> None:
     """Raise ConfigError if an axis is not a setting of an experiment, or is the seed."""
     known = [f.name for f in fields(Experiment) if f.name != "seed"]
     for axis in axes:
-        check_choice("an axis of compare", axis.partition(".")[0], known)
+        check_choice("an axis of compare", axis.partition(".")[0], known, _suggest_axis)
+
+
+def _suggest_axis(word: Any, allowed: list[str]) -> str:
+    """Return a hint for a name that is not an axis, such as the plural of a setting."""
+    singular = str(word).removesuffix("s")
+    return f"; did you mean {singular!r}?" if singular in allowed else suggest_setting(word, [*allowed, *OPTIONS])
 
 
 def seed_list(seeds: Any, first: int) -> Sequence[int]:
@@ -77,7 +86,7 @@ def _shown(base: Experiment, axis: str, value: Any) -> Any:
     return with_setting(base, axis, value, "compare").server if axis == "server" else value
 
 
-def _labels(values: Sequence[Any]) -> list[str]:
+def distinct_labels(values: Sequence[Any]) -> list[str]:
     """Return a label of each value, without the arguments that all values share."""
     short = [_short(_without(value, _shared(values))) for value in values]
     alike = [[other for other, text in zip(values, short, strict=True) if text == label] for label in short]

@@ -40,6 +40,7 @@ class Plan:
         ConfigError
             An axis, a value, a seed or a baseline is not allowed.
         """
+        check_instance("base", self.base, Experiment, "an Experiment")
         seeds = seed_list(self.seeds, self.base.seed)
         check_instance("baselines", self.baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
         for name in self.baselines:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RemoteError
 from fedsim.signals import handle_signals
 from fedsim.text import describe
 
@@ -130,7 +130,7 @@ class _Pool:
         try:
             kind, content = connection.recv()
         except (EOFError, OSError):
-            kind, content = "failed", self._describe_death(self._workers[connection])
+            kind, content = "failed", (self._describe_death(self._workers[connection]), "")
         if kind == "report":
             self._observe(number, content)
         elif kind == "line":
@@ -143,7 +143,10 @@ class _Pool:
             yield number, content
         else:
             del self._running[connection]
-            self._fail(content)
+            error, text = content
+            if text:
+                error.__cause__ = RemoteError(text)
+            self._fail(error)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
         """Handle Ctrl-C."""
@@ -213,7 +216,7 @@ def _serve(connection: Connection, work: Work[Any]) -> None:
                 message = "done", work(number, report)
             except BaseException as error:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
-                message = "failed", _portable(error)
+                message = "failed", (_portable(error), "".join(traceback.format_exception(error)))
             send(message)
     os._exit(0)
 
@@ -241,11 +244,8 @@ def _end_with_parent() -> None:
 
 def _portable(error: BaseException) -> BaseException:
     """Return an exception that can be pickled: fedsim's own, or a sentence with the line of the user's code."""
-    if isinstance(error, FedsimError | KeyboardInterrupt | OSError | MemoryError):
-        return error
-    made = WorkerError(describe(error))
-    made.add_note("".join(traceback.format_exception(error)))
-    return made
+    own = isinstance(error, FedsimError | KeyboardInterrupt | OSError | MemoryError)
+    return error if own else WorkerError(describe(error))
 
 
 def may_start_workers() -> bool:

@@ -219,9 +219,10 @@ class _Run:
         statistics = self.grid.take_statistics()
         state.record_steps(statistics)
         if not np.isfinite(loss):
+            cause, advice = self._describe_largest(statistics), self.grid.checks.advice(server_round)
             raise DivergenceError(
                 f"training diverged in round {server_round}: the global model's test loss is {loss} "
-                f"with {self.experiment.client}{self._describe_largest(statistics)}; a smaller lr usually helps"
+                f"with {self.experiment.client}{cause}; {advice}"
             )
         if server_round == 0:
             state.untrained_loss = loss

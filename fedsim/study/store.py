@@ -44,6 +44,8 @@ CONFIGURATION, INDEX, RUNS = "study.toml", "runs.csv", "runs"
 COLUMNS = ("seed", "run")
 #: The pictures that ``fedsim compare`` draws.
 PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
+#: All files of a study's directory.
+STUDY_FILES = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT)
 #: The states of a run.
 FINISHED, INTERRUPTED, NOT_STARTED = "finished", "interrupted", "not started"
 #: The largest share of a study's time that is spent on writing tables while it runs.
@@ -98,14 +100,13 @@ class StudyStore:
     def __init__(self, path: str | os.PathLike[str], runs: Sequence[PlannedRun], configuration: str) -> None:
         self.path = writable_directory(path)
         self._runs, self._index = runs, _format_index(runs)
-        self._names = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT)
         self._written, self._finished = -1, 0
         self._started, self._writing = time.perf_counter(), 0.0
         with self._lock():
-            remove_temporary(self.path, self._names)
+            remove_temporary(self.path, STUDY_FILES)
             held = {name for _, name in read_index(self.path)} if (self.path / INDEX).exists() else None
             is_part = held is not None and held <= {run.name for run in runs}
-            if not is_part and (kept := keep_earlier(self.path, self._names)):
+            if not is_part and (kept := keep_earlier(self.path, STUDY_FILES)):
                 print_notice(f"kept the earlier tables in {kept}")
             if configuration:
                 write_text(self.path / CONFIGURATION, configuration)

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 
+from fedsim.arguments import check_methods, checked_arguments
 from fedsim.clients import ClientStrategy
-from fedsim.clients.check_hooks import check_signatures
 from fedsim.models.conformance import ModelError, check_model
 from fedsim.testing.checks import StrategyChecks, StrategyError
 from fedsim.text import describe
@@ -23,6 +25,7 @@ __all__ = ["ModelError", "StrategyError", "check_client_strategy", "check_model"
 CHECKS = tuple(name for name in vars(StrategyChecks) if not name.startswith("_"))
 
 
+@checked_arguments
 def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> list[str]:
     """Try a client strategy on small clients of different sizes.
 
@@ -46,14 +49,16 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
         raise StrategyError(f"{strategy!r} is not a client strategy: extend fedsim.clients.SGD or ClientStrategy")
     if isinstance(strategy, type):
         try:
+            inspect.signature(strategy).bind()
             strategy = strategy()
         except TypeError as error:
             raise StrategyError(
                 f"{cls.__name__} cannot be made without arguments ({error}): give every hyperparameter a default"
             ) from error
-    check_signatures(strategy)
+    check_methods(strategy)
     checks = StrategyChecks(strategy)
     passed, failures, skipped = [], [], ""
+    causes: list[Exception] = []
     for name in CHECKS:
         title = name.replace("_", " ")
         try:
@@ -62,15 +67,17 @@ def check_client_strategy(strategy: ClientStrategy | type[ClientStrategy]) -> li
             passed.append(title)
         except StrategyError as error:
             failures.append(f"{title}: {error}")
+            causes.append(error)
         except Exception as error:
             failures.append(f"{title}: {describe(error)}{_hint(error)}")
+            causes.append(error)
         if failures and name == "trains":
             skipped = " (the others run once these pass)"
             break
     if failures:
         tried = len(passed) + len(failures)
         summary = f"{cls.__name__} fails {len(failures)} of {tried} checks{skipped}"
-        raise StrategyError("\n  ".join([summary, *failures]))
+        raise StrategyError("\n  ".join([summary, *failures])) from causes[0]
     return passed
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arguments import CheckedInit
 from fedsim.checks import check_fields, shorten
 from fedsim.clients.task import Task, Update
 from fedsim.errors import ConfigError
@@ -57,7 +58,7 @@ class TransformContext:
 
 
 @dataclass(frozen=True)
-class UpdateTransform:
+class UpdateTransform(CheckedInit):
     """The base class of transforms, which changes nothing.
 
     Never combine rows: each row belongs to one client.
