@@ -613,3 +613,18 @@ def test_shards_and_splits_are_paired() -> None:
         assert len(set(cohorts)) == 1
         sizes = [tuple(sorted(result.clients["num_examples"])) for result in results]
         assert sizes[0] == sizes[2]  # both with IID
+
+
+def test_runs_that_diverge_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for jobs in (1, 2):
+        axes: dict[str, Any] = {"client": [SGD(lr=0.1), SGD(lr=1e9)]}
+        study = compare(BASE, seeds=2, jobs=jobs, directory=tmp_path / str(jobs), **axes)
+        assert [variant.label for variant in study.variants] == ["SGD"]
+        assert study.diverged == ("SGD(lr=1000000000.0), seed 0", "SGD(lr=1000000000.0), seed 1")
+        assert study.notes[-1].startswith("Diverged, and not in the means: SGD(lr=1000000000.0), seed 0; ")
+        said = capsys.readouterr().err
+        assert said.count("the study continues without this run") == 2
+        assert "SGD(lr=1000000000.0), seed 1: training diverged in round 1" in said
+        assert len(pd.read_csv(tmp_path / str(jobs) / "summary.csv")) == 1
+    with pytest.raises(DivergenceError):
+        compare(BASE, client=[SGD(lr=1e9)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fedsim import data
 from fedsim.arguments import checked_arguments
 from fedsim.checks import check_integer
 from fedsim.engines.workers import MAX_WORKERS
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.study.callbacks import Callback, check_callbacks
 from fedsim.study.execution import Execution
 from fedsim.study.experiment import Experiment
@@ -85,6 +86,8 @@ def compare(
     ------
     ConfigError
         An argument is not allowed, or the directory cannot be written.
+    DivergenceError
+        All runs diverged. If some did, the study has the others, and a notice and `Study.notes` name those that did.
 
     Examples
     --------
@@ -121,17 +124,24 @@ def run_plan(
     folders = [store.folder(run) if store else None for run in planned]
     execution = Execution(planned, datasets, folders, callbacks, workers, verbose, engine)
     found: dict[int, Result] = {}
+    diverged: dict[int, DivergenceError] = {}
     with ExitStack() as stack:
         if store:
             stack.enter_context(_tables(store, planned, found))
         bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), progress))
         for number, result in execution.results(bar, jobs):
+            if isinstance(result, DivergenceError):
+                diverged[number] = result
+                print_notice(f"{result}; the study continues without this run")
+                continue
             found[number] = result
             if result.score != next(iter(found.values())).score:
                 raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
             if store:
                 store.add(_study(planned, found))
-    return _study(planned, found)
+        if not found:
+            raise next(iter(diverged.values()))
+    return replace(_study(planned, found), diverged=tuple(planned[number].title for number in sorted(diverged)))
 
 
 def _dataset(experiment: Experiment, load: Callable[..., data.Dataset]) -> data.Dataset:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import kernels
 from fedsim.data import Dataset
 from fedsim.engines.workers import available_cores
-from fedsim.errors import named_run
+from fedsim.errors import DivergenceError, named_run
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.directory import DirectoryInUseError
@@ -26,6 +26,8 @@ from fedsim.study.store import PlannedRun
 if TYPE_CHECKING:
     from fedsim.engines.engine import Engine
 
+#: What becomes of a run: its result, the error with which it diverged, or None if another process works on it.
+Outcome = Result | DivergenceError | None
 #: Floating-point operations per round from which a run goes alone, on all threads.
 LARGE_ROUND = 1e10
 #: Seconds between looks at runs on which other processes work.
@@ -55,8 +57,10 @@ class Execution:
     verbose: bool = False
     engine: str | Callable[..., Engine] = "in-process"
 
-    def results(self, bar: ProgressBar, jobs: int | None) -> Iterator[tuple[int, Result]]:
+    def results(self, bar: ProgressBar, jobs: int | None) -> Iterator[tuple[int, Result | DivergenceError]]:
         """Execute the runs and yield their numbers and results: those that were finished earlier, then the others.
+
+        A run that diverges has its error as the result.
 
         Parameters
         ----------
@@ -89,7 +93,7 @@ class Execution:
                     time.sleep(POLL_SECONDS)
                 todo = in_use
 
-    def _pass(self, numbers: Sequence[int], bar: ProgressBar, jobs: int) -> Iterator[tuple[int, Result | None]]:
+    def _pass(self, numbers: Sequence[int], bar: ProgressBar, jobs: int) -> Iterator[tuple[int, Outcome]]:
         """Execute runs, except those on which other processes work: their result is None."""
         if min(jobs, len(numbers)) == 1:
             for number in numbers:
@@ -103,19 +107,17 @@ class Execution:
 
         threads = self.workers or max(1, available_cores() // jobs)
         for number, content in in_processes(partial(self._work, workers=threads), numbers, jobs, observe):
-            yield number, None if content is None else Result(self.runs[number].experiment, **content)
+            yield number, Result(self.runs[number].experiment, **content) if isinstance(content, dict) else content
 
-    def _work(self, number: int, report: Callable[[Any], None], workers: int) -> dict[str, Any] | None:
+    def _work(self, number: int, report: Callable[[Any], None], workers: int) -> Any:
         """Execute a run in a worker process; return the fields of its result but the experiment, which has objects."""
         result = self.run(number, [_Reporter(report), *self.callbacks], workers)
-        return (
-            None
-            if result is None
-            else {f.name: getattr(result, f.name) for f in fields(Result) if f.name != "experiment"}
-        )
+        if not isinstance(result, Result):
+            return result
+        return {field.name: getattr(result, field.name) for field in fields(Result) if field.name != "experiment"}
 
-    def run(self, number: int, callbacks: Sequence[Callback], workers: int | None) -> Result | None:
-        """Execute a run in this process; return None if another process works on it."""
+    def run(self, number: int, callbacks: Sequence[Callback], workers: int | None) -> Outcome:
+        """Execute a run in this process."""
         planned, folder = self.runs[number], self.folders[number]
         self._label(number)
         try:
@@ -126,6 +128,8 @@ class Execution:
                 )  # fmt: skip
         except DirectoryInUseError:
             return None
+        except DivergenceError as error:
+            return error
 
     def _label(self, number: int) -> None:
         """Tell the callbacks which run starts next."""

@@ -72,9 +72,12 @@ class Study:
     Attributes
     ----------
     variants : tuple of Variant
+    diverged : tuple of str
+        Labels and seeds of runs that diverged; they have no result.
     """
 
     variants: tuple[Variant, ...]
+    diverged: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         runs = sum(len(v.results) for v in self.variants)
@@ -146,7 +149,8 @@ class Study:
     @property
     def notes(self) -> list[str]:
         """Lines that explain `table`."""
-        return significance.notes(self)
+        missing = [f"Diverged, and not in the means: {'; '.join(self.diverged)}."] if self.diverged else []
+        return significance.notes(self) + missing
 
     def test(
         self,
