@@ -101,7 +101,7 @@ def test_the_table_on_the_splits_page_is_what_is_printed() -> None:
     assert [line.strip() for line in printed.splitlines()[1:]] == [line.strip() for line in lines]
 
 
-@pytest.mark.parametrize("name", ["splits", "data"])
+@pytest.mark.parametrize("name", ["splits", "data", "configuration"])
 def test_code_on_the_pages_runs(name: str) -> None:
     for code in fenced(ROOT / f"docs/{name}.md", "python"):
         names: dict[str, Any] = {}

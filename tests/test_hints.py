@@ -16,12 +16,13 @@ from fedsim.clients import SCAFFOLD, SGD, Ditto, FedProx
 from fedsim.errors import ConfigError
 from fedsim.models.activations import ACTIVATIONS
 from fedsim.models.losses import LOSSES
+from fedsim.models.metrics import METRICS
 from fedsim.servers import FedAdam, FedAvg
 from fedsim.servers.options import options_of
 from fedsim.splits import IID, Dirichlet, Sizes
 from fedsim.study import config, settings
 from fedsim.study.baselines import BASELINES
-from fedsim.study.callbacks import COLUMNS as METRICS
+from fedsim.study.callbacks import COLUMNS
 from fedsim.synonyms import SYNONYMS, normalised
 from fedsim.updates import TopK
 
@@ -216,7 +217,7 @@ def test_the_command_line(arguments: str, hint: str, capsys: pytest.CaptureFixtu
 
 def test_names_that_nobody_knows_get_no_hint() -> None:
     assert refusal(lambda: config.build("client", "Quux")).endswith("or module:Class")
-    assert refusal(lambda: config.apply(Experiment(), ["quux=1"])).endswith("positive")
+    assert refusal(lambda: config.apply(Experiment(), ["quux=1"])).endswith("metrics")
     assert refusal(lambda: Dirichlet(50, 0.1, quux=1)).endswith("'quux')")  # type: ignore[call-arg]
     assert checks.suggest("", ["a"]) == checks.suggest("__", ["a"]) == checks.suggest("x" * 200, ["lr"]) == ""
 
@@ -235,6 +236,7 @@ def test_the_table_has_names_of_fedsim_only() -> None:
         *data.DATASETS,
         *LOSSES,
         *ACTIVATIONS,
+        *COLUMNS,
         *METRICS,
         *BASELINES,
     }

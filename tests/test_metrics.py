@@ -22,6 +22,7 @@ from scipy.special import expit, softmax
 
 from fedsim import Experiment, compare
 from fedsim.clients import SGD, Context
+from fedsim.clients.measures import measure_shards
 from fedsim.data import Dataset
 from fedsim.engines.supernodes.arrays import RESULT
 from fedsim.engines.supernodes.replies import EVALUATION, evaluation_layout, read_reply
@@ -29,7 +30,7 @@ from fedsim.errors import ConfigError
 from fedsim.flower import records
 from fedsim.models.metrics import METRICS, Predictions, compute, default_metrics
 from fedsim.modules import Modules
-from fedsim.splits import IID, Dirichlet
+from fedsim.splits import IID, Dirichlet, Partition
 from fedsim.study import config
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import EarlyStopping
@@ -168,6 +169,20 @@ def test_metrics_of_clients_are_those_of_their_own_examples_and_weights() -> Non
         recall = sk.recall_score(y, scores.argmax(axis=1), labels=range(10), average=None, zero_division=np.nan)
         np.testing.assert_array_equal(found["recall"].reindex(data.label_names), recall)
         assert found["mean_margin", ""] == pytest.approx(mean_margin(y, scores), rel=1e-4)
+
+
+def test_shards_of_any_size_are_measured_whole() -> None:
+    """Also one that is scored in two parts, and one without examples."""
+    runtime = build_runtime(replace(BASE, split=IID(1), test_fraction=0.0, metrics=("auc", "log_loss")))
+    task = runtime.task(runtime.model.init(np.random.default_rng(0)), 1)
+    sizes = np.array([3, 0, 700, 3])
+    shards = Partition.from_sizes(np.random.default_rng(1).permutation(len(task.y))[: sizes.sum()], sizes)
+    found = measure_shards(runtime.measures, task, shards, np.arange(4), task.global_weights)["metrics"]
+    y, x = task.y[shards[2]], task.x[shards[2]]
+    chances = softmax(runtime.model.scores(task.global_weights[None], x[None])[0].astype(np.float64), axis=1)
+    expected = [sk.roc_auc_score(y, chances, multi_class="ovr"), sk.log_loss(y, chances)]
+    np.testing.assert_allclose(found[2], expected, rtol=1e-6)
+    assert np.isnan(found).tolist() == [[True, False], [True, True], [False, False], [True, False]]
 
 
 def test_metrics_of_the_global_model_are_in_the_history_and_of_the_result() -> None:

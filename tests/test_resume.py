@@ -465,7 +465,7 @@ def test_a_checkpoint_of_another_version_or_that_cannot_be_opened_says_which(
     file.rmdir()
     checkpoint.save(file, 1)
     monkeypatch.setattr(checkpoint, "VERSION", 99)
-    with pytest.raises(ConfigError, match=r"version 6, .* 99; "):
+    with pytest.raises(ConfigError, match=r"version 7, .* 99; "):
         checkpoint.load(file)
 
     def empty(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,10 @@ def shard_batches(
             yield rows, own, task.x.take(examples, axis=0), task.y.take(examples, axis=0)
 
 
-def shard_scores(task: Task, partition: Partition, clients: Indices, weights: Array) -> Iterator[tuple[Indices, Array]]:
-    """Yield for each client the positions of its examples and the scores of weights on them.
+def shard_scores(
+    task: Task, partition: Partition, clients: Indices, weights: Array
+) -> Iterator[tuple[Indices, Indices, Array]]:
+    """Yield all examples of the clients and their scores, equally large shards together.
 
     Parameters
     ----------
@@ -43,19 +46,23 @@ def shard_scores(task: Task, partition: Partition, clients: Indices, weights: Ar
 
     Yields
     ------
-    examples : ndarray of int, shape (examples,)
-    scores : ndarray, shape (examples, outputs)
+    rows : ndarray of int, shape (shards,)
+        Rows of `clients`.
+    examples : ndarray of int, shape (shards, examples)
+        Positions among the training examples; none for clients without examples.
+    scores : ndarray, shape (shards, examples, outputs)
     """
-    shape = int(partition.sizes[clients].sum()), task.model.outputs
-    stops = np.cumsum(partition.sizes[clients])
-    starts = stops - partition.sizes[clients]
-    done, scores = np.zeros(len(clients), dtype=np.intp), np.empty(shape, task.model.dtype)
-    for rows, w, x, _ in shard_batches(task, partition, clients, weights):
-        places = (starts + done)[rows, None] + np.arange(x.shape[1])
-        scores[places] = task.model.scores(w, x)
-        done[rows] += x.shape[1]
-    for client, start, stop in zip(clients, starts, stops, strict=True):
-        yield partition[int(client)], scores[start:stop]
+    sizes = partition.sizes[clients]
+    numbered = replace(task, y=np.arange(len(task.y)))
+    parts: list[tuple[Indices, Array]] = []
+    for rows, w, x, examples in shard_batches(numbered, partition, clients, weights):
+        parts.append((examples, task.model.scores(w, x)))
+        if sum(part.shape[1] for part, _ in parts) == sizes[rows[0]]:
+            all_examples, all_scores = zip(*parts, strict=True)
+            yield rows, np.concatenate(all_examples, axis=1), np.concatenate(all_scores, axis=1)
+            parts = []
+    if len(empty := np.flatnonzero(sizes == 0)):
+        yield empty, np.empty((len(empty), 0), np.intp), np.empty((len(empty), 0, task.model.outputs))
 
 
 def evaluate_shards(

@@ -31,14 +31,14 @@ class Measure(Protocol):
         """Type of the value."""
 
     def measure(self, y: Array, scores: Array, examples: Indices | None) -> Array:
-        """Return the value of some training examples, or of the test set.
+        """Return the values of sets of training examples, or of the test set, shape (sets, ...).
 
         Parameters
         ----------
-        y : ndarray, shape (examples,)
+        y : ndarray, shape (sets, examples)
             Labels or targets.
-        scores : ndarray, shape (examples, outputs)
-        examples : ndarray of int, shape (examples,), optional
+        scores : ndarray, shape (sets, examples, outputs)
+        examples : ndarray of int, shape (sets, examples), optional
             Positions among the training examples; None for the test set.
         """
 
@@ -58,10 +58,9 @@ def measure_shards(
     -------
     dict of str to ndarray, shape (clients, ...)
     """
-    if not measures:
-        return {}
-    found: dict[str, list[Array]] = {name: [] for name in measures}
-    for examples, scores in shard_scores(task, partition, clients, weights):
-        for name, measure in measures.items():
-            found[name].append(measure.measure(task.y[examples], scores, examples))
-    return {name: np.array(values, measures[name].dtype) for name, values in found.items()}
+    found = {name: np.empty((len(clients), *m.shape), m.dtype) for name, m in measures.items()}
+    if measures:
+        for rows, examples, scores in shard_scores(task, partition, clients, weights):
+            for name, measure in measures.items():
+                found[name][rows] = measure.measure(task.y[examples], scores, examples)
+    return found

@@ -71,9 +71,10 @@ class Metrics:
                 )
 
     def measure(self, y: Array, scores: Array, examples: Indices | None = None) -> Array:
-        """Return the metrics of a set of examples, shape `shape`; see `Measure.measure`."""
-        predictions = Predictions(y, scores, self._loss, self._classes)
-        return np.concatenate([np.ravel(compute(metric, predictions)) for metric in self._metrics])
+        """Return the metrics of sets of examples, shape (sets, numbers); see `Measure.measure`."""
+        sets = [Predictions(*arrays, self._loss, self._classes) for arrays in zip(y, scores, strict=True)]
+        rows = [[np.ravel(compute(metric, predictions)) for metric in self._metrics] for predictions in sets]
+        return np.array([np.concatenate(row) for row in rows])
 
     def scalars(self, row: Array) -> dict[str, float]:
         """Return the metrics that are numbers from a row of `measure`."""

@@ -123,9 +123,9 @@ class Sensitive:
         return len(self.names), len(COUNTS)
 
     def measure(self, y: Array, scores: Array, examples: Indices | None) -> Array:
-        """Count the predictions on a set of examples, shape (groups, 5); see `Measure.measure`."""
-        groups = self.test if examples is None else self.train[examples]
-        return self.count(predicted_labels(scores)[None], y[None], groups[None])[0]
+        """Count the predictions on sets of examples, shape (sets, groups, 5); see `Measure.measure`."""
+        groups = self.test[None] if examples is None else self.train[examples]
+        return self.count(predicted_labels(scores), y, groups)
 
     def refusal(self, value: Array, num_examples: int) -> str:
         """Return what is wrong with counts, or an empty text; see `Measure.refusal`."""

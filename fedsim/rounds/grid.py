@@ -173,7 +173,7 @@ class RoundGrid(LocalGrid):
         return loss, float(self.runtime.score(loss, accuracy))
 
     def measure_test(self, weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the experiment's measures of flat weights on the test set, by name; see `fedsim.clients.measures`."""
+        """Return the experiment's measures of flat weights on the test set, each of shape (1, ...)."""
         measures = self.runtime.measures
         if not measures:
             return {}
@@ -184,7 +184,7 @@ class RoundGrid(LocalGrid):
 
         parts = self.engine.workers.map(score_rows, range(0, len(self._y_test), EVALUATE_ROWS))
         scores = np.concatenate(list(parts))
-        return {name: measure.measure(self._y_test, scores, None) for name, measure in measures.items()}
+        return {name: measure.measure(self._y_test[None], scores[None], None) for name, measure in measures.items()}
 
     def take_statistics(self) -> RoundStatistics:
         """Return the statistics since the last call."""

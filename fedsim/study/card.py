@@ -18,7 +18,7 @@ from fedsim.checks import check_instance
 from fedsim.clients.local_round import personalises
 from fedsim.clients.measures import TEST_SET
 from fedsim.clients.metrics import has_class_scores
-from fedsim.clients.private import private_groups
+from fedsim.clients.private import private_groups, private_mask
 from fedsim.clients.sensitive import COUNTS
 from fedsim.fairness import client_fairness, group_rates
 from fedsim.models.metrics import metric_name, metric_title
@@ -83,7 +83,7 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
         "## Evaluation",
         *_evaluation(result, federated, model, scores, classes),
         "## Privacy",
-        _privacy(result),
+        _privacy(result, model),
         "## Contributions of clients",
         *_contributions(federated.partition.sizes, contributions),
         "## Known limits",
@@ -217,12 +217,14 @@ def _groups(result: Result) -> pd.DataFrame:
     return group_rates(rows.groupby("group", as_index=False)[list(COUNTS)].sum())
 
 
-def _privacy(result: Result) -> str:
+def _privacy(result: Result, model: Model) -> str:
     experiment = result.experiment
     spent = f"Differential privacy: {markdown_text(result.privacy)}." if result.privacy else "No differential privacy."
     if experiment.privacy and not getattr(experiment.privacy, "system_noise", False):
         spent += " The noise is a function of the seed, so that this holds for whoever does not know the seed."
     seen = "the sum of a round's updates only" if experiment.secure_aggregation else "each client's update"
+    if private_mask(experiment.client, model).all():
+        seen = "no parameters of the clients"
     return f"{spent} The server sees {seen}."
 
 

@@ -22,7 +22,7 @@ from fedsim.files import write_whole
 from fedsim.text import one_line
 
 #: Version of the format; increased when older files can no longer be read.
-VERSION = 6
+VERSION = 7
 #: Bytes of the checksum at the end of the file, in hexadecimal digits, which no record of an archive resembles.
 CHECKSUM = 64
 #: Kinds of array that a checkpoint holds: booleans and numbers.

@@ -141,7 +141,8 @@ class RunState:
         measure = self._grid.runtime.measures.get("metrics")
         if not isinstance(measure, Metrics):
             return []
-        return list(measure.scalars(measured.get("metrics", np.full(measure.shape, math.nan))).values())
+        [row] = measured.get("metrics", np.full((1, *measure.shape), math.nan))
+        return list(measure.scalars(row).values())
 
     def record_measures(self, number: int, clients: NDArray[Any], measured: Mapping[str, Array]) -> None:
         """Add the values of measures, shape (clients, ...), in a round."""

@@ -253,7 +253,7 @@ class _Run:
         )
         row = dict(zip(state.columns, to_builtin(values), strict=True))
         state.rows.append(row)
-        state.record_measures(server_round, np.array([TEST_SET]), {name: v[None] for name, v in measured.items()})
+        state.record_measures(server_round, np.array([TEST_SET]), measured)
         for part in statistics.evaluations:
             columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
             numbers = np.full(len(part.partition_ids), server_round)

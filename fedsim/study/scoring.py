@@ -23,7 +23,7 @@ def measure(
     chosen = definitions.check_metrics(metrics) or definitions.default_metrics(data.regression)
     found = Metrics(chosen, data, model)
     y = data.y_test.astype(model.dtype) if data.regression else data.y_test
-    return found.named(found.measure(y, scores))
+    return found.named(found.measure(y[None], scores[None])[0])
 
 
 def confusion_matrix(scores: Array, data: Dataset, model: Model) -> pd.DataFrame:

@@ -202,7 +202,8 @@ def notes(study: Study) -> list[str]:
         means = "Means over seeds with 95 % intervals."
     else:
         means = f"{_seeds(seeds)}: no intervals and no tests, which need at least {MIN_SEEDS} seeds."
-    lines = [f"{means} Rounds are medians; a seed that missed the target counts as longer (Kaplan-Meier)."]
+    rounds = " Rounds are medians; a seed that missed the target counts as longer (Kaplan-Meier)."
+    lines = [means + (rounds if study.has_global_model else "")]
     if any(against_best(study)):
         others = split_axes(study, None)[1]
         same = f" with the same {' and '.join(others)}" if others else ""

@@ -68,7 +68,8 @@ def table(study: Study, target: float | None = None, interval: str = "t") -> pd.
     if any(marks := significance.against_best(study)):
         shown["against best"] = marks
     for metric in metric_names(study):
-        shown[f"final {metric_title(metric)}"] = _with_interval(found, f"final_{metric}")
+        if found[f"final_{metric}"].notna().any():
+            shown[f"final {metric_title(metric)}"] = _with_interval(found, f"final_{metric}")
     if study.evaluated:
         shown[f"local {name}"] = _with_interval(found, f"local_{study.score}")
     if found["attack_success"].notna().any():
