@@ -99,7 +99,7 @@ def test_a_plan_is_written_and_read() -> None:
     assert make_plan(tomllib.loads(plan.to_toml())) == plan
     with pytest.raises(ConfigError, match="a table of a study is"):
         make_plan(settings | {"tune": [1]})
-    with pytest.raises(ConfigError, match="client.lr is 0.1; compare needs a list"):
+    with pytest.raises(ConfigError, match=r"client.lr is 0\.1; compare needs a list"):
         compare(BASE, tune={"client.lr": 0.1})  # type: ignore[dict-item]
 
 
