@@ -127,6 +127,12 @@ def test_other_clients_have_numbers_only(split: Split) -> None:
     assert names_of(split) == ()
 
 
+@pytest.mark.parametrize(("values", "names"), [([0, 1, 2], ()), ([1, 2, 3], ("1", "2", "3")), ([0.0, 1.0, 2.0], ())])
+def test_values_that_are_the_partition_ids_are_no_names(values: list[float], names: tuple[str, ...]) -> None:
+    data = patients()
+    assert names_of(Natural(), replace(data, groups={"site": np.resize(values, len(data.y_train))})) == names
+
+
 def test_clients_of_two_columns_have_two_names() -> None:
     groups = {"town": np.repeat(["A", "B"], 45), "ward": np.tile(["x", "y"], 45)}
     data = replace(patients(), groups={name: values[:72] for name, values in groups.items()})

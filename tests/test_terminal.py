@@ -137,6 +137,14 @@ def test_a_study_is_printed_with_all_columns() -> None:
     assert row.split()[0] == f"{compare(BASE).variants[0].results[0].final_score:.3f}"
 
 
+def test_columns_of_chinese_names_are_aligned() -> None:
+    """A Chinese character is as wide as two others."""
+    lines = to_text(
+        pd.DataFrame({"examples": [1, 2]}, index=pd.Index(["东京医院", "Bergen"], name="client"))
+    ).splitlines()
+    assert [len(line.encode("gbk")) for line in lines[2:]] == [len(lines[0])] * 2
+
+
 def test_columns_for_which_a_terminal_is_too_narrow_follow_below(monkeypatch: pytest.MonkeyPatch) -> None:
     table = compare(replace(BASE, fraction_evaluate=1.0), split=[IID(5), Shards(5)]).table()
     monkeypatch.setattr(terminal, "terminal_width", lambda: 50)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.report.style import COLOURS, saved_figure
+from fedsim.text import cut
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def plot_importances(
     """
     order = np.argsort(-bars[0][1], kind="stable")[:count]
     height = 0.8 / len(bars)
-    labels = [names[k] if len(names[k]) <= 40 else names[k][:39] + "…" for k in order]
+    labels = [cut(names[k], 40) for k in order]
     with saved_figure(path, 7.6, 1.5 + (0.18 + 0.13 * len(bars)) * len(order)) as figure:
         axes = figure.subplots()
         for number, ((label, values, half), colour) in enumerate(zip(bars, COLOURS, strict=False)):

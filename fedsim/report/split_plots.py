@@ -89,7 +89,8 @@ def _clients_axis(panel: Axes, shown: NDArray[Any], names: Sequence[str], client
         texts = [cut(names[k], 16) for k in shown]
         if len(set(texts)) < len(texts):
             texts = [f"{text} [{k}]" for text, k in zip(texts, shown, strict=True)]
-        panel.set_xticks(range(len(shown)), texts, parse_math=False, rotation=45, ha="right", fontsize=8)
+        turn, align = (45, "right") if len(shown) <= 12 else (90, "center")
+        panel.set_xticks(range(len(shown)), texts, parse_math=False, rotation=turn, ha=align, fontsize=8)
         panel.tick_params(axis="x", length=0, pad=2)
 
 

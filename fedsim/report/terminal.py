@@ -32,7 +32,8 @@ def to_text(frame: pd.DataFrame) -> str:
     import pandas as pd
 
     numbers_rows = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
-    return frame.to_string(index=not numbers_rows, line_width=terminal_width())
+    with pd.option_context("display.unicode.east_asian_width", True):  # a Chinese character is as wide as two others
+        return frame.to_string(index=not numbers_rows, line_width=terminal_width())
 
 
 def history_text(history: pd.DataFrame, width: int | None = None) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from fedsim.splits.sizes import even_sizes
 class Natural(Split):
     """One client per value of a column (a user, a hospital, a lecturer), or several values per client.
 
+    With one client per value, the values are the names of the clients, and partition ids have their order.
+
     Parameters
     ----------
     column : str, optional
@@ -53,8 +55,9 @@ class Natural(Split):
         return Partition.from_owners(owners, clients)
 
     def client_names(self, groups: Groups) -> NDArray[Any]:
-        """Return the values of the column in ascending order, unless clients have several values each."""
-        return np.empty(0) if self.num_clients else np.unique(self._group_of(groups))
+        """Return the values of the column in ascending order, unless clients have several, or these are 0, 1, 2, ..."""
+        values = np.empty(0) if self.num_clients else np.unique(self._group_of(groups))
+        return values[:0] if np.array_equal(values, np.arange(len(values))) else values
 
     def _group_of(self, groups: Groups) -> NDArray[Any]:
         """Return the group of each example; ConfigError if the column does not exist."""
