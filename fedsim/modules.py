@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
-from fedsim.text import describe
+from fedsim.text import add_user_code, describe
 
 #: The form of ``module:Class``.
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -53,8 +53,7 @@ class Modules:
 
     def allow(self, module: str) -> bool:
         """Return whether the text may import a module."""
-        named = any(module == name or module.startswith(f"{name}.") for name in (*ALWAYS, *self.names))
-        return self.every or named or self.has(module)
+        return self.every or _is_in(module, (*ALWAYS, *self.names)) or self.has(module)
 
     def has(self, module: str) -> bool:
         """Return whether a module is a file or a package in the folder."""
@@ -62,6 +61,10 @@ class Modules:
             return False
         place = self.folder.joinpath(*module.split("."))
         return place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+
+
+def _is_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 #: For text that the user of this machine enters.
@@ -103,6 +106,8 @@ def load_class(field: str, path: str, base: type, modules: Modules) -> type:
         if (modules.every or modules.has(name)) and folder not in sys.path:
             sys.path.insert(0, folder)  # as python -m does: a strategy in the current folder
         module = import_module(name)
+        if not _is_in(name, ALWAYS):
+            add_user_code(module)
         found = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {describe(error)}") from None

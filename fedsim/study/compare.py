@@ -148,6 +148,7 @@ def compare(
     ['IID', 'Shards(2)']
     """
     check_instance("base", base, Experiment, "an Experiment")
+    check_instance("callbacks", callbacks, list | tuple, "a list of callbacks")
     seeds = _seeds(seeds, base.seed)
     check_instance("baselines", baselines, list | tuple, f"a list of {', '.join(BASELINES)}")
     for name in baselines:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import data
-from fedsim.checks import check_choice
+from fedsim.checks import check_choice, check_path, check_real
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
 from fedsim.report.intervals import half_width, with_interval
@@ -98,7 +98,7 @@ class Study:
         """
         import pandas as pd
 
-        goal, score = self.target if target is None else target, self.score
+        goal, score = self.target if target is None else check_real("target", target), self.score
         rows = []
         for variant in self.variants:
             final = [r.final_score for r in variant.results]
@@ -184,6 +184,7 @@ class Study:
         """
         from fedsim.fairness import client_fairness
 
+        check_path("directory", directory)
         tables = {"rounds": self.rounds(), "clients": self.clients(), "summary": self.summary()}
         if self.evaluated:
             tables["fairness"] = client_fairness(self)
