@@ -15,6 +15,9 @@ from fedsim.errors import ConfigError, FedsimError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Classes that modules import for type checking only, and that are therefore compared by their names.
+BY_NAME = ("DataFrame", "Experiment", "Result", "Study")
+
 
 def misfit(
     target: Callable[..., Any],
@@ -98,18 +101,19 @@ def _misfit_of(
 def wrong_type(function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> str:
     """Return which argument is no object of the classes in its annotation, or an empty string.
 
-    Annotations with other parts than names of classes and None are not compared. A class that is imported for type
-    checking only is recognised by its name.
+    Annotations with other parts than names of classes and None are not compared.
     """
     signature = inspect.signature(function)
     for name, value in signature.bind(*args, **keywords).arguments.items():
-        declared: Any = signature.parameters[name].annotation
-        if declared is inspect.Parameter.empty:
+        parameter = signature.parameters[name]
+        declared: Any = parameter.annotation
+        several = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if several or declared is inspect.Parameter.empty:
             continue
         written = declared.__name__ if isinstance(declared, type) else str(declared)
         kinds = [part.strip().rpartition(".")[2] for part in written.split("|")]
         classes = [function.__globals__.get(kind, vars(builtins).get(kind, kind)) for kind in kinds if kind != "None"]
-        named = all(isinstance(cls, type) or (isinstance(cls, str) and cls.isidentifier()) for cls in classes)
+        named = all(isinstance(cls, type) or cls in BY_NAME for cls in classes)
         if not named or (value is None and "None" in kinds) or any(_is_object(value, cls) for cls in classes):
             continue
         allowed = " or ".join(f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}" for kind in kinds if kind != "None")
@@ -121,7 +125,10 @@ def _is_object(value: Any, cls: type | str) -> bool:
     if isinstance(cls, str):
         return any(base.__name__ == cls for base in type(value).__mro__)
     numbers: dict[type, Any] = {bool: Integral, int: Integral, float: Real}
-    return isinstance(value, numbers.get(cls, cls))
+    try:
+        return isinstance(value, numbers.get(cls, cls))
+    except TypeError:  # Any, and protocols that are not for run time
+        return True
 
 
 class CheckedInit:
@@ -198,7 +205,9 @@ def check_methods(instance: Any, protocol: type | None = None) -> None:
         own = getattr(type(instance), name, None)
         if name.startswith("_") or own is method or not inspect.isfunction(own):
             continue
-        expected, taken = list(inspect.signature(method).parameters), inspect.signature(own)
+        parameters, taken = inspect.signature(method).parameters.values(), inspect.signature(own)
+        # Fedsim's optional arguments that are passed by name are those of some callers only.
+        expected = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         try:
             taken.bind(*expected)
         except TypeError:

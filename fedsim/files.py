@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from fedsim.checks import check_instance
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def writable_directory(path: str | os.PathLike[str]) -> Path:
     ConfigError
         The folder cannot be created or written.
     """
+    check_instance("directory", path, str | os.PathLike, "a path")
     if not os.fspath(path):
         raise ConfigError("the results folder is ''; allowed: the path of a folder")
     directory = Path(path)

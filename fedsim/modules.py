@@ -21,7 +21,7 @@ from typing import Any
 
 from fedsim.checks import shorten, suggest
 from fedsim.errors import ConfigError
-from fedsim.text import describe
+from fedsim.text import add_user_code, describe
 
 #: The form of ``module:Class``.
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -54,8 +54,7 @@ class Modules:
 
     def allow(self, module: str) -> bool:
         """Return whether the text may import a module."""
-        named = any(module == name or module.startswith(f"{name}.") for name in (*ALWAYS, *self.names))
-        return self.every or named or self.has(module)
+        return self.every or _is_in(module, (*ALWAYS, *self.names)) or self.has(module)
 
     def has(self, module: str) -> bool:
         """Return whether a module is a file or a package in the folder."""
@@ -63,6 +62,10 @@ class Modules:
             return False
         place = self.folder.joinpath(*module.split("."))
         return place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+
+
+def _is_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 #: For text that the user of this machine enters.
@@ -126,6 +129,8 @@ def _load(field: str, path: str, kind: str, modules: Modules) -> Any:
         if (modules.every or modules.has(name)) and folder not in sys.path:
             sys.path.insert(0, folder)  # as python -m does: a strategy in the current folder
         module = import_module(name)
+        if not _is_in(name, ALWAYS):
+            add_user_code(module)
         found = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {describe(error)}") from None

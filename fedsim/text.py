@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import ModuleType
 
 
 def printable(text: str) -> str:
@@ -47,16 +48,28 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 _LIBRARIES = (_PACKAGE, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen", "<string>")
 
 
-def is_library(file: str) -> bool:
-    """Return whether a file of code is fedsim's, Python's or an installed package's, and not the user's."""
-    return file.startswith(_LIBRARIES)
+#: Folders and files of installed code that is the user's, because a text has named a class in it.
+_user_code: set[str] = set()
+
+
+def add_user_code(module: ModuleType) -> None:
+    """Count the frames of a module, and of the package that it is in, as the user's code, also if it is installed."""
+    package = sys.modules.get(module.__name__.partition(".")[0], module)
+    file = getattr(package, "__file__", None)
+    if file:
+        _user_code.add(str(Path(file).parent) + os.sep if hasattr(package, "__path__") else file)
 
 
 def _frames(error: BaseException) -> tuple[list[traceback.FrameSummary], list[int], list[int]]:
     """Return the frames of a traceback, and the positions of the user's and of this package's."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [i for i, frame in enumerate(frames) if not is_library(frame.filename)]
+    own = [i for i, frame in enumerate(frames) if is_user_code(frame.filename)]
     return frames, own, [i for i, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)]
+
+
+def is_user_code(filename: str) -> bool:
+    """Return whether a file of code is the user's, and not fedsim's, Python's or an installed package's."""
+    return not filename.startswith(_LIBRARIES) or filename.startswith(tuple(_user_code))
 
 
 def user_line(error: BaseException, called: bool = False) -> str:

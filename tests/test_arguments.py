@@ -8,7 +8,7 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ def refusal(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+anything: Any = 3
 SGD_TAKES = "lr, epochs, batch_size, momentum, weight_decay, lr_decay, lr_decay_every, steps"
 wrong: Any = {"foo": 1}
 
@@ -157,6 +158,20 @@ def test_a_type_error_of_the_users_own_code_is_left_as_it_is() -> None:
     assert refusal(lambda: fails("x")) == "number is 'x'; allowed: an int"  # type: ignore[arg-type]
 
 
+class Sized(Protocol):
+    def __len__(self) -> int: ...
+
+
+def test_types_that_cannot_be_compared_are_not() -> None:
+    @checked_arguments
+    def fails(free: Any, sized: Sized, number: int | None, *rest: int, **options: list[int]) -> None:
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fails(anything, anything, None, 3, x=anything)
+    assert refusal(lambda: fails(anything, anything, "x")) == "number is 'x'; allowed: an int"  # type: ignore[arg-type]
+
+
 def test_a_function_without_a_signature_is_not_checked() -> None:
     assert misfit(type, "type", [1, 2, 3, 4], {}) == ""
 
@@ -173,9 +188,6 @@ def test_a_constructor_of_another_base_is_not_replaced() -> None:
     with pytest.raises(TypeError):
         Both()  # type: ignore[call-arg]
     assert not hasattr(Other.__init__, "checks_arguments")
-
-
-anything: Any = 3
 
 
 @pytest.mark.parametrize(

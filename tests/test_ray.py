@@ -111,11 +111,21 @@ class Broken(SGD):
         raise ZeroDivisionError("on purpose")
 
 
+class Leaving(SGD):
+    """Calls sys.exit()."""
+
+    def train(self, ctx: Context) -> NDArray[Any]:
+        sys.exit(3)
+
+
 def test_errors_are_raised_as_in_process() -> None:
     with pytest.raises(
         FedsimError, match=r"^client \d+ failed in round 1: ZeroDivisionError: on purpose \(.*line \d+\)$"
-    ):
+    ) as caught:
         replace(BASE, client=Broken()).run(engine="ray")
+    assert 'raise ZeroDivisionError("on purpose")' in str(caught.value.__cause__)  # the actor's traceback
+    with pytest.raises(FedsimError, match=r"^SystemExit: 3 \(test_ray.py, line \d+\)$"):
+        replace(BASE, client=Leaving()).run(engine="ray")
     with pytest.raises(DivergenceError, match="training diverged in round 1 at client"):
         replace(BASE, client=SGD(lr=100.0)).run(engine="ray")
 

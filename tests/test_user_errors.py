@@ -147,6 +147,16 @@ def test_a_module_that_cannot_be_imported(source: str, reason: str, capsys: pyte
     assert error == f"fedsim: error: client names the module 'broken', which cannot be imported: {reason}\n"
 
 
+def test_an_installed_module_is_the_users_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If a text names a class in it."""
+    monkeypatch.setattr(text, "_LIBRARIES", (*text._LIBRARIES, str(tmp_path)))
+    monkeypatch.setattr(text, "_user_code", set())
+    error = said(capsys, "run", "exp.toml", "--set", f"server={NAME}:Server")
+    assert error.endswith(f" ({NAME}.py, line {line_of('Server')})\n")
+
+
 @pytest.mark.parametrize("command", [["run", "exp.toml", "--client", f"{NAME}:Key"], ["check", f"{NAME}:Key"]])
 def test_verbose_shows_the_whole_traceback_too(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     plain, verbose = said(capsys, *command), said(capsys, *command, "-v")

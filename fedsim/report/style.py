@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.checks import check_choice
+from fedsim.checks import check_choice, check_path
 from fedsim.files import write_whole
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
 @contextmanager
 def saved_figure(path: str | os.PathLike[str], width: float, height: float) -> Iterator[Figure]:
     """Yield an empty figure of this size in inches, and write it to `path` when the block ends."""
+    check_path("path", path)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

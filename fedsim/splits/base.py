@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.arguments import CheckedInit
+from fedsim.arguments import CheckedInit, checked_arguments
 from fedsim.checks import Interval, check_fields, check_integer, check_seed
 from fedsim.data.dataset import Dataset
 from fedsim.splits.federated import FederatedDataset
@@ -48,6 +48,7 @@ class Split(CheckedInit, ABC):
         texts = [str(value) for f, value in values if value != f.default or (f is shown[0] and f.default)]
         return f"{type(self).__name__}({', '.join(texts)})" if texts else type(self).__name__
 
+    @checked_arguments
     def federate(self, dataset: Dataset, seed: int = 0) -> FederatedDataset:
         """Divide a dataset.
 

@@ -19,6 +19,7 @@ from fedsim.servers.fedavg import FedAvg
 from fedsim.servers.options import MIN_NODES, options_of
 from fedsim.study.example_privacy import example_noise
 from fedsim.study.experiment import Experiment
+from fedsim.text import one_line, user_line
 
 
 def build_runtime(experiment: Experiment, dataset: Dataset | None = None) -> ClientRuntime:
@@ -113,7 +114,7 @@ def make_strategy(
     try:
         made: Strategy = make(**settings)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"server {name} cannot be made: {error}") from None
+        raise ConfigError(f"server {name} cannot be made: {one_line(error)}{user_line(error)}") from None
     if not isinstance(made, Strategy):
         raise ConfigError(f"server {name} returned {shorten(made)}; allowed: a Flower Strategy")
     check_methods(made)

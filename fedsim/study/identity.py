@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.data import Dataset
 from fedsim.study.config import to_toml
-from fedsim.text import is_library
+from fedsim.text import is_user_code
 
 if TYPE_CHECKING:
     from fedsim.study.callbacks import Callback
@@ -77,7 +77,7 @@ def _sources(values: Iterable[Any]) -> dict[str, str]:
         name = todo.pop()
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
-        if module is None or name in found or name == "builtins" or (file and is_library(file)):
+        if module is None or name in found or name == "builtins" or (file and not is_user_code(file)):
             continue
         found[name] = _digest(module, file)
         todo += [used for value in vars(module).values() for used in _modules_of(value)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check_real, shorten
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models import Model, flat_parameters
@@ -191,6 +192,10 @@ class Result:
         model = model or self.model
         examples = np.asarray(self.dataset.x_test if x is None else x)
         weights = flat_parameters(model, self.weights)[None]
+        shape = self.dataset.x_test.shape[1:]
+        fits = examples.ndim == len(shape) + 1 and (examples.shape[1:] == shape or self.experiment.model is not None)
+        if examples.dtype.kind not in "biuf" or not fits:
+            raise ConfigError(f"x is {shorten(x)}; allowed: an array of numbers, shape {('examples', *shape)}")
         parts = [
             examples[k : k + SCORED_ROWS].astype(model.dtype) for k in range(0, max(len(examples), 1), SCORED_ROWS)
         ]
@@ -316,6 +321,7 @@ class Result:
 
         As in the FedAvg paper, each round's score is the best so far, interpolated linearly between rounds.
         """
+        check_real("target", target)
         best = np.maximum.accumulate(self.test_scores)
         above = best >= target
         if not above.any():

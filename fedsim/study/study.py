@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import data
-from fedsim.checks import check_choice
+from fedsim.checks import check_choice, check_path
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
 from fedsim.report.intervals import MIN_SEEDS
@@ -318,6 +318,7 @@ class Study:
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
         """Write the tables of `files` to a folder, which is created if needed; each file is written atomically."""
+        check_path("directory", directory)
         for name in self.files:
             write_csv(Path(directory) / name, study_tables.TABLES[name][1](self))
 

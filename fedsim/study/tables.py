@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim.checks import check_choice
+from fedsim.checks import check_choice, check_real
 from fedsim.models.metrics import metric_title, scalar_metrics
 from fedsim.report.intervals import bootstrap_interval, half_width, with_interval
 from fedsim.study import significance, time_to_target
@@ -28,7 +28,7 @@ def summary(study: Study, target: float | None = None, interval: str = "t") -> p
     import pandas as pd
 
     check_choice("interval", interval, INTERVALS)
-    goal, score = study.target if target is None else target, study.score
+    goal, score = study.target if target is None else check_real("target", target), study.score
     times = dict(iter(time_to_target.time_to_target(study, goal).groupby("quantity")))
     rows = []
     for number, variant in enumerate(study.variants):
