@@ -196,6 +196,13 @@ def test_the_same_difference_in_every_seed_has_no_t_test() -> None:
     assert made.table()["against best"].tolist() == ["best", "unclear"]
 
 
+def test_rounding_errors_are_no_differences() -> None:
+    made = study({"A": [0.3, 0.6, 0.7, 0.8], "B": [0.1 + 0.2, 0.6, 0.8 - 0.1, 0.8]})
+    assert made.test()["note"].tolist() == ["equal in every seed"]
+    assert made.test()["p"].tolist() == [1.0]
+    assert sorted(made.table()["against best"]) == ["best", "equal"]
+
+
 def test_any_column_of_the_history_can_be_tested() -> None:
     made = study(FOUR)
     np.testing.assert_allclose(made.test("test_loss")["difference"], -made.test()["difference"], atol=1e-15)

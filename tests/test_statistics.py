@@ -159,6 +159,7 @@ def test_the_bootstrap_interval_is_scipys_and_deterministic() -> None:
     expected = stats.bootstrap((values,), np.mean, method="BCa", rng=0).confidence_interval
     assert bootstrap_interval(values) == (expected.low, expected.high) == bootstrap_interval(values)
     assert bootstrap_interval([0.5] * 4) == (0.5, 0.5)
+    assert bootstrap_interval([0.3, 0.1 + 0.2, 0.3]) == (0.3, 0.1 + 0.2)  # equal to rounding
     for few in ([0.5, 0.6], [0.5, 0.6, NAN]):
         assert np.isnan(bootstrap_interval(few)).all()
 

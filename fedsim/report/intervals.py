@@ -10,6 +10,8 @@ import numpy as np
 #: The smallest number of seeds with an interval or a test. Half of the 95 % interval of two values is nine times their
 #: standard deviation, which says nothing.
 MIN_SEEDS = 3
+#: Numbers whose range is at most this share of the largest are equal; rounding errors are smaller still.
+EQUAL = 1e-9
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -31,8 +33,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
     if len(values) < MIN_SEEDS or np.isnan(values).any():
         return math.nan, math.nan
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+    if np.ptp(values) <= EQUAL * np.max(np.abs(values)):
+        return float(np.min(values)), float(np.max(values))
     found = bootstrap((values,), np.mean, confidence_level=0.95, method="BCa", rng=0).confidence_interval
     return float(found.low), float(found.high)
 

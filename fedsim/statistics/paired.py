@@ -11,11 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsim.report.intervals import MIN_SEEDS
+from fedsim.report.intervals import EQUAL, MIN_SEEDS
 
 Floats = NDArray[np.float64]
-#: Differences whose range is smaller than this share of the largest are equal; rounding errors are smaller still.
-EQUAL = 1e-9
 
 
 class PairedStatistics(NamedTuple):

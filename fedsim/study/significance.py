@@ -77,7 +77,8 @@ def values_by_seed(study: Study, metric: str | None) -> tuple[str, Floats]:
     rows = [{r.experiment.seed: float(r.history[metric].iloc[-1]) for r in v.results} for v in study.variants]
     rows = [row if len(row) == len(v.results) else {} for row, v in zip(rows, study.variants, strict=True)]
     seeds = sorted({seed for row in rows for seed in row})
-    return metric, np.array([[row.get(seed, np.nan) for seed in seeds] for row in rows])
+    values = np.array([[row.get(seed, np.nan) for seed in seeds] for row in rows])
+    return metric, np.round(values, 12)  # rounding errors are no differences
 
 
 def _pairs(
