@@ -45,7 +45,7 @@ def test_each_variant_reports_the_value_that_was_best_on_other_seeds() -> None:
 
 def test_a_value_at_the_end_of_the_grid_is_noted() -> None:
     study = compare(BASE, tune={"client.lr": [0.001, 0.002, 0.004]}, tune_seeds=1)
-    assert study.notes[-1] == "The best client.lr is the largest that was tried, 0.004: try more."
+    assert study.notes[-1] == "client.lr 0.004, the largest that was tried, is best for 1 of 1: try more."
 
 
 def test_a_loss_is_to_fall() -> None:

@@ -86,7 +86,7 @@ class Tuning:
             All candidates of a variant diverged.
         """
         results = {tuple(variant.labels.items()): variant.results for variant in tuned.variants}
-        best, notes = [], []
+        best: Variants = []
         for candidates in chosen_from:
             scores = []
             for labels, _ in candidates:
@@ -97,8 +97,7 @@ class Tuning:
                 tried = ", ".join(self.settings)
                 raise DivergenceError(f"no value of {tried} has a score in all seeds for {', '.join(labels.values())}")
             best.append((labels, experiment))
-            notes += self._edges(labels, candidates)
-        return best, notes
+        return best, self._notes(best)
 
     def _score(self, results: Sequence[Any]) -> float:
         """Return the mean of the metric in the last round; larger is better, and NaN is worst."""
@@ -108,17 +107,17 @@ class Tuning:
         mean = float(np.mean([result.history[metric].iloc[-1] for result in results]))
         return -math.inf if math.isnan(mean) else mean if RISING[metric] else -mean
 
-    def _edges(self, labels: Mapping[str, str], candidates: Variants) -> list[str]:
-        """Return a note for each numeric setting whose best value is the smallest or the largest that was tried."""
+    def _notes(self, best: Variants) -> list[str]:
+        """Return a note on numeric settings whose best value is the smallest or the largest that was tried."""
         notes = []
         for name, values in self.settings.items():
             tried = sorted(value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
-            if len(tried) < 3 or len(tried) < len(values) or labels[name] == NONE:
+            if len(tried) < max(3, len(values)):
                 continue
-            if (end := {str(tried[0]): "smallest", str(tried[-1]): "largest"}.get(labels[name])) is not None:
-                of = ", ".join(label for axis, label in labels.items() if axis not in self.settings)
-                of = f" of {of}" if of else ""
-                notes.append(f"The best {name}{of} is the {end} that was tried, {labels[name]}: try more.")
+            chosen = [labels[name] for labels, _ in best if labels[name] != NONE]
+            for end, value in (("smallest", tried[0]), ("largest", tried[-1])):
+                if number := chosen.count(str(value)):
+                    notes.append(f"{name} {value}, the {end} that was tried, is best for {number} of {len(chosen)}: try more.")
         return notes
 
 
