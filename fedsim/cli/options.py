@@ -86,8 +86,8 @@ def add_experiment_options(sub: argparse.ArgumentParser, repeat: str = "") -> No
     add_engine_options(sub)
 
 
-def grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the axes of ``--grid``: ``client.lr=0.01,0.1``, or ``split=IID(50);Dirichlet(50, alpha=0.1)``.
+def grid(texts: Sequence[str], option: str = "--grid") -> dict[str, list[Any]]:
+    """Return the axes of an option: ``client.lr=0.01,0.1``, or ``split=IID(50);Dirichlet(50, alpha=0.1)``.
 
     Values are separated by semicolons if there are any, else by commas, but not inside of brackets and quotes.
     """
@@ -98,7 +98,7 @@ def grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         key, _, values = text.partition("=")
         parts = _split(values, ";")
         parts = parts if len(parts) > 1 else _split(values, ",")
-        axes[key.strip()] = [read_assignment("--grid", f"{key}={part}")[1] for part in parts]
+        axes[key.strip()] = [read_assignment(option, f"{key}={part}")[1] for part in parts]
     return axes
 
 
@@ -157,6 +157,17 @@ def read_experiment(file: str | Path, modules: list[str]) -> Experiment:
     from fedsim.study import config
 
     return config.experiment(config.read(file), Modules.here(modules))
+
+
+def chosen_experiment(args: argparse.Namespace) -> Experiment:
+    """Return the experiment of the configuration file or the table, with the changes of the command line."""
+    from fedsim.study import config
+    from fedsim.study.plan import table_plan
+
+    table = table_call(args, args.file)
+    base = table_plan(table, args.data_dir).base if table else read_experiment(args.file, args.module)
+    chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
+    return config.apply(base, chosen + assignments(args))
 
 
 def assignments(args: argparse.Namespace) -> list[str]:

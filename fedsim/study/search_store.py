@@ -1,0 +1,95 @@
+"""The directory of a search: Optuna's journal of its trials, their runs, and the files made at the end.
+
+journal.log     the trials, as Optuna's journal
+runs/NAME/      a run of a trial: see `fedsim.study.result_files` and `fedsim.study.checkpoint`
+trials.csv      `Search.trials`
+best.toml       the best experiment; not if its dataset was given as arrays
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ConfigError
+from fedsim.files import write_csv, write_text
+from fedsim.study.config import to_toml
+from fedsim.study.directory import ResultsDirectory
+from fedsim.study.search_result import Search
+from fedsim.text import describe
+
+JOURNAL, TRIALS, BEST = "journal.log", "trials.csv", "best.toml"
+
+
+class SearchDirectory(ResultsDirectory):
+    """The directory of a search, locked while its context is open.
+
+    Parameters
+    ----------
+    path : path
+        Created if it does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, (TRIALS, BEST))
+        self.journal = self.path / JOURNAL
+
+    def _prepare(self) -> None:
+        """Delete what a killed process has left: an incomplete last line of the journal, and Optuna's lock of it."""
+        if self.journal.exists():
+            content = self.journal.read_bytes()
+            os.truncate(self.journal, content.rfind(b"\n") + 1)
+        Path(f"{self.journal}.lock").unlink(missing_ok=True)
+
+    def write(self, search: Search) -> None:
+        """Write the files of a search that has ended."""
+        self.check()
+        write_csv(self.path / TRIALS, search.trials)
+        if isinstance(search.best.dataset, str):
+            write_text(self.path / BEST, to_toml(search.best))
+
+
+def open_study(folder: SearchDirectory | None, rises: bool, **settings: Any) -> Any:
+    """Return Optuna's study: that in the directory, if there is one, or a new one.
+
+    Parameters
+    ----------
+    folder : SearchDirectory, optional
+        Default: the study is in memory.
+    rises : bool
+        Whether the metric should rise.
+    **settings : object
+        Whatever decides on the trials, as JSON; `prune` among it.
+
+    Raises
+    ------
+    ConfigError
+        The directory has another search, or its journal is damaged.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    pruner = optuna.pruners.MedianPruner() if settings["prune"] else optuna.pruners.NopPruner()
+    direction = "maximize" if rises else "minimize"
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal))) if folder else None
+        study = optuna.create_study(
+            storage=storage, pruner=pruner, study_name="fedsim", direction=direction, load_if_exists=True
+        )
+        known = study.user_attrs
+        interrupted = study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        file = str(folder.journal) if folder else ""
+        raise ConfigError(f"{file!r} is damaged: {describe(error)}; restore it, or delete it to start again") from error
+    if known and known != settings:
+        changed = ", ".join(name for name in settings if known.get(name) != settings[name])
+        raise ConfigError(
+            f"{str(folder and folder.path)!r} has a search with another {changed}; choose another directory"
+        )
+    for name, value in settings.items():
+        study.set_user_attr(name, value)
+    for trial in interrupted:
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
