@@ -135,6 +135,8 @@ def search(
         def execute(experiment: Experiment, report: _Report) -> Result:
             active = [report, *callbacks]
             where = folder.path / RUNS / run_name(experiment, dataset, active) if folder else None
+            for callback in callbacks:
+                callback.label_run({"trial": str(report.number)})
             shown = [report, bar, *callbacks]
             return run(experiment, workers, None, shown, verbose, where, engine, dataset, reuse=True)
 

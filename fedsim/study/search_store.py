@@ -20,6 +20,8 @@ from fedsim.study.search_result import Search
 from fedsim.text import describe
 
 JOURNAL, TRIALS, BEST = "journal.log", "trials.csv", "best.toml"
+#: Attribute of Optuna's study: what decides on the trials.
+SETTINGS = "settings"
 
 
 class SearchDirectory(ResultsDirectory):
@@ -78,18 +80,16 @@ def open_study(folder: SearchDirectory | None, rises: bool, **settings: Any) -> 
         study = optuna.create_study(
             storage=storage, pruner=pruner, study_name="fedsim", direction=direction, load_if_exists=True
         )
-        known = study.user_attrs
+        known = study.user_attrs.get(SETTINGS)
         interrupted = study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         file = str(folder.journal) if folder else ""
         raise ConfigError(f"{file!r} is damaged: {describe(error)}; restore it, or delete it to start again") from error
-    if known and known != settings:
-        changed = ", ".join(name for name in settings if known.get(name) != settings[name])
-        raise ConfigError(
-            f"{str(folder and folder.path)!r} has a search with another {changed}; choose another directory"
-        )
-    for name, value in settings.items():
-        study.set_user_attr(name, value)
+    if known is None:
+        study.set_user_attr(SETTINGS, settings)
+    elif changed := [name for name in settings if known.get(name) != settings[name]]:
+        path = str(folder and folder.path)
+        raise ConfigError(f"{path!r} has a search with another {', '.join(changed)}; choose another directory")
     for trial in interrupted:
         study.tell(trial.number, state=TrialState.FAIL)
     return study
