@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -197,25 +198,48 @@ def test_an_interrupted_search_continues_with_the_same_trials(
     assert [trial.state.name for trial in resumed.study.trials].count("FAIL") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_command_continues_where_it_stopped(number: signal.Signals, tmp_path: Path) -> None:
-    base = replace(BASE, rounds=10, client=SGD(lr=0.3))
-    (tmp_path / "base.toml").write_text(config.to_toml(base))
+SLOW = replace(BASE, rounds=10, client=SGD(lr=0.3))
+SLOW_SPACE: dict[str, Any] = {"client.epochs": (1, 2)}
+
+
+def wait_for_second_trial(out: Path) -> None:
+    give_up = time.monotonic() + 60
+    while not (out / "runs").is_dir() or len(list((out / "runs").iterdir())) < 2:
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+def check_continues(out: Path) -> None:
+    settings: dict[str, Any] = {"trials": 2, "seeds": 1}
+    resumed = search(SLOW, SLOW_SPACE, directory=out, **settings)
+    check_same(resumed, search(SLOW, SLOW_SPACE, **settings))
+
+
+def test_a_killed_search_continues_where_it_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = {"trials": 2, "seeds": 1, "directory": out}
+    process = multiprocessing.get_context("fork").Process(target=search, args=(SLOW, SLOW_SPACE), kwargs=settings)
+    process.start()
+    wait_for_second_trial(out)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    check_continues(out)
+
+
+def test_ctrl_c_ends_the_command_with_130_and_it_continues(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(config.to_toml(SLOW))
     out = tmp_path / "out"
     arguments = ["search", str(tmp_path / "base.toml"), "--space", "client.epochs=1:2", "--trials", "2", "--seeds", "1"]
     command = [sys.executable, "-m", "fedsim.cli", *arguments, "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (out / "runs").is_dir() or len(list((out / "runs").iterdir())) < 2:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(number)
+        wait_for_second_trial(out)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number), errors
-    if number == signal.SIGINT:
-        assert f"of 2 trials are finished in {out}, and the same search continues it" in errors
-    settings: dict[str, Any] = {"trials": 2, "seeds": 1}
-    resumed = search(base, {"client.epochs": (1, 2)}, directory=out, **settings)
-    check_same(resumed, search(base, {"client.epochs": (1, 2)}, **settings))
+    assert process.returncode == 130, errors
+    assert f"1 of 2 trials are finished in {out}, and the same search continues it" in errors
+    assert "Traceback" not in errors
+    check_continues(out)
 
 
 def test_no_further_trial_starts_after_the_timeout(tmp_path: Path) -> None:
@@ -309,7 +333,17 @@ def test_bad_arguments_are_refused(arguments: Any, sentence: str) -> None:
         search(**({"base": BASE, "space": {"rounds": (1, 2)}, "trials": 1} | arguments))
 
 
-# The command.
+# The command, and the page.
+
+
+def test_the_code_on_the_page_reports_the_best_trial_on_other_seeds() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "search.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(compile(page.partition("```python\n")[2].partition("```")[0], "search.md", "exec"), names)
+    [variant] = names["study"].variants
+    assert [result.experiment.seed for result in variant.results] == [2, 3, 4]
+    assert names["found"].seeds == (0, 1)
+    assert strategy(names["found"]) == variant.results[0].experiment.client
 
 
 @pytest.fixture

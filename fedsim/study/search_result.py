@@ -66,7 +66,8 @@ class Search:
     def top(self, number: int = SHOWN) -> pd.DataFrame:
         """Return the rows of the best complete trials, the best one first."""
         complete = self.trials[self.trials["state"] == "complete"].drop(columns="state")
-        return complete.sort_values("value", ascending=not RISING[self.metric], kind="stable").head(number)
+        ordered = complete.sort_values("value", ascending=not RISING[self.metric], kind="stable", ignore_index=True)
+        return ordered.head(number)
 
     @property
     def _counts(self) -> str:
