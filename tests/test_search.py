@@ -147,7 +147,7 @@ def test_without_pruning_all_trials_are_complete() -> None:
 
 
 def test_the_trials_are_a_function_of_the_arguments(found: Search) -> None:
-    check_same(search(BASE, SPACE, trials=14), found)  # with pruned trials
+    check_same(search(BASE, dict(reversed(SPACE.items())), trials=14), found)  # with pruned trials
     other = search(replace(BASE, seed=1), SPACE, trials=1, seeds=1)
     assert other.trials["client.lr"][0] != found.trials["client.lr"][0]
 
@@ -272,8 +272,16 @@ def test_a_directory_has_one_search(tmp_path: Path) -> None:
         search(BASE, {"client.lr": [0.1]}, trials=1, seeds=2, directory=tmp_path)
     with pytest.raises(ConfigError, match="has a search with another base; choose"):
         search(replace(BASE, rounds=2), SPACE, trials=1, seeds=1, directory=tmp_path)
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)
     journal = tmp_path / JOURNAL
-    journal.write_bytes(b"{}\n" + journal.read_bytes())
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"client.lr","' not in line))
+    with pytest.raises(ConfigError, match=r"journal.log' is damaged: trial 0 is not complete; restore it"):
+        search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)
+    journal.write_bytes(b"".join([b"{}\n", *lines]))
     with pytest.raises(ConfigError, match=r"journal.log' is damaged: .*; restore it, or delete it to start again"):
         search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)
 

@@ -128,7 +128,7 @@ def search(
         study = open_study(
             folder, RISING[metric],
             base=run_name(base, dataset, callbacks) if folder else "",
-            space=[part.text for part in parameters], seeds=list(seeds), metric=metric, prune=prune,
+            space={part.setting: part.text for part in parameters}, seeds=list(seeds), metric=metric, prune=prune,
         )  # fmt: skip
         bar = stack.enter_context(ProgressBar(trials * len(seeds) * rounds, progress))
 
@@ -261,8 +261,7 @@ class _Report(Callback):
     trial : optuna.Trial
     metric : str
     first_step, last_step : int
-        The step before the run's first round, and that of the last round of the trial, after which nothing is left to
-        prune.
+        The step before the run's first round, and that of the trial's last round, in which nothing is left to prune.
     rounds : int
         Number of rounds so far.
     pruned : bool

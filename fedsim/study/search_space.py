@@ -48,8 +48,8 @@ class Parameter:
 
     @property
     def text(self) -> str:
-        """A text that is equal for equal parameters, also in another process."""
-        return f"{self.setting}: {'log ' * self.log}{[to_plain(self.setting, value) for value in self.values]}"
+        """The range or the choices as text, which is the same in another process."""
+        return f"{'log ' * self.log}{[to_plain(self.setting, value) for value in self.values]}"
 
     @property
     def distribution(self) -> Any:
@@ -72,7 +72,7 @@ class Parameter:
 
 
 def read_space(base: Experiment, space: Any) -> list[Parameter]:
-    """Return the parameters of a space, objects before their arguments, after trying their values on the experiment.
+    """Return the parameters of a space, after trying their values: objects before arguments, otherwise by name.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def read_space(base: Experiment, space: Any) -> list[Parameter]:
     known = [f.name for f in fields(Experiment) if f.name not in EXCLUDED]
     for setting in space:
         check_choice("a setting of space", str(setting).partition(".")[0], known, partial(suggest_setting, base=base))
-    order = sorted(space, key=lambda setting: "." in setting)
+    order = sorted(space, key=lambda setting: ("." in setting, setting))
     parameters = {setting: _parameter(base, setting, to_builtin(space[setting])) for setting in order}
     for setting, parameter in parameters.items():
         outer, dot, _ = setting.partition(".")

@@ -8,6 +8,7 @@ best.toml       the best experiment; not if its dataset was given as arrays
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.files import write_csv, write_text
 from fedsim.study.config import to_toml
 from fedsim.study.directory import ResultsDirectory
-from fedsim.study.search_result import Search
+from fedsim.study.search_result import ROUNDS, Search, finished_trials
 from fedsim.text import describe
 
 JOURNAL, TRIALS, BEST = "journal.log", "trials.csv", "best.toml"
@@ -40,8 +41,9 @@ class SearchDirectory(ResultsDirectory):
     def _prepare(self) -> None:
         """Delete what a killed process has left: an incomplete last line of the journal, and Optuna's lock of it."""
         if self.journal.exists():
-            content = self.journal.read_bytes()
-            os.truncate(self.journal, content.rfind(b"\n") + 1)
+            lines = self.journal.read_bytes().splitlines(keepends=True)
+            if lines and not _is_complete(lines[-1]):
+                os.truncate(self.journal, sum(map(len, lines[:-1])))
         Path(f"{self.journal}.lock").unlink(missing_ok=True)
 
     def write(self, search: Search) -> None:
@@ -50,6 +52,15 @@ class SearchDirectory(ResultsDirectory):
         write_csv(self.path / TRIALS, search.trials)
         if isinstance(search.best.dataset, str):
             write_text(self.path / BEST, to_toml(search.best))
+
+
+def _is_complete(line: bytes) -> bool:
+    """Return whether a line of the journal was written to its end."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")
 
 
 def open_study(folder: SearchDirectory | None, rises: bool, **settings: Any) -> Any:
@@ -62,7 +73,7 @@ def open_study(folder: SearchDirectory | None, rises: bool, **settings: Any) -> 
     rises : bool
         Whether the metric should rise.
     **settings : object
-        Whatever decides on the trials, as JSON; `prune` among it.
+        Whatever decides on the trials, as JSON: `prune`, `space` (setting -> text), and others.
 
     Raises
     ------
@@ -83,13 +94,20 @@ def open_study(folder: SearchDirectory | None, rises: bool, **settings: Any) -> 
         known = study.user_attrs.get(SETTINGS)
         interrupted = study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        file = str(folder.journal) if folder else ""
-        raise ConfigError(f"{file!r} is damaged: {describe(error)}; restore it, or delete it to start again") from error
+        raise _damaged(folder, describe(error)) from error
     if known is None:
         study.set_user_attr(SETTINGS, settings)
     elif changed := [name for name in settings if known.get(name) != settings[name]]:
         path = str(folder and folder.path)
         raise ConfigError(f"{path!r} has a search with another {', '.join(changed)}; choose another directory")
+    for trial in finished_trials(study):
+        if set(trial.params) != set(settings["space"]) or ROUNDS not in trial.user_attrs:
+            raise _damaged(folder, f"trial {trial.number} is not complete")
     for trial in interrupted:
         study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+
+def _damaged(folder: SearchDirectory | None, reason: str) -> ConfigError:
+    file = str(folder and folder.journal)
+    return ConfigError(f"{file!r} is damaged: {reason}; restore it, or delete it to start again")
