@@ -260,7 +260,7 @@ def test_callbacks_observe_the_runs_of_trials() -> None:
             seen.append((self.trial, result.final_score))
 
     result = search(BASE, SPACE, trials=2, seeds=1, callbacks=[Observer()])
-    assert seen == [(str(row.number), row.value) for row in result.trials.itertuples()]
+    assert seen == [(f"trial {row.number}", row.value) for row in result.trials.itertuples()]
 
 
 # Errors.

@@ -136,7 +136,7 @@ def search(
             active = [report, *callbacks]
             where = folder.path / RUNS / run_name(experiment, dataset, active) if folder else None
             for callback in callbacks:
-                callback.label_run({"trial": str(report.number)})
+                callback.label_run({"trial": f"trial {report.number}"})
             shown = [report, bar, *callbacks]
             return run(experiment, workers, None, shown, verbose, where, engine, dataset, reuse=True)
 
