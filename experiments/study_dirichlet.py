@@ -21,7 +21,9 @@ from fedsim.study.study import Study
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.05, 0.1, 0.3, 1.0, 10.0], help="of the splits")
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1.0], help="learning rates to choose from")
+    parser.add_argument(
+        "--lr", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1.0], help="learning rates to choose from"
+    )
     parser.add_argument("--clients", type=int, metavar="K", default=20, help="number of clients")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, metavar="N", default=5, help="number of seeds that are reported")

@@ -50,6 +50,7 @@ class Purpose(IntEnum):
     DEFENCE = 21
     CONTRIBUTION = 22
     IMPORTANCE = 23
+    SEARCH = 24
 
 
 def mix(values: Any) -> NDArray[np.uint64]:

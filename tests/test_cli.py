@@ -718,9 +718,9 @@ def test_the_help_says_what_each_command_does_and_the_defaults_there_are() -> No
             if found and action.default is not None:
                 assert found[1] == str(action.default), (name, action.dest)
                 named += 1
-            if action.dest in ("client", "split") and name in ("run", "compare"):
+            if action.dest in ("client", "split") and name in ("run", "compare", "search"):
                 assert ("repeat it to compare several" in str(action.help)) == (name == "compare")
-    assert named == 7
+    assert named == 10
 
 
 def test_the_command_says_its_version_and_what_its_commands_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fedsim import __version__
-from fedsim.cli import compare, completion, deploy, options, privacy, run, runs, splits, tools
+from fedsim.cli import compare, completion, deploy, options, privacy, run, runs, search, splits, tools
 from fedsim.cli.guard import Parser, guard
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -16,6 +16,7 @@ Options = Callable[[argparse.ArgumentParser], None]
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Options | None]] = {
     "run": (run.run, run.add_run_options),
     "compare": (compare.compare, compare.add_options),
+    "search": (search.search, search.add_options),
     "resume": (run.resume, run.add_resume_options),
     "runs": (runs.runs, runs.add_options),
     "splits": (splits.splits, splits.add_options),

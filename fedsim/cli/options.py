@@ -159,6 +159,17 @@ def read_experiment(file: str | Path, modules: list[str]) -> Experiment:
     return config.experiment(config.read(file), Modules.here(modules))
 
 
+def chosen_experiment(args: argparse.Namespace) -> Experiment:
+    """Return the experiment of the configuration file or the table, with the changes of the command line."""
+    from fedsim.study import config
+    from fedsim.study.plan import table_plan
+
+    table = table_call(args, args.file)
+    base = table_plan(table, args.data_dir).base if table else read_experiment(args.file, args.module)
+    chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
+    return config.apply(base, chosen + assignments(args))
+
+
 def assignments(args: argparse.Namespace) -> list[str]:
     """Return the assignments of ``--set`` and ``--data-dir``."""
     import tomli_w

@@ -29,13 +29,7 @@ def add_resume_options(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run one experiment and print its history."""
-    from fedsim.study import config
-    from fedsim.study.plan import table_plan
-
-    table = options.table_call(args, args.file)
-    base = table_plan(table, args.data_dir).base if table else options.read_experiment(args.file, args.module)
-    chosen = [f"client={text}" for text in args.client[-1:]] + [f"split={text}" for text in args.split[-1:]]
-    experiment = config.apply(base, chosen + options.assignments(args))
+    experiment = options.chosen_experiment(args)
     options.print_dataset(experiment)
     if args.engine == "deployment":
         from fedsim.cli.deploy import run_on_supernodes

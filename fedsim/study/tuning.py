@@ -117,7 +117,9 @@ class Tuning:
             chosen = [labels[name] for labels, _ in best if labels[name] != NONE]
             for end, value in (("smallest", tried[0]), ("largest", tried[-1])):
                 if number := chosen.count(str(value)):
-                    notes.append(f"{name} {value}, the {end} that was tried, is best for {number} of {len(chosen)}: try more.")
+                    notes.append(
+                        f"{name} {value}, the {end} that was tried, is best for {number} of {len(chosen)}: try more."
+                    )
         return notes
 
 
