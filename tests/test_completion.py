@@ -23,7 +23,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "completions"),
     [
         (["com"], ["compare", "completion"]),
-        (["ru"], ["run"]),
+        (["ru"], ["run", "runs"]),
         (["run", "exp.toml", "--tr"], ["--track"]),
         (["compare", "study.toml", "--se"], ["--set", "--seeds"]),
         (["run", "ex"], ["exp.toml"]),
