@@ -5,13 +5,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
 from benchmarks.jobs import ARTICLE, TWO_NN, Job, fedsim_rounds
 from benchmarks.measure import ROOT, fresh, median, peak_memory, quartiles, ratio, sgemm, take_turns
+from fedsim import Experiment, compare
+from fedsim.clients import SGD
 from fedsim.clients.example_noise import ExampleNoise
 from fedsim.engines.workers import available_cores
+from fedsim.splits import Dirichlet
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,30 @@ def registered(samples: int) -> list[Measured]:
     return [Measured(what, *value, 1.1, "x at most", taken)]
 
 
+def studies(samples: int) -> list[Measured]:
+    """Compare a study of 20 small runs with one process per core with the same study, run after run."""
+    base = Experiment(split=Dirichlet(20, alpha=0.1), client=SGD(epochs=5), rounds=20, fraction_evaluate=1.0)
+    cores = available_cores()
+
+    def study(jobs: int, stored: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(base, seeds=20, jobs=jobs, directory=Path(folder) / "study" if stored else None)
+
+    peers = {
+        f"{jobs} at a time{', stored' if stored else ''}": partial(study, jobs, stored)
+        for jobs in (1, cores)
+        for stored in (False, True)
+    }
+    taken = take_turns(peers, min(samples, 5))
+    one, many = taken["1 at a time"], taken[f"{cores} at a time"]
+    kept = taken["1 at a time, stored"], taken[f"{cores} at a time, stored"]
+    what = f"a study of 20 small runs on {cores} cores against 1"
+    return [
+        Measured(f"{what} ({median(one):.3g} s against {median(many):.3g} s)", *ratio(one, many), 1.8, "x", taken),
+        Measured(f"{what}, written to a directory", *ratio(*kept), None, "x", taken),
+    ]
+
+
 def memory(samples: int) -> list[Measured]:
     """Compare the peak memory of a 10,000-client cohort with that of 100 clients, in new processes (Linux only)."""
     taken: dict[str, list[float]] = {"100": [], "10,000": []}
@@ -160,5 +189,16 @@ def start_up(samples: int) -> list[Measured]:
 #: Name -> function that measures bars.
 BARS: dict[str, Callable[[int], list[Measured]]] = {
     f.__name__.replace("_", "-"): f
-    for f in (article, two_nn, peak_batch_10, peak_full_batch, threads, example_dp, registered, memory, start_up)
+    for f in (
+        article,
+        two_nn,
+        peak_batch_10,
+        peak_full_batch,
+        threads,
+        example_dp,
+        registered,
+        studies,
+        memory,
+        start_up,
+    )
 }
