@@ -116,8 +116,11 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
         "compare", experiment, "--client", "SGD(lr=0.1)", "--client", "SGD(lr=1e9)", "--out", str(tmp_path / "out")
     )
     assert done.returncode == 0, done.stderr
+    assert "fedsim: 1 of 2 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0" in done.stderr
     assert "training diverged in round 1" in done.stderr
-    assert done.stderr.strip().endswith("; the study continues without this run")
+        "fedsim: 1 of 2 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0: training"
+        in done.stderr
+    )
     assert "Diverged, and not in the means: SGD(lr=1000000000.0), seed 0." in done.stdout
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 
@@ -764,8 +767,8 @@ def test_run_applies_the_last_client_and_split_then_settings_and_writes_all_that
     assert made == Experiment(**SMALL | {"split": IID(3), "rounds": 2}, client=FedDyn(alpha=0.5, lr=0.05), data_dir="7")
     *table, last = out.splitlines()
     assert last == (
-        "wrote history.csv, clients.csv, failures.csv, weights.npz, model_card.md, experiment.toml, environment.json "
-        "to out"
+        "wrote history.csv, clients.csv, failures.csv, weights.npz, model_card.md, experiment.toml, environment.json, "
+        "result.toml, SHA256SUMS to out"
     )
     history = pd.read_csv("out/history.csv")
     known = [name for name in history if history[name].notna().any()]

@@ -396,9 +396,9 @@ def test_measures_of_an_earlier_run_do_not_stay_beside_new_results(
     monkeypatch.chdir(tmp_path)
     Path("e.toml").write_text('split = "IID(4)"\nhidden = []\nrounds = 2\n')
     out, _ = here(capsys, "run", "e.toml", "--set", "fraction_evaluate=1.0", "--out", "out")
-    assert out.endswith("environment.json, fairness.csv to out\n")
+    assert out.endswith("SHA256SUMS, fairness.csv to out\n")
     assert pd.read_csv("out/fairness.csv")["round"].tolist() == [1, 2]
     out, _ = here(capsys, "run", "e.toml", "--out", "out")
-    assert out.endswith("environment.json to out\n")
+    assert out.endswith("SHA256SUMS to out\n")
     assert not Path("out/fairness.csv").exists()
     assert Path("out.1/fairness.csv").exists()

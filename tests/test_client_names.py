@@ -310,7 +310,7 @@ def test_tables_of_clients_without_names_are_as_before() -> None:
 @pytest.mark.parametrize("splits", [[Natural(), IID(3)], [IID(3), Natural()]], ids=["first", "second"])
 def test_a_study_has_names_where_its_variants_have(splits: list[Split]) -> None:
     """Also beside an axis called client."""
-    frame = compare(BASE, split=splits, client=[SGD()]).clients()
+    frame = compare(BASE, split=splits, client=[SGD(), SGD(lr=0.2)]).clients()
     assert list(frame)[:6] == ["split", "client", "seed", "round", "partition_id", "client_name"]
     named = frame["split"] == "Natural"
     assert set(frame.loc[named, "client_name"]) == set(HOSPITALS)

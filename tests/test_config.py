@@ -158,7 +158,7 @@ def test_bad_text_is_refused(field: str, text: str, sentence: str) -> None:
         ("rounds=many", "rounds is 'many'"),
         ("rounds", "--set is 'rounds'; allowed: KEY=VALUE"),
         ("nothing.x=3", "--set is 'nothing.x=3'; allowed: split.NAME and client.NAME"),
-        ("server.eta=3", r"--set is 'server.eta=3'; allowed: server.weighted_by_key, .*as in 'server=FedAdam"),
+        ("server.eta=3", r"--set is 'server.eta=3'; allowed: server.seed, .*as in 'server=FedAdam"),
         ("client.lr=-1", "SGD's lr is -1; allowed: a finite number greater than 0"),
         ("split.num_clients=" + "[" * 5_000, "--set 'split.num_clients' is .*; allowed: a value in TOML"),
     ],

@@ -70,6 +70,7 @@ def checkpoint_of(made: Experiment, folder: Path) -> bytes:
     try:
         made.run(directory=folder, callbacks=[OnRound(stop)])
     except _StopError:
+        (folder / rundir.PREVIOUS).unlink()  # it would replace a damaged one
         return (folder / rundir.CHECKPOINT).read_bytes()
     finally:
         run.CHECKPOINT_SECONDS, run.CHECKPOINT_SHARE = before

@@ -139,7 +139,7 @@ def run_plan(
         chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
         how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
         notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
-    study = execute(seeded(chosen, seeds), plan.to_toml(), directory)
+    study = execute(seeded(chosen, seeds), "" if directory is None else plan.to_toml(), directory)
     return replace(study, tuning=tuned, remarks=(*study.remarks, *notes))
 
 
@@ -182,7 +182,6 @@ def _execute(
         for number, result in execution.results(bar, jobs):
             if isinstance(result, DivergenceError):
                 diverged[number] = result
-                print_notice(f"{result}; the study continues without this run")
                 continue
             found[number] = result
             if result.score != next(iter(found.values())).score:
@@ -190,7 +189,10 @@ def _execute(
             if store:
                 store.add(_study(planned, found))
         if not found:
-            raise next(iter(diverged.values()))
+            raise diverged[min(diverged)]
+    if diverged:
+        count = f"{len(diverged)} of {len(planned)} runs"
+        print_notice(f"{count} diverged and are left out; the first: {diverged[min(diverged)]}")
     names = "; ".join(planned[number].title for number in sorted(diverged))
     return replace(_study(planned, found), remarks=(f"Diverged, and not in the means: {names}.",) if names else ())
 

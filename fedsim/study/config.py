@@ -201,7 +201,9 @@ def to_plain(name: str, value: Any) -> Any:
     if value is None and name in OPTIONAL:
         return "none"
     if name == "server":
-        made = _as_partial(value)
+        from fedsim.servers.options import check_server
+
+        made = _as_partial(check_server(value))
         return format_call(class_name(made.func, known_classes("server")[1]), [], made.keywords)
     if name == "metrics":
         return [item if isinstance(item, str) else f"{item.__module__}:{item.__qualname__}" for item in value]

@@ -64,12 +64,11 @@ class Plan:
         """Return the study's file, from which `make_plan` makes the plan; empty if it has no TOML form."""
         import tomli_w
 
-        compared = _table(self.axes, self.seeds) | {"baselines": list(self.baselines)}
-        tables = {"compare": compared}
-        if self.tuning:
-            metric = {"metric": self.tuning.metric} if self.tuning.metric else {}
-            tables["tune"] = _table(self.tuning.settings, self.tuning.seeds) | metric
         try:
+            tables = {"compare": _table(self.axes, self.seeds) | {"baselines": list(self.baselines)}}
+            if self.tuning:
+                metric = {"metric": self.tuning.metric} if self.tuning.metric else {}
+                tables["tune"] = _table(self.tuning.settings, self.tuning.seeds) | metric
             return tomli_w.dumps(to_builtin(config.to_settings(self.base) | tables))
         except (ConfigError, TypeError, ValueError):  # arrays, functions, values for which TOML has no type
             return ""

@@ -127,7 +127,7 @@ class Result:
     @property
     def has_global_model(self) -> bool:
         """Whether there is a global model: not if the client strategy has private parameters, such as FedPer's."""
-        return bool(self.history["test_loss"].notna().any())  # a test loss that is not finite ends a run
+        return not bool(np.isnan(self.test_scores).all())  # a test loss that is not finite ends a run
 
     @property
     def test_scores(self) -> NDArray[np.float64]:
