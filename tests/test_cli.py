@@ -118,9 +118,6 @@ def test_a_study_whose_last_variant_diverges_leaves_the_others(experiment: str, 
     assert done.returncode == 0, done.stderr
     assert "fedsim: 1 of 2 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0" in done.stderr
     assert "training diverged in round 1" in done.stderr
-        "fedsim: 1 of 2 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0: training"
-        in done.stderr
-    )
     assert "Diverged, and not in the means: SGD(lr=1000000000.0), seed 0." in done.stdout
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["client"].tolist() == ["SGD"]
 
