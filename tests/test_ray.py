@@ -78,7 +78,7 @@ def test_the_same_bits_as_in_process(experiment: Experiment) -> None:
 def test_a_study_runs_there_too() -> None:
     base = replace(BASE, rounds=1)
     here, there = (compare(base, split=[IID(4), IID(8)], engine=e).summary() for e in ("in-process", "ray"))
-    assert here.equals(there)
+    assert here.drop(columns="seconds_to_target").equals(there.drop(columns="seconds_to_target"))
 
 
 class Suicidal(SGD):
