@@ -31,7 +31,7 @@ from fedsim.splits import IID, Dirichlet, LabelDirichlet, LogNormal, Rotation, S
 from fedsim.study import config
 from fedsim.study.build import make_strategy
 from fedsim.study.callbacks import Callback, EarlyStopping, FinishedRound
-from fedsim.study.plan import make_plan
+from fedsim.study.plan import Plan, make_plan
 from fedsim.updates.compression import TopK
 
 #: What a file, a command line or a program may put into any field.
@@ -239,12 +239,17 @@ def test_seeds_of_numpy_give_the_same_bits() -> None:
     )
 
 
-def test_a_study_of_numpys_numbers() -> None:
+def test_a_study_of_numpys_numbers(tmp_path: Path) -> None:
+    """Also in the study's file."""
     base = Experiment(dataset=SMALL, split=IID(4), rounds=1, kernel="numpy")
     for seeds in (np.int64(2), np.array([0, 1]), [np.int64(0), 1], range(2)):
-        study = compare(base, seeds=seeds, fraction_train=np.array([0.5, 1.0]))
+        study = compare(base, seeds=seeds, fraction_train=np.array([0.5, 1.0]), directory=tmp_path)
         assert [r.experiment.seed for r in study.variants[0].results] == [0, 1]
-        assert [v.label for v in study.variants] == ["0.5", "1.0"]
+        assert [v.label for v in study.variants] == ["fraction_train=0.5", "fraction_train=1.0"]
+    numbers: Any = np.array([0.5, 1.0])
+    made = Plan(Experiment(), {"fraction_train": numbers}, np.int64(2)).to_toml()
+    assert "seeds = 2" in made
+    assert "0.5," in made
 
 
 # Numbers that cannot be used.

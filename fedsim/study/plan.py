@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim import data
-from fedsim.checks import check_choice, check_instance, to_builtin
+from fedsim.checks import check_choice, check_instance, to_builtin, to_builtin_sequence
 from fedsim.errors import ConfigError
 from fedsim.modules import EVERY, Modules
 from fedsim.study import config
@@ -76,7 +76,8 @@ class Plan:
 
 def _table(axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int]) -> dict[str, Any]:
     """Return axes and seeds as a table in TOML."""
-    plain = {axis: [config.to_plain(axis, value) for value in values] for axis, values in axes.items()}
+    plain = {axis: [config.to_plain(axis, v) for v in to_builtin_sequence(values)] for axis, values in axes.items()}
+    seeds = to_builtin_sequence(seeds)
     return plain | {"seeds": seeds if isinstance(seeds, int) else list(seeds)}
 
 
