@@ -241,8 +241,8 @@ def test_ranks_over_conditions() -> None:
     assert losses["mean_rank"].tolist() == [1, 2, 3]
     assert losses["variant"].tolist() == ["SCAFFOLD", "FedProx", "SGD"]
     assert grid().notes[2] == (
-        "Mean ranks over 3 conditions: SCAFFOLD 1.0, FedProx 2.0, SGD 3.0. They differ with p = 0.028 (Friedman); "
-        "ranks 1.9 or more behind the best are worse at 5 % (Nemenyi)."
+        "Mean ranks over 3 conditions: SCAFFOLD 1.0, FedProx 2.0, SGD 3.0; Friedman's p = 0.028. "
+        "Ranks 1.9 or more behind the best are worse at 5 % (Nemenyi)."
     )
     assert grid().files[-1] == "ranks.csv"
     assert grid().ranks("split")["variant"].tolist() == ["IID", "Shards", "Dirichlet"]

@@ -217,8 +217,8 @@ def notes(study: Study) -> list[str]:
         shown = ", ".join(f"{row.variant} {row.mean_rank:.1f}" for row in ranks.itertuples())
         first = ranks.iloc[0]
         lines.append(
-            f"Mean ranks over {first['conditions']} conditions: {shown}. They differ with p = {first['p']:.2g} "
-            f"(Friedman); ranks {first['critical_difference']:.1f} or more behind the best are worse at 5 % (Nemenyi)."
+            f"Mean ranks over {first['conditions']} conditions: {shown}; Friedman's p = {first['p']:.2g}. "
+            f"Ranks {first['critical_difference']:.1f} or more behind the best are worse at 5 % (Nemenyi)."
         )
     return lines
 
