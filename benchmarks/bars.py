@@ -136,7 +136,7 @@ def registered(samples: int) -> list[Measured]:
 
 def studies(samples: int) -> list[Measured]:
     """Compare a study of 20 small runs with one process per core with the same study, run after run."""
-    base = Experiment(split=Dirichlet(20, alpha=0.1), client=SGD(epochs=5), rounds=20, fraction_evaluate=1.0)
+    base = Experiment(split=Dirichlet(20, alpha=0.1), client=SGD(epochs=2), rounds=10, fraction_evaluate=1.0)
     cores = available_cores()
 
     def study(jobs: int, stored: bool) -> None:
@@ -148,7 +148,7 @@ def studies(samples: int) -> list[Measured]:
         for jobs in (1, cores)
         for stored in (False, True)
     }
-    taken = take_turns(peers, min(samples, 5))
+    taken = take_turns(peers, min(samples, 3))
     one, many = taken["1 at a time"], taken[f"{cores} at a time"]
     kept = taken["1 at a time, stored"], taken[f"{cores} at a time, stored"]
     what = f"a study of 20 small runs on {cores} cores against 1"
