@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedsim.cli import options
 
@@ -49,18 +49,14 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     from fedsim.checks import check_real
     from fedsim.report.terminal import to_text
     from fedsim.study.compare import run_plan
+    from fedsim.study.execution import StudyOptions
 
     if args.target is not None:
         check_real("--target", args.target)
     options.print_dataset(plan.base)
-    engine = options.choose_engine(args)
-    settings: dict[str, Any] = {
-        "workers": args.workers,
-        "jobs": args.jobs,
-        "verbose": args.verbose,
-        "directory": args.out,
-    }
-    study = run_plan(plan, callbacks=options.make_trackers(args), engine=engine, **settings)
+    engine, trackers = options.choose_engine(args), options.make_trackers(args)
+    how = StudyOptions(callbacks=trackers, workers=args.workers, jobs=args.jobs, verbose=args.verbose, engine=engine)
+    study = run_plan(plan, how, args.out)
     print("\n".join([to_text(study.table(args.target)), *study.notes]))
     if args.out:
         plots: dict[str, Callable[[Path], None]] = {"accuracy.png": study.plot} if study.has_global_model else {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedsim.data.dataset import Dataset
 from fedsim.errors import DataError
-from fedsim.files import writable_directory, write_whole
+from fedsim.files import writable_directory, write_text, write_whole
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _GROUPS = ("groups", "groups_test")
@@ -61,8 +61,8 @@ def share(dataset: Dataset, folder: str | Path | None = None) -> SharedDataset:
     for name, values in names.items():
         write_whole(path / f"{name}.npy", partial(np.save, arr=values, allow_pickle=False))
     settings = {f.name: getattr(dataset, f.name) for f in fields(Dataset) if f.name not in (*_ARRAYS, *_GROUPS)}
-    text = json.dumps(settings | {mapping: list(getattr(dataset, mapping)) for mapping in _GROUPS}).encode()
-    write_whole(path / _DESCRIPTION, lambda stream: stream.write(text))
+    text = json.dumps(settings | {mapping: list(getattr(dataset, mapping)) for mapping in _GROUPS})
+    write_text(path / _DESCRIPTION, text)
     return open_shared(path)
 
 

@@ -6,17 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import data
 from fedsim.arguments import checked_arguments
-from fedsim.checks import check_integer
-from fedsim.engines.workers import MAX_WORKERS
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.study.callbacks import Callback, check_callbacks
-from fedsim.study.execution import Execution
+from fedsim.study.callbacks import Callback
+from fedsim.study.execution import Execution, StudyOptions
 from fedsim.study.experiment import Experiment
 from fedsim.study.plan import Plan
 from fedsim.study.progress import ProgressBar
@@ -109,77 +107,61 @@ def compare(
     >>> [variant.label for variant in study.variants]
     ['IID', 'Shards(2)']
     """
+    options = StudyOptions(
+        progress=progress, callbacks=callbacks, workers=workers, jobs=jobs, verbose=verbose, engine=engine
+    )
     tuning = Tuning(tune, tune_seeds, tune_metric) if tune else None
-    plan = Plan(base, axes, seeds, baselines, tuning)
-    return run_plan(plan, progress, callbacks, workers, jobs, verbose, engine, directory)
+    return run_plan(Plan(base, axes, seeds, baselines, tuning), options, directory)
 
 
-def run_plan(
-    plan: Plan,
-    progress: bool | None = None,
-    callbacks: Sequence[Callback] = (),
-    workers: int | None = None,
-    jobs: int | None = None,
-    verbose: bool = False,
-    engine: str | Callable[..., Engine] = "in-process",
-    directory: str | os.PathLike[str] | None = None,
-) -> Study:
+def run_plan(plan: Plan, options: StudyOptions, directory: str | os.PathLike[str] | None = None) -> Study:
     """Run the study of a plan; see `compare`."""
-    check_callbacks(callbacks)
-    if jobs is not None:
-        check_integer("jobs", jobs, 1, MAX_WORKERS)
-    execute = partial(_execute, progress, callbacks, workers, jobs, verbose, engine)
     chosen, seeds, tuned = plan.variants(), plan.seed_list(), None
     notes: list[str] = []
     if plan.tuning:
         candidates = [plan.tuning.candidates(labels, experiment) for labels, experiment in chosen]
         others = plan.tuning.seed_list(seeds)
         folder = None if directory is None else Path(directory) / TUNING
-        tuned = execute(seeded([one for part in candidates for one in part], others), "", folder)
+        tuned = _execute(seeded([one for part in candidates for one in part], others), "", options, folder)
         chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
         how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
         notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
-    study = execute(seeded(chosen, seeds), "" if directory is None else plan.to_toml(), directory)
+    study = _execute(seeded(chosen, seeds), "" if directory is None else plan.to_toml(), options, directory)
     return replace(study, tuning=tuned, remarks=(*study.remarks, *notes))
 
 
 def _execute(
-    progress: bool | None,
-    callbacks: Sequence[Callback],
-    workers: int | None,
-    jobs: int | None,
-    verbose: bool,
-    engine: str | Callable[..., Engine],
     runs: Sequence[tuple[dict[str, str], Experiment]],
     configuration: str,
+    options: StudyOptions,
     directory: str | os.PathLike[str] | None,
 ) -> Study:
     """Execute the runs of a study.
 
     Parameters
     ----------
-    progress, callbacks, workers, jobs, verbose, engine, directory
-        As for `compare`.
     runs : sequence of (labels, experiment)
     configuration : str
         The study's file.
+    options : StudyOptions
+    directory : path, optional
     """
     load = cache(data.load)
     planned = [PlannedRun(labels, experiment) for labels, experiment in runs]
     datasets = [_dataset(run.experiment, load) for run in planned]
     store = None
     if directory is not None:
-        planned = [run.named(dataset, callbacks) for run, dataset in zip(planned, datasets, strict=True)]
+        planned = [run.named(dataset, options.callbacks) for run, dataset in zip(planned, datasets, strict=True)]
         store = StudyStore(directory, planned, configuration)
     folders = [store.folder(run) if store else None for run in planned]
-    execution = Execution(planned, datasets, folders, callbacks, workers, verbose, engine)
+    execution = Execution(planned, datasets, folders, options)
     found: dict[int, Result] = {}
     diverged: dict[int, DivergenceError] = {}
     with ExitStack() as stack:
         if store:
             stack.enter_context(_tables(store, planned, found))
-        bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), progress))
-        for number, result in execution.results(bar, jobs):
+        bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), options.progress))
+        for number, result in execution.results(bar):
             if isinstance(result, DivergenceError):
                 diverged[number] = result
                 continue

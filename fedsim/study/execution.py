@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import kernels
+from fedsim.checks import check_integer
 from fedsim.data import Dataset
-from fedsim.engines.workers import available_cores
-from fedsim.errors import DivergenceError, named_run
+from fedsim.engines.workers import MAX_WORKERS, available_cores
+from fedsim.errors import ConfigError, DivergenceError, named_run
 from fedsim.study.build import build_runtime
-from fedsim.study.callbacks import Callback, FinishedRound
+from fedsim.study.callbacks import Callback, FinishedRound, check_callbacks
 from fedsim.study.directory import DirectoryInUseError
 from fedsim.study.pool import FORKS, in_processes, may_start_workers
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result import Result
-from fedsim.study.result_files import damage
 from fedsim.study.runner import replay, run
 from fedsim.study.store import PlannedRun
 
@@ -34,6 +34,23 @@ LARGE_ROUND = 1e10
 POLL_SECONDS = 0.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a study is run, which does not change its results; parameters and errors as for `fedsim.compare`."""
+
+    progress: bool | None = None
+    callbacks: Sequence[Callback] = ()
+    workers: int | None = None
+    jobs: int | None = None
+    verbose: bool = False
+    engine: str | Callable[..., Engine] = "in-process"
+
+    def __post_init__(self) -> None:
+        check_callbacks(self.callbacks)
+        if self.jobs is not None:
+            check_integer("jobs", self.jobs, 1, MAX_WORKERS)
+
+
 @dataclass(frozen=True)
 class Execution:
     """How the runs of a study are executed.
@@ -45,46 +62,34 @@ class Execution:
         Of each run.
     folders : sequence of Path or None
         Of each run.
-    callbacks, workers, verbose, engine
-        As for `Experiment.run`.
+    options : StudyOptions
     """
 
     runs: Sequence[PlannedRun]
     datasets: Sequence[Dataset]
     folders: Sequence[Path | None]
-    callbacks: Sequence[Callback] = ()
-    workers: int | None = None
-    verbose: bool = False
-    engine: str | Callable[..., Engine] = "in-process"
+    options: StudyOptions
 
-    def results(self, bar: ProgressBar, jobs: int | None) -> Iterator[tuple[int, Result | DivergenceError]]:
+    def results(self, bar: ProgressBar) -> Iterator[tuple[int, Result | DivergenceError]]:
         """Execute the runs and yield their numbers and results: those that were finished earlier, then the others.
 
         A run that diverges has its error as the result.
-
-        Parameters
-        ----------
-        bar : ProgressBar
-        jobs : int, optional
-            Number of runs at the same time; default: one per core for small runs, and one for large runs.
         """
         numbers = []
-        for number, folder in enumerate(self.folders):
-            if folder and not damage(folder):
-                result = Result.load(folder, self.runs[number].experiment)
+        for number in range(len(self.runs)):
+            if result := self._load(number):
                 self._label(number)
-                replay(result, [bar, *self.callbacks])
+                replay(result, [bar, *self.options.callbacks])
                 yield number, result
             else:
                 numbers.append(number)
-        at_once = self._default_jobs() if jobs is None else jobs
-        large = self._large(numbers) if jobs is None and at_once > 1 else set()
+        jobs = self._default_jobs() if self.options.jobs is None else self.options.jobs
+        large = self._large(numbers) if self.options.jobs is None and jobs > 1 else set()
         small = [number for number in numbers if number not in large]
-        for group, jobs in ((small, at_once), (sorted(large), 1)):
-            todo = group
+        for todo, at_once in ((small, jobs), (sorted(large), 1)):
             while todo:
                 in_use: list[int] = []
-                for number, finished in self._pass(todo, bar, jobs):
+                for number, finished in self._pass(todo, bar, at_once):
                     if finished is None:
                         in_use.append(number)
                     else:
@@ -93,25 +98,35 @@ class Execution:
                     time.sleep(POLL_SECONDS)
                 todo = in_use
 
+    def _load(self, number: int) -> Result | None:
+        """Return the result that a run has in its folder; None if there is none that can be read."""
+        folder = self.folders[number]
+        if folder is None:
+            return None
+        try:
+            return Result.load(folder, self.runs[number].experiment)
+        except ConfigError:
+            return None
+
     def _pass(self, numbers: Sequence[int], bar: ProgressBar, jobs: int) -> Iterator[tuple[int, Outcome]]:
         """Execute runs, except those on which other processes work: their result is None."""
         if min(jobs, len(numbers)) == 1:
             for number in numbers:
                 bar.describe(self.runs[number].title)
-                yield number, self.run(number, [bar, *self.callbacks], self.workers)
+                yield number, self.run(number, [bar, *self.options.callbacks], self.options.workers)
             return
 
         def observe(number: int, report: Any) -> None:
             bar.describe(self.runs[number].title)
             bar.add(*report)
 
-        threads = self.workers or max(1, available_cores() // jobs)
+        threads = self.options.workers or max(1, available_cores() // jobs)
         for number, content in in_processes(partial(self._work, workers=threads), numbers, jobs, observe):
             yield number, Result(self.runs[number].experiment, **content) if isinstance(content, dict) else content
 
     def _work(self, number: int, report: Callable[[Any], None], workers: int) -> Any:
         """Execute a run in a worker process; return the fields of its result but the experiment, which has objects."""
-        result = self.run(number, [_Reporter(report), *self.callbacks], workers)
+        result = self.run(number, [_Reporter(report), *self.options.callbacks], workers)
         if not isinstance(result, Result):
             return result
         return {field.name: getattr(result, field.name) for field in fields(Result) if field.name != "experiment"}
@@ -123,7 +138,7 @@ class Execution:
         try:
             with named_run(planned.title):
                 return run(
-                    planned.experiment, workers, None, callbacks, self.verbose, folder, self.engine,
+                    planned.experiment, workers, None, callbacks, self.options.verbose, folder, self.options.engine,
                     self.datasets[number], reuse=True,
                 )  # fmt: skip
         except DirectoryInUseError:
@@ -133,13 +148,14 @@ class Execution:
 
     def _label(self, number: int) -> None:
         """Tell the callbacks which run starts next."""
-        for callback in self.callbacks:
+        for callback in self.options.callbacks:
             callback.label_run(self.runs[number].labels)
 
     def _default_jobs(self) -> int:
         """Return the number of small runs at the same time."""
-        passive = all(callback.passive for callback in self.callbacks)
-        alone = not passive or self.verbose or self.engine != "in-process" or self.workers is not None
+        options = self.options
+        passive = all(callback.passive for callback in options.callbacks)
+        alone = not passive or options.verbose or options.engine != "in-process" or options.workers is not None
         return 1 if alone or not FORKS or not may_start_workers() else available_cores()
 
     def _large(self, numbers: Sequence[int]) -> set[int]:

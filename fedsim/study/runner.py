@@ -254,13 +254,7 @@ class _Run:
         row = dict(zip(state.columns, to_builtin(values), strict=True))
         state.rows.append(row)
         state.record_measures(server_round, np.array([TEST_SET]), measured)
-        for part in statistics.evaluations:
-            columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
-            numbers = np.full(len(part.partition_ids), server_round)
-            state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
-            state.record_measures(server_round, part.partition_ids, part.measured)
-        for client, reason in sorted(statistics.failed.items()):
-            state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
+        self._record_clients(server_round, statistics)
         updates = statistics.updates if self._reads_updates else None
         finished = FinishedRound(
             server_round, row, statistics.failed, statistics.rejected, self._weights, _updates=updates
@@ -272,6 +266,17 @@ class _Run:
             raise _EndOfRunError
         self._round_started = time.perf_counter()
         return MetricRecord({"test_loss": loss, f"test_{state.score}": accuracy})
+
+    def _record_clients(self, server_round: int, statistics: RoundStatistics) -> None:
+        """Add the rows of the clients that evaluated, and of those that failed."""
+        state = self.state
+        for part in statistics.evaluations:
+            columns = (part.partition_ids, part.num_examples, part.loss, part.accuracy)
+            numbers = np.full(len(part.partition_ids), server_round)
+            state.client_rows.append(dict(zip((*CLIENTS, state.score), (numbers, *columns), strict=True)))
+            state.record_measures(server_round, part.partition_ids, part.measured)
+        for client, reason in sorted(statistics.failed.items()):
+            state.failures.append(dict(zip(FAILURES, (server_round, client, reason), strict=True)))
 
     def _describe_largest(self, statistics: RoundStatistics) -> str:
         """Describe the largest update of a round."""

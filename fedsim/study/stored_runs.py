@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.files import EARLIER
-from fedsim.study.config import to_settings
-from fedsim.study.directory import LOCK, ResultsDirectory
+from fedsim.study import config
+from fedsim.study.directory import LOCK, RUN_FILES, ResultsDirectory
 from fedsim.study.grid import distinct_labels
 from fedsim.study.result import Result
-from fedsim.study.result_files import CONFIGURATION, SUMMARY
+from fedsim.study.result_files import CONFIGURATION, ENVIRONMENT, SUMMARY
 from fedsim.study.store import FINISHED, INDEX, NOT_STARTED, RUNS, STUDY_FILES, read_index, state_of
 from fedsim.study.study import Study
 
@@ -112,7 +113,7 @@ def combine(paths: Sequence[Path], modules: Sequence[str] = ()) -> Study:
         A directory has no finished run, or a file is damaged.
     """
     results = [result for path in paths for result in _results(path, modules)]
-    settings = [to_settings(result.experiment) for result in results]
+    settings = [config.to_settings(result.experiment) for result in results]
     names = dict.fromkeys(name for part in settings for name in part if name not in ("seed", "data_dir"))
     varying = [name for name in names if len({repr(part.get(name)) for part in settings}) > 1]
     labels: list[dict[str, str]] = [{} for _ in results]
@@ -155,8 +156,6 @@ def remove(path: Path) -> None:
 
 
 def _remove_files(folder: Path) -> None:
-    from fedsim.study.directory import RUN_FILES
-
     with ResultsDirectory(folder, RUN_FILES):
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
@@ -170,12 +169,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what is known of a run: its state, its settings that differ from the defaults, and its environment."""
-    import json
-
-    from fedsim.study import config
-    from fedsim.study.result_files import ENVIRONMENT
-
+    """Return what is known of a run: its state, its settings, and the environment in which it ran."""
     if not is_run(path):
         raise ConfigError(f"{shorten(str(path))} has no run")
     found: dict[str, Any] = {"state": state_of(path)}
