@@ -136,7 +136,7 @@ def registered(samples: int) -> list[Measured]:
 
 def studies(samples: int) -> list[Measured]:
     """Compare a study of 20 small runs with one process per core with the same study, run after run."""
-    base = Experiment(split=Dirichlet(20, alpha=0.1), client=SGD(epochs=2), rounds=10, fraction_evaluate=1.0)
+    base = Experiment(split=Dirichlet(20, alpha=0.1), client=SGD(epochs=2), rounds=30, fraction_evaluate=1.0)
     cores = available_cores()
 
     def study(jobs: int, stored: bool) -> None:

@@ -146,7 +146,7 @@ def test_contributions_may_be_the_object_that_a_function_returns() -> None:
 def test_scores_do_not_depend_on_how_many_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     result = BASE.run()
     whole = result.scores()
-    monkeypatch.setattr("fedsim.study.result.SCORED_ROWS", 7)
+    monkeypatch.setattr("fedsim.study.scoring.SCORED_ROWS", 7)
     np.testing.assert_allclose(result.scores(), whole, rtol=1e-5, atol=1e-6)
     assert result.scores(np.empty((0, 64))).shape == (0, 10)
 

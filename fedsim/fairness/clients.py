@@ -134,7 +134,7 @@ def client_fairness(results: Result | Study) -> pd.DataFrame:
         return _by_round(runs[0])
     rows = []
     for variant in variants:
-        last = [_last(result) for result in variant.results]
+        last = [final_measures(result) for result in variant.results]
         row: dict[str, Any] = {**variant.labels, "seeds": len(last)}
         row["clients"] = float(np.mean([found["clients"] for found in last]))
         for name in MEASURES:
@@ -157,7 +157,7 @@ def _by_round(result: Result) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _last(result: Result) -> dict[str, float]:
+def final_measures(result: Result) -> dict[str, float]:
     """Return the measures of the last evaluated round."""
     clients = result.clients
     if clients.empty:

@@ -20,7 +20,9 @@ from fedsim.clients.measures import TEST_SET
 from fedsim.clients.metrics import has_class_scores
 from fedsim.clients.private import private_groups, private_mask
 from fedsim.clients.sensitive import COUNTS
-from fedsim.fairness import client_fairness, group_rates
+from fedsim.fairness import group_rates
+from fedsim.fairness.clients import final_measures
+from fedsim.models import flat_parameters
 from fedsim.models.metrics import metric_name, metric_title
 from fedsim.objects import short_repr
 from fedsim.report.markdown import frame_table, markdown_text, settings_table
@@ -66,9 +68,10 @@ def model_card(result: Result, federated: FederatedDataset, model: Model, contri
     """Return the model card of a run, as `Result.card`, given the data and the model of the run."""
     experiment, title = result.experiment, federated.dataset.name
     data, classes = federated.dataset, None
-    scores = result.scores(data.x_test, model) if result.has_global_model else None
-    if scores is not None and not data.regression:
-        classes = scoring.class_scores(scores, data)
+    scores = None
+    if result.has_global_model:
+        scores = scoring.scores(model, flat_parameters(model, result.weights), data.x_test)
+        classes = None if data.regression else scoring.class_scores(scores, data)
     parts = [
         f"# Model card: {markdown_text(title)}",
         f"Trained by {result.rounds} rounds of federated learning on {len(federated.partition)} clients with "
@@ -161,7 +164,7 @@ def _evaluation(
             parts.append(f"The {MAX_ROWS} of {len(classes)} classes with the lowest recall:")
         parts.append(frame_table(shown))
     if len(result.clients):
-        found = client_fairness(result).iloc[-1]
+        found = final_measures(result)
         parts.append(
             f"On their own examples, {found['clients']:.0f} clients have {_score_name(result)} of {found['mean']:.3f} "
             f"on average, the worst tenth {found['worst_decile']:.3f}, the best tenth {found['best_decile']:.3f}."

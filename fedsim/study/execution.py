@@ -32,6 +32,8 @@ Outcome = Result | DivergenceError | None
 LARGE_ROUND = 1e10
 #: Seconds between looks at runs on which other processes work.
 POLL_SECONDS = 0.2
+#: Seconds between reports of a worker process.
+REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +178,10 @@ class Execution:
 
 
 class _Reporter(Callback):
-    """Reports the rounds of a run from a worker process."""
+    """Reports the rounds of a run from a worker process, at most ten times a second."""
 
     def __init__(self, report: Callable[[Any], None]) -> None:
-        self._report = report
+        self._report, self._rounds, self._next = report, 0, 0.0
 
     def run_started(self, experiment: Any, history: Sequence[Mapping[str, float]]) -> None:
         """Report the rounds that were finished earlier."""
@@ -187,6 +189,16 @@ class _Reporter(Callback):
             self._report((len(history) - 1, history[-1], True))
 
     def round_finished(self, finished: FinishedRound) -> None:
-        """Report the round."""
-        if finished.number:
-            self._report((1, finished.metrics))
+        """Report the rounds since the last report, unless it was a moment ago."""
+        self._rounds += finished.number > 0
+        if self._rounds and time.monotonic() >= self._next:
+            self._send(finished.metrics)
+
+    def run_finished(self, result: Result) -> None:
+        """Report the last rounds."""
+        if self._rounds:
+            self._send(result.history.iloc[-1].to_dict())
+
+    def _send(self, metrics: Mapping[str, float]) -> None:
+        self._report((self._rounds, metrics))
+        self._rounds, self._next = 0, time.monotonic() + REPORT_SECONDS

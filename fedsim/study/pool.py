@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from fedsim.errors import FedsimError, RemoteError
@@ -208,6 +209,7 @@ def _serve(connection: Connection, work: Work[Any]) -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    threadpool_limits(1, "blas")  # its other threads would take the cores of the other workers
     tqdm.set_lock(threading.RLock())  # not that of the parent, which a killed worker would hold for ever
     sys.stderr = _Lines(send)
     with suppress(EOFError, OSError, KeyboardInterrupt):

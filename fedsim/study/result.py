@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
 
 
-#: Number of examples that `Result.scores` passes through the model together.
-SCORED_ROWS = 10_000
-
-
 def history_columns(score: str, metrics: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of `Result.history` in order, for the score ``"accuracy"`` or ``"r2"`` and other metrics."""
     evaluation = "test_loss", f"test_{score}", "train_loss", "local_loss", f"local_{score}", "attack_success"
@@ -168,15 +164,13 @@ class Result:
         """The final global model as a flat row, shape (parameters,)."""
         return flat_parameters(self.model, self.weights)
 
-    def scores(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
+    def scores(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
 
         Parameters
         ----------
         x : ndarray, shape (examples, ...), optional
             Preprocessed as the dataset's; default its test set.
-        model : Model, optional
-            Default `model`.
 
         Raises
         ------
@@ -189,29 +183,22 @@ class Result:
                 f"there is no global model that predicts, because the clients of {name} have private parameters; "
                 "Result.clients has the scores of the clients' own models"
             )
-        model = model or self.model
         examples = np.asarray(self.dataset.x_test if x is None else x)
-        weights = flat_parameters(model, self.weights)[None]
         shape = self.dataset.x_test.shape[1:]
         fits = examples.ndim == len(shape) + 1 and (examples.shape[1:] == shape or self.experiment.model is not None)
         if examples.dtype.kind not in "biuf" or not fits:
             raise ConfigError(f"x is {shorten(x)}; allowed: an array of numbers, shape {('examples', *shape)}")
-        parts = [
-            examples[k : k + SCORED_ROWS].astype(model.dtype) for k in range(0, max(len(examples), 1), SCORED_ROWS)
-        ]
-        return np.concatenate([model.scores(weights, part[None])[0] for part in parts])
+        return scoring.scores(self.model, self.flat_weights, examples)
 
-    def predict(self, x: NDArray[Any] | None = None, model: Model | None = None) -> NDArray[Any]:
+    def predict(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the final global model's predictions, shape (examples,): labels, or values for regression.
 
         Parameters
         ----------
         x : ndarray, shape (examples, ...), optional
             As for `scores`.
-        model : Model, optional
-            Default `model`.
         """
-        scores = self.scores(x, model)
+        scores = self.scores(x)
         return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
 
     def measure(self, metrics: Sequence[AnyMetric] = ()) -> dict[str, Any]:

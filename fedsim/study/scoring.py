@@ -1,9 +1,11 @@
-"""Metrics of a model's scores on the test set of a dataset; `Result` has methods for its final global model."""
+"""A model's scores, and their metrics on the test set of a dataset; `Result` has methods for its final global model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedsim.clients.metrics import Metrics
 from fedsim.data import Dataset
@@ -14,6 +16,17 @@ from fedsim.models.losses import predicted_labels
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Number of examples that pass through the model together.
+SCORED_ROWS = 10_000
+
+
+def scores(model: Model, parameters: Array, x: Array) -> Array:
+    """Return the scores of examples, shape (examples, outputs), with a flat row of parameters."""
+    starts = range(0, max(len(x), 1), SCORED_ROWS)
+    parts = [x[start : start + SCORED_ROWS].astype(model.dtype) for start in starts]
+    return np.concatenate([model.scores(parameters[None], part[None])[0] for part in parts])
 
 
 def measure(

@@ -52,7 +52,7 @@ STUDY_FILES = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT)
 #: The states of a run.
 FINISHED, INTERRUPTED, NOT_STARTED = "finished", "interrupted", "not started"
 #: The largest share of a study's time that is spent on writing tables while it runs.
-WRITING_SHARE = 0.1
+WRITING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
