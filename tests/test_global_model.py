@@ -1,4 +1,4 @@
-"""Scores of a global model are blank where clients have private parameters, so that there is none."""
+"""Scores of a global model are blank where clients have private parameters or several models: there is none."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from fedsim import Experiment, compare
 from fedsim.attacks import Backdoor
 from fedsim.cli.main import main
-from fedsim.clients import SGD, FedPer, FedRep, FineTune, LGFedAvg, LocalOnly
-from fedsim.clients.private import has_global_model
+from fedsim.clients import IFCA, SGD, FedPer, FedRep, FineTune, LGFedAvg, LocalOnly
+from fedsim.clients.private import has_global_model, no_global_model
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.models import MLP, Group, Model
@@ -33,7 +33,7 @@ class OwnBias(SGD):
         return model.groups[:1]
 
 
-@pytest.mark.parametrize("client", [LocalOnly(), FedPer(), FedRep(), LGFedAvg(), OwnBias()])
+@pytest.mark.parametrize("client", [LocalOnly(), FedPer(), FedRep(), LGFedAvg(), OwnBias(), IFCA()])
 def test_global_scores_are_blank(client: SGD) -> None:
     result = replace(BASE, client=client, metrics=("macro_f1",), attack=Backdoor(fraction=0.3)).run()
     assert not has_global_model(client, result.model)
@@ -45,12 +45,13 @@ def test_global_scores_are_blank(client: SGD) -> None:
     assert np.isnan(result.final_score)
     assert np.isnan(result.rounds_to(0.1))
     assert "no global model after 2 rounds" in repr(result)
-    with pytest.raises(ConfigError, match=f"the clients of {type(client).__name__} have private parameters"):
+    with pytest.raises(ConfigError, match=no_global_model(client, result.model)):
         result.predict()
 
 
 def test_personalised_models_beside_a_global_one_are_scored() -> None:
     assert has_global_model(FineTune(), MLP((4, 3, 2)))
+    assert has_global_model(IFCA(clusters=1), MLP((4, 3, 2)))
     assert replace(BASE, client=FineTune()).run().history["test_accuracy"].notna().all()
 
 

@@ -19,9 +19,9 @@ from fedsim.clients.sgd import SGD
 class IFCA(SGD):
     """SGD that starts from the global model, of `clusters` models, with the lowest loss on the client's examples.
 
-    The first model is the one whose test loss is in the history; the others have different initial weights. The
-    clusters depend on them: if one model is initially the best for all clients, all clients train it. As in the paper,
-    try several seeds, or more clusters than you expect.
+    The first model is the one in `Result.weights`; the others have different initial weights. There is no one model for
+    all clients, so that the test score is blank. The clusters depend on the initial models: if one of them is the best
+    for all clients, all clients train it. As in the paper, try several seeds, or more clusters than you expect.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ class IFCA(SGD):
     grouped = True
     neutral = {"clusters": 1}
     limits = {"clusters": Interval(1)}
+
+    @property
+    def one_model(self) -> bool:
+        """Whether all clients are in one cluster."""
+        return self.clusters == 1
 
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Draw the initial weights of the other models."""

@@ -28,8 +28,16 @@ def private_groups(strategy: ClientStrategy, model: Model) -> Sequence[Group]:
 
 
 def has_global_model(strategy: ClientStrategy, model: Model) -> bool:
-    """Return whether clients send all parameters, so that the server has a complete model."""
-    return not private_groups(strategy, model)
+    """Return whether the server has one complete model."""
+    return not no_global_model(strategy, model)
+
+
+def no_global_model(strategy: ClientStrategy, model: Model) -> str:
+    """Return why there is no global model, or an empty string if there is one."""
+    name = type(strategy).__name__
+    if private_groups(strategy, model):
+        return f"the clients of {name} have private parameters"
+    return "" if strategy.one_model else f"{name} trains several models"
 
 
 def private_mask(strategy: ClientStrategy, model: Model) -> NDArray[np.bool_]:

@@ -91,6 +91,11 @@ class ClientStrategy(CheckedInit, ABC):
 
     # The server's part.
 
+    @property
+    def one_model(self) -> bool:
+        """Whether the global model is for all clients; if it is not, scores of the global model are blank."""
+        return True
+
     def server_state(self, weights: Array, server_hooks: ServerHooks) -> Mapping[str, Array]:
         """Return the server state before the first round, given the initial global weights."""
         return {}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim.arguments import checked_arguments
 from fedsim.checks import check_choice, check_integer, shorten, to_builtin_sequence
-from fedsim.clients.private import private_groups
+from fedsim.clients.private import no_global_model
 from fedsim.contribution.coalitions import CoalitionGame, Members
 from fedsim.contribution.contributions import Floats
 from fedsim.engines.engine import Engine
@@ -61,7 +61,7 @@ class Retraining(CoalitionGame):
     Parameters
     ----------
     experiment : Experiment
-        Its client strategy has no private parameters, because the utility is that of the global model.
+        Its client strategy has a global model, whose utility is measured.
     utility : {"score", "loss"}
         Test accuracy, or R squared for regression, after the last round; or minus the test loss.
     workers, engine, callbacks
@@ -136,16 +136,12 @@ def fixed(experiment: Experiment) -> Experiment:
     Raises
     ------
     ConfigError
-        The client strategy has private parameters.
+        The client strategy has no global model.
     """
     data = experiment.load_data()
     model = experiment.make_model(data)
-    private = [name for group in private_groups(experiment.client, model) for name in group]
-    if private:
-        raise ConfigError(
-            f"client {type(experiment.client).__name__} keeps {', '.join(private)} private, and contributions are to "
-            "the global model; allowed: a strategy without private parameters"
-        )
+    if reason := no_global_model(experiment.client, model):
+        raise ConfigError(f"contributions are to the global model, and there is none, because {reason}")
     kernel = experiment.kernel_for(model, experiment.federate(data))
     return replace(experiment, dataset=data, kernel=kernel)
 

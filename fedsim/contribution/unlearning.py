@@ -95,7 +95,7 @@ def unlearn(
     Raises
     ------
     ConfigError
-        There is no such client, it is the only one, or the client strategy has private parameters.
+        There is no such client, it is the only one, or the client strategy has no global model.
     """
     check_instance("trained", trained, Experiment | Result, "an Experiment, or the Result of one")
     run: dict[str, Any] = {"workers": workers, "engine": engine, "callbacks": callbacks}

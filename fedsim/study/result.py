@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.checks import check_real, shorten
+from fedsim.clients.private import no_global_model
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models import Model, flat_parameters
@@ -122,7 +123,7 @@ class Result:
 
     @property
     def has_global_model(self) -> bool:
-        """Whether there is a global model: not if the client strategy has private parameters, such as FedPer's."""
+        """Whether there is a global model: not if clients have private parameters, as FedPer's, or several models."""
         return not bool(np.isnan(self.test_scores).all())  # a test loss that is not finite ends a run
 
     @property
@@ -178,10 +179,10 @@ class Result:
             There is no global model.
         """
         if not self.has_global_model:
-            name = type(self.experiment.client).__name__
+            reason = no_global_model(self.experiment.client, self.model)
             raise ConfigError(
-                f"there is no global model that predicts, because the clients of {name} have private parameters; "
-                "Result.clients has the scores of the clients' own models"
+                f"there is no global model that predicts, because {reason}; Result.clients has the scores of the "
+                "models with which clients predict"
             )
         examples = np.asarray(self.dataset.x_test if x is None else x)
         shape = self.dataset.x_test.shape[1:]

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedsim.checks import to_builtin
 from fedsim.clients.measures import TEST_SET
-from fedsim.clients.private import has_global_model
+from fedsim.clients.private import no_global_model
 from fedsim.clients.task import mean_evaluation
 from fedsim.engines.engine import Engine, make_engine
 from fedsim.engines.runtime import ClientRuntime
@@ -333,15 +333,14 @@ class RejectedRounds(Callback):
 
 def _check_early_stopping(callbacks: Sequence[Callback], runtime: ClientRuntime) -> None:
     """Raise ConfigError if early stopping needs the test score of a global model and there is none."""
-    if has_global_model(runtime.client, runtime.model):
+    if not (reason := no_global_model(runtime.client, runtime.model)):
         return
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback.metric.startswith("test_"):
             local = "local_accuracy" if runtime.variance is None else "local_r2"
             raise ConfigError(
-                f"EarlyStopping's metric is {callback.metric!r}, and there is no global model to test, because the "
-                f"clients of {type(runtime.client).__name__} have private parameters; allowed: {local}, local_loss, "
-                "train_loss"
+                f"EarlyStopping's metric is {callback.metric!r}, and there is no global model to test, because "
+                f"{reason}; allowed: {local}, local_loss, train_loss"
             )
 
 

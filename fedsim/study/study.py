@@ -131,8 +131,8 @@ class Study:
             rounds_to_target, megabytes_to_target, seconds_to_target`` (medians, see `time_to_target`), ``reached``
             (number of seeds that reached it), ``megabytes_sent`` (both ways, per run), ``epsilon`` (privacy loss; NaN
             without differential privacy, infinite without noise). For regression, every name has ``r2`` in place of
-            ``accuracy``. Scores of the global model are NaN for a client strategy with private parameters, which has
-            none.
+            ``accuracy``. Scores of the global model are NaN for a client strategy that has none; see
+            `Result.has_global_model`.
         """
         return study_tables.summary(self, target, interval)
 
