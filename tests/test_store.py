@@ -30,6 +30,7 @@ from fedsim.study.identity import run_name
 from fedsim.study.pool import WorkerError, in_processes
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result_files import CHECKSUMS, RESULTS, TABLES
+from fedsim.study.stored_runs import list_study
 
 BASE = Experiment(split=Dirichlet(6, alpha=0.5), hidden=(4,), rounds=3, fraction_evaluate=1.0)
 AXES: dict[str, Any] = {"client": [SGD(lr=0.1), FedProx(lr=0.1, proximal_mu=0.5)]}
@@ -611,7 +612,9 @@ def test_shards_and_splits_are_paired() -> None:
         assert sizes[0] == sizes[2]  # both with IID
 
 
-def test_runs_that_diverge_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_diverge_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for jobs in (1, 2):
         axes: dict[str, Any] = {"client": [SGD(lr=0.1), SGD(lr=1e9)]}
         study = compare(BASE, seeds=2, jobs=jobs, directory=tmp_path / str(jobs), **axes)
@@ -621,5 +624,11 @@ def test_runs_that_diverge_are_left_out_and_named(tmp_path: Path, capsys: pytest
         said = capsys.readouterr().err
         assert "2 of 4 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0: training dive" in said
         assert len(pd.read_csv(tmp_path / str(jobs) / "summary.csv")) == 1
+        assert Study.load(tmp_path / str(jobs)).notes == study.notes
+        assert list(list_study(tmp_path / str(jobs))["state"]) == ["finished"] * 2 + ["diverged"] * 2
+        with monkeypatch.context() as patch:
+            patch.delattr(Execution, "run")  # nothing is run again
+            again = compare(BASE, seeds=2, jobs=jobs, directory=tmp_path / str(jobs), **axes)
+        assert (again.notes, capsys.readouterr().err.splitlines()[-1]) == (study.notes, said.splitlines()[-1])
     with pytest.raises(DivergenceError):
         compare(BASE, client=[SGD(lr=1e9)])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsim import Experiment, compare
+from fedsim import Experiment, Study, compare
 from fedsim.clients import SGD, FedProx
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.servers import FedAdam
@@ -23,8 +23,14 @@ AXES: dict[str, Any] = {"client": [SGD(), FedProx(proximal_mu=0.5)]}
 RATES = [0.001, 0.1, 0.3, 1e9]
 
 
-def test_each_variant_reports_the_value_that_was_best_on_other_seeds() -> None:
-    study = compare(BASE, seeds=2, tune={"client.lr": RATES}, tune_seeds=2, **AXES)
+def test_each_variant_reports_the_value_that_was_best_on_other_seeds(tmp_path: Path) -> None:
+    study = compare(BASE, seeds=2, tune={"client.lr": RATES}, tune_seeds=2, directory=tmp_path / "ran", **AXES)
+    study.save(tmp_path / "saved")
+    for folder in ("ran", "saved"):
+        loaded = Study.load(tmp_path / folder)
+        assert loaded.tuning
+        assert loaded.notes == study.notes
+        assert loaded.tuning.summary().equals(study.tuning.summary())
     for variant in study.variants:
         seeds = [result.experiment.seed for result in variant.results]
         assert seeds == [0, 1]

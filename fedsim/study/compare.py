@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -126,8 +126,8 @@ def run_plan(plan: Plan, options: StudyOptions, directory: str | os.PathLike[str
         chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
         how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
         notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
-    study = _execute(seeded(chosen, seeds), "" if directory is None else plan.to_toml(), options, directory)
-    return replace(study, tuning=tuned, remarks=(*study.remarks, *notes))
+    configuration = "" if directory is None else plan.to_toml()
+    return replace(_execute(seeded(chosen, seeds), configuration, options, directory, notes), tuning=tuned)
 
 
 def _execute(
@@ -135,6 +135,7 @@ def _execute(
     configuration: str,
     options: StudyOptions,
     directory: str | os.PathLike[str] | None,
+    remarks: Sequence[str] = (),
 ) -> Study:
     """Execute the runs of a study.
 
@@ -145,6 +146,8 @@ def _execute(
         The study's file.
     options : StudyOptions
     directory : path, optional
+    remarks : sequence of str
+        Of the study.
     """
     load = cache(data.load)
     planned = [PlannedRun(labels, experiment) for labels, experiment in runs]
@@ -157,9 +160,17 @@ def _execute(
     execution = Execution(planned, datasets, folders, options)
     found: dict[int, Result] = {}
     diverged: dict[int, DivergenceError] = {}
+
+    def study() -> Study:
+        """Return the study of the results that there are, in the order of the plan."""
+        names = "; ".join(planned[number].title for number in sorted(diverged))
+        left_out = (f"Diverged, and not in the means: {names}.",) if names else ()
+        results = Study.of((planned[number].labels, found[number]) for number in sorted(found))
+        return replace(results, remarks=(*left_out, *remarks))
+
     with ExitStack() as stack:
         if store:
-            stack.enter_context(_tables(store, planned, found))
+            stack.enter_context(_tables(store, study))
         bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), options.progress))
         for number, result in execution.results(bar):
             if isinstance(result, DivergenceError):
@@ -169,14 +180,13 @@ def _execute(
             if result.score != next(iter(found.values())).score:
                 raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
             if store:
-                store.add(_study(planned, found))
+                store.add(study())
         if not found:
             raise diverged[min(diverged)]
     if diverged:
         count = f"{len(diverged)} of {len(planned)} runs"
         print_notice(f"{count} diverged and are left out; the first: {diverged[min(diverged)]}")
-    names = "; ".join(planned[number].title for number in sorted(diverged))
-    return replace(_study(planned, found), remarks=(f"Diverged, and not in the means: {names}.",) if names else ())
+    return study()
 
 
 def _dataset(experiment: Experiment, load: Callable[..., data.Dataset]) -> data.Dataset:
@@ -184,23 +194,14 @@ def _dataset(experiment: Experiment, load: Callable[..., data.Dataset]) -> data.
     return load(dataset, experiment.data_dir) if isinstance(dataset, str) else dataset
 
 
-def _study(planned: Sequence[PlannedRun], found: Mapping[int, Result]) -> Study:
-    """Return the study of the results that there are, in the order of the plan."""
-    return Study.of((planned[number].labels, found[number]) for number in sorted(found))
-
-
 @contextmanager
-def _tables(store: StudyStore, planned: Sequence[PlannedRun], found: Mapping[int, Result]) -> Iterator[None]:
+def _tables(store: StudyStore, study: Callable[[], Study]) -> Iterator[None]:
     """Write the tables of what is finished at the end, however the study ends; say so if it ends early."""
     try:
         yield
     except BaseException:
-        try:
-            if found:
-                store.write_tables(_study(planned, found))
-        except (ConfigError, OSError):
-            pass  # the first error says more
-        done = f"{len(found)} of {len(planned)} runs are finished in {store.path}"
-        print_notice(f"the study ended early; {done}, and the same command continues it")
+        with suppress(ConfigError, OSError):  # the first error says more
+            store.write_tables(study())
+        print_notice(f"the study ended early; {store.progress}, and the same command continues it")
         raise
-    store.write_tables(_study(planned, found))
+    store.write_tables(study())

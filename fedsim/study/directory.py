@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from fedsim.study.result import Result
 
 CHECKPOINT, PREVIOUS, LOCK = "checkpoint.npz", "checkpoint.previous.npz", ".lock"
+#: The message of a study's run that diverged, and would diverge again.
+DIVERGED = "diverged.txt"
 
 #: All files of a run's directory.
-RUN_FILES = (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS)
+RUN_FILES = (*RESULTS, GROUPS, METRICS, FAIRNESS, CHECKPOINT, PREVIOUS, DIVERGED)
 
 
 class DirectoryInUseError(ConfigError):

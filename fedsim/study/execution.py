@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from fedsim.checks import check_integer
 from fedsim.data import Dataset
 from fedsim.engines.workers import MAX_WORKERS, available_cores
 from fedsim.errors import ConfigError, DivergenceError, named_run
+from fedsim.files import write_text
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound, check_callbacks
-from fedsim.study.directory import DirectoryInUseError
+from fedsim.study.directory import DIVERGED, DirectoryInUseError
 from fedsim.study.pool import FORKS, in_processes, may_start_workers
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result import Result
@@ -79,12 +81,14 @@ class Execution:
         """
         numbers = []
         for number in range(len(self.runs)):
-            if result := self._load(number):
+            found = self._load(number)
+            if isinstance(found, Result):
                 self._label(number)
-                replay(result, [bar, *self.options.callbacks])
-                yield number, result
-            else:
+                replay(found, [bar, *self.options.callbacks])
+            if found is None:
                 numbers.append(number)
+            else:
+                yield number, found
         jobs = self._default_jobs() if self.options.jobs is None else self.options.jobs
         large = self._large(numbers) if self.options.jobs is None and jobs > 1 else set()
         small = [number for number in numbers if number not in large]
@@ -100,11 +104,15 @@ class Execution:
                     time.sleep(POLL_SECONDS)
                 todo = in_use
 
-    def _load(self, number: int) -> Result | None:
-        """Return the result that a run has in its folder; None if there is none that can be read."""
+    def _load(self, number: int) -> Outcome:
+        """Return the result or the divergence that a run has in its folder; None if there is none that can be read."""
         folder = self.folders[number]
         if folder is None:
             return None
+        with suppress(OSError, ValueError):
+            error = DivergenceError((folder / DIVERGED).read_text(encoding="utf-8"))
+            error.run = self.runs[number].title
+            return error
         try:
             return Result.load(folder, self.runs[number].experiment)
         except ConfigError:
@@ -146,6 +154,8 @@ class Execution:
         except DirectoryInUseError:
             return None
         except DivergenceError as error:
+            if folder:
+                write_text(folder / DIVERGED, error.reason)
             return error
 
     def _label(self, number: int) -> None:

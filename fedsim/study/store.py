@@ -5,6 +5,7 @@
     runs.csv             the labels, the seed and the name of each run
     runs/NAME/           a run: see `fedsim.study.result_files` and `fedsim.study.checkpoint`
     rounds.csv, ...      the tables of `Study.to_csv`
+    remarks.txt          `Study.remarks`, a line each
     tuning/              a study with which settings were chosen (`fedsim.study.tuning`)
 
 A run's name is the digest of its identity (`fedsim.study.identity`), so that studies in one directory share runs. Each
@@ -27,7 +28,7 @@ from filelock import FileLock
 
 from fedsim.errors import ConfigError
 from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_text
-from fedsim.study.directory import CHECKPOINT, LOCK, PREVIOUS, save_result
+from fedsim.study.directory import CHECKPOINT, DIVERGED, LOCK, PREVIOUS, save_result
 from fedsim.study.identity import run_name
 from fedsim.study.result import Result
 from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
     from fedsim.study.study import Study
 
-CONFIGURATION, INDEX, RUNS = "study.toml", "runs.csv", "runs"
+CONFIGURATION, INDEX, RUNS, REMARKS = "study.toml", "runs.csv", "runs", "remarks.txt"
 #: The directory, inside that of a study, of the study with which settings are chosen.
 TUNING = "tuning"
 #: The last columns of the index.
@@ -48,9 +49,9 @@ COLUMNS = ("seed", "run")
 #: The pictures that ``fedsim compare`` draws.
 PICTURES = ("accuracy.png", "drift.png", "splits.png", "local_accuracy.png", "accuracy_by_skew.png")
 #: All files of a study's directory.
-STUDY_FILES = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT)
+STUDY_FILES = (*TABLES, *PICTURES, CONFIGURATION, INDEX, ENVIRONMENT, REMARKS)
 #: The states of a run.
-FINISHED, INTERRUPTED, NOT_STARTED = "finished", "interrupted", "not started"
+FINISHED, INTERRUPTED, HAS_DIVERGED, NOT_STARTED = "finished", "interrupted", "diverged", "not started"
 #: The largest share of a study's time that is spent on writing tables while it runs.
 WRITING_SHARE = 0.05
 
@@ -103,7 +104,8 @@ class StudyStore:
     def __init__(self, path: str | os.PathLike[str], runs: Sequence[PlannedRun], configuration: str) -> None:
         self.path = writable_directory(path)
         self._runs, self._index = runs, _format_index(runs)
-        self._written, self._finished = -1, 0
+        self._written: object = None
+        self._finished = 0
         self._started, self._writing = time.perf_counter(), 0.0
         with self._lock():
             remove_temporary(self.path, STUDY_FILES)
@@ -120,6 +122,11 @@ class StudyStore:
         """Return the folder of a run."""
         return self.path / RUNS / run.name
 
+    @property
+    def progress(self) -> str:
+        """How many runs are finished, for notices."""
+        return f"{self._finished} of {len(self._runs)} runs are finished in {self.path}"
+
     def add(self, study: Study) -> None:
         """Take note of a finished run; write the tables, unless that has taken too large a share of the time."""
         self._finished += 1
@@ -134,13 +141,15 @@ class StudyStore:
         ConfigError
             The directory was deleted, or holds another study now.
         """
-        if self._written == self._finished:
+        content = self._finished, study.remarks
+        if self._written == content or not study.variants:
             return
         begun = time.perf_counter()
         with self._lock():
             self.check()
             study.to_csv(self.path)
-        self._written = self._finished
+            write_text(self.path / REMARKS, "".join(f"{remark}\n" for remark in study.remarks))
+        self._written = content
         self._writing += time.perf_counter() - begun
 
     def check(self) -> None:
@@ -192,6 +201,8 @@ def _is_name(name: str) -> bool:
 
 def state_of(folder: Path) -> str:
     """Return the state of the run in a folder."""
+    if (folder / DIVERGED).exists():
+        return HAS_DIVERGED
     if any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS)):
         return INTERRUPTED
     return FINISHED if (folder / CHECKSUMS).exists() else NOT_STARTED
@@ -206,6 +217,8 @@ def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
         if damage(store.folder(planned)):
             save_result(result, store.folder(planned))
     store.add(study)
+    if study.tuning:
+        save_study(study.tuning, store.path / TUNING)
 
 
 def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dict[str, str], Result]]:
@@ -222,3 +235,9 @@ def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dic
         ({axis: label for axis, label in labels.items() if axis != seed}, Result.load(folder, modules=modules))
         for labels, folder in finished
     ]
+
+
+def read_remarks(directory: Path) -> tuple[str, ...]:
+    """Return `Study.remarks` of a study; empty if there are none."""
+    file = directory / REMARKS
+    return tuple(file.read_text(encoding="utf-8", errors="replace").splitlines()) if file.exists() else ()

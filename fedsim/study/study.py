@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -303,9 +303,13 @@ class Study:
         ConfigError
             The directory has no study, no run of it is finished, or a file is damaged.
         """
-        from fedsim.study.store import load_results
+        from fedsim.study.store import INDEX, TUNING, load_results, read_remarks
 
-        return cls.of(load_results(Path(directory), modules))
+        path, tuning = Path(directory), Path(directory) / TUNING
+        study = cls.of(load_results(path, modules))
+        return replace(
+            study, remarks=read_remarks(path), tuning=cls.load(tuning, modules) if (tuning / INDEX).is_file() else None
+        )
 
     @classmethod
     def of(cls, results: Iterable[tuple[Mapping[str, str], Result]]) -> Study:
