@@ -25,6 +25,7 @@ RATES = [0.001, 0.1, 0.3, 1e9]
 
 def test_each_variant_reports_the_value_that_was_best_on_other_seeds(tmp_path: Path) -> None:
     study = compare(BASE, seeds=2, tune={"client.lr": RATES}, tune_seeds=2, directory=tmp_path / "ran", **AXES)
+    assert study.tuning
     study.save(tmp_path / "saved")
     for folder in ("ran", "saved"):
         loaded = Study.load(tmp_path / folder)
@@ -43,7 +44,6 @@ def test_each_variant_reports_the_value_that_was_best_on_other_seeds(tmp_path: P
         assert variant.labels["client.lr"] == str(client.lr)
         alone = replace(BASE, client=client, seed=1).run()
         assert np.array_equal(variant.results[1].test_scores, alone.test_scores)
-    assert study.tuning
     assert {r.experiment.seed for v in study.tuning.variants for r in v.results} == {2, 3}
     assert "Chosen with seeds 2, 3, which are not in this table: client.lr." in study.notes
     assert any("Diverged" in note for note in study.tuning.notes)
