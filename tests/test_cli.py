@@ -1054,3 +1054,40 @@ def test_the_catalogue_lists_each_strategys_own_parameters_and_its_paper_in_shor
     first, *others = [entry.name for entry in server_entries()]
     assert first == "FedAvg"
     assert others == sorted(others, key=str.lower)
+
+
+def test_a_grid_of_nested_settings_and_objects(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study.toml").write_text('rounds = 1\n[compare]\nclient = ["SGD()", "FedProx(proximal_mu=0.5)"]\n')
+    split = "split=IID(4); Dirichlet(4, alpha=0.1)"
+    grid = "--grid", "client.lr=0.1,0.5", "--grid", split
+    said, _ = here(capsys, "compare", "study.toml", *grid, "--seeds", "2", "--out", "out")
+    assert "Mean ranks over 2 conditions: SGD, lr=0.1 " in said
+    runs = pd.read_csv("out/runs.csv")
+    labels = {name: list(runs[name].unique()) for name in ("client", "client.lr", "split", "seed")}
+    assert labels == {
+        "client": ["SGD", "FedProx(proximal_mu=0.5)"],
+        "client.lr": [0.1, 0.5],
+        "split": ["IID", "Dirichlet(0.1)"],
+        "seed": [0, 1],
+    }
+    assert len(runs) == 16
+    first = Path("out/runs") / runs["run"][0] / "experiment.toml"
+    assert "lr=0.1" in tomllib.loads(first.read_text())["client"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--grid", "client.lr"], "--grid is 'client.lr'; allowed: KEY=VALUES, such as client.lr=0.01,0.1"),
+        (["--grid", "client.lr="], "SGD's lr is ''; allowed: a finite number greater than 0"),
+        (["--grid", "client.lr=0.1,0.1"], "client.lr has '0.1' twice; allowed: values that have different labels"),
+        (["--grid", "client.lr=1", "--grid", "client.lr=2"], "--grid has client.lr twice; allowed: all of its values"),
+        (["--client", "SGD", "--grid", "client=SGD"], "--client and --grid both have values of client; allowed: one"),
+        (["--grid", "client.speed=1,2"], "client.speed"),
+        (["--grid", "seed=1,2"], "an axis of compare is 'seed'"),
+    ],
+)
+def test_a_grid_that_cannot_be_run(
+    arguments: list[str], sentence: str, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in here(capsys, "compare", "e.toml", *arguments, code=2)[1]

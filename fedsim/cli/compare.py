@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsim.cli import options
+from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedsim.study.plan import Plan
@@ -35,7 +36,10 @@ def compare(args: argparse.Namespace) -> None:
 
     changes = options.assignments(args)
     chosen = {name: value for name in ("client", "split", "seeds") if (value := getattr(args, name)) not in ([], None)}
-    chosen |= options.grid("--grid", args.grid)
+    grid = options.grid("--grid", args.grid)
+    for name in chosen.keys() & grid.keys():
+        raise ConfigError(f"--{name} and --grid both have values of {name}; allowed: one of the two")
+    chosen |= grid
     tune = options.grid("--tune", args.tune) | ({"seeds": args.tune_seeds} if args.tune_seeds is not None else {})
     if table := options.table_call(args, args.file):
         plan = table_plan(table, args.data_dir, changes, chosen, tune)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +96,11 @@ def grid(flag: str, texts: Sequence[str]) -> dict[str, Any]:
 
     axes: dict[str, Any] = {}
     for text in texts:
-        key, _, values = text.partition("=")
+        key, equals, values = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{flag} is {shorten(text)}; allowed: KEY=VALUES, such as client.lr=0.01,0.1")
+        if key.strip() in axes:
+            raise ConfigError(f"{flag} has {key.strip()} twice; allowed: all of its values in one list")
         parts = _split(values, ";")
         parts = parts if len(parts) > 1 else _split(values, ",")
         axes[key.strip()] = [read_assignment(flag, f"{key}={part}")[1] for part in parts]

@@ -38,7 +38,7 @@ def variants(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[tuple[
     Raises
     ------
     ConfigError
-        An axis is not a setting of an experiment, has no values, or has a value that is not allowed.
+        An axis is not a setting of an experiment, has no values, has one twice, or has one that is not allowed.
     """
     check_axes(axes)
     axes = {axis: to_builtin_sequence(values) for axis, values in axes.items()}
@@ -47,6 +47,9 @@ def variants(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[tuple[
             raise ConfigError(f"{axis} is {shorten(values)}; compare needs a list of at least one value")
     order = sorted(axes, key=lambda axis: "." in axis)  # objects before their arguments
     labels = {axis: distinct_labels([_shown(base, axis, value) for value in values]) for axis, values in axes.items()}
+    for axis, texts in labels.items():
+        if twice := {text for text in texts if texts.count(text) > 1}:
+            raise ConfigError(f"{axis} has {shorten(min(twice))} twice; allowed: values that have different labels")
     named = [axis for axis, values in axes.items() if len(values) > 1] or list(axes)
     found = []
     for places in itertools.product(*(range(len(values)) for values in axes.values())):

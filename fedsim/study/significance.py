@@ -56,9 +56,17 @@ def conditions(study: Study, axes: Sequence[str]) -> dict[tuple[str, ...], list[
     return found
 
 
+def titled(axis: str, label: str) -> str:
+    """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
+    is_name = label[:1].isalpha() and label not in ("True", "False", "None", "nan", "inf")
+    return label if is_name else f"{axis.rpartition('.')[2]}={label}"
+
+
 def level(variant: Variant, axes: Sequence[str]) -> str:
-    """Return the labels of a variant on these axes in one line."""
-    return ", ".join(variant.labels[name] for name in axes)
+    """Return the label of a variant on an axis, or those on several axes in one line, as in ``SGD, lr=0.1``."""
+    if len(axes) == 1:
+        return variant.labels[axes[0]]
+    return ", ".join(titled(name, variant.labels[name]) for name in axes)
 
 
 def values_by_seed(study: Study, metric: str | None) -> tuple[str, Floats]:

@@ -46,7 +46,7 @@ class Variant:
     @property
     def label(self) -> str:
         """All labels in one line; numbers with the name of their setting."""
-        return ", ".join(_titled(axis, label) for axis, label in self.labels.items())
+        return ", ".join(significance.titled(axis, label) for axis, label in self.labels.items())
 
     @property
     def title(self) -> str:
@@ -57,12 +57,6 @@ class Variant:
     def has_global_model(self) -> bool:
         """Whether the runs have a global model; see `Result.has_global_model`."""
         return all(result.has_global_model for result in self.results)
-
-
-def _titled(axis: str, label: str) -> str:
-    """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
-    is_name = label[:1].isalpha() and label not in ("True", "False", "None", "nan", "inf")
-    return label if is_name else f"{axis.rpartition('.')[2]}={label}"
 
 
 @dataclass(frozen=True, repr=False)
