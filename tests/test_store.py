@@ -26,7 +26,6 @@ from fedsim.study import saving, store
 from fedsim.study.callbacks import Callback, EarlyStopping
 from fedsim.study.directory import RunDirectory
 from fedsim.study.execution import Execution
-from fedsim.study.identity import run_name
 from fedsim.study.pool import WorkerError, in_processes
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result_files import CHECKSUMS, RESULTS, TABLES
@@ -140,59 +139,6 @@ def test_a_manifest_names_files_of_the_directory_only(finished: Path, tmp_path: 
 def test_checksums_are_those_of_sha256sum(finished: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=finished, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# Identity.
-
-
-def test_the_name_of_a_run_says_what_gives_other_bits() -> None:
-    name = run_name(BASE)
-    assert len(name) == 16
-    assert name == run_name(replace(BASE)) == run_name(replace(BASE, data_dir="/elsewhere"))
-    others = [
-        replace(BASE, seed=1),
-        replace(BASE, rounds=4),
-        replace(BASE, client=SGD(lr=0.2)),
-        replace(BASE, dataset="article"),
-        replace(BASE, dataset=BASE.load_data()),
-    ]
-    assert len({name, *map(run_name, others)}) == 6
-
-
-def test_changed_code_of_the_user_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that of a module which the strategy's module uses."""
-    (tmp_path / "own_helper.py").write_text("FACTOR = 1.0\n")
-    source = "import own_helper\nfrom fedsim.clients import SGD\n\n\nclass Own(SGD):\n    pass\n"
-    (tmp_path / "own_strategy.py").write_text(source)
-    script = (
-        "from fedsim import Experiment\nfrom fedsim.study.identity import run_name\nimport own_strategy\n"
-        "print(run_name(Experiment(client=own_strategy.Own())))\n"
-    )
-
-    def name() -> str:
-        run = [sys.executable, "-B", "-c", script]
-        return subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-
-    first = name()
-    assert name() == first
-    (tmp_path / "own_helper.py").write_text("FACTOR = 2.0\n")
-    second = name()
-    (tmp_path / "own_strategy.py").write_text(source.replace("pass", "x = 1"))
-    assert len({first, second, name()}) == 3
-
-
-def test_callbacks_that_may_end_a_run_are_part_of_it() -> None:
-    class Stops(Callback):
-        def __init__(self, at: int) -> None:
-            self.at = at
-
-    class Watches(Stops):
-        passive = True
-
-    names = [run_name(BASE, callbacks=c) for c in ([], [Stops(1)], [Stops(2)], [EarlyStopping(target=0.5)])]
-    assert len(set(names)) == 4
-    assert run_name(BASE, callbacks=[Stops(1)]) == names[1]
-    assert run_name(BASE, callbacks=[Watches(1)]) == names[0]
 
 
 # Studies.

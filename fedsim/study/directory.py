@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedsim.errors import ConfigError
 from fedsim.files import keep_earlier, remove_temporary, sync_directory, writable_directory
 from fedsim.study import checkpoint
-from fedsim.study.identity import fingerprint
+from fedsim.study.identity import fingerprint, run_name
 from fedsim.study.result_files import (
     CHECKSUMS,
     FAIRNESS,
@@ -120,9 +120,9 @@ class RunDirectory(ResultsDirectory):
     dataset : Dataset, optional
         The experiment's dataset, if it has been loaded.
     reuse : bool
-        Whether a complete result, which must be of the same experiment, is left as it is, and whether a run whose
-        checkpoints are all damaged starts again. Otherwise earlier results are moved to a numbered folder, and damaged
-        checkpoints are an error.
+        Whether the run is one of a study, in a folder with its `run_name`: a complete result is left as it is, and a
+        run whose checkpoints are all damaged starts again. Otherwise earlier results are moved to a numbered folder,
+        and damaged checkpoints are an error.
 
     Attributes
     ----------
@@ -162,7 +162,7 @@ class RunDirectory(ResultsDirectory):
         elif self.checkpoint.exists() or self.previous.exists():
             saved = self._load_newest()
         if saved is not None and "history" in saved:
-            if saved["experiment"] != self._fingerprint:
+            if saved["experiment"] != self._run_identity and not self._is_same_run(saved["experiment"]):
                 raise ConfigError(
                     f"{str(self.path)!r} holds the interrupted run of another experiment, or of code that has changed; "
                     f"continue it with fedsim resume {self.path}, or choose another directory"
@@ -195,15 +195,20 @@ class RunDirectory(ResultsDirectory):
         return None
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self._experiment, self._dataset)
+    def _run_identity(self) -> str:
+        """The identity of the run; in a study the name that it was given, because state may have changed since."""
+        return self.path.name if self._reuse else fingerprint(self._experiment, self._dataset)
+
+    def _is_same_run(self, saved: str) -> bool:
+        """Return whether an identity is that of this run outside, or inside, of a study."""
+        return saved in (fingerprint(self._experiment, self._dataset), run_name(self._experiment, self._dataset))
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint, and keep the one before it."""
         self.check()
         if self._has_rounds and self.checkpoint.exists():
             self.checkpoint.replace(self.previous)
-        checkpoint.save(self.checkpoint, {"experiment": self._fingerprint} | state, durable=bool(state))
+        checkpoint.save(self.checkpoint, {"experiment": self._run_identity} | state, durable=bool(state))
         self._has_rounds = bool(state)
 
     def load(self) -> dict[str, Any] | None:
