@@ -81,6 +81,8 @@ class _Walk:
         """Return a text that is equal for values with the same code and state."""
         if isinstance(value, np.generic):
             value = value.item()
+        while hasattr(value, "checks_arguments"):  # fedsim wraps methods of the user's classes when they are first used
+            value = value.__wrapped__
         if isinstance(value, _PLAIN):
             return repr(value)
         if isinstance(value, CodeType | FunctionType | ModuleType | type):
@@ -147,11 +149,11 @@ class _Walk:
 
     def _describe_object(self, value: Any) -> str:
         cls = type(value)
-        if isinstance(value, list | tuple) and cls.__module__ == "builtins":
+        if cls in (list, tuple):
             return self._all(value)
         if cls is dict:
             return f"{{{', '.join(f'{self.describe(k)}: {self.describe(v)}' for k, v in value.items())}}}"
-        if isinstance(value, set | frozenset):
+        if cls in (set, frozenset):
             return f"{cls.__name__} {sorted(map(self.describe, value))}"
         if isinstance(value, np.ndarray) and value.dtype != object:
             return f"array {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
