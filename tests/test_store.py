@@ -159,6 +159,10 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, reference: pd.DataFrame
     assert len(list((tmp_path / "out/runs").iterdir())) == 4
     pd.testing.assert_frame_equal(bits(study), reference)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # the tables of a part of the study are not kept
+    stale = tmp_path / "out/ranks.csv"  # of a part that had ranks
+    stale.touch()
+    compare(BASE, seeds=2, directory=tmp_path / "out", jobs=1, **AXES)
+    assert not stale.exists()
 
 
 def test_a_study_is_saved_and_loaded(tmp_path: Path, reference: pd.DataFrame) -> None:
@@ -461,14 +465,14 @@ def alive(pid: int) -> bool:
 
 
 def test_ctrl_c_ends_a_study_in_order_and_it_continues(tmp_path: Path) -> None:
-    process = begin(tmp_path, 2_000)
+    process = begin(tmp_path, 400)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert said.count("stopping after this round; Ctrl-C again stops at once") == 1
     assert "of 4 runs are finished in out" in said
     assert list(tmp_path.glob("out/runs/*/checkpoint.npz"))
-    done = subprocess.run([sys.executable, "-c", STUDY, "2_000"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", STUDY, "400"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resuming after round" in done.stderr
 
@@ -571,6 +575,7 @@ def test_runs_that_diverge_are_left_out_and_named(
         assert "2 of 4 runs diverged and are left out; the first: SGD(lr=1000000000.0), seed 0: training dive" in said
         assert len(pd.read_csv(tmp_path / str(jobs) / "summary.csv")) == 1
         assert Study.load(tmp_path / str(jobs)).notes == study.notes
+        assert not capsys.readouterr().err  # a run that diverged is finished
         assert list(list_study(tmp_path / str(jobs))["state"]) == ["finished"] * 2 + ["diverged"] * 2
         with monkeypatch.context() as patch:
             patch.delattr(Execution, "run")  # nothing is run again

@@ -41,7 +41,7 @@ def test_each_variant_reports_the_value_that_was_best_on_other_seeds(tmp_path: P
             runs = [replace(BASE, client=replace(client, lr=lr), seed=seed).run() for seed in (2, 3)]
             scores.append(np.mean([run.final_score for run in runs]))
         assert client.lr == RATES[int(np.argmax(scores))]
-        assert variant.labels["client.lr"] == str(client.lr)
+        assert variant.labels["tuned client.lr"] == str(client.lr)
         alone = replace(BASE, client=client, seed=1).run()
         assert np.array_equal(variant.results[1].test_scores, alone.test_scores)
     assert {r.experiment.seed for v in study.tuning.variants for r in v.results} == {2, 3}
@@ -58,20 +58,22 @@ def test_a_loss_is_to_fall() -> None:
     settings: dict[str, Any] = {"tune": {"client.lr": [0.001, 0.1]}, "tune_seeds": 1}
     for metric in ("test_loss", "train_loss", "test_accuracy"):
         study = compare(BASE, tune_metric=metric, **settings)
-        assert study.variants[0].labels == {"client.lr": "0.1"}
+        assert study.variants[0].labels == {"tuned client.lr": "0.1"}
     with pytest.raises(ConfigError, match="tune_metric is 'bytes_up'; allowed: test_loss, test_accuracy, "):
         compare(BASE, tune_metric="bytes_up", **settings)
 
 
 def test_variants_without_the_setting_keep_what_they_have() -> None:
     study = compare(BASE, tune={"client.proximal_mu": [0.1, 1.0]}, tune_seeds=1, **AXES)
-    assert study.variants[0].labels == {"client": "SGD", "client.proximal_mu": "-"}
-    assert study.variants[1].labels["client.proximal_mu"] in ("0.1", "1.0")
+    assert study.variants[0].labels == {"client": "SGD", "tuned client.proximal_mu": "-"}
+    assert study.variants[1].labels["tuned client.proximal_mu"] in ("0.1", "1.0")
 
 
 def test_seeds_of_both_kinds_are_others() -> None:
     with pytest.raises(ConfigError, match="tune_seeds has 1, which is reported too; allowed: other seeds than 0, 1"):
         compare(BASE, seeds=2, tune={"client.lr": [0.1]}, tune_seeds=[1, 2])
+    with pytest.raises(ConfigError, match=r"client.lr is both tuned and compared; allowed: one of the two"):
+        compare(BASE, tune={"client.lr": [0.1, 0.2]}, **{"client.lr": [0.1, 0.2]})  # type: ignore[arg-type]
     with pytest.raises(DivergenceError):
         compare(BASE, tune={"client.lr": [1e9, 1e10]}, tune_seeds=1)
 

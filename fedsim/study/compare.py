@@ -119,6 +119,7 @@ def run_plan(plan: Plan, options: StudyOptions, directory: str | os.PathLike[str
     chosen, seeds, tuned = plan.variants(), plan.seed_list(), None
     notes: list[str] = []
     if plan.tuning:
+        plan.tuning.check(plan.axes)
         candidates = [plan.tuning.candidates(labels, experiment) for labels, experiment in chosen]
         others = plan.tuning.seed_list(seeds)
         folder = None if directory is None else Path(directory) / TUNING
@@ -165,7 +166,10 @@ def _execute(
         """Return the study of the results that there are, in the order of the plan."""
         names = "; ".join(planned[number].title for number in sorted(diverged))
         left_out = (f"Diverged, and not in the means: {names}.",) if names else ()
-        results = Study.of((planned[number].labels, found[number]) for number in sorted(found))
+        results = Study.of(
+            [(planned[number].labels, found[number]) for number in sorted(found)],
+            [(planned[number].labels, planned[number].experiment.seed) for number in sorted(diverged)],
+        )
         return replace(results, remarks=(*left_out, *remarks))
 
     with ExitStack() as stack:

@@ -20,6 +20,9 @@ OPTIONS = (
     "seeds", "baselines", "tune", "tune_seeds", "tune_metric",
     "progress", "callbacks", "workers", "jobs", "verbose", "engine", "directory",
 )  # fmt: skip
+#: Start of the name of an axis whose values were chosen by tuning. They describe the variants, which are not compared
+#: by them.
+TUNED = "tuned "
 #: The largest number of seeds.
 MOST_SEEDS = 10_000
 

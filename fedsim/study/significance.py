@@ -13,6 +13,7 @@ from fedsim.checks import check_choice, check_instance
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import MIN_SEEDS
 from fedsim.statistics import paired
+from fedsim.study.grid import TUNED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ def split_axes(study: Study, axis: str | Sequence[str] | None) -> tuple[list[str
     ConfigError
         `axis` is not an axis of the study, or several.
     """
-    known = list(study.variants[0].labels)
+    known = [name for name in study.variants[0].labels if not name.startswith(TUNED)]
     if axis is None:
         compared = [name for name in known if name.partition(".")[0] not in PROBLEM] or known
     else:
@@ -59,7 +60,7 @@ def conditions(study: Study, axes: Sequence[str]) -> dict[tuple[str, ...], list[
 def titled(axis: str, label: str) -> str:
     """Return a label, with the last part of the axis' name if it is a plain value, as in ``lr=0.1``."""
     is_name = label[:1].isalpha() and label not in ("True", "False", "None", "nan", "inf")
-    return label if is_name else f"{axis.rpartition('.')[2]}={label}"
+    return label if is_name else f"{axis.removeprefix(TUNED).rpartition('.')[2]}={label}"
 
 
 def level(variant: Variant, axes: Sequence[str]) -> str:

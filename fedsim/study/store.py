@@ -32,6 +32,7 @@ from fedsim.study.directory import CHECKPOINT, DIVERGED, LOCK, PREVIOUS, save_re
 from fedsim.study.identity import run_name
 from fedsim.study.result import Result
 from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
+from fedsim.study.significance import titled
 from fedsim.study.tables import TABLES
 from fedsim.text import print_notice
 
@@ -76,7 +77,8 @@ class PlannedRun:
     @property
     def title(self) -> str:
         """The labels and the seed, for progress and errors."""
-        return ", ".join([*self.labels.values(), f"seed {self.experiment.seed}"])
+        labels = [titled(axis, label) for axis, label in self.labels.items()]
+        return ", ".join([*labels, f"seed {self.experiment.seed}"])
 
     def named(self, dataset: Dataset, callbacks: Sequence[Callback]) -> PlannedRun:
         """Return the run with its name, given its dataset and its callbacks."""
@@ -148,6 +150,8 @@ class StudyStore:
         with self._lock():
             self.check()
             study.to_csv(self.path)
+            for name in TABLES.keys() - set(study.files):  # those of a part of the study
+                (self.path / name).unlink(missing_ok=True)
             write_text(self.path / REMARKS, "".join(f"{remark}\n" for remark in study.remarks))
         self._written = content
         self._writing += time.perf_counter() - begun
@@ -188,8 +192,8 @@ def read_index(path: Path) -> list[tuple[dict[str, str], str]]:
             header, *rows = csv.reader(stream, strict=True)
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    names = [row[-1] for row in rows if row]
-    if tuple(header[-2:]) != COLUMNS or any(len(row) != len(header) for row in rows) or not all(map(_is_name, names)):
+    sound = all(len(row) == len(header) and row[-2].isdecimal() and _is_name(row[-1]) for row in rows)
+    if tuple(header[-2:]) != COLUMNS or not sound:
         raise ConfigError(f"{str(file)!r} is not the index of a study")
     return [(dict(zip(header[:-1], row, strict=False)), row[-1]) for row in rows]
 
@@ -210,12 +214,18 @@ def state_of(folder: Path) -> str:
 
 def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
     """Write a study into a directory; see `Study.save`."""
-    variants = [(variant.labels, result) for variant in study.variants for result in variant.results]
-    runs = [PlannedRun(labels, result.experiment, run_name(result.experiment)) for labels, result in variants]
-    store = StudyStore(directory, runs, "")
-    for planned, (_, result) in zip(runs, variants, strict=True):
-        if damage(store.folder(planned)):
-            save_result(result, store.folder(planned))
+    runs: list[tuple[PlannedRun, Result | None]] = []
+    for variant in study.variants:
+        found = [(result.experiment, result) for result in variant.results]
+        failed = [(replace(variant.results[0].experiment, seed=seed), None) for seed in variant.diverged]
+        runs += [(PlannedRun(variant.labels, run, run_name(run)), result) for run, result in (*found, *failed)]
+    store = StudyStore(directory, [planned for planned, _ in runs], "")
+    for planned, result in runs:
+        folder = store.folder(planned)
+        if result is None:
+            write_text(writable_directory(folder) / DIVERGED, "training diverged")
+        elif damage(folder):
+            save_result(result, folder)
     store.add(study)
     if study.tuning:
         save_study(study.tuning, store.path / TUNING)
@@ -223,18 +233,26 @@ def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
 
 def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dict[str, str], Result]]:
     """Return the labels and the results of the finished runs of a study; see `Study.load`."""
-    index = read_index(directory)
-    folders = [(labels, directory / RUNS / name) for labels, name in index]
-    finished = [(labels, folder) for labels, folder in folders if state_of(folder) == FINISHED]
-    if not finished:
+    runs = [(labels, directory / RUNS / name) for labels, name in read_index(directory)]
+    states = [state_of(folder) for _, folder in runs]
+    if FINISHED not in states:
         raise ConfigError(f"no run of the study in {str(directory)!r} is finished")
-    if missing := len(index) - len(finished):
-        print_notice(f"{missing} of the {len(index)} runs in {directory} are not finished, and are left out")
-    seed = COLUMNS[0]
+    if missing := sum(state not in (FINISHED, HAS_DIVERGED) for state in states):
+        print_notice(f"{missing} of the {len(runs)} runs in {directory} are not finished, and are left out")
+    finished = [run for run, state in zip(runs, states, strict=True) if state == FINISHED]
+    return [(_without_seed(labels), Result.load(folder, modules=modules)) for labels, folder in finished]
+
+
+def diverged_runs(directory: Path) -> list[tuple[dict[str, str], int]]:
+    """Return the labels and the seeds of the runs of a study that diverged."""
+    runs = [(labels, directory / RUNS / name) for labels, name in read_index(directory)]
     return [
-        ({axis: label for axis, label in labels.items() if axis != seed}, Result.load(folder, modules=modules))
-        for labels, folder in finished
+        (_without_seed(labels), int(labels[COLUMNS[0]])) for labels, folder in runs if state_of(folder) == HAS_DIVERGED
     ]
+
+
+def _without_seed(labels: Mapping[str, str]) -> dict[str, str]:
+    return {axis: label for axis, label in labels.items() if axis != COLUMNS[0]}
 
 
 def read_remarks(directory: Path) -> tuple[str, ...]:

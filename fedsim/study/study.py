@@ -38,10 +38,13 @@ class Variant:
         Axis name -> short label of this variant's value.
     results : tuple of Result
         One per seed.
+    diverged : tuple of int
+        Seeds whose runs diverged, which have no result.
     """
 
     labels: Mapping[str, str]
     results: tuple[Result, ...]
+    diverged: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -219,7 +222,7 @@ class Study:
         """Return rounds, megabytes and seconds to a test accuracy, as censored data.
 
         A run that ends before it reaches the target counts as one that would have needed longer (Kaplan-Meier), also if
-        early stopping ended it.
+        early stopping ended it. A run that diverged counts as one that never reaches it.
 
         Parameters
         ----------
@@ -230,9 +233,9 @@ class Study:
         -------
         DataFrame
             A row per quantity and variant: the axes' columns, ``quantity, target, seeds, reached`` (number of seeds),
-            ``median, low, high`` (95 % interval; a median that is not reached is NaN), ``restricted_mean`` (up to the
-            horizon), ``horizon`` (the shortest variant's largest value), ``longest`` (the largest value). See
-            `fedsim.statistics.censored`.
+            ``median, later_than, low, high`` (95 % interval; a median that is not known is NaN, and later than
+            ``later_than``), ``restricted_mean`` (up to the horizon), ``horizon`` (the shortest variant's largest
+            value). See `fedsim.statistics.censored`.
         """
         return time_to_target.time_to_target(self, self.target if target is None else target)
 
@@ -297,21 +300,35 @@ class Study:
         ConfigError
             The directory has no study, no run of it is finished, or a file is damaged.
         """
-        from fedsim.study.store import INDEX, TUNING, load_results, read_remarks
+        from fedsim.study.store import INDEX, TUNING, diverged_runs, load_results, read_remarks
 
         path, tuning = Path(directory), Path(directory) / TUNING
-        study = cls.of(load_results(path, modules))
+        study = cls.of(load_results(path, modules), diverged_runs(path))
         return replace(
             study, remarks=read_remarks(path), tuning=cls.load(tuning, modules) if (tuning / INDEX).is_file() else None
         )
 
     @classmethod
-    def of(cls, results: Iterable[tuple[Mapping[str, str], Result]]) -> Study:
-        """Return the study of labelled results; those with the same labels are the seeds of one variant."""
+    def of(
+        cls,
+        results: Iterable[tuple[Mapping[str, str], Result]],
+        diverged: Iterable[tuple[Mapping[str, str], int]] = (),
+    ) -> Study:
+        """Return the study of labelled results; those with the same labels are the seeds of one variant.
+
+        Parameters
+        ----------
+        results : iterable of (labels, Result)
+        diverged : iterable of (labels, int)
+            Seeds whose runs diverged. Variants of which all did are left out.
+        """
         variants: dict[tuple[str, ...], Variant] = {}
         for labels, result in results:
             before = variants.get(tuple(labels.values()), Variant(labels, ()))
             variants[tuple(labels.values())] = Variant(labels, (*before.results, result))
+        for labels, seed in diverged:
+            if variant := variants.get(tuple(labels.values())):
+                variants[tuple(labels.values())] = replace(variant, diverged=(*variant.diverged, seed))
         return cls(tuple(variants.values()))
 
     def to_csv(self, directory: str | os.PathLike[str]) -> None:

@@ -48,17 +48,22 @@ def time_to_target(study: Study, target: float, quantities: Sequence[str] = QUAN
         longest = [max((cost[quantity] for cost, _ in found), default=math.nan) for found in runs]
         horizon = min((time for time in longest if not math.isnan(time)), default=math.nan)
         for variant, found, most in zip(study.variants, runs, longest, strict=True):
-            times = kaplan_meier([cost[quantity] for cost, _ in found], [reached for _, reached in found], horizon)
-            row = {"quantity": quantity, "target": target, "seeds": len(found), **times._asdict()}
-            rows.append({**variant.labels, **row, "horizon": horizon, "longest": most})
+            never = [most] * len(variant.diverged) if found else []
+            times = [cost[quantity] for cost, _ in found] + never
+            estimate = kaplan_meier(times, [reached for _, reached in found] + [False] * len(never), horizon)
+            row = {"quantity": quantity, "target": target, "seeds": len(times), **estimate._asdict()}
+            rows.append({**variant.labels, **row, "horizon": horizon})
     return pd.DataFrame(rows)
 
 
 def median_rounds(study: Study, target: float) -> list[str]:
-    """Return each variant's median number of rounds to the target as text, "> 30" if most runs of 30 miss it."""
+    """Return each variant's median number of rounds to the target as text, "> 30" if most runs of 30 miss it.
+
+    A run that diverged counts as one that never reaches it.
+    """
     cells = []
     for row in time_to_target(study, target, ["rounds"]).itertuples():
-        median = f"> {row.longest:.0f}" if math.isnan(row.median) else f"{row.median:.1f}"
+        median = f"> {round(row.later_than, 1):g}" if math.isnan(row.median) else f"{row.median:.1f}"
         share = "" if row.reached == row.seeds else f" ({row.reached} of {row.seeds} seeds)"
         cells.append(median + share if row.seeds else "")
     return cells

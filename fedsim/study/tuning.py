@@ -8,7 +8,7 @@ set is the same, so that the choice by `Tuning.metric` of clients' held-out exam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from fedsim.checks import check_choice
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.study.callbacks import RISING
 from fedsim.study.experiment import Experiment
-from fedsim.study.grid import has_setting, seed_list, variants
+from fedsim.study.grid import TUNED, has_setting, seed_list, variants
 
 if TYPE_CHECKING:
     from fedsim.study.study import Study
@@ -62,6 +62,12 @@ class Tuning:
             raise ConfigError(f"tune_seeds has {both[0]}, which is reported too; allowed: {allowed}")
         return seeds
 
+    def check(self, axes: Iterable[str]) -> None:
+        """Raise ConfigError if a setting is an axis of the study too."""
+        for name in axes:
+            if name in self.settings:
+                raise ConfigError(f"{name} is both tuned and compared; allowed: one of the two")
+
     def candidates(self, labels: Mapping[str, str], experiment: Experiment) -> Variants:
         """Return the variants from which one is chosen: every combination of the values."""
         settings = {name: values for name, values in self.settings.items() if has_setting(experiment, name)}
@@ -96,8 +102,12 @@ class Tuning:
             if max(scores) == -math.inf:
                 tried = ", ".join(self.settings)
                 raise DivergenceError(f"no value of {tried} has a score in all seeds for {', '.join(labels.values())}")
-            best.append((labels, experiment))
+            best.append(({self._title(name): label for name, label in labels.items()}, experiment))
         return best, self._notes(best)
+
+    def _title(self, axis: str) -> str:
+        """Return the name of an axis among the reported labels."""
+        return f"{TUNED}{axis}" if axis in self.settings else axis
 
     def _score(self, results: Sequence[Any]) -> float:
         """Return the mean of the metric in the last round; larger is better, and NaN is worst."""
@@ -114,7 +124,7 @@ class Tuning:
             tried = sorted(value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
             if len(tried) < max(3, len(values)):
                 continue
-            chosen = [labels[name] for labels, _ in best if labels[name] != NONE]
+            chosen = [label for labels, _ in best if (label := labels[self._title(name)]) != NONE]
             for end, value in (("smallest", tried[0]), ("largest", tried[-1])):
                 if number := chosen.count(str(value)):
                     notes.append(
