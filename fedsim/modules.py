@@ -122,7 +122,7 @@ def _load(field: str, path: str, kind: str, modules: Modules) -> Any:
             raise ConfigError(f"{field} names the module {name!r}; allowed here: classes of fedsim and Flower")
         raise ConfigError(
             f"{field} names the module {name!r}, which is not in {str(modules.folder)!r}; "
-            f"if you trust it, allow it by --module {name}"
+            f"if you trust it, allow it by --module {name} (in Python: modules=[{name!r}])"
         )
     folder = os.getcwd() if modules.every else str(modules.folder)
     try:

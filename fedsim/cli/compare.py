@@ -56,7 +56,7 @@ def execute(plan: Plan, args: argparse.Namespace) -> None:
     from fedsim.study.execution import StudyOptions
 
     if args.target is not None:
-        check_real("--target", args.target)
+        check_real("--target", args.target, high=1)
     options.print_dataset(plan.base)
     engine, trackers = options.choose_engine(args), options.make_trackers(args)
     how = StudyOptions(callbacks=trackers, workers=args.workers, jobs=args.jobs, verbose=args.verbose, engine=engine)

@@ -125,14 +125,14 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def choose_engine(args: argparse.Namespace) -> Any:
-    """Return the engine's class, or a partial of it with the address."""
+    """Return the engine's name, or a partial of its class with the address."""
     from functools import partial
 
     from fedsim.engines.engine import engine_class
 
     make = engine_class(args.engine)
     if not args.address:
-        return make
+        return args.engine
     if args.engine != "ray":
         raise ConfigError(f"--address is for --engine ray; --engine is {args.engine!r}")
     return partial(make, address=args.address)

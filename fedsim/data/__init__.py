@@ -54,6 +54,11 @@ def check(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     return name, args, keywords
 
 
+def reads_files(text: str) -> bool:
+    """Return whether a dataset is read from files, which may change; the others are functions of their text."""
+    return "data_dir" in inspect.signature(DATASETS[check(text)[0]]).parameters
+
+
 def title(text: str) -> str:
     """Return a dataset's name for titles: the last part of the path of a table or hub dataset, else the text."""
     name, args, keywords = check(text)
@@ -90,7 +95,7 @@ def load(text: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 def _load(text: str, data_dir: str) -> Dataset:
     name, args, keywords = check(text)
-    if "data_dir" in inspect.signature(DATASETS[name]).parameters:
+    if reads_files(text):
         keywords.setdefault("data_dir", data_dir or None)
     return make("dataset", DATASETS[name], name, args, keywords)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +26,26 @@ def quiet(verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+_RUNNING = threading.RLock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Wait until no other thread of this process has a run: runs share Flower's log and global random generators."""
+    with _RUNNING:
+        yield
+
+
+def _forget_threads() -> None:
+    """Release the lock in a forked process, which does not have the thread that holds it."""
+    global _RUNNING
+    _RUNNING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 @contextmanager

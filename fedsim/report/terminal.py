@@ -7,6 +7,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from fedsim.text import escape
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,7 +36,7 @@ def to_text(frame: pd.DataFrame) -> str:
     numbers_rows = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
     with pd.option_context("display.unicode.east_asian_width", True):  # a Chinese character is as wide as two others
         spaced = frame.rename(columns=lambda name: f" {name}")  # headers have spaces inside
-        return spaced.to_string(index=not numbers_rows, line_width=terminal_width())
+        return escape(spaced.to_string(index=not numbers_rows, line_width=terminal_width()))
 
 
 def history_text(history: pd.DataFrame, width: int | None = None) -> tuple[str, str]:

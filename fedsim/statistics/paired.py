@@ -74,6 +74,10 @@ def t_test(differences: ArrayLike) -> PairedStatistics:
     return PairedStatistics(n, mean, mean - half, mean + half, *effect_sizes(t, n), t, p)
 
 
+#: |t| above which limits of effect sizes are those of large t.
+FAR = 300.0
+
+
 def effect_sizes(t: Floats, seeds: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
     """Return the effect sizes of paired differences, Hedges' g_z, with the limits of their 95 % intervals.
 
@@ -91,13 +95,18 @@ def effect_sizes(t: Floats, seeds: NDArray[np.int64]) -> tuple[Floats, Floats, F
     seeds : ndarray of int, shape (pairs,)
         Numbers of differences.
     """
-    from scipy.special import gammaln, nctdtrinc
+    from scipy.special import chdtri, gammaln, nctdtrinc
 
     known = ~np.isnan(t)
     m, root = seeds[known] - 1.0, np.sqrt(seeds[known])
     bias = np.exp(gammaln(m / 2) - gammaln((m - 1) / 2)) / np.sqrt(m / 2)
+    # Far out, where scipy's function is inexact and does not end, only the chi-square part of noncentral t matters.
+    near = np.clip(t[known], -FAR, FAR)
+    limits = np.array([nctdtrinc(m, q, near) for q in (0.975, 0.025)])
+    tails = np.where(t[known] > 0, [[0.975], [0.025]], [[0.025], [0.975]])
+    limits = np.where(np.abs(t[known]) > FAR, t[known] * np.sqrt(chdtri(m, tails) / m), limits)
     found = np.full((3, len(t)), np.nan)
-    found[:, known] = bias * t[known] / root, nctdtrinc(m, 0.975, t[known]) / root, nctdtrinc(m, 0.025, t[known]) / root
+    found[:, known] = bias * t[known] / root, *limits / root
     return found[0], found[1], found[2]
 
 

@@ -23,7 +23,7 @@ from fedsim.clients.sensitive import COUNTS
 from fedsim.fairness import group_rates
 from fedsim.fairness.clients import final_measures
 from fedsim.models import flat_parameters
-from fedsim.models.metrics import metric_name, metric_title
+from fedsim.models.metrics import default_metrics, metric_name, metric_title
 from fedsim.objects import short_repr
 from fedsim.report.markdown import frame_table, markdown_text, settings_table
 from fedsim.splits.measure import summary
@@ -189,7 +189,8 @@ def _global_model(result: Result, data: Dataset, model: Model, scores: Array) ->
         f"{result.final_score:.3f} on the test set of {len(data.y_test):,} examples."
     ]
     if has_class_scores(data, model):
-        found = scoring.measure(scores, data, model)
+        own = [metric for metric in result.experiment.metrics if not isinstance(metric, str)]
+        found = scoring.measure(scores, data, model, (*default_metrics(data.regression), *own))
         metrics = {"metric": map(metric_title, found), "value": found.values()}
         parts.append(frame_table(pd.DataFrame(metrics)))
         if not data.regression and data.num_classes <= MAX_MATRIX:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim import data
 from fedsim.arguments import checked_arguments
+from fedsim.checks import check_instance
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.study.callbacks import Callback
 from fedsim.study.execution import Execution, StudyOptions
@@ -110,6 +111,8 @@ def compare(
     options = StudyOptions(
         progress=progress, callbacks=callbacks, workers=workers, jobs=jobs, verbose=verbose, engine=engine
     )
+    check_instance("tune", tune, Mapping | None, "a dict of settings to lists of values")
+    check_instance("tune_metric", tune_metric, str | None, "a column of the history")
     tuning = Tuning(tune, tune_seeds, tune_metric) if tune else None
     return run_plan(Plan(base, axes, seeds, baselines, tuning), options, directory)
 
@@ -118,17 +121,22 @@ def run_plan(plan: Plan, options: StudyOptions, directory: str | os.PathLike[str
     """Run the study of a plan; see `compare`."""
     chosen, seeds, tuned = plan.variants(), plan.seed_list(), None
     notes: list[str] = []
+    candidates, others = [], []
     if plan.tuning:
         plan.tuning.check(plan.axes)
         candidates = [plan.tuning.candidates(labels, experiment) for labels, experiment in chosen]
-        others = plan.tuning.seed_list(seeds)
-        folder = None if directory is None else Path(directory) / TUNING
-        tuned = _execute(seeded([one for part in candidates for one in part], others), "", options, folder)
-        chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
-        how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
-        notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
-    configuration = "" if directory is None else plan.to_toml()
-    return replace(_execute(seeded(chosen, seeds), configuration, options, directory, notes), tuning=tuned)
+        others = list(plan.tuning.seed_list(seeds))
+    trials = seeded([one for part in candidates for one in part], others)
+    rounds = sum(experiment.rounds for _, experiment in (*trials, *seeded(chosen, seeds)))
+    with ProgressBar(rounds, options.progress) as bar:
+        if plan.tuning:
+            folder = None if directory is None else Path(directory) / TUNING
+            tuned = _execute(trials, "", options, folder, bar)
+            chosen, notes = plan.tuning.choose(candidates, tuned, len(others))
+            how = f"Chosen with seeds {', '.join(map(str, others))}, which are not in this table"
+            notes = [f"{how}: {', '.join(plan.tuning.settings)}.", *notes]
+        configuration = "" if directory is None else plan.to_toml()
+        return replace(_execute(seeded(chosen, seeds), configuration, options, directory, bar, notes), tuning=tuned)
 
 
 def _execute(
@@ -136,6 +144,7 @@ def _execute(
     configuration: str,
     options: StudyOptions,
     directory: str | os.PathLike[str] | None,
+    bar: ProgressBar,
     remarks: Sequence[str] = (),
 ) -> Study:
     """Execute the runs of a study.
@@ -147,6 +156,7 @@ def _execute(
         The study's file.
     options : StudyOptions
     directory : path, optional
+    bar : ProgressBar
     remarks : sequence of str
         Of the study.
     """
@@ -175,7 +185,6 @@ def _execute(
     with ExitStack() as stack:
         if store:
             stack.enter_context(_tables(store, study))
-        bar = stack.enter_context(ProgressBar(sum(run.experiment.rounds for run in planned), options.progress))
         for number, result in execution.results(bar):
             if isinstance(result, DivergenceError):
                 diverged[number] = result

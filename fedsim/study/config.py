@@ -165,6 +165,7 @@ def with_setting(base: Experiment, key: str, value: Any, where: str) -> Experime
         _server_options(part) if outer == "server" else [f.name for f in fields(part) if f.init] if is_object else []
     )
     given = shorten(f"{key}={value}")
+    value = None if value in ("none", "None") else value
     if inner not in names:
         allowed = ", ".join(f"{outer}.{name}" for name in names) or "split.NAME and client.NAME"
         hint = part.suggest_argument(inner, names) if is_object else suggest_part(outer, inner, value)
@@ -198,7 +199,7 @@ def to_settings(experiment: Experiment) -> dict[str, Any]:
 
 def to_plain(name: str, value: Any) -> Any:
     """Return the TOML value of a setting, from which `value_of` makes it."""
-    if value is None and name in OPTIONAL:
+    if value is None and (name in OPTIONAL or "." in name):
         return "none"
     if name == "server":
         from fedsim.servers.options import check_server

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fedsim.errors import ConfigError
@@ -162,13 +163,16 @@ class RunDirectory(ResultsDirectory):
         elif self.checkpoint.exists() or self.previous.exists():
             saved = self._load_newest()
         if saved is not None and "history" in saved:
-            if saved["experiment"] != self._run_identity and not self._is_same_run(saved["experiment"]):
+            if saved["experiment"] == self._run_identity or self._is_same_run(saved["experiment"]):
+                self._saved, self._has_rounds = saved, True
+                return
+            if not self._reuse:
                 raise ConfigError(
                     f"{str(self.path)!r} holds the interrupted run of another experiment, or of code that has changed; "
                     f"continue it with fedsim resume {self.path}, or choose another directory"
                 )
-            self._saved, self._has_rounds = saved, True
-            return
+            print_notice(f"the run in {self.path} starts again, because its checkpoint is that of another run")
+            saved = None
         if saved is None:
             self.keep_earlier()
         self.save({})  # marks the run as unfinished
@@ -222,14 +226,31 @@ class RunDirectory(ResultsDirectory):
         A run that was too short for a checkpoint is soon repeated, and is not flushed to the disk.
         """
         self.check()
-        write_result(self.path, result, card, durable=self._has_rounds)
+        run = self.path.name if self._reuse else run_name(self._experiment, self._dataset)
+        write_result(self.path, result, card, run, durable=self._has_rounds)
         self._delete_checkpoints()
 
     def _delete_checkpoints(self) -> None:
-        for file in (self.previous, self.checkpoint):
+        for file in (self.path / DIVERGED, self.previous, self.checkpoint):
             file.unlink(missing_ok=True)
         if self._has_rounds:
             sync_directory(self.path)
+
+
+def divergence(folder: Path) -> str:
+    """Return the message of a study's run that diverged; empty if it did not."""
+    try:
+        return (folder / DIVERGED).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def finished_rounds(folder: Path) -> int:
+    """Return the number of rounds in the newest checkpoint of an interrupted run; 0 if none can be read."""
+    for file in (folder / CHECKPOINT, folder / PREVIOUS):
+        with suppress(ConfigError, TypeError):
+            return max(len(checkpoint.load(file).get("history", ())) - 1, 0)
+    return 0
 
 
 def save_result(result: Result, directory: str | os.PathLike[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fedsim import kernels
 from fedsim.checks import check_integer
 from fedsim.data import Dataset
+from fedsim.engines.engine import engine_class
 from fedsim.engines.workers import MAX_WORKERS, available_cores
 from fedsim.errors import ConfigError, DivergenceError, named_run
 from fedsim.files import write_text
 from fedsim.study.build import build_runtime
 from fedsim.study.callbacks import Callback, FinishedRound, check_callbacks
-from fedsim.study.directory import DIVERGED, DirectoryInUseError
+from fedsim.study.directory import DIVERGED, DirectoryInUseError, divergence
 from fedsim.study.pool import FORKS, in_processes, may_start_workers
 from fedsim.study.progress import ProgressBar
 from fedsim.study.result import Result
@@ -51,6 +51,7 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         check_callbacks(self.callbacks)
+        engine_class(self.engine)
         if self.jobs is not None:
             check_integer("jobs", self.jobs, 1, MAX_WORKERS)
 
@@ -90,6 +91,10 @@ class Execution:
             else:
                 yield number, found
         jobs = self._default_jobs() if self.options.jobs is None else self.options.jobs
+        if jobs > 1 and not may_start_workers():
+            raise ConfigError(
+                f"jobs is {jobs}, and a daemon process or another thread than the main one starts none; use 1"
+            )
         large = self._large(numbers) if self.options.jobs is None and jobs > 1 else set()
         small = [number for number in numbers if number not in large]
         for todo, at_once in ((small, jobs), (sorted(large), 1)):
@@ -109,8 +114,8 @@ class Execution:
         folder = self.folders[number]
         if folder is None:
             return None
-        with suppress(OSError, ValueError):
-            error = DivergenceError((folder / DIVERGED).read_text(encoding="utf-8"))
+        if message := divergence(folder):
+            error = DivergenceError(message)
             error.run = self.runs[number].title
             return error
         try:
@@ -167,7 +172,7 @@ class Execution:
         """Return the number of small runs at the same time."""
         options = self.options
         passive = all(callback.passive for callback in options.callbacks)
-        alone = not passive or options.verbose or options.engine != "in-process" or options.workers is not None
+        alone = not passive or options.verbose or not _is_in_process(options.engine) or options.workers is not None
         return 1 if alone or not FORKS or not may_start_workers() else available_cores()
 
     def _large(self, numbers: Sequence[int]) -> set[int]:
@@ -185,6 +190,11 @@ class Execution:
                 examples = experiment.examples_per_round(runtime.federated)
                 found[labels] = kernels.round_flops(runtime.model, examples) >= LARGE_ROUND
         return {number for number in numbers if found[tuple(self.runs[number].labels.values())]}
+
+
+def _is_in_process(engine: Any) -> bool:
+    """Return whether an engine, by its name or its class, runs clients in this process."""
+    return bool(engine_class(engine) is engine_class("in-process"))
 
 
 class _Reporter(Callback):

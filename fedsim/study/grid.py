@@ -85,7 +85,7 @@ def _suggest_axis(word: Any, allowed: list[str]) -> str:
 def seed_list(seeds: Any, first: int) -> Sequence[int]:
     """Return a list of seeds as it is; for a number of seeds, return that many from the experiment's own."""
     seeds = to_builtin_sequence(seeds)
-    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+    if isinstance(seeds, str | bytes) or not isinstance(seeds, Sequence):
         return range(first, first + check_integer("seeds", seeds, 1, MOST_SEEDS))
     if not seeds:
         raise ConfigError("seeds is empty; allowed: a number of seeds, or a list of them")
@@ -103,13 +103,19 @@ def _shown(base: Experiment, axis: str, value: Any) -> Any:
 
 def distinct_labels(values: Sequence[Any]) -> list[str]:
     """Return a label of each value, without the arguments that all values share."""
-    short = [_short(_without(value, _shared(values))) for value in values]
+    shorten_one = short_repr if _differ_in_size(values) else _short
+    short = [shorten_one(_without(value, _shared(values))) for value in values]
     alike = [[other for other, text in zip(values, short, strict=True) if text == label] for label in short]
     labels = [
         text if len(same) == 1 else _distinguish(text, value, same)
         for value, text, same in zip(values, short, alike, strict=True)
     ]
     return labels if len(set(labels)) == len(labels) else list(map(short_repr, values))
+
+
+def _differ_in_size(values: Sequence[Any]) -> bool:
+    """Return whether objects, such as splits, have other numbers of clients, which their short labels leave out."""
+    return len({getattr(value, "num_clients", None) for value in values}) > 1
 
 
 def _shared(values: Sequence[Any]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from fedsim import data
 from fedsim.data import Dataset
 from fedsim.study.config import to_toml
 from fedsim.study.user_code import digest, own_objects
@@ -32,7 +33,7 @@ def fingerprint(experiment: Experiment, dataset: Dataset | None = None) -> str:
         Its dataset, if it has been loaded.
     """
     name = experiment.dataset
-    if not isinstance(name, str) or name.startswith(("table", "hub")):  # a file may have changed
+    if not isinstance(name, str) or data.reads_files(name):
         name = (dataset or experiment.load_data()).digest
     plain = replace(experiment, dataset="digits", data_dir=None)
     own = list(own_objects([getattr(plain, field.name) for field in fields(plain)]))

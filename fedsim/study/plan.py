@@ -117,6 +117,10 @@ def make_plan(
     seeds, baselines = axes.pop("seeds", 1), axes.pop("baselines", ())
     check_axes(axes)
     options = {name: tuned.pop(name) for name in ("seeds", "metric") if name in tuned}
+    if options and not tuned:
+        raise ConfigError(
+            f"tune has {' and '.join(options)} only; allowed: settings too, such as client.lr = [0.01, 0.1]"
+        )
     tuning = Tuning(tuned, **options) if tuned else None
     return Plan(config.apply(config.experiment(rest, modules), assignments), axes, seeds, baselines, tuning)
 

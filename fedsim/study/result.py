@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.checks import check_real, shorten
+from fedsim.arguments import checked_arguments
+from fedsim.checks import check_path, check_real, shorten
 from fedsim.clients.private import no_global_model
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -165,6 +166,7 @@ class Result:
         """The final global model as a flat row, shape (parameters,)."""
         return flat_parameters(self.model, self.weights)
 
+    @checked_arguments
     def scores(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the final global model's scores, before any sigmoid or softmax, shape (examples, outputs).
 
@@ -191,6 +193,7 @@ class Result:
             raise ConfigError(f"x is {shorten(x)}; allowed: an array of numbers, shape {('examples', *shape)}")
         return scoring.scores(self.model, self.flat_weights, examples)
 
+    @checked_arguments
     def predict(self, x: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the final global model's predictions, shape (examples,): labels, or values for regression.
 
@@ -202,6 +205,7 @@ class Result:
         scores = self.scores(x)
         return scores[:, 0] if self.score == "r2" else predicted_labels(scores)
 
+    @checked_arguments
     def measure(self, metrics: Sequence[AnyMetric] = ()) -> dict[str, Any]:
         """Return metrics of the final global model on the test set, by name.
 
@@ -245,6 +249,7 @@ class Result:
         """
         return scoring.class_scores(self.scores(), self.dataset)
 
+    @checked_arguments
     def card(self, contributions: Any = None) -> str:
         """Return a model card in Markdown: data, training, evaluation, privacy, known limits; see `fedsim.study.card`.
 
@@ -262,6 +267,7 @@ class Result:
 
         return model_card(self, self.experiment.federate(self.dataset), self.model, contributions)
 
+    @checked_arguments
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the result into a directory, as `Experiment.run` does: see `fedsim.study.result_files`.
 
@@ -280,6 +286,7 @@ class Result:
         save_result(self, directory)
 
     @classmethod
+    @checked_arguments
     def load(
         cls, directory: str | os.PathLike[str], experiment: Experiment | None = None, modules: Sequence[str] = ()
     ) -> Result:
@@ -302,14 +309,16 @@ class Result:
 
         from fedsim.study.result_files import read_fields
 
+        check_path("directory", directory)
         return cls(**read_fields(Path(directory), experiment, modules))
 
+    @checked_arguments
     def rounds_to(self, target: float) -> float:
         """Return the number of rounds until the test score reaches `target`, or NaN if it never does.
 
         As in the FedAvg paper, each round's score is the best so far, interpolated linearly between rounds.
         """
-        check_real("target", target)
+        check_real("target", target, high=1)
         best = np.maximum.accumulate(self.test_scores)
         above = best >= target
         if not above.any():

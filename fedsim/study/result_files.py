@@ -10,12 +10,14 @@ import csv
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_STORED
 
 import numpy as np
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 CONFIGURATION, SUMMARY, ENVIRONMENT, CARD = "experiment.toml", "result.toml", "environment.json", "model_card.md"
 WEIGHTS, CHECKSUMS = "weights.npz", "SHA256SUMS"
+#: The name of a run of a study.
+RUN_NAME = re.compile("[0-9a-f]{16}")
 #: The counts of an experiment with a sensitive column, and the measures of fairness between clients that evaluated.
 GROUPS, FAIRNESS = "groups.csv", "fairness.csv"
 #: The metrics of an experiment that has some besides the loss and the accuracy.
@@ -75,7 +79,7 @@ def write_settings(directory: Path, experiment: Experiment) -> None:
     write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1), durable=False)
 
 
-def write_result(directory: Path, result: Result, card: str, durable: bool = True) -> None:
+def write_result(directory: Path, result: Result, card: str, run: str, durable: bool = True) -> None:
     """Write a result and its checksums into a directory that `write_settings` has prepared.
 
     Parameters
@@ -84,6 +88,8 @@ def write_result(directory: Path, result: Result, card: str, durable: bool = Tru
     result : Result
     card : str
         The model card.
+    run : str
+        The name of the run (`fedsim.study.identity`); may be empty outside of a study.
     durable : bool
         As for `fedsim.files.write_whole`. Checksums find files that were lost when the machine stopped.
     """
@@ -96,14 +102,20 @@ def write_result(directory: Path, result: Result, card: str, durable: bool = Tru
     write_text(directory / CARD, card, durable)
     dtypes = {name: {column: str(dtype) for column, dtype in getattr(result, name).dtypes.items()} for name in TABLES}
     texts = {name: getattr(result, name) for name in TEXTS}
-    write_text(directory / SUMMARY, tomli_w.dumps(texts | {"dtypes": dtypes}), durable)
-    names = [name for name in dict.fromkeys([*RESULTS, *tables]) if name != CHECKSUMS and (directory / name).exists()]
+    write_text(directory / SUMMARY, tomli_w.dumps({"run": run} | texts | {"dtypes": dtypes}), durable)
+    others = [name for name in dict.fromkeys([*RESULTS, *tables]) if name not in (SUMMARY, CHECKSUMS)]
+    names = [
+        name for name in (*others, SUMMARY) if (directory / name).exists()
+    ]  # a list that is cut off lacks the last
     sums = "".join(f"{_sha256(directory / name)}  {name}\n" for name in names)
     write_text(directory / CHECKSUMS, sums, durable)
 
 
 def damage(directory: Path) -> str:
-    """Return what is wrong with the files of a result, or an empty string if they are as they were written."""
+    """Return what is wrong with the files of a result, or an empty string if they are as they were written.
+
+    A folder with the name of a run must have the result of that run.
+    """
     try:
         lines = (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -118,6 +130,13 @@ def damage(directory: Path) -> str:
             return f"its {name} is missing"
         if _sha256(directory / name) != digest:
             return f"its {name} is damaged"
+    if RUN_NAME.fullmatch(directory.name):
+        try:
+            run = config.read(directory / SUMMARY).get("run")
+        except ConfigError:
+            return f"its {SUMMARY} is damaged"
+        if run != directory.name:
+            return "it is the result of another run"
     return ""
 
 
@@ -130,6 +149,8 @@ def read_fields(directory: Path, experiment: Experiment | None = None, modules: 
     try:
         summary = config.read(directory / SUMMARY)
         with np.load(directory / WEIGHTS, allow_pickle=False) as archive:
+            if any(entry.compress_type != ZIP_STORED for entry in archive.zip.infolist()):
+                raise ValueError(f"an entry of {WEIGHTS} is compressed")
             weights = {name: archive[name] for name in archive.files}
         tables = {name: _read_table(directory / f"{name}.csv", summary["dtypes"][name]) for name in TABLES}
         return {"experiment": experiment, "weights": weights, **{name: summary[name] for name in TEXTS}, **tables}

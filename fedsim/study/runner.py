@@ -85,6 +85,7 @@ def run(
         with ExitStack() as stack:
             folder = None
             if directory is not None:
+                dataset = dataset or experiment.load_data()  # whose digest is part of the run's identity
                 folder = stack.enter_context(RunDirectory(directory, experiment, dataset, reuse))
                 if folder.complete:
                     result = Result.load(folder.path, experiment)
@@ -141,6 +142,7 @@ class _Run:
     def run(self, verbose: bool) -> Result:
         experiment = self.experiment
         with ExitStack() as stack:
+            stack.enter_context(strategies.one_thread())
             stack.enter_context(strategies.quiet(verbose))
             stack.enter_context(strategies.seeded_sampling(int(keys(experiment.seed, Purpose.FLOWER)[0])))
             stack.enter_context(self.grid)

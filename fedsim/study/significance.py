@@ -13,6 +13,7 @@ from fedsim.checks import check_choice, check_instance
 from fedsim.errors import ConfigError
 from fedsim.report.intervals import MIN_SEEDS
 from fedsim.statistics import paired
+from fedsim.study.callbacks import RISING
 from fedsim.study.grid import TUNED
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 #: Settings of the problem, not of the method: by default, variants are compared within each of their combinations.
 PROBLEM = ("dataset", "data_dir", "split", "test_fraction", "attack")
-#: Endings of columns of the history whose smaller values are better.
-SMALLER_IS_BETTER = ("loss", "error", "attack_success", "epsilon", "client_drift", "bytes_up", "bytes_down", "seconds")
+#: Columns of the history whose smaller values are better, besides those of `RISING` that do not rise.
+SMALLER_IS_BETTER = (
+    *("attack_success", "failures", "client_drift", "weight_divergence", "epsilon"),
+    *("secure_bytes", "secure_seconds", "bytes_up", "bytes_down", "seconds"),
+)
 #: Tests: name -> function of the differences.
 TESTS = {"t": paired.t_test, "wilcoxon": paired.wilcoxon_test}
 LEVEL = 0.05
@@ -261,7 +265,8 @@ def mean_ranks(study: Study, axis: str | Sequence[str] | None = None, metric: st
             f"ranks need 2 values of {', '.join(split_axes(study, axis)[0]) or 'an axis'} and 2 conditions, "
             f"combinations of the other axes; the study has {complete.shape[1]} and {complete.shape[0]} with all scores"
         )
-    found = rank_levels(complete.to_numpy() * (-1 if metric.endswith(SMALLER_IS_BETTER) else 1))
+    rises = RISING.get(metric, metric not in SMALLER_IS_BETTER)
+    found = rank_levels(complete.to_numpy() * (1 if rises else -1))
     behind = found.mean_ranks - found.mean_ranks.min()
     frame = pd.DataFrame(
         {

@@ -20,6 +20,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,13 +29,13 @@ from filelock import FileLock
 
 from fedsim.errors import ConfigError
 from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_text
-from fedsim.study.directory import CHECKPOINT, DIVERGED, LOCK, PREVIOUS, save_result
+from fedsim.study.directory import CHECKPOINT, DIVERGED, LOCK, PREVIOUS, divergence, save_result
 from fedsim.study.identity import run_name
 from fedsim.study.result import Result
 from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
 from fedsim.study.significance import titled
 from fedsim.study.tables import TABLES
-from fedsim.text import print_notice
+from fedsim.text import escape, print_notice
 
 if TYPE_CHECKING:
     from fedsim.data import Dataset
@@ -111,7 +112,10 @@ class StudyStore:
         self._started, self._writing = time.perf_counter(), 0.0
         with self._lock():
             remove_temporary(self.path, STUDY_FILES)
-            held = {name for _, name in read_index(self.path)} if (self.path / INDEX).exists() else None
+            held = None  # of a damaged index too, which is kept
+            if (self.path / INDEX).exists():
+                with suppress(ConfigError):
+                    held = {name for _, name in read_index(self.path)}
             is_part = held is not None and held <= {run.name for run in runs}
             if not is_part and (kept := keep_earlier(self.path, STUDY_FILES)):
                 print_notice(f"kept the earlier tables in {kept}")
@@ -191,10 +195,11 @@ def read_index(path: Path) -> list[tuple[dict[str, str], str]]:
         with file.open(encoding="utf-8", newline="") as stream:
             header, *rows = csv.reader(stream, strict=True)
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or "it is damaged; the study's command writes it anew"
+        raise ConfigError(f"{str(file)!r} cannot be read: {reason}") from None
     sound = all(len(row) == len(header) and row[-2].isdecimal() and _is_name(row[-1]) for row in rows)
     if tuple(header[-2:]) != COLUMNS or not sound:
-        raise ConfigError(f"{str(file)!r} is not the index of a study")
+        raise ConfigError(f"{str(file)!r} is damaged; the study's command writes it anew")
     return [(dict(zip(header[:-1], row, strict=False)), row[-1]) for row in rows]
 
 
@@ -205,7 +210,7 @@ def _is_name(name: str) -> bool:
 
 def state_of(folder: Path) -> str:
     """Return the state of the run in a folder."""
-    if (folder / DIVERGED).exists():
+    if divergence(folder):
         return HAS_DIVERGED
     if any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS)):
         return INTERRUPTED
@@ -258,4 +263,5 @@ def _without_seed(labels: Mapping[str, str]) -> dict[str, str]:
 def read_remarks(directory: Path) -> tuple[str, ...]:
     """Return `Study.remarks` of a study; empty if there are none."""
     file = directory / REMARKS
-    return tuple(file.read_text(encoding="utf-8", errors="replace").splitlines()) if file.exists() else ()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    return tuple(map(escape, lines))

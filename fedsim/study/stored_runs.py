@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedsim.checks import shorten
 from fedsim.errors import ConfigError
 from fedsim.files import EARLIER
 from fedsim.study import config
-from fedsim.study.directory import LOCK, RUN_FILES, ResultsDirectory
+from fedsim.study.directory import LOCK, RUN_FILES, ResultsDirectory, finished_rounds
 from fedsim.study.grid import distinct_labels
 from fedsim.study.result import Result
-from fedsim.study.result_files import CONFIGURATION, ENVIRONMENT, SUMMARY
-from fedsim.study.store import FINISHED, INDEX, NOT_STARTED, RUNS, STUDY_FILES, read_index, state_of
+from fedsim.study.result_files import CONFIGURATION, ENVIRONMENT, SUMMARY, damage
+from fedsim.study.store import (
+    FINISHED,
+    INDEX,
+    INTERRUPTED,
+    NOT_STARTED,
+    RUNS,
+    STUDY_FILES,
+    TUNING,
+    read_index,
+    state_of,
+)  # fmt: skip
 from fedsim.study.study import Study
+from fedsim.text import print_notice
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The state of a run whose files are not as they were written.
+DAMAGED = "damaged"
 #: How deep directories are searched for studies and runs.
 DEPTH = 3
 
@@ -65,34 +82,53 @@ def list_all(directory: Path) -> pd.DataFrame:
         raise ConfigError(f"{str(directory)!r} is no directory")
     rows = []
     for place in find(directory):
-        folders = [place / RUNS / name for _, name in read_index(place)] if is_study(place) else [place]
-        files = [file for file in place.rglob("*") if file.is_file()]
-        changed = max((file.stat().st_mtime for file in files), default=math.nan)
+        try:
+            folders = [place / RUNS / name for _, name in read_index(place)] if is_study(place) else [place]
+        except ConfigError as error:
+            print_notice(str(error))
+            continue
+        files = list(_files(place))
+        changed = max((file.st_mtime for file in files), default=math.nan)
         rows.append(
             {
                 "directory": str(place),
                 "kind": "study" if is_study(place) else "run",
                 "finished": sum(state_of(folder) == FINISHED for folder in folders),
                 "runs": len(folders),
-                "megabytes": sum(file.stat().st_size for file in files) / 1e6,
+                "megabytes": sum(file.st_size for file in files) / 1e6,
                 "changed": pd.Timestamp(changed, unit="s").floor("s"),
             }
         )
     return pd.DataFrame(rows, columns=["directory", "kind", "finished", "runs", "megabytes", "changed"])
 
 
+def _files(directory: Path) -> Iterator[os.stat_result]:
+    """Yield the state of each file in a directory, in which other processes may write."""
+    for file in directory.rglob("*"):
+        with suppress(OSError):  # it has been deleted
+            if file.is_file():
+                yield file.stat()
+
+
 def list_study(directory: Path) -> pd.DataFrame:
-    """Return a row for each run of a study: its labels, its seed, ``state, rounds, score`` (the final one), ``run``."""
+    """Return a row for each run of a study: its labels, its seed, ``state, rounds, score`` (the final one), ``run``.
+
+    The state is that of `fedsim.study.store.state_of`, or `DAMAGED`.
+    """
     import pandas as pd
 
     rows = []
     for labels, name in read_index(directory):
         folder = directory / RUNS / name
         state, rounds, score = state_of(folder), 0, math.nan
-        if state == FINISHED:
+        if state == FINISHED and damage(folder):
+            state = DAMAGED
+        elif state == FINISHED:
             history = pd.read_csv(folder / "history.csv")
             rounds = len(history) - 1
             score = float(history.filter(["test_accuracy", "test_r2"]).iloc[-1].max())
+        elif state == INTERRUPTED:
+            rounds = finished_rounds(folder)
         rows.append({**labels, "state": state, "rounds": rounds, "score": score, "run": name})
     return pd.DataFrame(rows)
 
@@ -112,9 +148,10 @@ def combine(paths: Sequence[Path], modules: Sequence[str] = ()) -> Study:
     ConfigError
         A directory has no finished run, or a file is damaged.
     """
-    results = [result for path in paths for result in _results(path, modules)]
+    places = [(str(path), result) for path in paths for result in _results(path, modules)]
+    results = [result for _, result in places]
     settings = [config.to_settings(result.experiment) for result in results]
-    names = dict.fromkeys(name for part in settings for name in part if name not in ("seed", "data_dir"))
+    names = dict.fromkeys(name for part in settings for name in part if name not in ("seed", "data_dir", "metrics"))
     varying = [name for name in names if len({repr(part.get(name)) for part in settings}) > 1]
     labels: list[dict[str, str]] = [{} for _ in results]
     for name in varying:
@@ -123,8 +160,19 @@ def combine(paths: Sequence[Path], modules: Sequence[str] = ()) -> Study:
         texts = dict(zip(different, distinct_labels(list(different.values())), strict=True))
         for row, value in zip(labels, values, strict=True):
             row[name] = texts[repr(value)]
-    once = {(*row.values(), r.experiment.seed): (row, r) for row, r in zip(labels, results, strict=True)}
+    once: dict[tuple[object, ...], tuple[dict[str, str], Result]] = {}
+    for row, result in zip(labels, results, strict=True):
+        _, before = once.setdefault((*row.values(), result.experiment.seed), (row, result))
+        if not _are_equal(before, result):  # because of other code or data
+            for directory, (place, _) in zip(labels, places, strict=True):
+                directory["directory"] = place
+            return Study.of(zip(labels, results, strict=True))
     return Study.of(once.values())
+
+
+def _are_equal(a: Result, b: Result) -> bool:
+    """Return whether two runs have the same weights."""
+    return a.weights.keys() == b.weights.keys() and all(np.array_equal(a.weights[k], b.weights[k]) for k in a.weights)
 
 
 def _results(path: Path, modules: Sequence[str]) -> list[Result]:
@@ -142,9 +190,13 @@ def remove(path: Path) -> None:
         There is no run or study in the directory, or a process is working on it.
     """
     if is_study(path):
-        for _, name in read_index(path):
-            if (path / RUNS / name).is_dir():
-                _remove_files(path / RUNS / name)
+        if is_study(path / TUNING):
+            remove(path / TUNING)
+        for folder in (path / RUNS / name for _, name in read_index(path)):
+            if folder.is_symlink() or folder.parent.is_symlink():
+                raise ConfigError(f"{str(folder)!r} is, or is in, a link to another place; delete it yourself")
+            if folder.is_dir():
+                _remove_files(folder)
         _remove_empty(path / RUNS)
         for name in (*STUDY_FILES, LOCK):
             (path / name).unlink(missing_ok=True)
@@ -178,5 +230,8 @@ def describe(path: Path) -> dict[str, Any]:
     if (path / SUMMARY).exists():
         found |= {k: v for k, v in config.read(path / SUMMARY).items() if k != "dtypes" and v}
     if (path / ENVIRONMENT).exists():
-        found |= json.loads((path / ENVIRONMENT).read_text())
+        try:
+            found |= json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (ValueError, TypeError):
+            found["environment"] = "damaged"
     return found

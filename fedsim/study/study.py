@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import data
-from fedsim.checks import check_choice, check_path
+from fedsim.arguments import checked_arguments
+from fedsim.checks import check_choice, check_path, check_real
 from fedsim.errors import ConfigError
 from fedsim.files import write_csv
 from fedsim.report.intervals import MIN_SEEDS
@@ -106,6 +107,7 @@ class Study:
         best = float(np.nanmax([np.mean([r.final_score for r in v.results]) for v in self.variants]))
         return round(best - (1 - TARGET_SHARE) * abs(best), 2) + 0.0  # never -0.0
 
+    @checked_arguments
     def summary(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
         """Return one row per variant, as numbers.
 
@@ -133,6 +135,7 @@ class Study:
         """
         return study_tables.summary(self, target, interval)
 
+    @checked_arguments
     def table(self, target: float | None = None, interval: str = "t") -> pd.DataFrame:
         """Return the summary as text, one row per variant; `notes` explains it.
 
@@ -151,6 +154,7 @@ class Study:
         """Lines that explain `table`."""
         return [*significance.notes(self), *self.remarks]
 
+    @checked_arguments
     def test(
         self,
         metric: str | None = None,
@@ -193,11 +197,13 @@ class Study:
         """
         return significance.paired_tests(self, metric, axis, reference, method)
 
+    @checked_arguments
     def ranks(self, axis: str | Sequence[str] | None = None, metric: str | None = None) -> pd.DataFrame:
         """Rank the values of an axis within each condition, and test the mean ranks (Demšar 2006).
 
         A condition is a combination of the other axes, such as a split; its scores are means over seeds. Values without
-        any score are left out, and then conditions in which one is missing.
+        any score are left out, and then conditions in which one is missing. The best value is the smallest of a loss or
+        a cost, and otherwise the largest, also of a metric of your own.
 
         Parameters
         ----------
@@ -218,6 +224,7 @@ class Study:
         """
         return significance.mean_ranks(self, axis, metric)
 
+    @checked_arguments
     def time_to_target(self, target: float | None = None) -> pd.DataFrame:
         """Return rounds, megabytes and seconds to a test accuracy, as censored data.
 
@@ -234,10 +241,11 @@ class Study:
         DataFrame
             A row per quantity and variant: the axes' columns, ``quantity, target, seeds, reached`` (number of seeds),
             ``median, later_than, low, high`` (95 % interval; a median that is not known is NaN, and later than
-            ``later_than``), ``restricted_mean`` (up to the horizon), ``horizon`` (the shortest variant's largest
-            value). See `fedsim.statistics.censored`.
+            ``later_than``), ``restricted_mean`` (up to the horizon), ``horizon`` (the shortest run of a variant
+            of which not all reached the target). See `fedsim.statistics.censored`.
         """
-        return time_to_target.time_to_target(self, self.target if target is None else target)
+        goal = self.target if target is None else check_real("target", target, high=1)
+        return time_to_target.time_to_target(self, goal)
 
     def rounds(self) -> pd.DataFrame:
         """Return the histories of all runs in one frame, with columns for the axes and the seed."""
@@ -268,6 +276,7 @@ class Study:
         widest = max(frames, key=lambda frame: len(frame.columns))  # clients have names in some variants only
         return pd.concat(frames, ignore_index=True)[list(widest)]
 
+    @checked_arguments
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the study into a directory, as `compare` does with a directory: its runs, their index and the tables.
 
@@ -286,6 +295,7 @@ class Study:
         save_study(self, directory)
 
     @classmethod
+    @checked_arguments
     def load(cls, directory: str | os.PathLike[str], modules: Sequence[str] = ()) -> Study:
         """Return the study in a directory, with the runs that are finished.
 
@@ -301,6 +311,8 @@ class Study:
             The directory has no study, no run of it is finished, or a file is damaged.
         """
         from fedsim.study.store import INDEX, TUNING, diverged_runs, load_results, read_remarks
+
+        check_path("directory", directory)
 
         path, tuning = Path(directory), Path(directory) / TUNING
         study = cls.of(load_results(path, modules), diverged_runs(path))
@@ -331,6 +343,7 @@ class Study:
                 variants[tuple(labels.values())] = replace(variant, diverged=(*variant.diverged, seed))
         return cls(tuple(variants.values()))
 
+    @checked_arguments
     def to_csv(self, directory: str | os.PathLike[str]) -> None:
         """Write the tables of `files` to a folder, which is created if needed; each file is written atomically."""
         check_path("directory", directory)
@@ -393,6 +406,7 @@ class Study:
         if not self.evaluated:
             raise ConfigError("no client evaluated on its own examples; set fraction_evaluate")
 
+    @checked_arguments
     def plot(self, path: str | os.PathLike[str], evaluation: str = "test") -> None:
         """Plot accuracy by round, a line per variant with its 95 % interval over seeds, as PNG, SVG or PDF.
 
@@ -417,12 +431,14 @@ class Study:
             raise ConfigError("no variant has a global model to plot the test scores of; allowed: evaluation 'local'")
         plot_accuracy(self._histories, path, self._about, self.score, evaluation)
 
+    @checked_arguments
     def plot_drift(self, path: str | os.PathLike[str]) -> None:
         """Plot client drift by round: drift, cosine, diversity, and weight divergence where measured."""
         from fedsim.report.plots import plot_drift
 
         plot_drift(self._histories, path, self._about)
 
+    @checked_arguments
     def plot_score_by_skew(self, path: str | os.PathLike[str]) -> None:
         """Plot each client's accuracy on its own examples against its label skew; ConfigError if none evaluated."""
         from fedsim.report.plots import plot_score_by_skew
@@ -431,6 +447,7 @@ class Study:
         points = [(v.title, np.concatenate([_skew_and_score(r) for r in v.results])) for v in self.variants]
         plot_score_by_skew(points, path, self._dataset, self.score)
 
+    @checked_arguments
     def plot_splits(self, path: str | os.PathLike[str], kind: str = "bars") -> None:
         """Plot the label distribution per client: a panel per variant, split with its first seed.
 

@@ -28,7 +28,7 @@ def summary(study: Study, target: float | None = None, interval: str = "t") -> p
     import pandas as pd
 
     check_choice("interval", interval, INTERVALS)
-    goal, score = study.target if target is None else check_real("target", target), study.score
+    goal, score = study.target if target is None else check_real("target", target, high=1), study.score
     times = dict(iter(time_to_target.time_to_target(study, goal).groupby("quantity")))
     rows = []
     for number, variant in enumerate(study.variants):

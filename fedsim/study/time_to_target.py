@@ -46,7 +46,8 @@ def time_to_target(study: Study, target: float, quantities: Sequence[str] = QUAN
     rows = []
     for quantity in quantities:
         longest = [max((cost[quantity] for cost, _ in found), default=math.nan) for found in runs]
-        horizon = min((time for time in longest if not math.isnan(time)), default=math.nan)
+        known = [most for most, found in zip(longest, runs, strict=True) if not all(reached for _, reached in found)]
+        horizon = min(known) if known else max((most for most in longest if not math.isnan(most)), default=math.nan)
         for variant, found, most in zip(study.variants, runs, longest, strict=True):
             never = [most] * len(variant.diverged) if found else []
             times = [cost[quantity] for cost, _ in found] + never

@@ -156,5 +156,5 @@ def write_artifacts(result: Result, folder: Path) -> list[Path]:
     """Write the files of a result, as `Result.save` does, and return them; `Result.load` reads their folder."""
     with suppress(ConfigError):  # it has a model of the user, which has no TOML form
         write_settings(folder, result.experiment)
-    write_result(folder, result, result.card(), durable=False)
+    write_result(folder, result, result.card(), "", durable=False)
     return sorted(folder.iterdir())

@@ -59,6 +59,8 @@ class MLflow(Tracker):
         found = client.search_runs([experiment], f"tags.`{ID_TAG}` = '{description.id}'") if resumed else []
         if found:
             client.update_run(found[0].info.run_id, status="RUNNING")
+            if "error" in found[0].data.tags:
+                client.delete_tag(found[0].info.run_id, "error")
             return _MLflowRun(client, found[0].info.run_id, description, found[0].data)
         tags = {ID_TAG: description.id, **description.tags}
         if "git_revision" in tags:
