@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from fedsim.report import style
 from fedsim.report.catalogue import catalogue, client_entries, server_entries
 from fedsim.report.tables import shards_table, splits_table
 from fedsim.splits import IID, Dirichlet
-from fedsim.study import config
+from fedsim.study import config, execution, pool
 from fedsim.study.callbacks import FinishedRound
 from fedsim.study.progress import ProgressBar
 from fedsim.testing import CHECKS
@@ -1085,9 +1086,44 @@ def test_a_grid_of_nested_settings_and_objects(small: Path, capsys: pytest.Captu
         (["--client", "SGD", "--grid", "client=SGD"], "--client and --grid both have values of client; allowed: one"),
         (["--grid", "client.speed=1,2"], "client.speed"),
         (["--grid", "seed=1,2"], "an axis of compare is 'seed'"),
+        (["--grid", "client.lr=1,2", "--target", "2"], "--target is 2.0; allowed: a finite number at most 1"),
+        (
+            ["--grid", "client.lr=1,2", "--tune-seeds", "2"],
+            "tune has seeds only; allowed: settings too, such as",
+        ),
+        (["--grid", "client.lr=1,2", "--tune", "client.lr=3"], "client.lr is both tuned and compared; allowed: one of"),
     ],
 )
 def test_a_grid_that_cannot_be_run(
     arguments: list[str], sentence: str, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sentence in here(capsys, "compare", "e.toml", *arguments, code=2)[1]
+
+
+def test_the_command_runs_small_runs_on_all_cores(
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def observed(work: Any, numbers: Any, processes: int, observe: Any) -> Any:
+        used.append(processes)
+        return pool.in_processes(work, numbers, processes, observe)
+
+    monkeypatch.setattr(execution, "available_cores", lambda: 3)
+    monkeypatch.setattr(execution, "in_processes", observed)
+    here(capsys, "compare", "e.toml", "--grid", "client.lr=0.1,0.2", "--seeds", "2", "--out", "out")
+    shutil.rmtree("out/runs")
+    here(capsys, "resume", "out")
+    assert used == [3, 3]
+    here(capsys, "compare", "e.toml", "--grid", "client.lr=0.1,0.2", "--workers", "1")
+    assert used == [3, 3]
+
+
+def test_none_is_a_value_of_an_argument(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here(capsys, "compare", "e.toml", "--grid", "client.batch_size=10,none", "--out", "out")
+    study = tomllib.loads(Path("out/study.toml").read_text())
+    assert study["compare"]["client.batch_size"] == [10, "none"]
+    here(capsys, "resume", "out")
+    found = [tomllib.loads(file.read_text())["client"] for file in Path("out").glob("runs/*/experiment.toml")]
+    assert sorted("batch_size=None" in text for text in found) == [False, True]
+    here(capsys, "run", "e.toml", "--set", "client.batch_size=None")

@@ -244,6 +244,11 @@ def test_ranks_over_conditions() -> None:
         "Mean ranks over 3 conditions: SCAFFOLD 1.0, FedProx 2.0, SGD 3.0; Friedman's p = 0.028. "
         "Ranks 1.9 or more behind the best are worse at 5 % (Nemenyi)."
     )
+    for cost in ("test_brier_score", "test_mae", "weight_divergence", "failures", "secure_bytes", "seconds"):
+        for variant in (costly := grid()).variants:
+            for run in variant.results:
+                run.history[cost] = run.history["test_loss"]
+        assert costly.ranks(metric=cost)["variant"].tolist() == ["SCAFFOLD", "FedProx", "SGD"]
     assert grid().files[-1] == "ranks.csv"
     assert grid().ranks("split")["variant"].tolist() == ["IID", "Shards", "Dirichlet"]
 

@@ -252,3 +252,14 @@ def test_the_critical_difference_is_that_of_demsars_table(levels: int, q: float)
 def test_ranks_of_equal_levels_are_rejected_in_one_of_twenty_studies() -> None:
     p = [rank_levels(samples(3, 3, seed=k)).p for k in range(300)]  # 216 orders: exact
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 300))
+
+
+def test_effect_sizes_of_almost_equal_differences() -> None:
+    """Limits are proportional to a large t, to 0.1 %; scipy's function is inexact there, and does not end for 1e6."""
+    for seeds in (3, 5, 10):
+        count = np.full(8, seeds)
+        t = np.array([299.0, 301.0, 1e4, 1e6, 1e12, -301.0, -1e6, 1e3])
+        _, low, high = effect_sizes(t, count)
+        np.testing.assert_allclose(low / t, np.where(t > 0, low[0] / t[0], high[0] / t[0]), rtol=1e-3)
+        np.testing.assert_allclose(high / t, np.where(t > 0, high[0] / t[0], low[0] / t[0]), rtol=1e-3)
+        assert (low < high).all()

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.serverapp.strategy import FedAdam
 from helpers import OnRound
 
 from fedsim import Dataset, Experiment, Result, Study, compare, data
@@ -502,6 +505,23 @@ def test_a_daemon_process_runs_a_study_alone() -> None:
     assert ours.poll(60)
     assert ours.recv() == 2
     process.join()
+
+
+def test_runs_in_threads_do_not_disturb_each_other() -> None:
+    """Flower's strategies sample with Python's global generator, of which a process has one."""
+    experiment = replace(BASE, server=partial(FedAdam, eta=0.01), fraction_train=0.4, rounds=6)
+    alone = experiment.run()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: experiment.run(), range(4)))
+    for result in results:
+        assert all(np.array_equal(result.weights[name], alone.weights[name]) for name in alone.weights)
+
+
+def test_another_thread_starts_no_processes() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ConfigError, match="jobs is 2; allowed in a daemon process and outside of the main"):
+            pool.submit(partial(compare, BASE, seeds=2, jobs=2)).result()
+        assert len(pool.submit(partial(compare, BASE, seeds=2)).result().variants[0].results) == 2
 
 
 def test_bad_jobs_are_refused() -> None:

@@ -127,7 +127,12 @@ def test_without_axes_a_study_is_seeds(tmp_path: Path) -> None:
 
 def test_labels_that_collide_are_written_out() -> None:
     labels = [labels["split"] for labels, _ in variants(BASE, {"split": [IID(5), IID(10)]})]
-    assert labels == ["IID(num_clients=5)", "IID(num_clients=10)"]
+    assert labels == ["IID(5)", "IID(10)"]
+    splits = [IID(50), Dirichlet(20, alpha=0.3)]  # short labels leave out the number of clients
+    assert [labels["split"] for labels, _ in variants(BASE, {"split": splits})] == [
+        "IID(50)",
+        "Dirichlet(20, alpha=0.3)",
+    ]
 
 
 @pytest.mark.parametrize(

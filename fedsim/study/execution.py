@@ -92,9 +92,7 @@ class Execution:
                 yield number, found
         jobs = self._default_jobs() if self.options.jobs is None else self.options.jobs
         if jobs > 1 and not may_start_workers():
-            raise ConfigError(
-                f"jobs is {jobs}, and a daemon process or another thread than the main one starts none; use 1"
-            )
+            raise ConfigError(f"jobs is {jobs}; allowed in a daemon process and outside of the main thread: 1")
         large = self._large(numbers) if self.options.jobs is None and jobs > 1 else set()
         small = [number for number in numbers if number not in large]
         for todo, at_once in ((small, jobs), (sorted(large), 1)):
