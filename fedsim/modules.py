@@ -27,6 +27,8 @@ from fedsim.text import add_user_code, describe
 FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 #: Packages that every text may name.
 ALWAYS = ("fedsim", "flwr.serverapp")
+#: The module of the script or the notebook that runs, whose classes every text may name.
+MAIN = "__main__"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Modules:
 
     def allow(self, module: str) -> bool:
         """Return whether the text may import a module."""
-        return self.every or _is_in(module, (*ALWAYS, *self.names)) or self.has(module)
+        return self.every or module == MAIN or _is_in(module, (*ALWAYS, *self.names)) or self.has(module)
 
     def has(self, module: str) -> bool:
         """Return whether a module is a file or a package in the folder."""
@@ -134,6 +136,8 @@ def _load(field: str, path: str, kind: str, modules: Modules) -> Any:
         found = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{field} names the module {name!r}, which cannot be imported: {describe(error)}") from None
+    if found is None and name == MAIN:
+        raise ConfigError(f"{field} names {attribute!r} of the script or notebook that made it; do this there")
     if found is None:
         names = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{field} names {attribute!r}, which {name!r} does not have{suggest(attribute, names)}")

@@ -98,6 +98,7 @@ def test_compare(experiment: str, tmp_path: Path) -> None:
     assert "Shards(2)" in done.stdout
     assert "rounds to 0.20" in done.stdout
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "remarks.txt",
         "rounds.csv",
         "clients.csv",
         "summary.csv",

@@ -21,8 +21,8 @@ from fedsim.splits import IID
 from fedsim.study import checkpoint, stored_runs
 from fedsim.study.callbacks import Callback, FinishedRound
 from fedsim.study.directory import CHECKPOINT, DIVERGED, finished_rounds
-from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, SUMMARY, WEIGHTS, damage
-from fedsim.study.store import INDEX, REMARKS, RUNS
+from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, INDEX, SUMMARY, WEIGHTS, damage
+from fedsim.study.store import REMARKS, RUNS
 
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=2, client=SGD(lr=0.1), metrics=("macro_f1",), kernel="numpy")
 RATES: dict[str, Any] = {"client.lr": [0.1, 0.001]}

@@ -132,7 +132,7 @@ class Storm:
 
     def found(self, out: Path) -> dict[str, Any]:
         """Return what a folder of results holds, but for the clock."""
-        names = result_files.RESULTS[:3] if self.kind == "run" else (*TABLES, store.INDEX)
+        names = result_files.RESULTS[:3] if self.kind == "run" else (*TABLES, result_files.INDEX)
         names = tuple(name for name in names if (out / name).exists())
         tables = {name: pd.read_csv(out / name) for name in names}
         found: dict[str, Any] = {n: without_clock(t).to_csv() for n, t in tables.items()}

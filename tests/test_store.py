@@ -182,7 +182,39 @@ def test_a_study_is_saved_and_loaded(tmp_path: Path, reference: pd.DataFrame) ->
     study.save(tmp_path / "out")
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "out/runs").glob("*/*")} == before
     pd.testing.assert_frame_equal(bits(compare(BASE, seeds=2, directory=tmp_path / "out", **AXES)), reference)
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "out/runs").glob("*/*")} == before
+    assert before.items() <= {f: f.stat().st_mtime_ns for f in (tmp_path / "out/runs").glob("*/*")}.items()
+
+
+def test_a_saved_study_is_not_taken_for_runs_with_other_code(tmp_path: Path) -> None:
+    """Early stopping by a callback of its own is no part of a result."""
+
+    class Stops(Callback):
+        def round_finished(self, finished: Any) -> None:
+            if finished.number == 1:
+                finished.stop("enough")
+
+    stopped, whole = compare(BASE, callbacks=[Stops()]), compare(BASE)
+    for study in (stopped, whole):
+        study.save(tmp_path / "out")
+        assert Study.load(tmp_path / "out").rounds().equals(study.rounds())
+    assert compare(BASE, directory=tmp_path / "out").rounds()["round"].max() == BASE.rounds
+
+
+def test_a_run_and_a_study_have_directories_of_their_own(tmp_path: Path) -> None:
+    BASE.run(directory=tmp_path / "run")
+    with pytest.raises(ConfigError, match="has a run; choose another directory for a study"):
+        compare(BASE, directory=tmp_path / "run")
+    compare(BASE, directory=tmp_path / "study")
+    with pytest.raises(ConfigError, match="has a study; choose another directory for a run"):
+        BASE.run(directory=tmp_path / "study")
+    assert Result.load(tmp_path / "run").rounds == Study.load(tmp_path / "study").variants[0].results[0].rounds
+
+
+def test_a_study_without_tuning_has_none_of_an_earlier_one(tmp_path: Path) -> None:
+    compare(BASE, directory=tmp_path, tune={"client.lr": [0.1]}, tune_seeds=1)
+    assert Study.load(tmp_path).tuning
+    compare(BASE, directory=tmp_path)
+    assert Study.load(tmp_path).tuning is None
 
 
 def test_an_incomplete_study_loads_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

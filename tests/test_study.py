@@ -79,8 +79,10 @@ def test_summary_and_table(study: Study) -> None:
     finals = [r.final_accuracy for r in study.variants[0].results]
     assert summary["final_accuracy"][0] == pytest.approx(np.mean(finals))
     assert summary["reached"].tolist() == [3] * 4
-    table = study.table(target=2.0)
-    assert (table["rounds to 2.00"] == "> 2 (0 of 3 seeds)").all()
+    table = study.table(target=1.0)
+    assert (table["rounds to 1.00"] == "> 2 (0 of 3 seeds)").all()
+    with pytest.raises(ConfigError, match="target is 97; allowed: a finite number at most 1"):
+        study.table(target=97)
     assert "±" in table["final accuracy"].iloc[0]
 
 
@@ -127,12 +129,10 @@ def test_without_axes_a_study_is_seeds(tmp_path: Path) -> None:
 
 def test_labels_that_collide_are_written_out() -> None:
     labels = [labels["split"] for labels, _ in variants(BASE, {"split": [IID(5), IID(10)]})]
-    assert labels == ["IID(5)", "IID(10)"]
+    assert labels == ["IID(num_clients=5)", "IID(num_clients=10)"]
     splits = [IID(50), Dirichlet(20, alpha=0.3)]  # short labels leave out the number of clients
-    assert [labels["split"] for labels, _ in variants(BASE, {"split": splits})] == [
-        "IID(50)",
-        "Dirichlet(20, alpha=0.3)",
-    ]
+    labels = [labels["split"] for labels, _ in variants(BASE, {"split": splits})]
+    assert labels == ["IID(num_clients=50)", "Dirichlet(num_clients=20, alpha=0.3)"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_what_is_finished_is_written_as_it_finishes(monkeypatch: pytest.MonkeyPa
     assert seen == [[], [1], [2], [2, 1]]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # its own tables are no earlier results
     whole.to_csv(tmp_path / "again")
-    own = {"study.toml", "environment.json", "runs.csv", "runs", ".lock"}
+    own = {"study.toml", "environment.json", "remarks.txt", "runs.csv", "runs", ".lock"}
     assert {p.name for p in out.iterdir()} == {"rounds.csv", "clients.csv", "summary.csv", "fairness.csv"} | own
     for name in ("rounds.csv", "clients.csv", "summary.csv", "fairness.csv"):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
@@ -259,8 +259,8 @@ def test_a_study_that_ends_early_writes_what_is_finished(
     (out / ".rounds.csv.abcdefgh").touch()  # of a process that was killed
 
     def on_round(row: Mapping[str, float]) -> None:
-        nonlocal begun
-        begun += row["round"] == 0
+        nonlocal begun, last  # which are assigned, so that their values are no part of a run's identity
+        begun, last = begun + (row["round"] == 0), last
         if begun == last:
             raise error("no")
 
@@ -504,9 +504,11 @@ def test_the_pictures_of_a_study_show_all_its_runs(
     shown: dict[str, Any] = {}
     monkeypatch.setattr(split_plots, "plot_splits", lambda counts, *_: shown.update(counts))
     other.plot_splits(tmp_path / "a.png")
-    assert list(shown) == [variant.label for variant in other.variants] == ["Shards(2)", "IID"]
+    assert (
+        list(shown) == [variant.label for variant in other.variants] == ["Shards(num_clients=6)", "IID(num_clients=5)"]
+    )
     held = Shards(6, per_client=2).federate(BASE.load_data(), 3)  # as the first seed divides it
-    assert np.array_equal(shown["Shards(2)"], held.label_counts())
+    assert np.array_equal(shown["Shards(num_clients=6)"], held.label_counts())
 
 
 def test_split_pictures_name_labels_by_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -631,14 +633,14 @@ def test_a_study_that_cannot_write_its_tables_ends_with_the_first_error(
 ) -> None:
     """Its directory has been deleted, or its disk is full, when it is interrupted."""
     monkeypatch.setattr(store, "WRITING_SHARE", -1.0)
-    out, begun = tmp_path / "out", 0
+    out, begun, last = tmp_path / "out", 0, True
 
     def full(*_: object) -> None:
         raise OSError(28, "full")
 
     def on_round(row: Mapping[str, float]) -> None:
-        nonlocal begun
-        begun += row["round"] == 0
+        nonlocal begun, last
+        begun, last = begun + (row["round"] == 0), last
         if begun == 2 and last:
             if broken:
                 broken(out)
@@ -813,7 +815,7 @@ def test_tables_of_known_histories_say_which_seeds_reached_the_target() -> None:
     table = Study((Variant({"split": "a"}, tuple(results)), Variant({"split": "b"}, (results[0],)))).table(0.85)
     assert list(table.columns) == ["final accuracy", "best accuracy", "rounds to 0.85", "MB sent", "epsilon"]
     assert table.index.tolist() == ["a", "b"]
-    assert table["rounds to 0.85"].tolist() == ["0.9 (1 of 2 seeds)", "0.9"]
+    assert table["rounds to 0.85"].tolist() == ["> 0.9 (1 of 2 seeds)", "0.9"]
     assert table["final accuracy"].tolist() == ["0.700", "0.600"]  # no interval of two seeds
     assert table["best accuracy"].tolist() == ["0.850", "0.900"]
     assert table["MB sent"].tolist() == ["6.0", "6.0"]

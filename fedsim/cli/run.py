@@ -47,7 +47,7 @@ def resume(args: argparse.Namespace) -> None:
     from fedsim.modules import Modules
     from fedsim.study import config, store
     from fedsim.study.plan import make_plan
-    from fedsim.study.result_files import CONFIGURATION
+    from fedsim.study.result_files import CONFIGURATION, INDEX
 
     folder = Path(args.out)
     if (folder / store.CONFIGURATION).exists():
@@ -56,7 +56,7 @@ def resume(args: argparse.Namespace) -> None:
         args.target = None
         compare.execute(make_plan(config.read(folder / store.CONFIGURATION), modules=Modules.here(args.module)), args)
         return
-    if (folder / store.INDEX).exists():
+    if (folder / INDEX).exists():
         raise ConfigError(f"the study in {args.out!r} has no {store.CONFIGURATION}; run the script that made it again")
     state = store.state_of(folder)
     if not (folder / CONFIGURATION).exists():

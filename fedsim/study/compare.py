@@ -63,7 +63,7 @@ def compare(
         Setting -> values, such as ``{"client.lr": [0.01, 0.1, 1.0]}``: for each variant, the best combination is chosen
         with the seeds `tune_seeds`, and reported with `seeds`.
     tune_seeds : int or sequence of int
-        Other seeds than `seeds`; a number means that many after the last of them.
+        Other seeds than `seeds`; a number n means ``base.seed + 10_000, ...``.
     tune_metric : str, optional
         A column of `Result.history`, to choose by its mean in the last round; default the test score.
     progress : bool, optional

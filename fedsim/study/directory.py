@@ -22,8 +22,10 @@ from fedsim.study.result_files import (
     CHECKSUMS,
     FAIRNESS,
     GROUPS,
+    INDEX,
     METRICS,
     RESULTS,
+    RUN_NAME,
     damage,
     write_result,
     write_settings,
@@ -154,6 +156,8 @@ class RunDirectory(ResultsDirectory):
     def _prepare(self) -> None:
         """Load the checkpoint, if there is one; otherwise keep earlier results and write the first files of a run."""
         saved = None
+        if (self.path / INDEX).exists():
+            raise ConfigError(f"{str(self.path)!r} has a study; choose another directory for a run")
         if self._reuse and (self.path / CHECKSUMS).exists():
             if not (reason := damage(self.path)):
                 self.complete = True
@@ -226,7 +230,8 @@ class RunDirectory(ResultsDirectory):
         A run that was too short for a checkpoint is soon repeated, and is not flushed to the disk.
         """
         self.check()
-        run = self.path.name if self._reuse else run_name(self._experiment, self._dataset)
+        named = self._reuse or RUN_NAME.fullmatch(self.path.name)
+        run = self.path.name if named else run_name(self._experiment, self._dataset)
         write_result(self.path, result, card, run, durable=self._has_rounds)
         self._delete_checkpoints()
 

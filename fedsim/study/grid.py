@@ -78,6 +78,8 @@ def check_axes(axes: Iterable[str]) -> None:
 
 def _suggest_axis(word: Any, allowed: list[str]) -> str:
     """Return a hint for a name that is not an axis, such as the plural of a setting."""
+    if word in ("clients", "num_clients", "n_clients"):
+        return "; the number of clients is the split's: split.num_clients, or split = IID(50)"
     singular = str(word).removesuffix("s")
     return f"; did you mean {singular!r}?" if singular in allowed else suggest_setting(word, [*allowed, *OPTIONS])
 
@@ -115,7 +117,7 @@ def distinct_labels(values: Sequence[Any]) -> list[str]:
 
 def _differ_in_size(values: Sequence[Any]) -> bool:
     """Return whether objects, such as splits, have other numbers of clients, which their short labels leave out."""
-    return len({getattr(value, "num_clients", None) for value in values}) > 1
+    return len({getattr(value, "num_clients", None) for value in values} - {None}) > 1
 
 
 def _shared(values: Sequence[Any]) -> list[str]:

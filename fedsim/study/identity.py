@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsim import data
@@ -43,10 +45,15 @@ def fingerprint(experiment: Experiment, dataset: Dataset | None = None) -> str:
 def run_name(experiment: Experiment, dataset: Dataset | None = None, callbacks: Sequence[Callback] = ()) -> str:
     """Return the name of a run in a store, of `DIGITS` hexadecimal digits.
 
-    It is that of a version of fedsim, because another version may give other bits, and of the callbacks that may end
-    the run.
+    It is that of fedsim's code, because other code may give other bits, and of the callbacks that may end the run.
     """
-    from fedsim import __version__
-
     active = [callback for callback in callbacks if not callback.passive]
-    return digest([__version__, fingerprint(experiment, dataset), *active])[:DIGITS]
+    return digest([_own_code(), fingerprint(experiment, dataset), *active])[:DIGITS]
+
+
+@cache
+def _own_code() -> str:
+    """Return the digest of fedsim's own source."""
+    package = Path(__file__).parents[1]
+    files = sorted(package.rglob("*.py"))
+    return digest([(file.relative_to(package).as_posix(), file.read_bytes()) for file in files])

@@ -125,7 +125,7 @@ class Result:
     @property
     def has_global_model(self) -> bool:
         """Whether there is a global model: not if clients have private parameters, as FedPer's, or several models."""
-        return not bool(np.isnan(self.test_scores).all())  # a test loss that is not finite ends a run
+        return not bool(self.history["test_loss"].isna().all())  # a test loss that is not finite ends a run
 
     @property
     def test_scores(self) -> NDArray[np.float64]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CONFIGURATION, SUMMARY, ENVIRONMENT, CARD = "experiment.toml", "result.toml", "environment.json", "model_card.md"
 WEIGHTS, CHECKSUMS = "weights.npz", "SHA256SUMS"
+#: The index of a study.
+INDEX = "runs.csv"
 #: The name of a run of a study.
 RUN_NAME = re.compile("[0-9a-f]{16}")
 #: The counts of an experiment with a sensitive column, and the measures of fairness between clients that evaluated.

@@ -30,11 +30,12 @@ from filelock import FileLock
 from fedsim.errors import ConfigError
 from fedsim.files import keep_earlier, remove_temporary, writable_directory, write_text
 from fedsim.study.directory import CHECKPOINT, DIVERGED, LOCK, PREVIOUS, divergence, save_result
-from fedsim.study.identity import run_name
+from fedsim.study.identity import DIGITS, run_name
 from fedsim.study.result import Result
-from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, damage, environment
+from fedsim.study.result_files import CHECKSUMS, ENVIRONMENT, INDEX, damage, environment
 from fedsim.study.significance import titled
 from fedsim.study.tables import TABLES
+from fedsim.study.user_code import digest
 from fedsim.text import escape, print_notice
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from fedsim.study.experiment import Experiment
     from fedsim.study.study import Study
 
-CONFIGURATION, INDEX, RUNS, REMARKS = "study.toml", "runs.csv", "runs", "remarks.txt"
+CONFIGURATION, RUNS, REMARKS = "study.toml", "runs", "remarks.txt"
 #: The directory, inside that of a study, of the study with which settings are chosen.
 TUNING = "tuning"
 #: The last columns of the index.
@@ -106,6 +107,8 @@ class StudyStore:
 
     def __init__(self, path: str | os.PathLike[str], runs: Sequence[PlannedRun], configuration: str) -> None:
         self.path = writable_directory(path)
+        if any((self.path / name).exists() for name in (CHECKSUMS, CHECKPOINT, PREVIOUS)):
+            raise ConfigError(f"{str(self.path)!r} has a run; choose another directory for a study")
         self._runs, self._index = runs, _format_index(runs)
         self._written: object = None
         self._finished = 0
@@ -221,19 +224,28 @@ def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
     """Write a study into a directory; see `Study.save`."""
     runs: list[tuple[PlannedRun, Result | None]] = []
     for variant in study.variants:
-        found = [(result.experiment, result) for result in variant.results]
-        failed = [(replace(variant.results[0].experiment, seed=seed), None) for seed in variant.diverged]
-        runs += [(PlannedRun(variant.labels, run, run_name(run)), result) for run, result in (*found, *failed)]
+        for result in variant.results:
+            runs.append((PlannedRun(variant.labels, result.experiment, _name_of_result(result)), result))
+        for seed in variant.diverged:
+            failed = replace(variant.results[0].experiment, seed=seed)
+            name = digest([DIVERGED, *variant.labels.values(), seed])[:DIGITS]
+            runs.append((PlannedRun(variant.labels, failed, name), None))
     store = StudyStore(directory, [planned for planned, _ in runs], "")
-    for planned, result in runs:
+    for planned, made in runs:
         folder = store.folder(planned)
-        if result is None:
+        if made is None:
             write_text(writable_directory(folder) / DIVERGED, "training diverged")
         elif damage(folder):
-            save_result(result, folder)
+            save_result(made, folder)
     store.add(study)
     if study.tuning:
         save_study(study.tuning, store.path / TUNING)
+
+
+def _name_of_result(result: Result) -> str:
+    """Return a name for the folder of a result of which it is not known how it was made: it is no `run_name`."""
+    content = [result.history.to_csv(), *result.weights.items()]
+    return digest([run_name(result.experiment), *content])[:DIGITS]
 
 
 def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dict[str, str], Result]]:

@@ -19,18 +19,8 @@ from fedsim.study import config
 from fedsim.study.directory import LOCK, RUN_FILES, ResultsDirectory, finished_rounds
 from fedsim.study.grid import distinct_labels
 from fedsim.study.result import Result
-from fedsim.study.result_files import CONFIGURATION, ENVIRONMENT, SUMMARY, damage
-from fedsim.study.store import (
-    FINISHED,
-    INDEX,
-    INTERRUPTED,
-    NOT_STARTED,
-    RUNS,
-    STUDY_FILES,
-    TUNING,
-    read_index,
-    state_of,
-)  # fmt: skip
+from fedsim.study.result_files import CONFIGURATION, ENVIRONMENT, INDEX, SUMMARY, damage
+from fedsim.study.store import FINISHED, INTERRUPTED, NOT_STARTED, RUNS, STUDY_FILES, TUNING, read_index, state_of
 from fedsim.study.study import Study
 from fedsim.text import print_notice
 
@@ -190,11 +180,16 @@ def remove(path: Path) -> None:
         There is no run or study in the directory, or a process is working on it.
     """
     if is_study(path):
-        if is_study(path / TUNING):
-            remove(path / TUNING)
-        for folder in (path / RUNS / name for _, name in read_index(path)):
+        folders = [path / RUNS / name for _, name in read_index(path)]
+        for folder in folders:
             if folder.is_symlink() or folder.parent.is_symlink():
                 raise ConfigError(f"{str(folder)!r} is, or is in, a link to another place; delete it yourself")
+            if folder.is_dir():
+                with ResultsDirectory(folder, RUN_FILES):
+                    pass  # no process is working on it
+        if is_study(path / TUNING):
+            remove(path / TUNING)
+        for folder in folders:
             if folder.is_dir():
                 _remove_files(folder)
         _remove_empty(path / RUNS)

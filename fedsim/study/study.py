@@ -20,6 +20,7 @@ from fedsim.files import write_csv
 from fedsim.report.intervals import MIN_SEEDS
 from fedsim.study import significance, time_to_target
 from fedsim.study import tables as study_tables
+from fedsim.study.grid import TUNED
 from fedsim.study.result import Result
 
 if TYPE_CHECKING:
@@ -283,7 +284,8 @@ class Study:
         Parameters
         ----------
         directory : path
-            Created if it does not exist. Runs that it has already are not written again.
+            Created if it does not exist. Results that it has already are not written again. `compare` runs such a study
+            anew, because the callbacks and the code with which it was made are not known.
 
         Raises
         ------
@@ -310,15 +312,14 @@ class Study:
         ConfigError
             The directory has no study, no run of it is finished, or a file is damaged.
         """
-        from fedsim.study.store import INDEX, TUNING, diverged_runs, load_results, read_remarks
+        from fedsim.study.store import TUNING, diverged_runs, load_results, read_remarks
 
         check_path("directory", directory)
 
-        path, tuning = Path(directory), Path(directory) / TUNING
+        path = Path(directory)
         study = cls.of(load_results(path, modules), diverged_runs(path))
-        return replace(
-            study, remarks=read_remarks(path), tuning=cls.load(tuning, modules) if (tuning / INDEX).is_file() else None
-        )
+        is_tuned = any(axis.startswith(TUNED) for axis in study.variants[0].labels)
+        return replace(study, remarks=read_remarks(path), tuning=cls.load(path / TUNING, modules) if is_tuned else None)
 
     @classmethod
     def of(

@@ -18,7 +18,7 @@ from fedsim.checks import check_choice
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.study.callbacks import RISING
 from fedsim.study.experiment import Experiment
-from fedsim.study.grid import TUNED, has_setting, seed_list, variants
+from fedsim.study.grid import MOST_SEEDS, TUNED, has_setting, seed_list, variants
 
 if TYPE_CHECKING:
     from fedsim.study.study import Study
@@ -38,7 +38,7 @@ class Tuning:
     settings : mapping
         Setting, such as ``client.lr`` -> values. Variants without a setting keep what they have.
     seeds : int or sequence of int
-        Seeds to choose with; a number means that many after the last seed that is reported.
+        Seeds to choose with; a number means that many, from `MOST_SEEDS` after the first seed that is reported.
     metric : str, optional
         A column of `Result.history`, whose mean over the seeds in the last round is best; default the test score, or
         the clients' score without a global model.
@@ -56,7 +56,7 @@ class Tuning:
         ConfigError
             A seed is reported too, or is not allowed.
         """
-        seeds = seed_list(self.seeds, max(reported) + 1)
+        seeds = seed_list(self.seeds, reported[0] + MOST_SEEDS)  # the same for any number of reported seeds
         if both := sorted(set(seeds) & set(reported)):
             allowed = f"other seeds than {', '.join(map(str, reported))}"
             raise ConfigError(f"tune_seeds has {both[0]}, which is reported too; allowed: {allowed}")

@@ -1,9 +1,9 @@
 """A digest of values with the user's own code on which they depend: classes, functions, and what these use.
 
 Functions count by their compiled code, their defaults, and what their closures and the global names that they use hold;
-classes by their attributes; objects by their class and state; modules by their source and that of the modules which
-they import. fedsim, Python and installed packages count by name. So do objects that cannot be pickled, such as open
-files. Files that code reads do not count.
+classes by their attributes; objects by their class and state; modules by their attributes whose names occur, or else by
+their source and that of the modules which they import. fedsim, Python and installed packages count by name. So do
+objects that cannot be pickled, such as open files. Files that code reads do not count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 import dis
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec, resolve_name
@@ -115,24 +115,30 @@ class _Walk:
 
     def _describe_function(self, function: FunctionType) -> str:
         name = f"{function.__module__}:{function.__qualname__}"
-        cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
-        if function.__code__.co_qualname.startswith("__create_fn__."):
+        code, changed = function.__code__, _assigned(function.__code__)
+        held = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        cells = [cell.cell_contents for name, cell in held if name not in changed and not _is_empty(cell)]
+        if code.co_qualname.startswith("__create_fn__."):
             return name  # made by dataclasses
         if not _is_users(function):  # a decorator of a package may have the user's function in its closure
             return f"{name}{self._all(part for cell in cells for part in own_objects(cell))}"
-        held = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
-        return f"def {self._describe_code(function.__code__, function)} {self._all(held)}"
+        parts = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
+        return f"def {self._describe_code(code, function)} {self._all(parts)}"
 
     def _describe_code(self, code: CodeType, function: FunctionType) -> str:
         """Describe compiled code, and the global names and modules that it uses."""
         globals_ = function.__globals__
-        used = [globals_[name] for name in code.co_names if name in globals_]
+        changed = _assigned(code)
+        found = [globals_[name] for name in code.co_names if name in globals_ and name not in changed]
         imported = [
-            _source_digest(name)
+            name
             for instruction in dis.get_instructions(code)
             if instruction.opname == "IMPORT_NAME"
             for name in (instruction.argval, _resolve(f".{instruction.argval}", function.__module__))
         ]
+        found += [sys.modules[name] for name in imported if name in sys.modules]
+        used = [part for value in found for part in _used(value, code.co_names)]
+        imported = [_source_digest(name) for name in imported if name not in sys.modules]
         constants = [
             self._describe_code(part, function) if isinstance(part, CodeType) else self.describe(part)
             for part in code.co_consts
@@ -180,6 +186,20 @@ class _Walk:
             return reduced
         make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         return self._all([make, arguments, state, list(items or ()), dict(pairs or ())])
+
+
+def _assigned(code: CodeType) -> set[str]:
+    """Return the variables outside of a function that its code assigns: they are its state, such as counters."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("STORE_GLOBAL", "STORE_DEREF")}
+    return names.union(*(_assigned(part) for part in code.co_consts if isinstance(part, CodeType)))
+
+
+def _used(value: Any, names: Sequence[str]) -> list[Any]:
+    """Return a value or, of one of the user's modules, its attributes with these names."""
+    file = getattr(value, "__file__", None)
+    if not isinstance(value, ModuleType) or not file or not is_user_code(file):
+        return [value]
+    return [part for name in names if name in vars(value) for part in _used(vars(value)[name], names)]
 
 
 def _is_empty(cell: Any) -> bool:

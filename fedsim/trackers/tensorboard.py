@@ -14,7 +14,7 @@ from fedsim.checks import check_path
 from fedsim.trackers.description import RunDescription, metrics
 from fedsim.trackers.tracker import FINISHED, TrackedRun, Tracker
 
-#: The longest name of a run in the name of its folder, without its id.
+#: Number of bytes of the name of a run in the name of its folder, without its id.
 MAX_NAME = 150
 
 
@@ -45,7 +45,7 @@ class TensorBoard(Tracker):
     def open_run(self, description: RunDescription, resumed: bool) -> TrackedRun:
         """Open a run; one that is resumed is logged again as a whole, which replaces its earlier event files."""
         logdir = Path(self.logdir)
-        name = re.sub(r"[^\w.,=() -]", "_", description.name)[:MAX_NAME]
+        name = re.sub(r"[^\w.,=() -]", "_", description.name).encode()[:MAX_NAME].decode(errors="ignore")
         folder = next(iter(logdir.glob(f"*{description.id}")), logdir / f"{name} {description.id}")
         return _TensorBoardRun(folder, description)
 
