@@ -183,7 +183,11 @@ def test_settings_of_a_file(given: dict[str, Any], end: str) -> None:
         (lambda: Experiment().run(n_jobs=2), "; did you mean 'workers'?"),  # type: ignore[call-arg]
         (lambda: Experiment().run(engine="threads"), "; did you mean 'in-process'?"),
         (lambda: compare(Experiment(), lr=[0.1, 0.2]), "; did you mean client = SGD(lr=...)?"),
-        (lambda: compare(Experiment(), clients=[SGD()]), "; did you mean 'client'?"),
+        (lambda: compare(Experiment(), servers=[None]), "; did you mean 'server'?"),
+        (
+            lambda: compare(Experiment(), clients=[10, 20]),
+            "; the number of clients is the split's: split.num_clients, or split = IID(50)",
+        ),
         (lambda: compare(Experiment(), seed=3), "; did you mean 'seeds'?"),  # type: ignore[arg-type]
         (lambda: compare(Experiment(), n_jobs=3), "; did you mean 'workers'?"),  # type: ignore[arg-type]
         (lambda: compare(Experiment(), baselines=["centralized"]), "; did you mean 'centralised'?"),

@@ -549,7 +549,7 @@ def test_the_command_line_tracks_runs_and_studies(tmp_path: Path) -> None:
         runs = tensorboard_runs(tmp_path / logdir)
         assert [(status, len(series["test_loss"])) for series, _, status in runs] == [("FINISHED", 2)] * len(runs)
         assert len(runs) == (1 if logdir == "mine" else 2)
-    assert Path("mine.txt").read_text() == "2"
+    assert sorted(file.name for file in Path().glob("mine *.txt")) == ["mine 0.txt", "mine 1.txt"]
 
 
 class Mine(FullTracker):
@@ -557,7 +557,7 @@ class Mine(FullTracker):
 
     def run_finished(self, result: Result) -> None:
         super().run_finished(result)
-        Path("mine.txt").write_text(str(len(self.opened)))
+        Path(f"mine {result.experiment.seed}.txt").touch()  # in a process of its own
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DIGITS = 16
 
 
-def fingerprint(experiment: Experiment, dataset: Dataset | None = None) -> str:
+def fingerprint(experiment: Experiment, dataset: Dataset | None = None, state: bool = False) -> str:
     """Return a text that is equal for experiments that give the same bits.
 
     Parameters
@@ -33,13 +33,15 @@ def fingerprint(experiment: Experiment, dataset: Dataset | None = None) -> str:
     experiment : Experiment
     dataset : Dataset, optional
         Its dataset, if it has been loaded.
+    state : bool
+        As for `fedsim.study.user_code.digest`.
     """
     name = experiment.dataset
     if not isinstance(name, str) or data.reads_files(name):
         name = (dataset or experiment.load_data()).digest
     plain = replace(experiment, dataset="digits", data_dir=None)
     own = list(own_objects([getattr(plain, field.name) for field in fields(plain)]))
-    return f"# {name}\n" + (f"# code {digest(own)}\n" if own else "") + to_toml(plain)
+    return f"# {name}\n" + (f"# code {digest(own, state)}\n" if own else "") + to_toml(plain)
 
 
 def run_name(experiment: Experiment, dataset: Dataset | None = None, callbacks: Sequence[Callback] = ()) -> str:
@@ -48,7 +50,7 @@ def run_name(experiment: Experiment, dataset: Dataset | None = None, callbacks: 
     It is that of fedsim's code, because other code may give other bits, and of the callbacks that may end the run.
     """
     active = [callback for callback in callbacks if not callback.passive]
-    return digest([_own_code(), fingerprint(experiment, dataset), *active])[:DIGITS]
+    return digest([_own_code(), fingerprint(experiment, dataset, state=True), *active])[:DIGITS]
 
 
 @cache

@@ -37,9 +37,16 @@ _ADDED = {
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 
 
-def digest(values: Iterable[Any]) -> str:
-    """Return a digest, in hexadecimal digits, that is equal for values with the same code and state."""
-    walk = _Walk()
+def digest(values: Iterable[Any], state: bool = True) -> str:
+    """Return a digest, in hexadecimal digits, that is equal for values with the same code and state.
+
+    Parameters
+    ----------
+    values : iterable
+    state : bool
+        Whether the state of objects of other packages, such as Flower's strategies, counts: a run may change it.
+    """
+    walk = _Walk(MAX_OBJECTS if state else 0)
     return hashlib.sha256("\n".join(map(walk.describe, values)).encode()).hexdigest()
 
 
@@ -71,7 +78,8 @@ def _is_users(owner: Any) -> bool:
 class _Walk:
     """Describes values, each function, class and module once."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_objects: int = MAX_OBJECTS) -> None:
+        self._most_objects = most_objects
         self._known: dict[int, int] = {}
         self._open: list[int] = []
         self._kept: list[Any] = []  # so that no other object gets the address of a described one
@@ -175,9 +183,10 @@ class _Walk:
 
     def _describe_state(self, value: Any) -> str:
         """Describe the state of an object as pickle sees it, or its attributes if it cannot be pickled."""
-        self._objects += not _is_users(type(value))
-        if self._objects > MAX_OBJECTS:
-            return ""
+        if not _is_users(type(value)):
+            self._objects += 1
+            if self._objects > self._most_objects:
+                return ""
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # whatever the classes of others raise
