@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from fedsim import Experiment, Result, Study, compare
+from fedsim.cli import main as cli
 from fedsim.clients import SGD
 from fedsim.errors import ConfigError
 from fedsim.report.terminal import to_text
@@ -94,6 +96,10 @@ def empty_divergence(out: Path) -> None:
     (folder / DIVERGED).touch()
 
 
+def empty_checksums(out: Path) -> None:
+    (folders(out)[0] / CHECKSUMS).write_text("")
+
+
 def damaged_index(out: Path) -> None:
     (out / INDEX).write_text("")
 
@@ -106,7 +112,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("harm", [exchange, shorten, foreign, empty_divergence, damaged_index])
+@pytest.mark.parametrize("harm", [exchange, shorten, foreign, empty_divergence, empty_checksums, damaged_index])
 def test_a_harmed_study_is_mended_to_the_same_bits(harm: Callable[[Path], None], study: Path, out: Path) -> None:
     whole = again(Path(shutil.copytree(study, out.parent / "whole")))
     harm(out)
@@ -190,3 +196,44 @@ def test_results_of_other_data_or_code_are_told_apart(tmp_path: Path) -> None:
         {"directory": str(tmp_path / "run0")},
         {"directory": str(tmp_path / "run2")},
     ]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "..", "a/b", ""])
+def test_an_index_names_folders_of_its_own_only(name: str, out: Path) -> None:
+    text = (out / INDEX).read_text()
+    (out / INDEX).write_text(text.replace(folders(out)[0].name, name))
+    for use in (Study.load, stored_runs.list_study, stored_runs.remove):
+        with pytest.raises(ConfigError, match="is damaged"):
+            use(out)
+
+
+def test_the_command_lists_shows_compares_and_deletes(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(out.parent)
+
+    def runs(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["runs", *arguments])
+        said = capsys.readouterr()
+        assert ended.value.code == code, said
+        return said.out if code == 0 else said.err
+
+    run = str(folders(Path("out"))[0])
+    assert re.search(r"out +study +4 +4", runs("list", "."))
+    assert runs("list", "out").count("finished") == 4
+    study = runs("show", "out")
+    assert "final accuracy" in study
+    assert "client.lr" in study
+    shown = runs("show", run)
+    assert "state = finished" in shown
+    assert "client = SGD(lr=0.1" in shown
+    assert "test_accuracy" in shown
+    replace(BASE, rounds=3).run(directory="other")
+    compared = runs("compare", run, "other")
+    assert [line.split()[0] for line in compared.splitlines()[2:4]] == ["2", "3"]  # the number of rounds
+    assert "asks before it deletes, and there is no terminal; give --yes" in runs("rm", "out", code=2)
+    assert "has neither a run nor a study" in runs("rm", ".", "--yes", code=2)
+    assert runs("rm", "out", "other", "--yes").splitlines() == ["deleted out", "deleted other"]
+    assert not Path("out").exists()
+    assert "no studies and no runs in ." in runs("list", ".")

@@ -117,6 +117,14 @@ def test_methods_are_compared_within_each_split() -> None:
     )
 
 
+def test_settings_of_the_problem_are_conditions() -> None:
+    for axis in ("dataset", "split", "split.alpha", "test_fraction", "attack"):
+        scores = {(value, client): FOUR[client] for value in ("0.1", "0.2") for client in "AB"}
+        found = study(scores, (axis, "client")).test()
+        assert list(found[axis]) == ["0.1", "0.2"]
+        assert list(found["variant"]) == ["A", "A"]
+
+
 def test_a_baseline_is_a_condition_of_its_own_in_a_grid() -> None:
     made = grid()
     baseline = Variant({"split": "centralised", "client": "-"}, made.variants[0].results)
@@ -244,7 +252,16 @@ def test_ranks_over_conditions() -> None:
         "Mean ranks over 3 conditions: SCAFFOLD 1.0, FedProx 2.0, SGD 3.0; Friedman's p = 0.028. "
         "Ranks 1.9 or more behind the best are worse at 5 % (Nemenyi)."
     )
-    for cost in ("test_brier_score", "test_mae", "weight_divergence", "failures", "secure_bytes", "seconds"):
+    for cost in (
+        "test_brier_score",
+        "test_mae",
+        "weight_divergence",
+        "client_drift",
+        "epsilon",
+        "failures",
+        "secure_bytes",
+        "seconds",
+    ):
         for variant in (costly := grid()).variants:
             for run in variant.results:
                 run.history[cost] = run.history["test_loss"]

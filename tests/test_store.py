@@ -635,3 +635,18 @@ def test_runs_that_diverge_are_left_out_and_named(
         assert (again.notes, capsys.readouterr().err.splitlines()[-1]) == (study.notes, said.splitlines()[-1])
     with pytest.raises(DivergenceError):
         compare(BASE, client=[SGD(lr=1e9)])
+
+
+def test_classes_of_a_script_are_known_in_it(tmp_path: Path) -> None:
+    """A study is loaded where they are defined; elsewhere a sentence says so."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fedsim import Experiment, Study, compare\nfrom fedsim.clients import SGD\nfrom fedsim.splits import IID\n"
+        "class Own(SGD):\n    pass\n"
+        "study = compare(Experiment(split=IID(4), rounds=1, client=Own()), directory='out')\n"
+        "assert Study.load('out').rounds().equals(study.rounds())\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ConfigError, match="'Own' of the script or notebook that made it; do this there"):
+        Study.load(tmp_path / "out")

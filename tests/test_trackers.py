@@ -611,3 +611,29 @@ def test_the_code_on_the_page_runs(tmp_path: Path) -> None:
     [iid, skewed] = [v.results[0] for v in names["study"].variants]
     for series, values, _ in tensorboard_runs(tmp_path / "tensorboard"):
         check_history(series, iid if values["study.split"] == "IID" else skewed)
+
+
+def test_the_best_score_of_a_run_may_be_an_earlier_one() -> None:
+    result = BASE.run()
+    result.history.loc[2, "test_accuracy"] = 0.99
+    found = summary(result)
+    assert (found["best_accuracy"], found["final_accuracy"]) == (0.99, result.history["test_accuracy"].iloc[-1])
+
+
+def test_a_single_run_after_a_study_has_none_of_its_labels(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path / "tb")
+    compare(BASE, split=[IID(4)], callbacks=[callback])
+    replace(BASE, seed=1).run(callbacks=[callback])
+    tags = [parameters for _, parameters, _ in tensorboard_runs(tmp_path / "tb")]
+    assert sorted("study.split" in found for found in tags) == [False, True]
+
+
+def test_more_parameters_than_mlflow_takes_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: str
+) -> None:
+    monkeypatch.setattr("fedsim.trackers.mlflow.MAX_PARAMETERS", 3)
+    BASE.run(callbacks=[MLflow(database, str(tmp_path))])
+    [(_, logged, _)] = mlflow_runs(database, str(tmp_path))
+    wanted = {key: str(value) for key, value in parameters(BASE).items()}
+    assert len(wanted) > 3
+    assert wanted.items() <= logged.items()

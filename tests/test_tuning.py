@@ -17,6 +17,7 @@ from fedsim.servers import FedAdam
 from fedsim.splits import IID
 from fedsim.study.grid import variants
 from fedsim.study.plan import make_plan
+from fedsim.study.tuning import Tuning
 
 BASE = Experiment(split=IID(4), hidden=(4,), rounds=3, client=SGD(lr=0.1))
 AXES: dict[str, Any] = {"client": [SGD(), FedProx(proximal_mu=0.5)]}
@@ -76,6 +77,16 @@ def test_seeds_of_both_kinds_are_others() -> None:
         compare(BASE, tune={"client.lr": [0.1, 0.2]}, **{"client.lr": [0.1, 0.2]})  # type: ignore[arg-type]
     with pytest.raises(DivergenceError):
         compare(BASE, tune={"client.lr": [1e9, 1e10]}, tune_seeds=1)
+
+
+def test_a_value_that_diverges_with_some_seeds_is_not_chosen() -> None:
+    """Though its mean over the others is best."""
+    labels = [({"client.lr": lr}, BASE) for lr in ("0.1", "0.9")]
+    runs = [replace(BASE, seed=seed).run() for seed in (5, 6)]
+    good = replace(runs[0], history=runs[0].history.assign(test_accuracy=0.99))
+    tuned = Study.of([(labels[0][0], run) for run in runs] + [(labels[1][0], good)], [(labels[1][0], 6)])
+    best, _ = Tuning({"client.lr": ["0.1", "0.9"]}).choose([labels], tuned, 2)
+    assert best[0][0] == {"tuned client.lr": "0.1"}
 
 
 def test_a_tuned_study_continues_in_its_directory(tmp_path: Path) -> None:
