@@ -11,6 +11,7 @@ from fedsim import Experiment, compare
 from fedsim.cli.guard import guard
 from fedsim.clients import SGD, Affine, Array, ClientStrategy, Context, ServerContext
 from fedsim.models import Group, Model
+from fedsim.report.terminal import to_text
 from fedsim.splits import Dirichlet
 from fedsim.testing import check_client_strategy
 
@@ -130,7 +131,7 @@ def main() -> None:
         split=Dirichlet(50, alpha=0.1), fraction_train=0.2, rounds=args.rounds, fraction_evaluate=1.0, test_fraction=0.2
     )
     study = compare(base, client=[*(cls(epochs=5) for cls in (SGD, *STRATEGIES)), GradientStep()], seeds=args.seeds)
-    print("\n".join([study.table().to_string(), *study.notes]))
+    print("\n".join([to_text(study.table()), *study.notes]))
 
 
 if __name__ == "__main__":

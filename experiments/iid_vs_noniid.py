@@ -10,6 +10,7 @@ from argparse import ArgumentDefaultsHelpFormatter
 from fedsim.cli.guard import Parser, guard
 from fedsim.clients import SGD
 from fedsim.files import keep_earlier, writable_directory
+from fedsim.report.terminal import to_text
 from fedsim.splits import IID, Dirichlet, Shards
 from fedsim.study.compare import compare
 from fedsim.study.experiment import Experiment
@@ -53,7 +54,7 @@ def main() -> None:
     out = writable_directory(args.out)
     study = compare(base, split=splits, seeds=args.seeds, workers=args.workers)
 
-    print("\n".join([study.table(args.target).to_string(), *study.notes, conclusion(study)]))
+    print("\n".join([to_text(study.table(args.target)), *study.notes, conclusion(study)]))
     if kept := keep_earlier(out, [*TABLES, *PICTURES]):
         print(f"kept the earlier results in {kept}")
     study.to_csv(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -278,6 +279,10 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)
     journal = tmp_path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(re.sub(rb'("values":.0).', rb"\g<1>9", journal.read_bytes()))
+    with pytest.raises(ConfigError, match=r"journal.log' is damaged: its checksum is another; restore it, or delete"):
+        search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)
+    journal.with_suffix(".sha256").unlink()
     journal.write_bytes(b"".join(line for line in lines if b'"client.lr","' not in line))
     with pytest.raises(ConfigError, match=r"journal.log' is damaged: trial 0 is not complete; restore it"):
         search(BASE, SPACE, trials=1, seeds=1, directory=tmp_path)

@@ -133,7 +133,7 @@ def search(
         bar = stack.enter_context(ProgressBar(trials * len(seeds) * rounds, progress))
 
         def execute(experiment: Experiment, report: _Report) -> Result:
-            active = [report, *callbacks]
+            active = [_Trial(report.number, metric), *callbacks]
             where = folder.path / RUNS / run_name(experiment, dataset, active) if folder else None
             for callback in callbacks:
                 callback.label_run({"trial": f"trial {report.number}"})
@@ -247,6 +247,14 @@ class _Objective:
                 raise TrialPruned
             values.append(float(row[self.metric]))
         return float(np.mean(values))
+
+
+@dataclass(frozen=True)
+class _Trial(Callback):
+    """Stands for the `_Report` of a trial in the identity of its runs."""
+
+    number: int
+    metric: str
 
 
 @dataclass

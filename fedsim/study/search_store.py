@@ -1,6 +1,7 @@
 """The directory of a search: Optuna's journal of its trials, their runs, and the files made at the end.
 
 journal.log     the trials, as Optuna's journal
+journal.sha256  the checksum and the length of the journal when the search last ended
 runs/NAME/      a run of a trial: see `fedsim.study.result_files` and `fedsim.study.checkpoint`
 trials.csv      `Search.trials`
 best.toml       the best experiment; not if its dataset was given as arrays
@@ -8,8 +9,10 @@ best.toml       the best experiment; not if its dataset was given as arrays
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from fedsim.study.directory import ResultsDirectory
 from fedsim.study.search_result import ROUNDS, Search, finished_trials
 from fedsim.text import describe
 
-JOURNAL, TRIALS, BEST = "journal.log", "trials.csv", "best.toml"
+JOURNAL, CHECKSUM, TRIALS, BEST = "journal.log", "journal.sha256", "trials.csv", "best.toml"
 #: Attribute of Optuna's study: what decides on the trials.
 SETTINGS = "settings"
 
@@ -35,16 +38,34 @@ class SearchDirectory(ResultsDirectory):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path, (TRIALS, BEST))
+        super().__init__(path, (TRIALS, BEST, CHECKSUM))
         self.journal = self.path / JOURNAL
 
     def _prepare(self) -> None:
         """Delete what a killed process has left: an incomplete last line of the journal, and Optuna's lock of it."""
         if self.journal.exists():
+            self._verify()
             lines = self.journal.read_bytes().splitlines(keepends=True)
             if lines and not _is_complete(lines[-1]):
                 os.truncate(self.journal, sum(map(len, lines[:-1])))
         Path(f"{self.journal}.lock").unlink(missing_ok=True)
+
+    def __exit__(self, *details: object) -> None:
+        """Write the checksum of the journal, and its length, because a search that continues makes it longer."""
+        with suppress(OSError):
+            content = self.journal.read_bytes()
+            write_text(self.path / CHECKSUM, f"{hashlib.sha256(content).hexdigest()} {len(content)}\n")
+        super().__exit__(*details)
+
+    def _verify(self) -> None:
+        """Raise ConfigError if the part of the journal that has a checksum was changed; it may have been cut off."""
+        try:
+            digest, length = (self.path / CHECKSUM).read_text(encoding="utf-8").split()
+            content = self.journal.read_bytes()[: int(length)]
+        except (OSError, ValueError):  # a search that was killed may have none
+            return
+        if len(content) == int(length) and hashlib.sha256(content).hexdigest() != digest:
+            raise _damaged(self, "its checksum is another")
 
     def write(self, search: Search) -> None:
         """Write the files of a search that has ended."""
