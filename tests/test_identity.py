@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_digests_of_values() -> None:
         *(1, 1.0, "1", b"1", None, True, 1j, ..., (1,), (1, 1), {1: 2}, {2: 1}, {1, 2}, cycle, [cycle]),
         *(np.ones(2), np.ones(3), np.ones(2, np.float32), np.zeros(2), np.array([1, "a"], dtype=object)),
         *(Path("a"), Path("b"), functools.partial(len, "a"), functools.partial(len, "b"), types.SimpleNamespace(a=1)),
-        *(len, abs, json, np.random.default_rng(0), np.random.default_rng(1), IID(5), IID(6)),
+        *(len, abs, json, Mock(), np.random.default_rng(0), np.random.default_rng(1), IID(5), IID(6)),
     ]
     digests = [digest([value]) for value in values]
     assert len(set(digests)) == len(values)

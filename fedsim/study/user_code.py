@@ -89,8 +89,8 @@ class _Walk:
         """Return a text that is equal for values with the same code and state."""
         if isinstance(value, np.generic):
             value = value.item()
-        while hasattr(value, "checks_arguments"):  # fedsim wraps methods of the user's classes when they are first used
-            value = value.__wrapped__
+        if isinstance(value, FunctionType) and "checks_arguments" in vars(value):
+            value = value.__wrapped__  # fedsim wraps methods of the user's classes when they are first used
         if isinstance(value, _PLAIN):
             return repr(value)
         if isinstance(value, CodeType | FunctionType | ModuleType | type):
