@@ -90,7 +90,7 @@ class _Walk:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, FunctionType) and "checks_arguments" in vars(value):
-            value = value.__wrapped__  # fedsim wraps methods of the user's classes when they are first used
+            value = vars(value)["__wrapped__"]  # fedsim wraps methods of the user's classes when they are first used
         if isinstance(value, _PLAIN):
             return repr(value)
         if isinstance(value, CodeType | FunctionType | ModuleType | type):
