@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -171,6 +172,10 @@ def _public_subclasses(cls: type) -> Iterator[type]:
         yield from _public_subclasses(subclass)
 
 
+#: Similarity of names, of at most 1, from which a method counts as a misspelt one.
+MISSPELT = 0.85
+
+
 def refusal(instance: Any, method: str, sentence: str) -> ConfigError:
     """Return the error for a method of a user's class, with the method's file and line.
 
@@ -188,7 +193,7 @@ def refusal(instance: Any, method: str, sentence: str) -> ConfigError:
 
 
 def check_methods(instance: Any, protocol: type | None = None) -> None:
-    """Raise ConfigError if a method of a user's class does not take the arguments with which fedsim calls it.
+    """Raise ConfigError if a method of a user's class has a misspelt name, or does not take fedsim's arguments.
 
     Parameters
     ----------
@@ -201,6 +206,11 @@ def check_methods(instance: Any, protocol: type | None = None) -> None:
     base = protocol or next((cls for cls in type(instance).__mro__ if cls.__module__.startswith("fedsim.")), None)
     if own_class or base is None:
         return
+    hooks = [name for name in dir(base) if not name.startswith("_")]
+    for name, _ in inspect.getmembers(type(instance), inspect.isfunction):
+        known = name.startswith("_") or name in hooks
+        if not known and (meant := difflib.get_close_matches(name, hooks, n=1, cutoff=MISSPELT)):
+            raise refusal(instance, name, f"{name}() is never called; did you mean {meant[0]}? If not, call it _{name}")
     for name, method in inspect.getmembers(base, inspect.isfunction):
         own = getattr(type(instance), name, None)
         if name.startswith("_") or own is method or not inspect.isfunction(own):

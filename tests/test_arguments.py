@@ -296,3 +296,22 @@ def test_a_model_function_takes_one_argument() -> None:
     assert said.endswith("that returns a Model: <lambda> takes no arguments (too many positional arguments)")
     with pytest.raises(ConfigError, match="sizes is Dataset"):
         Experiment(model=MLP).run()  # type: ignore[arg-type]
+
+
+def test_a_misspelt_hook_is_named_and_not_ignored() -> None:
+    """Otherwise the run would be that of plain SGD."""
+
+    class Own(SGD):
+        def directon(self, grad: Any, weights: Any, ctx: Any) -> Any:
+            return 2 * grad
+
+    class Helps(SGD):
+        def half(self, grad: Any) -> Any:
+            return grad / 2
+
+        def _directon(self, grad: Any) -> Any:
+            return grad
+
+    with pytest.raises(ConfigError, match=r"Own's directon\(\) is never called; did you mean direction\?.* _directon"):
+        Experiment(client=Own())
+    Experiment(client=Helps())

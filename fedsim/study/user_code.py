@@ -44,9 +44,10 @@ def digest(values: Iterable[Any], state: bool = True) -> str:
     ----------
     values : iterable
     state : bool
-        Whether the state of objects of other packages, such as Flower's strategies, counts: a run may change it.
+        Whether what a run may change counts: the items of lists, dicts and sets, and the state of other packages'
+        objects, such as Flower's strategies.
     """
-    walk = _Walk(MAX_OBJECTS if state else 0)
+    walk = _Walk(state)
     return hashlib.sha256("\n".join(map(walk.describe, values)).encode()).hexdigest()
 
 
@@ -78,8 +79,8 @@ def _is_users(owner: Any) -> bool:
 class _Walk:
     """Describes values, each function, class and module once."""
 
-    def __init__(self, most_objects: int = MAX_OBJECTS) -> None:
-        self._most_objects = most_objects
+    def __init__(self, state: bool = True) -> None:
+        self._state = state
         self._known: dict[int, int] = {}
         self._open: list[int] = []
         self._kept: list[Any] = []  # so that no other object gets the address of a described one
@@ -159,10 +160,12 @@ class _Walk:
         if not _is_users(cls):
             return name
         attributes = {name: value for name, value in sorted(vars(cls).items()) if name not in _ADDED}
-        return f"class {name} {self._all(cls.__bases__)} {self.describe(attributes)}"
+        return f"class {name} {self._all(cls.__bases__)} {tuple(attributes)} {self._all(attributes.values())}"
 
     def _describe_object(self, value: Any) -> str:
         cls = type(value)
+        if cls in (list, dict, set) and not self._state:
+            return cls.__name__
         if cls in (list, tuple):
             return self._all(value)
         if cls is dict:
@@ -185,7 +188,7 @@ class _Walk:
         """Describe the state of an object as pickle sees it, or its attributes if it cannot be pickled."""
         if not _is_users(type(value)):
             self._objects += 1
-            if self._objects > self._most_objects:
+            if self._objects > MAX_OBJECTS or not self._state:
                 return ""
         try:
             reduced = value.__reduce_ex__(4)
