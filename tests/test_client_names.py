@@ -406,17 +406,18 @@ def test_hostile_names_in_files(hostile: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("kind", ["bars", "bubbles"])
-def test_hostile_names_in_a_plot(kind: str, tmp_path: Path) -> None:
-    """Matplotlib takes dollars for mathematics, and refuses what is none."""
-    with pytest.warns(UserWarning, match="missing from font"):
-        plot_splits(
-            {"$\\frac{$": np.arange(2 * len(HOSTILE)).reshape(-1, 2) + 1},
-            tmp_path / "x.svg",
-            "$^$",
-            kind,
-            ["$\\frac{$", "a\nb"],
-            {"$\\frac{$": make_names(np.array(HOSTILE))},
-        )
+def test_hostile_names_in_a_plot(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Matplotlib takes dollars for mathematics, and refuses what is none; missing characters are one notice."""
+    plot_splits(
+        {"$\\frac{$": np.arange(2 * len(HOSTILE)).reshape(-1, 2) + 1},
+        tmp_path / "x.svg",
+        "$^$",
+        kind,
+        ["$\\frac{$", "a\nb"],
+        {"$\\frac{$": make_names(np.array(HOSTILE))},
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert "x.svg has boxes for characters of which no font is installed; Noto Sans CJK SC has Chinese on" in line
 
 
 # Names in plots, labels in tables

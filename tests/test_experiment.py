@@ -203,7 +203,7 @@ def test_a_server_strategy_that_gives_up_says_so() -> None:
 
 
 def with_accuracies(*values: float) -> Result:
-    history = pd.DataFrame({"test_accuracy": values})
+    history = pd.DataFrame({"test_accuracy": values, "test_loss": 1.0})
     return Result(Experiment(), history, pd.DataFrame(), {}, "numpy", "accuracy", pd.DataFrame())
 
 
@@ -464,9 +464,11 @@ def test_final_accuracy_is_for_labels_and_final_score_for_both() -> None:
     result = with_accuracies(0.1, 0.9, 0.7)
     assert (result.final_accuracy, result.final_score, result.rounds) == (0.7, 0.7, 2)
     assert repr(result) == "Result(Experiment(): test accuracy 0.7000 after 2 rounds)"
-    line = replace(result, score="r2", history=pd.DataFrame({"test_r2": [-1.0, 0.25]}))
+    line = replace(result, score="r2", history=pd.DataFrame({"test_r2": [-1.0, 0.25], "test_loss": [2.0, 1.0]}))
     assert (line.final_score, line.rounds, line.test_scores.tolist()) == (0.25, 1, [-1.0, 0.25])
     assert line.rounds_to(-0.375) == 0.5
+    constant = replace(line, history=line.history.assign(test_r2=np.nan))  # R squared of a constant target
+    assert constant.has_global_model
     assert repr(line) == "Result(Experiment(): test r2 0.2500 after 1 rounds)"
     with pytest.raises(ConfigError, match=r"final_accuracy is for labels, .* use final_score"):
         _ = line.final_accuracy

@@ -63,7 +63,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         write_whole(file, lambda stream: figure.savefig(stream, format=kind, dpi=150))
     others = [each for each in caught if "missing from font" not in str(each.message)]
     if len(others) < len(caught):
-        print_notice(f"{file} has boxes for characters of which no font is installed, such as one of {CJK_FONTS[0]}")
+        print_notice(f"{file} has boxes for characters of which no font is installed; {CJK_FONTS[0]} has Chinese ones")
     for each in others:
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
