@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,11 @@ def test_a_study_is_printed_with_all_columns() -> None:
     """As its table is in files; pandas alone would leave out columns, or show the rows' numbers."""
     study = compare(replace(BASE, fraction_evaluate=1.0), split=[IID(5), Shards(5)], client=[SGD(), SGD(lr=0.2)])
     with pd.option_context("display.width", 40, "display.max_columns", 3):
-        assert str(study) == "\n".join([study.table().to_string(), *study.notes])
+        shown, whole = str(study).splitlines(), "\n".join([study.table().to_string(), *study.notes]).splitlines()
+        assert [line.split() for line in shown] == [line.split() for line in whole]
+    assert (
+        len(re.findall(r"\w  +\w", shown[0])) == 4
+    )  # two spaces at least between the five headers, which have one inside
     header, row, *_ = str(compare(BASE)).splitlines()
     assert header.split()[:2] == ["final", "accuracy"]
     assert row.split()[0] == f"{compare(BASE).variants[0].results[0].final_score:.3f}"
