@@ -35,6 +35,7 @@ from fedsim.errors import ConfigError
 from fedsim.report import style
 from fedsim.report.catalogue import catalogue, client_entries, server_entries
 from fedsim.report.tables import shards_table, splits_table
+from fedsim.report.terminal import to_text
 from fedsim.splits import IID, Dirichlet
 from fedsim.study import config, execution, pool
 from fedsim.study.callbacks import FinishedRound
@@ -815,7 +816,7 @@ def test_compare_prints_and_draws_what_the_study_of_the_same_arguments_does(
     base = Experiment(**SMALL, fraction_evaluate=1.0, client=SGD(lr=0.2), data_dir="7")
     study = compare(base, split=[IID(3), Dirichlet(3, alpha=0.5)], seeds=2)
     *table, last = out.splitlines()
-    assert table == [*study.table(0.15).to_string().splitlines(), *study.notes]
+    assert table == [*to_text(study.table(0.15)).splitlines(), *study.notes]
     assert study.notes == [
         "2 seeds: no intervals and no tests, which need at least 3 seeds. Rounds are medians; a seed that missed the "
         "target counts as longer (Kaplan-Meier)."

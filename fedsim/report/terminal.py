@@ -35,7 +35,8 @@ def to_text(frame: pd.DataFrame) -> str:
 
     numbers_rows = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
     with pd.option_context("display.unicode.east_asian_width", True):  # a Chinese character is as wide as two others
-        space = {name: len(str(name)) + 1 for name in list(frame)[1:]}  # headers have spaces inside
+        headers = list(frame)[1:] if any(" " in str(name) for name in frame) else []  # which need two between them
+        space = {name: len(str(name)) + 1 for name in headers}
         return escape(frame.to_string(index=not numbers_rows, line_width=terminal_width(), col_space=space))
 
 
