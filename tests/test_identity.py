@@ -108,6 +108,21 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     return name
 
 
+def test_modules_that_import_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "ring_a.py").write_text("import ring_b\nimport fedsim.clients\nK = 1.0\n")
+    (tmp_path / "ring_b.py").write_text(
+        "import ring_a\nfrom fedsim.clients import SGD\nclass Own(SGD):\n"
+        "    def direction(self, grad, weights, ctx):\n        return ring_a.ring_b.ring_a.K * grad\n"
+    )
+    ring_a, ring_b = importlib.import_module("ring_a"), importlib.import_module("ring_b")
+    experiment = replace(BASE, client=ring_b.Own())
+    first = run_name(experiment)
+    assert run_name(experiment) == first
+    monkeypatch.setattr(ring_a, "K", 2.0)
+    assert run_name(experiment) != first
+
+
 @pytest.mark.parametrize("case", OWN_CODE)
 def test_changed_code_of_the_user_is_another_run(case: str, named: Callable[..., str]) -> None:
     imports, body, before, after = OWN_CODE[case]

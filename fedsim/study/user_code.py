@@ -146,14 +146,14 @@ class _Walk:
             for name in (instruction.argval, _resolve(f".{instruction.argval}", function.__module__))
         ]
         found += [sys.modules[name] for name in imported if name in sys.modules]
-        used = [part for value in found for part in _used(value, code.co_names)]
-        imported = [_source_digest(name) for name in imported if name not in sys.modules]
+        used = list(_used(found, code.co_names))
+        unloaded = [_source_digest(name) for name in imported if name not in sys.modules]
         constants = [
             self._describe_code(part, function) if isinstance(part, CodeType) else self.describe(part)
             for part in code.co_consts
         ]
         names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags
-        return f"{code.co_qualname} {code.co_code.hex()} {names} {constants} {self._all(used)} {imported}"
+        return f"{code.co_qualname} {code.co_code.hex()} {names} {constants} {self._all(used)} {unloaded}"
 
     def _describe_class(self, cls: type) -> str:
         name = f"{cls.__module__}:{cls.__qualname__}"
@@ -206,12 +206,17 @@ def _assigned(code: CodeType) -> set[str]:
     return names.union(*(_assigned(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
-def _used(value: Any, names: Sequence[str]) -> list[Any]:
-    """Return a value or, of one of the user's modules, its attributes with these names."""
-    file = getattr(value, "__file__", None)
-    if not isinstance(value, ModuleType) or not file or not is_user_code(file):
-        return [value]
-    return [part for name in names if name in vars(value) for part in _used(vars(value)[name], names)]
+def _used(values: Iterable[Any], names: Sequence[str]) -> Iterator[Any]:
+    """Yield values and, instead of each of the user's modules, its attributes with these names."""
+    todo, modules = list(values)[::-1], set()  # modules may import each other
+    while todo:
+        value = todo.pop()
+        file = getattr(value, "__file__", None) if isinstance(value, ModuleType) else None
+        if not file or not is_user_code(file):
+            yield value
+        elif value not in modules:
+            modules.add(value)
+            todo += [vars(value)[name] for name in reversed(names) if name in vars(value)]
 
 
 def _is_empty(cell: Any) -> bool:
