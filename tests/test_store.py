@@ -217,6 +217,14 @@ def test_a_study_without_tuning_has_none_of_an_earlier_one(tmp_path: Path) -> No
     assert Study.load(tmp_path).tuning is None
 
 
+def test_a_tuned_study_is_loaded_without_its_tuning(tmp_path: Path) -> None:
+    study = compare(BASE, tune={"client.lr": [0.1]}, tune_seeds=1)
+    replace(study, tuning=None).save(tmp_path)
+    loaded = Study.load(tmp_path)
+    assert loaded.tuning is None
+    assert loaded.rounds().equals(study.rounds())
+
+
 def test_an_incomplete_study_loads_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(row: Any) -> None:
         if len(list(tmp_path.glob("out/runs/*/SHA256SUMS"))) == 1:

@@ -193,7 +193,7 @@ def _execute(
             if result.score != next(iter(found.values())).score:
                 raise ConfigError("dataset mixes labels and real-valued targets; compare them in separate studies")
             if store:
-                store.add(study())
+                store.add(study)
         if not found:
             raise diverged[min(diverged)]
     if diverged:

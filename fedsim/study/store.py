@@ -19,7 +19,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,11 +136,17 @@ class StudyStore:
         """How many runs are finished, for notices."""
         return f"{self._finished} of {len(self._runs)} runs are finished in {self.path}"
 
-    def add(self, study: Study) -> None:
-        """Take note of a finished run; write the tables, unless that has taken too large a share of the time."""
+    def add(self, study: Callable[[], Study]) -> None:
+        """Take note of a finished run; write the tables, unless that has taken too large a share of the time.
+
+        Parameters
+        ----------
+        study : callable
+            Returns the study of the finished runs.
+        """
         self._finished += 1
         if self._writing <= WRITING_SHARE * (time.perf_counter() - self._started):
-            self.write_tables(study)
+            self.write_tables(study())
 
     def write_tables(self, study: Study) -> None:
         """Write the tables of the finished runs, unless they have been written.
@@ -237,7 +243,7 @@ def save_study(study: Study, directory: str | os.PathLike[str]) -> None:
             write_text(writable_directory(folder) / DIVERGED, "training diverged")
         elif damage(folder):
             save_result(made, folder)
-    store.add(study)
+    store.add(lambda: study)
     if study.tuning:
         save_study(study.tuning, store.path / TUNING)
 
@@ -248,28 +254,26 @@ def _name_of_result(result: Result) -> str:
     return digest([run_name(result.experiment), *content])[:DIGITS]
 
 
-def load_results(directory: Path, modules: Sequence[str] = ()) -> list[tuple[dict[str, str], Result]]:
-    """Return the labels and the results of the finished runs of a study; see `Study.load`."""
-    runs = [(labels, directory / RUNS / name) for labels, name in read_index(directory)]
-    states = [state_of(folder) for _, folder in runs]
-    if FINISHED not in states:
+def load_runs(
+    directory: Path, modules: Sequence[str] = ()
+) -> tuple[list[tuple[dict[str, str], Result]], list[tuple[dict[str, str], int]]]:
+    """Return the labelled results of the finished runs of a study, and the labelled seeds of those that diverged.
+
+    Parameters and errors as for `Study.load`.
+    """
+    finished, diverged, index = [], [], read_index(directory)
+    for labels, name in index:
+        folder, seed = directory / RUNS / name, int(labels.pop(COLUMNS[0]))
+        state = state_of(folder)
+        if state == FINISHED:
+            finished.append((labels, folder))
+        elif state == HAS_DIVERGED:
+            diverged.append((labels, seed))
+    if not finished:
         raise ConfigError(f"no run of the study in {str(directory)!r} is finished")
-    if missing := sum(state not in (FINISHED, HAS_DIVERGED) for state in states):
-        print_notice(f"{missing} of the {len(runs)} runs in {directory} are not finished, and are left out")
-    finished = [run for run, state in zip(runs, states, strict=True) if state == FINISHED]
-    return [(_without_seed(labels), Result.load(folder, modules=modules)) for labels, folder in finished]
-
-
-def diverged_runs(directory: Path) -> list[tuple[dict[str, str], int]]:
-    """Return the labels and the seeds of the runs of a study that diverged."""
-    runs = [(labels, directory / RUNS / name) for labels, name in read_index(directory)]
-    return [
-        (_without_seed(labels), int(labels[COLUMNS[0]])) for labels, folder in runs if state_of(folder) == HAS_DIVERGED
-    ]
-
-
-def _without_seed(labels: Mapping[str, str]) -> dict[str, str]:
-    return {axis: label for axis, label in labels.items() if axis != COLUMNS[0]}
+    if missing := len(index) - len(finished) - len(diverged):
+        print_notice(f"{missing} of the {len(index)} runs in {directory} are not finished, and are left out")
+    return [(labels, Result.load(folder, modules=modules)) for labels, folder in finished], diverged
 
 
 def read_remarks(directory: Path) -> tuple[str, ...]:

@@ -312,14 +312,14 @@ class Study:
         ConfigError
             The directory has no study, no run of it is finished, or a file is damaged.
         """
-        from fedsim.study.store import TUNING, diverged_runs, load_results, read_remarks
+        from fedsim.study.result_files import INDEX
+        from fedsim.study.store import TUNING, load_runs, read_remarks
 
         check_path("directory", directory)
-
-        path = Path(directory)
-        study = cls.of(load_results(path, modules), diverged_runs(path))
-        is_tuned = any(axis.startswith(TUNED) for axis in study.variants[0].labels)
-        return replace(study, remarks=read_remarks(path), tuning=cls.load(path / TUNING, modules) if is_tuned else None)
+        path, tuning = Path(directory), Path(directory) / TUNING
+        study = cls.of(*load_runs(path, modules))
+        is_tuned = any(axis.startswith(TUNED) for axis in study.variants[0].labels) and (tuning / INDEX).is_file()
+        return replace(study, remarks=read_remarks(path), tuning=cls.load(tuning, modules) if is_tuned else None)
 
     @classmethod
     def of(
