@@ -18,6 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Classes that modules import for type checking only, and that are therefore compared by their names.
 BY_NAME = ("DataFrame", "Experiment", "Result", "Study")
+#: Similarity of names, of at most 1, from which a method counts as a misspelt one.
+MISSPELT = 0.85
 
 
 def misfit(
@@ -170,10 +172,6 @@ def _public_subclasses(cls: type) -> Iterator[type]:
         if subclass.__module__.startswith("fedsim.") and not subclass.__name__.startswith("_"):
             yield subclass
         yield from _public_subclasses(subclass)
-
-
-#: Similarity of names, of at most 1, from which a method counts as a misspelt one.
-MISSPELT = 0.85
 
 
 def refusal(instance: Any, method: str, sentence: str) -> ConfigError:

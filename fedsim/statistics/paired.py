@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from fedsim.report.intervals import EQUAL, MIN_SEEDS
 
 Floats = NDArray[np.float64]
+#: |t| above which limits of effect sizes are those of large t.
+FAR = 300.0
 
 
 class PairedStatistics(NamedTuple):
@@ -72,10 +74,6 @@ def t_test(differences: ArrayLike) -> PairedStatistics:
     half = stdtrit(np.maximum(n - 1, 1), 0.975) * spread / np.sqrt(np.maximum(n, 1))
     half[constant & (mean != 0)] = np.nan
     return PairedStatistics(n, mean, mean - half, mean + half, *effect_sizes(t, n), t, p)
-
-
-#: |t| above which limits of effect sizes are those of large t.
-FAR = 300.0
 
 
 def effect_sizes(t: Floats, seeds: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from fedsim.errors import FedsimError, RemoteError
@@ -190,6 +189,8 @@ class _Lines(io.TextIOBase):
 
 def _serve(connection: Connection, work: Work[Any]) -> None:
     """Do jobs until None is received."""
+    from threadpoolctl import threadpool_limits
+
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent only, which passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -25,6 +25,7 @@ from fedsim.errors import ConfigError
 from fedsim.files import write_csv, write_text, write_whole
 from fedsim.modules import Modules
 from fedsim.study import config
+from fedsim.study.identity import DIGITS
 from fedsim.text import one_line
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ WEIGHTS, CHECKSUMS = "weights.npz", "SHA256SUMS"
 #: The index of a study.
 INDEX = "runs.csv"
 #: The name of a run of a study.
-RUN_NAME = re.compile("[0-9a-f]{16}")
+RUN_NAME = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 #: The counts of an experiment with a sensitive column, and the measures of fairness between clients that evaluated.
 GROUPS, FAIRNESS = "groups.csv", "fairness.csv"
 #: The metrics of an experiment that has some besides the loss and the accuracy.
@@ -106,9 +107,8 @@ def write_result(directory: Path, result: Result, card: str, run: str, durable: 
     texts = {name: getattr(result, name) for name in TEXTS}
     write_text(directory / SUMMARY, tomli_w.dumps({"run": run} | texts | {"dtypes": dtypes}), durable)
     others = [name for name in dict.fromkeys([*RESULTS, *tables]) if name not in (SUMMARY, CHECKSUMS)]
-    names = [
-        name for name in (*others, SUMMARY) if (directory / name).exists()
-    ]  # a list that is cut off lacks the last
+    # The summary is the last, so that a list that is cut off lacks it.
+    names = [name for name in (*others, SUMMARY) if (directory / name).exists()]
     sums = "".join(f"{_sha256(directory / name)}  {name}\n" for name in names)
     write_text(directory / CHECKSUMS, sums, durable)
 

@@ -61,9 +61,10 @@ def own_objects(value: Any) -> Iterator[Any]:
         parts = list(value.values())
     elif is_dataclass(value) and not isinstance(value, type) and not _is_users(type(value)):
         parts = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, _PLAIN) or (isinstance(value, type) and not _is_users(value)):
+        parts = []
     else:
-        if not isinstance(value, _PLAIN) and not (isinstance(value, type) and not _is_users(value)):
-            yield value
+        yield value
         return
     for part in parts:
         yield from own_objects(part)
@@ -123,12 +124,11 @@ class _Walk:
         return self._describe_function(value)
 
     def _describe_function(self, function: FunctionType) -> str:
-        name = f"{function.__module__}:{function.__qualname__}"
-        code, changed = function.__code__, _assigned(function.__code__)
-        held = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        cells = [cell.cell_contents for name, cell in held if name not in changed and not _is_empty(cell)]
+        name, code = f"{function.__module__}:{function.__qualname__}", function.__code__
         if code.co_qualname.startswith("__create_fn__."):
             return name  # made by dataclasses
+        held, changed = zip(code.co_freevars, function.__closure__ or (), strict=True), _assigned(code)
+        cells = [cell.cell_contents for free, cell in held if free not in changed and not _is_empty(cell)]
         if not _is_users(function):  # a decorator of a package may have the user's function in its closure
             return f"{name}{self._all(part for cell in cells for part in own_objects(cell))}"
         parts = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
